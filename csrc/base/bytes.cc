@@ -1,0 +1,106 @@
+#include "base/bytes.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+namespace infersched {
+
+namespace {
+constexpr std::size_t kSmallestCapacity = 256;
+}
+
+Buffer::~Buffer() { std::free(data_); }
+
+bool Buffer::reserve(std::size_t capacity) {
+    if (capacity <= capacity_) return true;
+    // realloc moves large blocks by remapping pages, so growing does not copy them again.
+    void* grown = std::realloc(data_, capacity);
+    if (grown == nullptr) return false;
+    data_ = static_cast<std::uint8_t*>(grown);
+    capacity_ = capacity;
+    return true;
+}
+
+bool Buffer::append(const void* bytes, std::size_t size) {
+    if (size == 0) return true;
+    if (size > capacity_ - size_) {
+        std::size_t wanted = 0;
+        if (__builtin_add_overflow(size_, size, &wanted)) return false;
+        if (!reserve(std::max({wanted, capacity_ * 2, kSmallestCapacity}))) return false;
+    }
+    std::memcpy(data_ + size_, bytes, size);
+    size_ += size;
+    return true;
+}
+
+BufferRef BufferRef::make() {
+    BufferRef reference;
+    reference.buffer_ = new Buffer();
+    reference.buffer_->references_ = 1;
+    return reference;
+}
+
+BufferRef BufferRef::copy_of(Span bytes) {
+    BufferRef reference = make();
+    if (!reference->append(bytes.data, bytes.size)) std::abort();
+    return reference;
+}
+
+void BufferRef::release() {
+    if (buffer_ != nullptr && --buffer_->references_ == 0) delete buffer_;
+    buffer_ = nullptr;
+}
+
+void Pieces::append_copy(Span bytes) {
+    if (bytes.empty()) return;
+    if (!own_) own_ = BufferRef::make();
+    const std::size_t offset = own_->size();
+    if (!own_->append(bytes.data, bytes.size)) std::abort();
+    size_ += bytes.size;
+    if (!pieces_.empty() && !pieces_.back().owner &&
+        pieces_.back().offset + pieces_.back().size == offset) {
+        pieces_.back().size += bytes.size;
+        return;
+    }
+    pieces_.push_back({BufferRef(), nullptr, offset, bytes.size});
+}
+
+void Pieces::append_reference(const BufferRef& owner, Span bytes) {
+    if (bytes.empty()) return;
+    size_ += bytes.size;
+    pieces_.push_back({owner, bytes.data, 0, bytes.size});
+}
+
+void Pieces::append(Pieces&& other) {
+    for (std::size_t i = 0; i < other.count(); ++i)
+        append_reference(other.owner(i), other.piece(i));
+    other.clear();
+}
+
+void Pieces::clear() {
+    pieces_.clear();
+    own_ = BufferRef();
+    size_ = 0;
+}
+
+Span Pieces::piece(std::size_t i) const {
+    const Piece& piece = pieces_[i];
+    if (piece.owner) return {piece.data, piece.size};
+    return {own_->data() + piece.offset, piece.size};
+}
+
+BufferRef Pieces::owner(std::size_t i) const {
+    return pieces_[i].owner ? pieces_[i].owner : own_;
+}
+
+std::vector<std::uint8_t> Pieces::join() const {
+    std::vector<std::uint8_t> bytes;
+    bytes.reserve(size_);
+    for (std::size_t i = 0; i < count(); ++i) {
+        const Span span = piece(i);
+        bytes.insert(bytes.end(), span.data, span.data + span.size);
+    }
+    return bytes;
+}
+
+}  // namespace infersched

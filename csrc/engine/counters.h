@@ -1,0 +1,116 @@
+// The counters page: what the control plane reads at scrape without asking the data plane.
+//
+// One fixed layout in shared memory, written by the engine's thread only, read by others while it
+// changes: every field is one aligned 64-bit word, so a reader sees old or new values, never torn ones.
+// Durations are sums of nanoseconds; histograms are cumulative-free bucket counts (the reader adds up).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace infersched::engine {
+
+inline constexpr std::uint64_t kCountersMagic = 0x696e666572736368;  // "infersch"
+inline constexpr std::uint32_t kCountersVersion = 1;
+inline constexpr std::size_t kCountersModelsMax = 4096;
+inline constexpr std::size_t kCountersBackendsMax = 256;
+
+// How a request ended, as exported in the label `outcome` of infersched_requests_total.
+enum class Outcome : std::uint8_t { kCompleted, kRefused, kExpired, kCancelled, kFailed, kCount };
+
+// Why, as exported in the label `reason`.
+enum class Reason : std::uint8_t {
+    kNone,
+    kInvalid,             // the request itself is wrong (counted by the gateway)
+    kUnknownModel,        // counted on the page as a whole
+    kQueueFull,           // requests or bytes
+    kQueueAge,            // the oldest queued request is too old
+    kHostMemory,
+    kDeadlineInfeasible,  // past or too short at arrival
+    kExpiredInQueue,
+    kExpiredInFlight,
+    kClientCancelled,
+    kDraining,
+    kNoBackend,
+    kBackendError,
+    kCount,
+};
+
+// Upper bounds of the duration buckets: 50 us * 2^i, the last one is +Inf.
+inline constexpr std::size_t kDurationBuckets = 20;
+inline constexpr std::int64_t kFirstDurationBoundNs = 50'000;
+// Upper bounds of the row buckets: 2^i, the last one is +Inf.
+inline constexpr std::size_t kRowBuckets = 16;
+
+struct DurationHistogram {
+    std::uint64_t counts[kDurationBuckets];
+    std::uint64_t sum_ns;
+};
+
+struct RowHistogram {
+    std::uint64_t counts[kRowBuckets];
+    std::uint64_t sum_rows;
+};
+
+struct ModelCounters {
+    std::uint64_t in_use;  // 1 while the model is in the catalog
+    // The ledger: admitted = completed + expired + cancelled + failed + in_flight, always.
+    std::uint64_t admitted;
+    std::uint64_t completed;
+    std::uint64_t expired;
+    std::uint64_t cancelled;
+    std::uint64_t failed;
+    std::uint64_t in_flight;  // admitted and not answered: queued or at a backend
+    std::uint64_t refused;
+    std::uint64_t outcomes[static_cast<std::size_t>(Outcome::kCount)]
+                          [static_cast<std::size_t>(Reason::kCount)];
+    std::uint64_t queued_requests;
+    std::uint64_t queued_rows;
+    std::uint64_t queued_bytes;
+    std::uint64_t oldest_arrival_ns;  // monotonic clock; 0 = nothing queued
+    std::uint64_t inflight_batches;
+    std::uint64_t batches;
+    std::uint64_t batch_rows_capacity;  // sum of the batch limits of the dispatched batches
+    std::uint64_t retried_batches;      // dispatched again after a failure
+    std::uint64_t bisected_batches;
+    std::uint64_t slo_total;  // answered requests that had an objective or deadline
+    std::uint64_t slo_good;   // of these, answered OK in time
+    RowHistogram batch_rows;
+    DurationHistogram queue_wait;    // arrival to dispatch
+    DurationHistogram backend_time;  // dispatch to reply, per batch
+    DurationHistogram request_time;  // arrival to answer, completed requests
+};
+
+struct BackendCounters {
+    std::uint64_t in_use;
+    std::uint64_t batches;
+    std::uint64_t rows;
+    std::uint64_t failed_batches;
+    std::uint64_t inflight_batches;
+    std::uint64_t inflight_rows;
+    std::uint64_t connections_open;
+};
+
+struct CountersPage {
+    std::uint64_t magic;
+    std::uint32_t version;
+    std::uint32_t pid;            // of the data plane that writes
+    std::uint64_t page_bytes;
+    std::uint64_t generation;     // of the last Apply
+    std::uint64_t loop_turns;
+    std::uint64_t loop_lag_max_ns;  // since start
+    std::uint64_t loop_busy_ns;     // time inside turns
+    std::uint64_t client_connections;
+    std::uint64_t connections_total;
+    std::uint64_t streams_reset_total;
+    std::uint64_t forwarded_streams_total;
+    std::uint64_t host_bytes;
+    std::uint64_t unknown_model_total;
+    std::uint64_t reserved[16];
+    BackendCounters backends[kCountersBackendsMax];
+    ModelCounters models[kCountersModelsMax];
+};
+
+static_assert(alignof(CountersPage) == 8 && sizeof(ModelCounters) % 8 == 0);
+
+}  // namespace infersched::engine

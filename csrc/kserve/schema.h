@@ -1,0 +1,56 @@
+// What the codec must know of a model to check, merge and split its requests.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace infersched::kserve {
+
+enum class DataType : std::uint8_t {
+    kInvalid,
+    kBool,
+    kUint8,
+    kUint16,
+    kUint32,
+    kUint64,
+    kInt8,
+    kInt16,
+    kInt32,
+    kInt64,
+    kFp16,
+    kFp32,
+    kFp64,
+    kBytes,
+    kBf16,
+};
+
+// kInvalid for a text that names no type.
+DataType parse_data_type(std::string_view text);
+std::string_view data_type_text(DataType type);
+// Bytes of one element; 0 for BYTES, whose elements carry their own length.
+std::size_t element_bytes(DataType type);
+
+struct TensorSchema {
+    std::string name;
+    DataType data_type = DataType::kInvalid;
+    std::vector<std::int64_t> dims;  // without the batch dimension; -1 = variable
+    bool optional = false;
+    bool shape_tensor = false;
+    bool ragged = false;
+};
+
+struct ModelSchema {
+    std::string name;
+    std::string version;              // resolved, numeric
+    std::int64_t max_batch_size = 0;  // 0: the model has no batch dimension
+    std::int64_t rows_max = 0;        // see check_request; 0: any number of rows, larger ones are split
+    bool merge = true;                // false: never share a batch
+    bool decoupled = false;
+    bool sequence = false;
+    std::vector<TensorSchema> inputs;   // in the model's order
+    std::vector<TensorSchema> outputs;  // in the model's order
+};
+
+}  // namespace infersched::kserve
