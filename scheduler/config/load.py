@@ -1,0 +1,98 @@
+"""Loading by precedence: flag > environment > file > default, with the origin of every value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from pydantic import ValidationError
+
+from scheduler.config.errors import ConfigError, ConfigProblem, Path, problems_of
+from scheduler.config.schema import Batching, Settings
+from scheduler.config.sources import (
+    Layer,
+    environment_layer,
+    file_layer,
+    merge_layers,
+)
+
+
+@dataclass(frozen=True)
+class LoadedSettings:
+    """Valid settings and, for each value that is no default, where it was written."""
+
+    settings: Settings
+    origins: Mapping[Path, str]
+
+    def origin(self, path: Path) -> str:
+        """Where the value at `path` comes from: the closest enclosing entry that was written."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.origins:
+                return self.origins[path[:length]]
+        return "default"
+
+    def effective(self) -> list[tuple[Path, Any, str]]:
+        """Every leaf of the settings as (path, value as text or number, origin)."""
+        leaves: list[tuple[Path, Any, str]] = []
+        _leaves(self.settings.model_dump(mode="json"), (), leaves)
+        return [(path, value, self.origin(path)) for path, value, _ in leaves]
+
+
+def load_settings(
+    config_file: FilePath | None = None,
+    flags: Mapping[tuple[str, ...], tuple[Any, str]] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> LoadedSettings:
+    """Reads all layers and validates the result.
+
+    `flags` maps a path such as ("server", "listen") to (value, flag name). `environment` None is the
+    process's own. Raises ConfigError with every mistake found.
+    """
+    layers = [file_layer(config_file)] if config_file is not None else []
+    layers.append(environment_layer(environment))
+    flag_layer = Layer()
+    for path, (value, flag) in (flags or {}).items():
+        flag_layer.put(path, value, f"flag {flag}")
+    layers.append(flag_layer)
+    merged = merge_layers(layers)
+    origins = dict(merged.origins)
+    try:
+        settings = Settings.model_validate(merged.values)
+    except ValidationError as error:
+        raise ConfigError(_placed(problems_of(error, Settings), origins)) from error
+    problems = _model_problems(settings)
+    if problems:
+        raise ConfigError(_placed(problems, origins))
+    return LoadedSettings(settings, origins)
+
+
+def _model_problems(settings: Settings) -> list[ConfigProblem]:
+    problems: list[ConfigProblem] = []
+    for name in settings.models:
+        try:
+            settings.batching_for(name)
+        except ValidationError as error:
+            problems += problems_of(error, Batching, ("models", name))
+    return problems
+
+
+def _placed(problems: list[ConfigProblem], origins: Mapping[Path, str]) -> list[ConfigProblem]:
+    placed = []
+    for problem in problems:
+        lengths = range(len(problem.path), 0, -1)
+        found = [origins[problem.path[:n]] for n in lengths if problem.path[:n] in origins]
+        placed.append(ConfigProblem(problem.path, problem.message, found[0] if found else ""))
+    return placed
+
+
+def _leaves(value: Any, path: Path, leaves: list[tuple[Path, Any, str]]) -> None:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            _leaves(item, (*path, key), leaves)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for position, item in enumerate(value):
+            _leaves(item, (*path, position), leaves)
+    else:
+        leaves.append((path, value, ""))

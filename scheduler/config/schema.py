@@ -1,0 +1,283 @@
+"""The configuration: every key, its unit, its default and what must hold between keys.
+
+Values are immutable. Durations are stored in nanoseconds and sizes in bytes; `_ns` and `_bytes` are
+left out of the keys because the user writes the unit with the value.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
+
+from scheduler.config.address import Address, parse_address
+from scheduler.config.units import (
+    format_duration,
+    format_size,
+    parse_duration_ns,
+    parse_size_bytes,
+)
+
+INT32_MAX = 2**31 - 1
+UINT32_MAX = 2**32 - 1
+
+Duration = Annotated[int, BeforeValidator(parse_duration_ns), PlainSerializer(format_duration)]
+Size = Annotated[int, BeforeValidator(parse_size_bytes), PlainSerializer(format_size)]
+
+
+def _listed(value: object) -> object:
+    """A comma list (as flags and the environment write it) or one item, as a list."""
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return value
+
+
+def _address(value: object) -> Address:
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        return Address(str(value[0]), int(value[1]))
+    return parse_address(value)
+
+
+def _optional_address(value: object) -> Address | None:
+    return None if value is None or value in ("", "none", "off") else _address(value)
+
+
+def _ascending_sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if any(size < 1 for size in sizes):
+        raise ValueError("batch sizes are at least 1")
+    return tuple(sorted(set(sizes)))
+
+
+def _header_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    lowered = tuple(name.lower() for name in names)
+    for name in lowered:
+        if name.startswith(("grpc-", ":")) or name in ("te", "content-type", "user-agent"):
+            raise ValueError(f"{name} belongs to the transport and is not forwarded")
+    return lowered
+
+
+AddressText = Annotated[Address, BeforeValidator(_address), PlainSerializer(str)]
+OptionalAddressText = Annotated[
+    Address | None,
+    BeforeValidator(_optional_address),
+    PlainSerializer(lambda address: None if address is None else str(address)),
+]
+BatchSizes = Annotated[tuple[int, ...], BeforeValidator(_listed), AfterValidator(_ascending_sizes)]
+HeaderNames = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_header_names)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Drain(Section):
+    """What SIGTERM does: health turns NOT_SERVING, a wait, then no new work, then the end."""
+
+    propagation_wait: Duration = Field(
+        "500ms",  # type: ignore[assignment]
+        description="time load balancers get to see NOT_SERVING before new requests are refused",
+    )
+    deadline: Duration = Field(
+        "30s",  # type: ignore[assignment]
+        description="time admitted requests get to finish; what is left then is answered UNAVAILABLE",
+    )
+
+
+class Server(Section):
+    """Listeners and limits of the process as a whole."""
+
+    listen: Annotated[
+        tuple[AddressText, ...],
+        BeforeValidator(_listed),
+        Field(min_length=1, description="client listeners; an empty host is every interface"),
+    ] = ("0.0.0.0:8001",)  # type: ignore[assignment]
+    metrics_listen: OptionalAddressText = Field(
+        "127.0.0.1:8002",  # type: ignore[arg-type]
+        description="/metrics and /healthz; none switches it off",
+    )
+    control_listen: OptionalAddressText = Field(
+        "127.0.0.1:8004",  # type: ignore[arg-type]
+        description="the Control service, for the CLI; none switches it off",
+    )
+    message_bytes_max: Annotated[Size, Field(ge=1024, le=INT32_MAX)] = INT32_MAX
+    host_bytes_max: Annotated[Size, Field(ge=2**20)] = 4 * 2**30
+    connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    streams_per_connection_max: Annotated[int, Field(ge=1, le=INT32_MAX)] = 1_000
+    forward_metadata: HeaderNames = ()
+    readiness: Literal["strict", "lenient"] = Field(
+        "strict",
+        description="strict: ready when every model has a ready backend; lenient: when any has",
+    )
+    drain: Drain = Drain()
+
+
+class Backend(Section):
+    """One Triton, by its gRPC address."""
+
+    address: AddressText
+    connections: Annotated[int, Field(ge=1, le=64)] = Field(
+        2, description="data connections held to it"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"address": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Backend:
+        if not self.address.host or not self.address.port:
+            raise ValueError(f"a backend needs a host and a port, got {str(self.address)!r}")
+        return self
+
+
+class Embedded(Section):
+    """A Triton that is started and supervised here."""
+
+    model_repository: Path | None = Field(
+        None, description="directory of models to serve; none starts no Triton"
+    )
+    connections: Annotated[int, Field(ge=1, le=64)] = 2
+
+
+class Discovery(Section):
+    """How the control plane watches the backends."""
+
+    probe_period: Annotated[Duration, Field(ge=10_000_000)] = Field(
+        "250ms",  # type: ignore[assignment]
+        description="between two ServerReady probes of a backend",
+    )
+    probe_timeout: Annotated[Duration, Field(ge=10_000_000)] = Field(
+        "300ms",  # type: ignore[assignment]
+        description="of one probe; a backend is down after two in a row",
+    )
+    refresh_period: Annotated[Duration, Field(ge=50_000_000)] = Field(
+        "1s",  # type: ignore[assignment]
+        description="between two readings of a backend's repository index",
+    )
+
+
+class Batching(Section):
+    """How the requests of a model are queued, merged and dispatched."""
+
+    merge: bool = Field(True, description="false: every request is dispatched alone")
+    max_batch_rows: Annotated[int, Field(ge=0, le=UINT32_MAX)] = Field(
+        0, description="largest batch in rows; 0 takes the model's max_batch_size"
+    )
+    preferred_batch_rows: BatchSizes = Field(
+        (), description="a batch of one of these sizes does not wait for more rows"
+    )
+    mandatory_batch_rows: BatchSizes = Field(
+        (), description="batches are padded to one of these sizes"
+    )
+    max_queue_delay: Duration = Field(
+        0, description="longest wait for more rows; 0 never waits while a slot is free"
+    )
+    slo: Duration = Field(0, description="latency objective of a request; 0 = none")
+    priority_levels: Annotated[int, Field(ge=0, le=32)] = Field(
+        1, description="number of levels; 1 is the most urgent"
+    )
+    default_priority: Annotated[int, Field(ge=0, le=32)] = Field(
+        0, description="level of requests that name none; 0 takes the middle level"
+    )
+    max_queue_requests: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
+    max_queue_bytes: Annotated[Size, Field(ge=1)] = 2**30
+    max_queue_age: Duration = Field(
+        0, description="refuse new requests while the oldest queued one is older; 0 = no bound"
+    )
+    staged_batches: Annotated[int, Field(ge=0, le=64)] = Field(
+        2, description="batches sent to a backend beyond its instances"
+    )
+    idempotent: bool = Field(True, description="a failed merged batch may be run again in parts")
+    cancellable: bool = Field(False, description="a running batch may be reset at Triton")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Batching:
+        for problem in batching_problems(self):
+            raise ValueError(problem)
+        return self
+
+
+def batching_problems(batching: Batching, row_limit: int = 0) -> list[str]:
+    """What contradicts itself, as sentences with the fix. `row_limit` is the model's, 0 = unknown."""
+    problems: list[str] = []
+    limit = batching.max_batch_rows or row_limit
+    if batching.slo and batching.max_queue_delay >= batching.slo:
+        problems.append(
+            f"max_queue_delay {format_duration(batching.max_queue_delay)} leaves nothing of slo "
+            f"{format_duration(batching.slo)}; make max_queue_delay smaller than slo"
+        )
+    if row_limit and batching.max_batch_rows > row_limit:
+        problems.append(
+            f"max_batch_rows {batching.max_batch_rows} is above the model's max_batch_size "
+            f"{row_limit}; lower it or raise max_batch_size in the model's config.pbtxt"
+        )
+    for key in ("preferred_batch_rows", "mandatory_batch_rows"):
+        above = [size for size in getattr(batching, key) if limit and size > limit]
+        if above:
+            problems.append(f"{key} {above[0]} is above the largest batch of {limit} rows")
+    if batching.mandatory_batch_rows and batching.preferred_batch_rows:
+        odd = set(batching.preferred_batch_rows) - set(batching.mandatory_batch_rows)
+        if odd:
+            problems.append(
+                f"preferred_batch_rows {min(odd)} is not one of mandatory_batch_rows "
+                f"{list(batching.mandatory_batch_rows)}"
+            )
+    if not batching.merge and (batching.mandatory_batch_rows or batching.preferred_batch_rows):
+        problems.append("preferred_batch_rows and mandatory_batch_rows need merge: true")
+    if batching.default_priority > max(batching.priority_levels, 1):
+        problems.append(
+            f"default_priority {batching.default_priority} is not one of the "
+            f"{max(batching.priority_levels, 1)} priority_levels"
+        )
+    return problems
+
+
+class Logging(Section):
+    """Log lines go to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Settings(Section):
+    """The whole configuration."""
+
+    server: Server = Server()
+    backends: Annotated[tuple[Backend, ...], BeforeValidator(_listed)] = ()
+    embedded: Embedded = Embedded()
+    discovery: Discovery = Discovery()
+    defaults: Batching = Batching()
+    models: dict[str, dict[str, Any]] = Field(
+        {}, description="per model: the keys of `defaults` that differ for it"
+    )
+    logging: Logging = Logging()
+
+    @model_validator(mode="after")
+    def _backends_differ(self) -> Settings:
+        seen: set[Address] = set()
+        for backend in self.backends:
+            if backend.address in seen:
+                raise ValueError(f"backend {backend.address} is listed twice; keep one")
+            seen.add(backend.address)
+        if len(self.backends) > 255:
+            raise ValueError(f"{len(self.backends)} backends are above the limit of 255")
+        return self
+
+    def batching_for(self, model_name: str) -> Batching:
+        """`defaults` with the overrides of `models.<model_name>`."""
+        overrides = self.models.get(model_name)
+        if not overrides:
+            return self.defaults
+        return Batching.model_validate({**self.defaults.model_dump(), **overrides})
