@@ -30,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Command, Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
@@ -40,6 +41,7 @@ NATIVE = "scheduler._native"
 
 # The rooms each module links, dependents first as the linker wants them.
 MODULE_ROOMS: dict[str, tuple[str, ...]] = {
+    "counters": (),
     "codec": ("kserve", "base"),
     "engine": ("engine", "base"),
     "http2": ("http2", "base"),
@@ -93,7 +95,7 @@ class Variant:
 
 
 def pkg_config_nghttp2() -> tuple[list[str], list[str]]:
-    """Compile and link flags of libnghttp2; the linker's default path where pkg-config is silent."""
+    """Compile and link flags of libnghttp2, by default paths where pkg-config is silent."""
     flags: list[list[str]] = []
     for option, fallback in (("--cflags", ""), ("--libs", "-lnghttp2")):
         try:
@@ -216,7 +218,7 @@ class BuildProtos(Command):
     """`setup.py build_protos`: only the protobuf modules."""
 
     description = "generate scheduler/v1 from protos/"
-    user_options: list[tuple[str, str | None, str]] = []
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
 
     def initialize_options(self) -> None:
         pass
@@ -234,7 +236,6 @@ class BuildExt(build_ext):
     def run(self) -> None:
         variant = Variant.from_environment()
         modules = self.wanted_modules()
-        # A directory the compiler needs and git does not keep.
         with build_lock(ROOT / "build"):
             generate_protos()
         with build_lock(variant.directory):
@@ -246,7 +247,9 @@ class BuildExt(build_ext):
         names = [n for n in os.environ.get("INFERSCHED_ONLY", "").split(",") if n]
         unknown = [name for name in names if name not in MODULE_ROOMS]
         if unknown:
-            raise SystemExit(f"INFERSCHED_ONLY: unknown modules {unknown}; known: {[*MODULE_ROOMS]}")
+            raise SystemExit(
+                f"INFERSCHED_ONLY: unknown modules {unknown}; known: {[*MODULE_ROOMS]}"
+            )
         wanted = names or [*MODULE_ROOMS]
         return [name for name in wanted if (ROOT / f"scheduler/_native/{name}.pyx").exists()]
 
