@@ -1,0 +1,250 @@
+"""Writes Triton model repositories for tests, benchmarks and the demo.
+
+Every function takes the repository directory, writes one model below it and returns its name. The
+models' own code is in `python/`, one file a kind; numbers reach it as config parameters.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+_SOURCES = Path(__file__).parent / "python"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output; `datatype` as on the wire ("FP32", "BYTES"), `dims` without the batch."""
+
+    name: str
+    datatype: str = "FP32"
+    dims: tuple[int, ...] = (16,)
+    optional: bool = False
+    ragged: bool = False
+
+    @property
+    def config_type(self) -> int:
+        name = "STRING" if self.datatype == "BYTES" else self.datatype
+        return int(model_config_pb2.DataType.Value(f"TYPE_{name}"))
+
+
+@dataclass(frozen=True)
+class DynamicBatching:
+    """Triton's own batcher; the delay is in microseconds."""
+
+    preferred_batch_sizes: tuple[int, ...] = ()
+    max_queue_delay_us: int = 0
+
+
+def write_model(
+    repository: Path,
+    name: str,
+    *,
+    source: str | Path,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    max_batch_size: int = 64,
+    instances: int = 1,
+    dynamic_batching: DynamicBatching | None = None,
+    parameters: Mapping[str, str] | None = None,
+    decoupled: bool = False,
+    sequence: bool = False,
+) -> str:
+    """Writes `name`/config.pbtxt and `name`/1/model.py; `source` is a file or a stem in python/."""
+    config = model_config_pb2.ModelConfig(
+        name=name, backend="python", max_batch_size=max_batch_size
+    )
+    for tensor in inputs:
+        config.input.add(
+            name=tensor.name,
+            data_type=tensor.config_type,
+            dims=tensor.dims,
+            optional=tensor.optional,
+            allow_ragged_batch=tensor.ragged,
+        )
+    for tensor in outputs:
+        config.output.add(name=tensor.name, data_type=tensor.config_type, dims=tensor.dims)
+    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=instances)
+    for key, value in (parameters or {}).items():
+        config.parameters[key].string_value = value
+    config.model_transaction_policy.decoupled = decoupled
+    if dynamic_batching is not None:
+        config.dynamic_batching.preferred_batch_size.extend(dynamic_batching.preferred_batch_sizes)
+        config.dynamic_batching.max_queue_delay_microseconds = dynamic_batching.max_queue_delay_us
+    if sequence:
+        _add_sequence_controls(config)
+
+    version = Path(repository) / name / "1"
+    version.mkdir(parents=True, exist_ok=True)
+    (version.parent / "config.pbtxt").write_text(text_format.MessageToString(config))
+    path = source if isinstance(source, Path) else _SOURCES / f"{source}.py"
+    shutil.copyfile(path, version / "model.py")
+    return name
+
+
+def _add_sequence_controls(config: model_config_pb2.ModelConfig) -> None:
+    control = model_config_pb2.ModelSequenceBatching.Control
+    batching = config.sequence_batching
+    batching.max_sequence_idle_microseconds = 60_000_000
+    for name, kind in (
+        ("START", control.CONTROL_SEQUENCE_START),
+        ("END", control.CONTROL_SEQUENCE_END),
+        ("READY", control.CONTROL_SEQUENCE_READY),
+    ):
+        flag = batching.control_input.add(name=name).control.add(kind=kind)
+        flag.int32_false_true.extend([0, 1])
+    batching.control_input.add(name="CORRID").control.add(
+        kind=control.CONTROL_SEQUENCE_CORRID, data_type=model_config_pb2.TYPE_UINT64
+    )
+
+
+def identity(
+    repository: Path,
+    name: str = "identity",
+    *,
+    datatype: str = "FP32",
+    dims: tuple[int, ...] = (16,),
+    max_batch_size: int = 64,
+    instances: int = 1,
+    dynamic_batching: DynamicBatching | None = None,
+) -> str:
+    """OUTPUT0 = INPUT0, of any datatype and dims (-1 for variable ones)."""
+    return write_model(
+        repository,
+        name,
+        source="identity",
+        inputs=[Tensor("INPUT0", datatype, dims)],
+        outputs=[Tensor("OUTPUT0", datatype, dims)],
+        max_batch_size=max_batch_size,
+        instances=instances,
+        dynamic_batching=dynamic_batching,
+    )
+
+
+def unbatched(repository: Path, name: str = "unbatched") -> str:
+    """An identity FP32[16] whose shapes have no batch dimension (max_batch_size 0)."""
+    return identity(repository, name, max_batch_size=0)
+
+
+def mixed(
+    repository: Path,
+    name: str = "mixed",
+    *,
+    max_batch_size: int = 64,
+    instances: int = 1,
+    dynamic_batching: DynamicBatching | None = None,
+) -> str:
+    """Echoes VALUES FP32[16] and LABEL BYTES[1]; SUM FP32[1] is the sum of each row of VALUES."""
+    return write_model(
+        repository,
+        name,
+        source="mixed",
+        inputs=[Tensor("VALUES"), Tensor("LABEL", "BYTES", (1,))],
+        outputs=[
+            Tensor("VALUES_ECHO"),
+            Tensor("LABEL_ECHO", "BYTES", (1,)),
+            Tensor("SUM", "FP32", (1,)),
+        ],
+        max_batch_size=max_batch_size,
+        instances=instances,
+        dynamic_batching=dynamic_batching,
+    )
+
+
+def slow(
+    repository: Path,
+    name: str = "slow",
+    *,
+    per_execution_s: float = 0.02,
+    per_row_s: float = 0.0,
+    max_batch_size: int = 64,
+    instances: int = 1,
+    dynamic_batching: DynamicBatching | None = None,
+) -> str:
+    """An identity FP32[16] that sleeps `per_execution_s` + rows * `per_row_s` in each execution."""
+    return write_model(
+        repository,
+        name,
+        source="slow",
+        inputs=[Tensor("INPUT0")],
+        outputs=[Tensor("OUTPUT0")],
+        max_batch_size=max_batch_size,
+        instances=instances,
+        dynamic_batching=dynamic_batching,
+        parameters={"per_execution_s": repr(per_execution_s), "per_row_s": repr(per_row_s)},
+    )
+
+
+def failing(repository: Path, name: str = "failing", *, max_batch_size: int = 64) -> str:
+    """An identity FP32[16] whose whole execution fails if any of its rows has a negative number."""
+    return write_model(
+        repository,
+        name,
+        source="failing",
+        inputs=[Tensor("INPUT0")],
+        outputs=[Tensor("OUTPUT0")],
+        max_batch_size=max_batch_size,
+    )
+
+
+def decoupled(repository: Path, name: str = "decoupled", *, max_batch_size: int = 8) -> str:
+    """Answers COUNT INT32[1] = n by n responses with INDEX INT32[1] = 0 … n-1."""
+    return write_model(
+        repository,
+        name,
+        source="decoupled",
+        inputs=[Tensor("COUNT", "INT32", (1,))],
+        outputs=[Tensor("INDEX", "INT32", (1,))],
+        max_batch_size=max_batch_size,
+        decoupled=True,
+    )
+
+
+def sequence(repository: Path, name: str = "sequence", *, max_batch_size: int = 8) -> str:
+    """SUM INT32[1] is the running sum of VALUE INT32[1] over the sequence so far."""
+    return write_model(
+        repository,
+        name,
+        source="sequence",
+        inputs=[Tensor("VALUE", "INT32", (1,))],
+        outputs=[Tensor("SUM", "INT32", (1,))],
+        max_batch_size=max_batch_size,
+        sequence=True,
+    )
+
+
+def optional_input(repository: Path, name: str = "optional", *, max_batch_size: int = 64) -> str:
+    """OUTPUT0 = INPUT0 + BIAS, all FP32[16]; BIAS may be left out and counts as zero."""
+    return write_model(
+        repository,
+        name,
+        source="optional_input",
+        inputs=[Tensor("INPUT0"), Tensor("BIAS", optional=True)],
+        outputs=[Tensor("OUTPUT0")],
+        max_batch_size=max_batch_size,
+    )
+
+
+def write_all(repository: Path) -> list[str]:
+    """One of each kind under its default name, and identities of further datatypes."""
+    Path(repository).mkdir(parents=True, exist_ok=True)
+    return [
+        identity(repository),
+        identity(repository, "identity_bytes", datatype="BYTES", dims=(2,)),
+        identity(repository, "identity_int64", datatype="INT64", dims=(-1,)),
+        identity(repository, "identity_fp16", datatype="FP16", dims=(4, 2)),
+        identity(repository, "identity_bool", datatype="BOOL", dims=(3,)),
+        identity(repository, "identity_small", max_batch_size=8),
+        unbatched(repository),
+        mixed(repository),
+        slow(repository),
+        failing(repository),
+        decoupled(repository),
+        sequence(repository),
+        optional_input(repository),
+    ]
