@@ -42,6 +42,7 @@ NATIVE = "scheduler._native"
 # The rooms each module links, dependents first as the linker wants them.
 MODULE_ROOMS: dict[str, tuple[str, ...]] = {
     "counters": (),
+    "timerfd": (),
     "codec": ("kserve", "base"),
     "engine": ("engine", "base"),
     "http2": ("http2", "base"),

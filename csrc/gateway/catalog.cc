@@ -1,0 +1,73 @@
+#include "gateway/catalog.h"
+
+#include <charconv>
+
+namespace infersched::gateway {
+
+namespace {
+
+// Triton reads versions with std::stol: leading blanks and a sign are taken, trailing text is not looked
+// at. Returns false with Triton's wording when there is no number.
+bool parse_version(std::string_view text, long* version, Status* error) {
+    std::string_view digits = text;
+    while (!digits.empty() && (digits.front() == ' ' || (digits.front() >= '\t' && digits.front() <= '\r')))
+        digits.remove_prefix(1);
+    if (!digits.empty() && digits.front() == '+') digits.remove_prefix(1);
+    const auto [end, failure] =
+        std::from_chars(digits.data(), digits.data() + digits.size(), *version);
+    if (failure == std::errc() && *version > 0) return true;
+    std::string message = "failed to get model version from specified version string '";
+    message.append(text).append("' (details: stol), version should be an integral value > 0");
+    *error = Status::error(StatusCode::kInvalidArgument, std::move(message));
+    return false;
+}
+
+Status unknown_model(std::string_view name, std::string_view version) {
+    std::string message = "Request for unknown model: '";
+    message.append(name).append("'");
+    if (!version.empty()) message.append(" version ").append(version);
+    message.append(" is not found");
+    return Status::error(StatusCode::kNotFound, std::move(message));
+}
+
+}  // namespace
+
+void Catalog::replace(const std::vector<ModelConfig>& models) {
+    std::vector<std::unique_ptr<ModelConfig>> replaced(by_index_.size());
+    by_name_.clear();
+    for (const ModelConfig& model : models) {
+        if (model.index >= replaced.size()) replaced.resize(model.index + 1);
+        std::unique_ptr<ModelConfig>& entry = replaced[model.index];
+        if (model.index < by_index_.size()) entry = std::move(by_index_[model.index]);
+        if (!entry) entry = std::make_unique<ModelConfig>();
+        *entry = model;
+        Versions& versions = by_name_[model.schema.name];
+        versions.by_version[model.schema.version] = entry.get();
+        if (model.is_default_version) versions.default_version = entry.get();
+    }
+    by_index_ = std::move(replaced);
+}
+
+const ModelConfig* Catalog::find(std::string_view name, std::string_view version,
+                                 Status* error) const {
+    long number = 0;
+    if (!version.empty() && !parse_version(version, &number, error)) return nullptr;
+    const auto versions = by_name_.find(name);
+    if (versions == by_name_.end()) {
+        *error = unknown_model(name, {});
+        return nullptr;
+    }
+    if (version.empty() && versions->second.default_version != nullptr)
+        return versions->second.default_version;
+    const std::string canonical = version.empty() ? std::string() : std::to_string(number);
+    const auto entry = versions->second.by_version.find(canonical);
+    if (entry != versions->second.by_version.end()) return entry->second;
+    *error = unknown_model(name, canonical);
+    return nullptr;
+}
+
+const ModelConfig* Catalog::at(std::uint32_t index) const {
+    return index < by_index_.size() ? by_index_[index].get() : nullptr;
+}
+
+}  // namespace infersched::gateway

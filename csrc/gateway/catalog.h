@@ -1,0 +1,34 @@
+// The models of the last Apply, found by the names that requests use.
+#pragma once
+
+#include <memory>
+#include <map>
+#include <string>
+#include <string_view>
+
+#include "base/status.h"
+#include "gateway/config.h"
+
+namespace infersched::gateway {
+
+class Catalog {
+ public:
+    // Replaces all models. Addresses of entries whose index stays remain valid.
+    void replace(const std::vector<ModelConfig>& models);
+
+    // The entry a request for (name, version) is meant for; otherwise nullptr and `error` in Triton's words.
+    const ModelConfig* find(std::string_view name, std::string_view version, Status* error) const;
+    const ModelConfig* at(std::uint32_t index) const;
+    bool empty() const { return by_name_.empty(); }
+
+ private:
+    struct Versions {
+        const ModelConfig* default_version = nullptr;
+        std::map<std::string, const ModelConfig*, std::less<>> by_version;
+    };
+
+    std::map<std::string, Versions, std::less<>> by_name_;
+    std::vector<std::unique_ptr<ModelConfig>> by_index_;
+};
+
+}  // namespace infersched::gateway

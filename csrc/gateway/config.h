@@ -1,0 +1,50 @@
+// What the control plane wants of the data plane, as plain data (scheduler.v1.Apply without protobuf).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "kserve/schema.h"
+
+namespace infersched::gateway {
+
+enum class BackendState : std::uint8_t { kUnspecified, kServing, kDraining, kDown };
+
+struct BackendConfig {
+    std::uint32_t index = 0;
+    std::string address;
+    std::uint32_t connections = 1;
+    BackendState state = BackendState::kServing;
+
+    bool operator==(const BackendConfig& other) const {
+        return index == other.index && address == other.address &&
+               connections == other.connections && state == other.state;
+    }
+};
+
+struct ModelConfig {
+    std::uint32_t index = 0;
+    bool is_default_version = false;
+    kserve::ModelSchema schema;
+    engine::ModelPolicy policy;
+    std::vector<engine::Placement> placements;
+};
+
+struct Limits {
+    std::uint64_t message_bytes_max = 0x7fffffff;
+    std::uint64_t host_bytes_max = 4ull << 30;
+    std::uint32_t connections_max = 10'000;
+    std::uint32_t streams_per_connection_max = 1000;
+    std::vector<std::string> forward_metadata;
+};
+
+struct WantedState {
+    std::uint64_t generation = 0;
+    std::vector<ModelConfig> models;
+    std::vector<BackendConfig> backends;
+    Limits limits;
+};
+
+}  // namespace infersched::gateway

@@ -1,0 +1,224 @@
+// Step 3 of a turn: the engine's actions are carried out; and what became of the batches.
+#include <algorithm>
+
+#include "gateway/state.h"
+
+namespace infersched::gateway {
+
+namespace {
+
+constexpr std::string_view kModelInfer = "/inference.GRPCInferenceService/ModelInfer";
+
+bool contains(std::string_view text, std::string_view part) {
+    return text.find(part) != std::string_view::npos;
+}
+
+// A Triton that is leaving finishes what runs and denies its models to everything new (protocol.md §1).
+bool says_leaving(const Status& status) {
+    if (status.code == StatusCode::kNotFound) return contains(status.message, "Request for unknown model");
+    return status.code == StatusCode::kUnavailable &&
+           (contains(status.message, "not at ready state") || contains(status.message, "Server is stopping") ||
+            contains(status.message, "not ready"));
+}
+
+engine::FailureKind failure_kind(const Status& status, bool nothing_ran) {
+    if (nothing_ran) return engine::FailureKind::kNothingRan;
+    switch (status.code) {
+        case StatusCode::kUnavailable:
+            return engine::FailureKind::kConnection;
+        case StatusCode::kInvalidArgument:
+        case StatusCode::kInternal:
+            return engine::FailureKind::kRejected;
+        default:
+            return engine::FailureKind::kFinal;
+    }
+}
+
+// The reply to one unpadded request in one piece passes through as it is.
+bool passes_through(const BatchRecord& batch, const RequestRecord& request) {
+    return batch.members.size() == 1 && batch.rows_padded == batch.rows &&
+           batch.members[0].row_begin == 0 && batch.members[0].rows == request.prepared.rows();
+}
+
+}  // namespace
+
+void Gateway::State::carry_out_actions(Nanos now) {
+    // Carrying out may add actions (a dispatch that fails at once), and the lists may move.
+    for (std::size_t i = 0; i < engine.actions().size(); ++i) {
+        const engine::Action action = engine.actions()[i];
+        switch (action.kind) {
+            case engine::ActionKind::kDispatch:
+                dispatch(action, now);
+                break;
+            case engine::ActionKind::kAnswer:
+                answer(action, now);
+                break;
+            case engine::ActionKind::kAbandon:
+                abandon(action, now);
+                break;
+            case engine::ActionKind::kWake:
+                engine_wake = action.at;
+                break;
+        }
+    }
+    engine.clear_actions();
+}
+
+void Gateway::State::dispatch(const engine::Action& action, Nanos now) {
+    ConnectionId id = 0;
+    Connection* connection = choose_connection(action.backend, &id);
+    if (connection == nullptr) {
+        engine.dispatch_failed(action.batch, engine::FailureKind::kNothingRan,
+                               StatusCode::kUnavailable, now);
+        return;
+    }
+    const auto first = engine.members().begin() + action.member_begin;
+    std::vector<engine::BatchMember> members(first, first + action.member_count);
+    merge_scratch.clear();
+    std::string_view metadata;
+    for (const engine::BatchMember& member : members) {
+        const RequestRecord* request = requests.find(member.user);
+        if (request == nullptr) continue;  // answered earlier in this very turn
+        merge_scratch.push_back({&request->prepared, member.row_begin, member.rows});
+        metadata = request->metadata;
+    }
+    std::uint32_t rows_present = 0;
+    for (const kserve::RequestRows& part : merge_scratch) rows_present += part.rows;
+    if (rows_present != action.rows) {
+        engine.dispatch_failed(action.batch, engine::FailureKind::kNothingRan,
+                               StatusCode::kUnavailable, now);
+        return;
+    }
+    Pieces message;
+    kserve::merge_requests(merge_scratch.data(), merge_scratch.size(), action.rows_padded, &message);
+    const Nanos timeout_ns = action.at == kNever ? kNever : std::max<Nanos>(action.at - now, 1);
+    const http2::StreamId stream =
+        connection->client->call(kModelInfer, timeout_ns, metadata, std::move(message));
+    if (stream == 0) {
+        engine.dispatch_failed(action.batch, engine::FailureKind::kNothingRan,
+                               StatusCode::kUnavailable, now);
+        return;
+    }
+    const BatchId batch_id = batches.emplace();
+    BatchRecord* batch = batches.find(batch_id);
+    *batch = {action.batch, action.model,        action.backend, id, stream,
+              action.rows,  action.rows_padded,  now,            std::move(members)};
+    // Silence counts from the moment when there is something to hear.
+    if (connection->requests.size() == 0) connection->received_at = now;
+    connection->requests.insert(stream, batch_id);
+    connections.mark_dirty(id, connection);
+    ++backends[action.backend].inflight_batches;
+    backends[action.backend].inflight_rows += action.rows;
+}
+
+Connection* Gateway::State::choose_connection(std::uint32_t backend, ConnectionId* id) {
+    if (backend >= backends.size()) return nullptr;
+    Backend& entry = backends[backend];
+    Connection* best = nullptr;
+    const std::size_t count = entry.connections.size();
+    for (std::size_t i = 0; i < count; ++i) {
+        const ConnectionId candidate = entry.connections[(entry.next_connection + i) % count];
+        Connection* connection = connections.find(candidate);
+        if (connection == nullptr || connection->lost || !connection->client->ready()) continue;
+        if (best != nullptr && best->client->open_streams() <= connection->client->open_streams())
+            continue;
+        best = connection;
+        *id = candidate;
+    }
+    ++entry.next_connection;
+    return best;
+}
+
+void Gateway::State::abandon(const engine::Action& action, Nanos now) {
+    BatchId found = 0;
+    batches.each([&](BatchId id, BatchRecord& batch) {
+        if (batch.handle == action.batch) found = id;
+    });
+    BatchRecord* batch = batches.find(found);
+    if (batch == nullptr) return;
+    if (Connection* connection = connections.find(batch->connection)) {
+        connection->requests.take(batch->stream);
+        connection->client->cancel(batch->stream);
+        connections.mark_dirty(batch->connection, connection);
+    }
+    const engine::BatchHandle handle = batch->handle;
+    close_batch(found, batch);
+    engine.dispatch_failed(handle, engine::FailureKind::kFinal, StatusCode::kCancelled, now);
+}
+
+void Gateway::State::close_batch(BatchId id, BatchRecord* batch) {
+    if (batch->backend < backends.size()) {
+        Backend& backend = backends[batch->backend];
+        --backend.inflight_batches;
+        backend.inflight_rows -= batch->rows;
+    }
+    batches.erase(id);
+}
+
+void Gateway::State::take_reply(ConnectionId, Connection* connection, http2::Event* event,
+                                Nanos now) {
+    const BatchId id = connection->requests.take(event->stream);
+    BatchRecord* batch = batches.find(id);
+    if (batch == nullptr) return;
+    const BatchRecord closed = std::move(*batch);
+    close_batch(id, batch);
+    if (event->status.ok() && event->message) {
+        reply_arrived(closed, event->message, now);
+    } else if (event->status.ok()) {
+        reply_failed(closed, Status::error(StatusCode::kInternal, "backend sent no reply message"),
+                     false, now);
+    } else {
+        reply_failed(closed, std::move(event->status), event->nothing_ran, now);
+    }
+}
+
+void Gateway::State::reply_failed(const BatchRecord& batch, Status status, bool nothing_ran,
+                                  Nanos now) {
+    if (says_leaving(status) && catalog.at(batch.model) != nullptr) {
+        nothing_ran = true;
+        mark_leaving(batch.model, batch.backend, now);
+    }
+    const StatusCode code = status.code;
+    const engine::FailureKind kind = failure_kind(status, nothing_ran);
+    const auto failure = std::make_shared<const Status>(std::move(status));
+    for (const engine::BatchMember& member : batch.members)
+        if (RequestRecord* request = requests.find(member.user)) request->failure = failure;
+    engine.dispatch_failed(batch.handle, kind, code, now);
+}
+
+void Gateway::State::reply_arrived(const BatchRecord& batch, const BufferRef& message, Nanos now) {
+    const auto reply = std::make_shared<kserve::Reply>();
+    std::string error;
+    if (!reply->read(message, &error)) {
+        reply_failed(batch, Status::error(StatusCode::kInternal, "malformed reply of the backend: " + error),
+                     false, now);
+        return;
+    }
+    bool whole = false;
+    if (batch.members.size() == 1) {
+        const RequestRecord* request = requests.find(batch.members[0].user);
+        whole = request != nullptr && passes_through(batch, *request);
+    }
+    if (!whole && !reply->splits_into(batch.rows_padded, &error)) {
+        const ModelConfig* model = catalog.at(batch.model);
+        if (engine.queue_status(batch.model).merging && model != nullptr)
+            notices.push_back({Notice::Kind::kMergingSwitchedOff, batch.backend, batch.model, false, 0, error});
+        engine.dispatch_failed(batch.handle, engine::FailureKind::kUnsplittable, StatusCode::kInternal,
+                               now);
+        return;
+    }
+    std::uint32_t row = 0;
+    for (const engine::BatchMember& member : batch.members) {
+        if (RequestRecord* request = requests.find(member.user)) {
+            ReplyPart part{reply, row, member.rows, member.row_begin, whole};
+            if (!request->part.reply)
+                request->part = std::move(part);
+            else
+                request->further_parts.push_back(std::move(part));
+        }
+        row += member.rows;
+    }
+    engine.complete(batch.handle, now);
+}
+
+}  // namespace infersched::gateway

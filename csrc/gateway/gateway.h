@@ -1,0 +1,103 @@
+// The data plane without its sockets: connections in, batches out, answers back.
+//
+// The gateway is where the rooms meet. It owns the HTTP/2 sessions, the requests they brought (codec),
+// the engine that decides, and the calls to the backends; the loop shell owns sockets, clock and wake-ups:
+//
+//     received(connection, bytes)   feed one session; callbacks only record
+//     turn(now)                     1. take the recorded events  2. step the engine
+//                                   3. carry out its actions     4. name the dirty connections
+//     pull(connection)              the bytes to write, once per dirty connection and turn
+//
+// Requests, batches and connections are named by handles of slot maps; a stale one finds nothing.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/time.h"
+#include "engine/engine.h"
+#include "gateway/config.h"
+
+namespace infersched::gateway {
+
+using ConnectionId = std::uint64_t;  // 0 names nothing
+
+// What the control plane must learn at once (scheduler.v1.Event).
+struct Notice {
+    enum class Kind : std::uint8_t { kBackendConnection, kBackendLeaving, kMergingSwitchedOff, kDrained };
+    Kind kind;
+    std::uint32_t backend = 0;
+    std::uint32_t model = 0;
+    bool connected = false;
+    std::uint64_t unanswered = 0;
+    std::string reason;
+};
+
+struct BackendStatus {
+    std::uint32_t index, connections_open, connections_wanted;
+    std::uint32_t inflight_batches;
+    std::uint64_t inflight_rows;
+    BackendState state;
+    std::string address;
+};
+
+struct BatchStatus {
+    std::uint32_t model, backend, requests, rows;
+    Nanos age_ns;
+};
+
+class Gateway {
+ public:
+    // `page` outlives the gateway.
+    explicit Gateway(engine::CountersPage* page);
+    ~Gateway();
+
+    // -- steering --------------------------------------------------------------------------------
+    // All or nothing; the error text is empty when it took effect.
+    std::string apply(const WantedState& wanted, Nanos now);
+    // Ends with the notice kDrained, at the latest at `deadline`.
+    void drain(Nanos deadline, Nanos now);
+    bool take_notice(Notice* notice);
+
+    // -- connections -----------------------------------------------------------------------------
+    // 0: too many connections, close it.
+    ConnectionId client_connected(const std::string& peer_address, Nanos now);
+    // 0: the backend is not wanted any more, close it.
+    ConnectionId backend_connected(std::uint32_t backend, Nanos now);
+    // The one connection to the control plane's cold servicers.
+    ConnectionId cold_connected(Nanos now);
+    void received(ConnectionId connection, Span bytes, Nanos now);
+    void connection_lost(ConnectionId connection, const std::string& reason, Nanos now);
+
+    // -- the loop turn ---------------------------------------------------------------------------
+    // True: work was left over (fairness limits), call again in the next turn of the loop.
+    bool turn(Nanos now);
+    // When turn() must be called if nothing arrives before; kNever = not at all.
+    Nanos next_wake() const;
+    // Connections that may have something to write, then those to close; each cleared by the call.
+    void take_dirty(std::vector<ConnectionId>* connections);
+    void take_closing(std::vector<ConnectionId>* connections);
+    // Appends what can be written now. Afterwards the connection is dirty again if more is left.
+    void pull(ConnectionId connection, std::size_t bytes_max, std::vector<Slice>* out);
+    bool wants_read(ConnectionId connection) const;
+
+    // -- what is seen from outside ---------------------------------------------------------------
+    std::uint64_t generation() const;
+    bool draining() const;
+    std::vector<BackendStatus> backends() const;
+    std::vector<BatchStatus> batches(Nanos now) const;
+    engine::QueueStatus queue_status(std::uint32_t model) const;
+    std::vector<std::uint32_t> models() const;
+    std::uint64_t host_bytes() const;
+    std::uint32_t client_connections() const;
+    const engine::Engine& scheduler() const;
+
+ private:
+    struct State;
+    std::unique_ptr<State> state_;
+};
+
+}  // namespace infersched::gateway

@@ -1,0 +1,198 @@
+// Step 1 of a turn: events that the sessions recorded become submits, cancels, replies and relays.
+#include <algorithm>
+
+#include "gateway/state.h"
+
+namespace infersched::gateway {
+
+namespace {
+
+constexpr Nanos kLongestTimeoutNs = kNever / 2;
+
+// The earlier of the gRPC deadline and the request's own budget.
+Nanos request_deadline(const http2::Event& event, const kserve::SchedulingParameters& scheduling) {
+    if (scheduling.timeout_us <= 0) return event.deadline;
+    Nanos budget = 0;
+    if (__builtin_mul_overflow(scheduling.timeout_us, kMicrosecond, &budget)) budget = kLongestTimeoutNs;
+    return std::min(event.deadline, add_saturating(event.arrival, budget));
+}
+
+engine::ModelCounters& model_counters(engine::CountersPage* page, std::uint32_t model) {
+    return page->models[model];
+}
+
+void count_invalid(engine::CountersPage* page, std::uint32_t model) {
+    engine::ModelCounters& counters = model_counters(page, model);
+    ++counters.refused;
+    ++counters.outcomes[static_cast<std::size_t>(engine::Outcome::kRefused)]
+                       [static_cast<std::size_t>(engine::Reason::kInvalid)];
+}
+
+}  // namespace
+
+// Returns whether events were left for the next turn.
+bool Gateway::State::take_events(Nanos now) {
+    std::vector<ConnectionId> taken;
+    taken.swap(connections.active);
+    bool left_over = false;
+    for (const ConnectionId id : taken) {
+        Connection* connection = connections.find(id);
+        if (connection == nullptr) continue;
+        connection->active = false;
+        if (connection->peer == Peer::kClient) {
+            if (take_client_events(id, connection, now)) {
+                connections.mark_active(id, connection);
+                left_over = true;
+                continue;
+            }
+        } else {
+            take_backend_events(id, connection, now);
+        }
+        if (connection->lost) {
+            bury_connection(id, connection);
+        } else {
+            connections.mark_dirty(id, connection);
+        }
+    }
+    // Keep the memory of the list when nothing was added meanwhile.
+    if (connections.active.empty()) {
+        taken.clear();
+        connections.active.swap(taken);
+    }
+    return left_over;
+}
+
+bool Gateway::State::take_client_events(ConnectionId id, Connection* connection, Nanos now) {
+    std::uint32_t started = 0;
+    http2::Event event;
+    while (connection->server->next_event(&event)) {
+        switch (event.kind) {
+            case http2::EventKind::kRequest:
+                take_request(id, connection, &event, now);
+                if (++started >= kRequestsPerTurnMax && connection->server->has_events())
+                    return true;
+                break;
+            case http2::EventKind::kCancelled:
+                if (const RequestId request = connection->requests.find(event.stream)) {
+                    if (RequestRecord* record = requests.find(request))
+                        engine.cancel(record->handle, now);
+                }
+                break;
+            default:
+                relay_client_event(id, connection, &event);
+        }
+        event = http2::Event();
+    }
+    return false;
+}
+
+void Gateway::State::take_backend_events(ConnectionId id, Connection* connection, Nanos now) {
+    http2::Event event;
+    while (connection->client->next_event(&event)) {
+        if (event.kind == http2::EventKind::kReply) {
+            if (event.stream == connection->probe)
+                connection->probe = 0;  // any answer proves life
+            else
+                take_reply(id, connection, &event, now);
+        } else {
+            relay_cold_event(connection, &event);
+        }
+        event = http2::Event();
+    }
+    if (connection->peer == Peer::kBackend) {
+        if (connection->client->draining() && connection->client->open_streams() == 0)
+            connections.mark_closing(id, connection);
+        refresh_backend(connection->backend, now);
+    }
+}
+
+void Gateway::State::take_request(ConnectionId id, Connection* connection, http2::Event* event,
+                                  Nanos now) {
+    kserve::ModelName name;
+    if (!kserve::peek_model(event->message->size() ? event->message.span() : Span{}, &name)) {
+        refuse(id, connection, *event,
+               Status::error(StatusCode::kInternal, "Unable to parse request"));
+        return;
+    }
+    Status status;
+    const ModelConfig* model = catalog.find(name.name, name.version, &status);
+    if (model == nullptr) {
+        if (wanted.generation == 0) status = refusal_status({0, engine::Reason::kNoBackend, 0}, name.id);
+        ++page->unknown_model_total;
+        refuse(id, connection, *event, status);
+        return;
+    }
+    const RequestId request_id = requests.emplace();
+    RequestRecord* record = requests.find(request_id);
+    status = reader.prepare(event->message, model->schema, event->metadata, &record->prepared);
+    if (!status.ok()) {
+        count_invalid(page, model->index);
+        refuse(id, connection, *event, status);
+        requests.erase(request_id);
+        return;
+    }
+    engine::Request request;
+    request.user = request_id;
+    request.model = model->index;
+    request.rows = record->prepared.rows();
+    request.signature = kserve::signature_id(*record->prepared.signature());
+    request.bytes = event->bytes;
+    request.priority = record->prepared.scheduling().priority;
+    request.arrival = event->arrival;
+    request.deadline = request_deadline(*event, record->prepared.scheduling());
+    request.mergeable = record->prepared.mergeable();
+    const engine::Admission admission = engine.submit(request, now);
+    if (admission.handle == 0) {
+        refuse(id, connection, *event, refusal_status(admission, record->prepared.id()));
+        requests.erase(request_id);
+        return;
+    }
+    record->connection = id;
+    record->stream = event->stream;
+    record->model = model->index;
+    record->handle = admission.handle;
+    record->bytes = event->bytes;
+    record->arrival = event->arrival;
+    record->metadata = std::move(event->metadata);
+    connection->requests.insert(event->stream, request_id);
+}
+
+void Gateway::State::refuse(ConnectionId id, Connection* connection, const http2::Event& event,
+                            const Status& status) {
+    connection->server->refuse(event.stream, status);
+    connection->server->release(event.bytes);
+    connections.mark_dirty(id, connection);
+}
+
+void Gateway::State::lose_connection(ConnectionId id, const std::string& reason, Nanos now) {
+    Connection* connection = connections.find(id);
+    if (connection == nullptr || connection->lost) return;
+    connection->lost = true;
+    if (connection->server) {
+        connection->server->connection_lost();
+        --client_count;
+    } else {
+        connection->client->connection_lost();
+    }
+    if (connection->peer == Peer::kBackend && connection->backend < backends.size()) {
+        Backend& backend = backends[connection->backend];
+        auto& open = backend.connections;
+        open.erase(std::remove(open.begin(), open.end(), id), open.end());
+        notices.push_back({Notice::Kind::kBackendConnection, connection->backend, 0,
+                           !open.empty(), 0, reason});
+        refresh_backend(connection->backend, now);
+    }
+    if (id == cold) cold = 0;
+    count_connections();
+    connections.mark_active(id, connection);
+}
+
+// The events of a lost connection are taken; what it still held is let go.
+void Gateway::State::bury_connection(ConnectionId id, Connection* connection) {
+    connection->relays.each([this](http2::StreamId, std::uint64_t relay) { relays.erase(relay); });
+    // Batches whose reply the session did not announce cannot exist; requests left are cancelled by
+    // their kCancelled events and carry a connection id that finds nothing from now on.
+    connections.erase(id);
+}
+
+}  // namespace infersched::gateway

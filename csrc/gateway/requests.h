@@ -1,0 +1,62 @@
+// The requests and batches in the house, by handle.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/slot_map.h"
+#include "engine/engine.h"
+#include "gateway/gateway.h"
+#include "http2/session.h"
+#include "kserve/codec.h"
+
+namespace infersched::gateway {
+
+using RequestId = std::uint64_t;
+using BatchId = std::uint64_t;
+
+// Rows of a backend's reply that belong to one request.
+struct ReplyPart {
+    std::shared_ptr<kserve::Reply> reply;
+    std::uint32_t row_begin = 0;          // in the reply
+    std::uint32_t rows = 0;
+    std::uint32_t request_row_begin = 0;  // in the request
+    bool whole = false;                   // the reply answers this request alone, unsplit
+};
+
+// An admitted request, from submit to answer.
+struct RequestRecord {
+    ConnectionId connection = 0;
+    http2::StreamId stream = 0;
+    std::uint32_t model = 0;
+    engine::RequestHandle handle = 0;
+    std::uint64_t bytes = 0;  // charged to the connection until the answer
+    Nanos arrival = 0;
+    kserve::PreparedRequest prepared;
+    std::string metadata;                   // forwarded headers, canonical
+    ReplyPart part;                         // the first part that came,
+    std::vector<ReplyPart> further_parts;   // and those of a request larger than a batch
+    std::shared_ptr<const Status> failure;  // what the backend said last
+};
+
+// A batch at a backend, from dispatch to reply.
+struct BatchRecord {
+    engine::BatchHandle handle = 0;
+    std::uint32_t model = 0;
+    std::uint32_t backend = 0;
+    ConnectionId connection = 0;
+    http2::StreamId stream = 0;
+    std::uint32_t rows = 0;
+    std::uint32_t rows_padded = 0;
+    Nanos dispatched_at = 0;
+    std::vector<engine::BatchMember> members;
+};
+
+// Statuses for what the engine decided; table of the README.
+Status refusal_status(const engine::Admission& admission, std::string_view request_id);
+Status answer_status(const engine::Action& action, const RequestRecord& request);
+// `[request id: ...] ` as Triton puts it before many texts.
+std::string request_id_prefix(std::string_view request_id);
+
+}  // namespace infersched::gateway

@@ -1,0 +1,86 @@
+// The engine's reasons as gRPC statuses: code, text that clients know from Triton, typed details.
+#include "base/error_details.h"
+#include "gateway/requests.h"
+
+namespace infersched::gateway {
+
+namespace {
+
+// Before this a retry after "draining" or "no backend" finds the same.
+constexpr Nanos kUnavailableRetryNs = kSecond;
+
+std::int64_t rounded_up_ms(Nanos duration) { return (duration + kMillisecond - 1) / kMillisecond; }
+
+// An overload refusal: typed, with the time after which a retry may fit.
+Status overload(StatusCode code, std::string message, std::string_view reason, Nanos retry_after_ns) {
+    Status status = Status::error(code, std::move(message));
+    ErrorDetails details;
+    details.error_info(reason);
+    if (retry_after_ns > 0) {
+        details.retry_info(retry_after_ns);
+        status.retry_pushback_ms = rounded_up_ms(retry_after_ns);
+    }
+    status.details = details.serialise(status.code, status.message);
+    return status;
+}
+
+Status expired(std::string_view reason, std::string_view key, Nanos duration) {
+    Status status = Status::error(StatusCode::kDeadlineExceeded, "Request timeout expired");
+    const std::string duration_ms = std::to_string(duration / kMillisecond);
+    status.details = ErrorDetails()
+                         .error_info(reason, {{key, duration_ms}})
+                         .serialise(status.code, status.message);
+    return status;
+}
+
+Status for_reason(engine::Reason reason, std::string_view request_id, Nanos retry_after_ns) {
+    const std::string prefix = request_id_prefix(request_id);
+    switch (reason) {
+        case engine::Reason::kQueueFull:
+        case engine::Reason::kQueueAge:
+            return overload(StatusCode::kResourceExhausted, prefix + "Exceeds maximum queue size",
+                            "QUEUE_FULL", retry_after_ns);
+        case engine::Reason::kHostMemory:
+            return overload(StatusCode::kResourceExhausted,
+                            prefix + "request bytes held by the scheduler exceed its limit",
+                            "HOST_MEMORY", retry_after_ns);
+        case engine::Reason::kDraining:
+            return overload(StatusCode::kUnavailable, "the scheduler is draining", "DRAINING",
+                            kUnavailableRetryNs);
+        case engine::Reason::kNoBackend:
+            return overload(StatusCode::kUnavailable, "no ready backend serves the model",
+                            "NO_BACKEND", kUnavailableRetryNs);
+        default:
+            return Status::error(StatusCode::kInternal, "request failed");
+    }
+}
+
+}  // namespace
+
+std::string request_id_prefix(std::string_view request_id) {
+    std::string prefix = "[request id: ";
+    prefix.append(request_id.empty() ? "<id_unknown>" : request_id).append("] ");
+    return prefix;
+}
+
+Status refusal_status(const engine::Admission& admission, std::string_view request_id) {
+    if (admission.reason == engine::Reason::kDeadlineInfeasible)
+        return expired("DEADLINE_INFEASIBLE", "floorMs", admission.retry_after_ns);
+    return for_reason(admission.reason, request_id, admission.retry_after_ns);
+}
+
+Status answer_status(const engine::Action& action, const RequestRecord& request) {
+    switch (action.reason) {
+        case engine::Reason::kExpiredInQueue:
+            return expired("EXPIRED_IN_QUEUE", "queuedMs", action.queued_ns);
+        case engine::Reason::kExpiredInFlight:
+            return expired("EXPIRED_IN_FLIGHT", "elapsedMs", action.queued_ns);
+        case engine::Reason::kBackendError:
+            if (request.failure && request.failure->code == action.code) return *request.failure;
+            return Status::error(action.code, "the backend failed the request");
+        default:
+            return for_reason(action.reason, request.prepared.id(), 0);
+    }
+}
+
+}  // namespace infersched::gateway

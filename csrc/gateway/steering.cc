@@ -1,0 +1,213 @@
+// What the control plane wants is made so: models, backends, limits, drain.
+#include <algorithm>
+
+#include "gateway/state.h"
+
+namespace infersched::gateway {
+
+namespace {
+
+bool same(const kserve::TensorSchema& a, const kserve::TensorSchema& b) {
+    return a.name == b.name && a.data_type == b.data_type && a.dims == b.dims &&
+           a.optional == b.optional && a.shape_tensor == b.shape_tensor && a.ragged == b.ragged;
+}
+
+bool same(const std::vector<kserve::TensorSchema>& a, const std::vector<kserve::TensorSchema>& b) {
+    return a.size() == b.size() &&
+           std::equal(a.begin(), a.end(), b.begin(),
+                      [](const auto& x, const auto& y) { return same(x, y); });
+}
+
+bool same(const kserve::ModelSchema& a, const kserve::ModelSchema& b) {
+    return a.name == b.name && a.version == b.version && a.max_batch_size == b.max_batch_size &&
+           a.rows_max == b.rows_max && a.merge == b.merge && a.decoupled == b.decoupled &&
+           a.sequence == b.sequence && same(a.inputs, b.inputs) && same(a.outputs, b.outputs);
+}
+
+bool same(const engine::ModelPolicy& a, const engine::ModelPolicy& b) {
+    return a.in_use == b.in_use && a.merge == b.merge && a.rows_max == b.rows_max &&
+           a.preferred_rows == b.preferred_rows && a.mandatory_rows == b.mandatory_rows &&
+           a.queue_delay_max_ns == b.queue_delay_max_ns && a.priority_levels == b.priority_levels &&
+           a.default_priority == b.default_priority && a.slo_ns == b.slo_ns &&
+           a.queue_requests_max == b.queue_requests_max && a.queue_bytes_max == b.queue_bytes_max &&
+           a.queue_age_max_ns == b.queue_age_max_ns && a.staged_batches_max == b.staged_batches_max &&
+           a.idempotent == b.idempotent && a.cancellable == b.cancellable;
+}
+
+bool same(const engine::Placement& a, const engine::Placement& b) {
+    return a.backend == b.backend && a.instances == b.instances && a.ready == b.ready;
+}
+
+bool same(const ModelConfig& a, const ModelConfig& b) {
+    return a.is_default_version == b.is_default_version && same(a.schema, b.schema) &&
+           same(a.policy, b.policy) &&
+           std::equal(a.placements.begin(), a.placements.end(), b.placements.begin(),
+                      b.placements.end(), [](const auto& x, const auto& y) { return same(x, y); });
+}
+
+std::string check(const WantedState& wanted) {
+    std::vector<bool> indices(engine::kCountersModelsMax);
+    for (const ModelConfig& model : wanted.models) {
+        if (model.index >= engine::kCountersModelsMax)
+            return "model index " + std::to_string(model.index) + " of '" + model.schema.name +
+                   "' is not below " + std::to_string(engine::kCountersModelsMax);
+        if (indices[model.index])
+            return "model index " + std::to_string(model.index) + " is given twice";
+        indices[model.index] = true;
+        for (const engine::Placement& placement : model.placements)
+            if (placement.backend >= engine::kCountersBackendsMax)
+                return "model '" + model.schema.name + "' is placed on unknown backend index " +
+                       std::to_string(placement.backend);
+    }
+    for (const BackendConfig& backend : wanted.backends)
+        if (backend.index >= engine::kCountersBackendsMax)
+            return "backend index " + std::to_string(backend.index) + " of '" + backend.address +
+                   "' is not below " + std::to_string(engine::kCountersBackendsMax);
+    return {};
+}
+
+}  // namespace
+
+std::string Gateway::State::apply(const WantedState& next, Nanos now) {
+    std::string error = check(next);
+    if (!error.empty()) return error;
+    apply_limits(next.limits);
+    apply_backends(next.backends, now);
+    apply_models(next.models, now);
+    wanted = next;
+    page->generation = next.generation;
+    return {};
+}
+
+void Gateway::State::apply_limits(const Limits& limits) {
+    server_config.message_bytes_max = limits.message_bytes_max;
+    server_config.streams_max = limits.streams_per_connection_max;
+    server_config.forward_metadata = limits.forward_metadata;
+    budget.max = limits.host_bytes_max;
+}
+
+void Gateway::State::apply_backends(const std::vector<BackendConfig>& next, Nanos now) {
+    std::vector<bool> kept(engine::kCountersBackendsMax);
+    for (const BackendConfig& config : next) {
+        kept[config.index] = true;
+        if (config.index >= backends.size()) backends.resize(config.index + 1);
+        Backend& backend = backends[config.index];
+        const bool moved = backend.in_use && backend.config.address != config.address;
+        const bool down = config.state == BackendState::kDown;
+        backend.in_use = true;
+        backend.config = config;
+        page->backends[config.index].in_use = 1;
+        if (moved || down) {
+            const std::vector<ConnectionId> ids = backend.connections;
+            for (const ConnectionId id : ids) {
+                if (Connection* connection = connections.find(id)) connections.mark_closing(id, connection);
+                lose_connection(id, moved ? "the address changed" : "taken down", now);
+            }
+        }
+        refresh_backend(config.index, now);
+    }
+    for (std::uint32_t index = 0; index < backends.size(); ++index) {
+        if (!backends[index].in_use || kept[index]) continue;
+        backends[index].in_use = false;
+        page->backends[index].in_use = 0;
+        const std::vector<ConnectionId> ids = backends[index].connections;
+        for (const ConnectionId id : ids) {
+            if (Connection* connection = connections.find(id)) connections.mark_closing(id, connection);
+            lose_connection(id, "removed from the configuration", now);
+        }
+        refresh_backend(index, now);
+    }
+}
+
+void Gateway::State::apply_models(const std::vector<ModelConfig>& next, Nanos now) {
+    std::vector<bool> kept(engine::kCountersModelsMax);
+    std::vector<const ModelConfig*> changed;
+    for (const ModelConfig& model : next) {
+        kept[model.index] = true;
+        const ModelConfig* known = catalog.at(model.index);
+        if (known == nullptr || !same(*known, model)) changed.push_back(&model);
+    }
+    for (const ModelConfig& model : wanted.models)
+        if (!kept[model.index]) engine.configure_model(model.index, engine::ModelPolicy(), {}, now);
+    catalog.replace(next);
+    for (const ModelConfig* model : changed) configure_model(*model, now);
+}
+
+// Hands the model to the engine, less the placements that were seen leaving.
+void Gateway::State::configure_model(const ModelConfig& model, Nanos now) {
+    std::vector<engine::Placement> placements = model.placements;
+    for (engine::Placement& placement : placements)
+        for (const Leaving& entry : leaving)
+            if (entry.model == model.index && entry.backend == placement.backend)
+                placement.ready = false;
+    engine.configure_model(model.index, model.policy, placements, now);
+}
+
+// Tells the engine when a backend becomes or ceases to be usable.
+void Gateway::State::refresh_backend(std::uint32_t index, Nanos now) {
+    if (index >= backends.size()) return;
+    Backend& backend = backends[index];
+    bool available = false;
+    if (backend.in_use && backend.config.state == BackendState::kServing)
+        for (const ConnectionId id : backend.connections) {
+            const Connection* connection = connections.find(id);
+            available |= connection != nullptr && !connection->lost && connection->client->ready();
+        }
+    if (available == backend.available) return;
+    backend.available = available;
+    engine.set_backend(index, available, now);
+}
+
+void Gateway::State::mark_leaving(std::uint32_t model, std::uint32_t backend, Nanos now) {
+    for (Leaving& entry : leaving)
+        if (entry.model == model && entry.backend == backend) {
+            entry.until = now + kLeavingHoldNs;
+            return;
+        }
+    leaving.push_back({model, backend, now + kLeavingHoldNs});
+    notices.push_back({Notice::Kind::kBackendLeaving, backend, model, false, 0, {}});
+    configure_model(*catalog.at(model), now);
+}
+
+void Gateway::State::release_leaving(Nanos now) {
+    for (std::size_t i = 0; i < leaving.size();) {
+        if (leaving[i].until > now) {
+            ++i;
+            continue;
+        }
+        const std::uint32_t model = leaving[i].model;
+        leaving.erase(leaving.begin() + static_cast<std::ptrdiff_t>(i));
+        if (const ModelConfig* config = catalog.at(model)) configure_model(*config, now);
+    }
+}
+
+void Gateway::State::begin_drain(Nanos deadline, Nanos) {
+    draining = true;
+    drain_deadline = deadline;
+    engine.set_draining(true);
+    connections.each([this](ConnectionId id, Connection& connection) {
+        if (!connection.server || connection.lost) return;
+        connection.server->begin_drain();
+        connections.mark_dirty(id, &connection);
+    });
+}
+
+void Gateway::State::check_drained(Nanos now) {
+    if (!draining || drained) return;
+    const std::uint64_t unanswered = engine.requests_inflight();
+    if (unanswered > 0 && now < drain_deadline) return;
+    if (unanswered > 0) {
+        engine.fail_all(engine::Reason::kDraining, now);
+        carry_out_actions(now);
+    }
+    drained = true;
+    notices.push_back({Notice::Kind::kDrained, 0, 0, false, unanswered, {}});
+}
+
+void Gateway::State::count_connections() {
+    page->client_connections = client_count;
+    for (std::uint32_t index = 0; index < backends.size(); ++index)
+        page->backends[index].connections_open = backends[index].connections.size();
+}
+
+}  // namespace infersched::gateway

@@ -1,0 +1,166 @@
+"""C++ declarations of csrc/gateway that the binding uses."""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libcpp cimport bool as cbool
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+ctypedef int64_t Nanos
+ctypedef uint64_t ConnectionId
+
+
+cdef extern from "base/bytes.h" namespace "infersched" nogil:
+    cdef cppclass Span:
+        const uint8_t* data
+        size_t size
+
+    cdef cppclass Slice:
+        Span bytes
+
+
+cdef extern from "kserve/schema.h" namespace "infersched::kserve" nogil:
+    cdef enum class DataType(uint8_t):
+        kInvalid
+
+    DataType parse_data_type(const string& text)
+
+    cdef cppclass TensorSchema:
+        string name
+        DataType data_type
+        vector[int64_t] dims
+        cbool optional
+        cbool shape_tensor
+        cbool ragged
+
+    cdef cppclass ModelSchema:
+        string name
+        string version
+        int64_t max_batch_size
+        int64_t rows_max
+        cbool merge
+        cbool decoupled
+        cbool sequence
+        vector[TensorSchema] inputs
+        vector[TensorSchema] outputs
+
+
+cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
+    cdef cppclass CountersPage:
+        uint32_t pid
+        uint64_t loop_busy_ns
+
+    cdef cppclass ModelPolicy:
+        cbool in_use
+        cbool merge
+        uint32_t rows_max
+        vector[uint32_t] preferred_rows
+        vector[uint32_t] mandatory_rows
+        Nanos queue_delay_max_ns
+        uint32_t priority_levels
+        uint32_t default_priority
+        Nanos slo_ns
+        uint64_t queue_requests_max
+        uint64_t queue_bytes_max
+        Nanos queue_age_max_ns
+        uint32_t staged_batches_max
+        cbool idempotent
+        cbool cancellable
+
+    cdef cppclass Placement:
+        uint32_t backend
+        uint32_t instances
+        cbool ready
+
+    cdef cppclass QueueStatus:
+        uint64_t requests
+        uint64_t rows
+        uint64_t bytes
+        Nanos oldest_arrival
+        uint32_t inflight_batches
+        cbool merging
+
+
+cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
+    cdef enum class BackendState(uint8_t):
+        kUnspecified
+
+    cdef cppclass BackendConfig:
+        uint32_t index
+        string address
+        uint32_t connections
+        BackendState state
+
+    cdef cppclass ModelConfig:
+        uint32_t index
+        cbool is_default_version
+        ModelSchema schema
+        ModelPolicy policy
+        vector[Placement] placements
+
+    cdef cppclass Limits:
+        uint64_t message_bytes_max
+        uint64_t host_bytes_max
+        uint32_t connections_max
+        uint32_t streams_per_connection_max
+        vector[string] forward_metadata
+
+    cdef cppclass WantedState:
+        uint64_t generation
+        vector[ModelConfig] models
+        vector[BackendConfig] backends
+        Limits limits
+
+    cdef enum class NoticeKind "infersched::gateway::Notice::Kind"(uint8_t):
+        kBackendConnection
+        kBackendLeaving
+        kMergingSwitchedOff
+        kDrained
+
+    cdef cppclass Notice:
+        NoticeKind kind
+        uint32_t backend
+        uint32_t model
+        cbool connected
+        uint64_t unanswered
+        string reason
+
+    cdef cppclass BackendStatus:
+        uint32_t index
+        uint32_t connections_open
+        uint32_t connections_wanted
+        uint32_t inflight_batches
+        uint64_t inflight_rows
+        BackendState state
+        string address
+
+    cdef cppclass BatchStatus:
+        uint32_t model
+        uint32_t backend
+        uint32_t requests
+        uint32_t rows
+        Nanos age_ns
+
+    cdef cppclass CppGateway "infersched::gateway::Gateway":
+        CppGateway(CountersPage* page) except +
+        string apply(const WantedState& wanted, Nanos now) except +
+        void drain(Nanos deadline, Nanos now) except +
+        cbool take_notice(Notice* notice)
+        ConnectionId client_connected(const string& peer_address, Nanos now) except +
+        ConnectionId backend_connected(uint32_t backend, Nanos now) except +
+        ConnectionId cold_connected(Nanos now) except +
+        void received(ConnectionId connection, Span data, Nanos now) except +
+        void connection_lost(ConnectionId connection, const string& reason, Nanos now) except +
+        cbool turn(Nanos now) except +
+        Nanos next_wake()
+        void take_dirty(vector[ConnectionId]* connections) except +
+        void take_closing(vector[ConnectionId]* connections) except +
+        void pull(ConnectionId connection, size_t bytes_max, vector[Slice]* out) except +
+        cbool wants_read(ConnectionId connection)
+        uint64_t generation()
+        cbool draining()
+        vector[BackendStatus] backends() except +
+        vector[BatchStatus] batches(Nanos now) except +
+        QueueStatus queue_status(uint32_t model)
+        vector[uint32_t] models() except +
+        uint64_t host_bytes()
+        uint32_t client_connections()

@@ -1,0 +1,398 @@
+"""The data plane's binding: gateway, connections as uvloop buffered protocols, the loop turn.
+
+Per read one call goes through here, per turn one flush of each dirty connection; nothing runs per
+request. `scheduler.dataplane` opens sockets and hands the protocols of this module to the loop.
+"""
+
+import os
+
+from cpython.buffer cimport PyBuffer_FillInfo
+from libc.stdint cimport uint8_t
+from libcpp.memory cimport unique_ptr
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from scheduler._native.gateway cimport *
+
+# One read takes at most this; all connections of the loop share the buffer.
+cdef enum:
+    READ_BUFFER_BYTES = 256 * 1024
+    PULL_BYTES = 1024 * 1024
+    WRITE_HIGH_WATER_BYTES = 1024 * 1024
+
+cdef Nanos NEVER = 0x7FFFFFFFFFFFFFFF
+
+
+cdef inline Nanos monotonic_now() noexcept nogil:
+    cdef timespec at
+    clock_gettime(CLOCK_MONOTONIC, &at)
+    return <Nanos>at.tv_sec * 1_000_000_000 + at.tv_nsec
+
+
+cdef class Outgoing:
+    """Bytes to write, read by the transport through the buffer protocol; keeps their owner alive."""
+
+    cdef Slice slice
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        PyBuffer_FillInfo(view, self, <void*>self.slice.bytes.data, self.slice.bytes.size, 1, flags)
+
+    def __len__(self):
+        return self.slice.bytes.size
+
+
+cdef class Connection:
+    """A uvloop buffered protocol around one connection of the gateway."""
+
+    cdef Gateway gateway
+    cdef ConnectionId id
+    cdef object transport
+    cdef object on_open    # called with the transport's peer name; returns the connection id
+    cdef object on_lost    # called once when the connection is gone; None for clients
+    cdef bint write_paused
+    cdef bint write_pending
+    cdef bint read_paused
+
+    def __cinit__(self, Gateway gateway, on_open, on_lost=None):
+        self.gateway = gateway
+        self.on_open = on_open
+        self.on_lost = on_lost
+
+    def connection_made(self, transport):
+        self.transport = transport
+        transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES)
+        self.id = self.on_open(transport)
+        if self.id == 0:
+            transport.abort()
+            return
+        self.gateway.connections[self.id] = self
+        self.gateway.schedule_turn()
+
+    def get_buffer(self, sizehint):
+        return self.gateway.read_buffer
+
+    def buffer_updated(self, Py_ssize_t size):
+        cdef Span data
+        data.data = <const uint8_t*><unsigned char*>self.gateway.read_memory
+        data.size = size
+        self.gateway.core.get().received(self.id, data, monotonic_now())
+        self.gateway.schedule_turn()
+
+    def eof_received(self):
+        return False
+
+    def connection_lost(self, exc):
+        if self.id != 0:
+            reason = str(exc) if exc is not None else "closed by the peer"
+            self.gateway.core.get().connection_lost(self.id, reason.encode(), monotonic_now())
+            self.gateway.connections.pop(self.id, None)
+            self.gateway.schedule_turn()
+        self.transport = None
+        if self.on_lost is not None:
+            self.on_lost()
+
+    def pause_writing(self):
+        self.write_paused = True
+
+    def resume_writing(self):
+        self.write_paused = False
+        if self.write_pending:
+            self.flush()
+            self.gateway.schedule_turn()
+
+    cdef shut(self):
+        if self.transport is None:
+            return
+        if self.on_lost is None:
+            self.transport.close()  # after what is written for the client
+        else:
+            self.transport.abort()  # a backend given up may never read again
+
+    cdef flush(self):
+        cdef vector[Slice]* slices = &self.gateway.slices
+        cdef Outgoing outgoing
+        cdef size_t i
+        if self.transport is None:
+            return
+        self.write_pending = self.write_paused
+        if self.write_paused:
+            return
+        slices.clear()
+        self.gateway.core.get().pull(self.id, PULL_BYTES, slices)
+        for i in range(slices.size()):
+            outgoing = Outgoing.__new__(Outgoing)
+            outgoing.slice = slices.at(i)
+            self.transport.write(outgoing)
+        slices.clear()
+        if self.gateway.core.get().wants_read(self.id) == self.read_paused:
+            self.read_paused = not self.read_paused
+            if self.transport.is_closing():
+                return
+            if self.read_paused:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+
+cdef class Gateway:
+    """Owns the C++ gateway and drives its turns on `loop`.
+
+    `timer` is a TimerFd the owner reads in the loop and answers with `wake()`. `on_notice` is called
+    with (kind, backend, model, connected, unanswered, reason) for what the control plane must learn.
+    """
+
+    cdef unique_ptr[CppGateway] core
+    cdef CountersPage* page
+    cdef size_t page_bytes
+    cdef object loop
+    cdef object timer
+    cdef object on_notice
+    cdef object turn_callback
+    cdef bint turn_scheduled
+    cdef dict connections
+    cdef object read_memory
+    cdef object read_buffer
+    cdef vector[Slice] slices
+    cdef vector[ConnectionId] dirty
+    cdef vector[ConnectionId] closing
+
+    def __cinit__(self, loop, timer, int counters_fd, on_notice):
+        cdef void* memory
+        self.page_bytes = sizeof(CountersPage)
+        os.ftruncate(counters_fd, self.page_bytes)
+        memory = mmap(NULL, self.page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, counters_fd, 0)
+        if memory == MAP_FAILED:
+            raise OSError("cannot map the counters page")
+        self.page = <CountersPage*>memory
+        self.core.reset(new CppGateway(self.page))
+        self.page.pid = os.getpid()
+        self.loop = loop
+        self.timer = timer
+        self.on_notice = on_notice
+        self.connections = {}
+        self.read_memory = bytearray(READ_BUFFER_BYTES)
+        self.read_buffer = memoryview(self.read_memory)
+        self.turn_callback = self.turn
+
+    def __dealloc__(self):
+        self.core.reset()
+        if self.page != NULL:
+            munmap(self.page, self.page_bytes)
+
+    # -- connections -------------------------------------------------------------------------------
+
+    def client_protocol(self):
+        """A protocol for one accepted client connection."""
+        return Connection(self, self._client_open)
+
+    def backend_protocol(self, uint32_t backend, on_lost):
+        """A protocol for one connection to the backend of that index."""
+        def on_open(transport):
+            return self.core.get().backend_connected(backend, monotonic_now())
+        return Connection(self, on_open, on_lost)
+
+    def cold_protocol(self, on_lost):
+        """A protocol for the connection to the control plane's cold servicers."""
+        def on_open(transport):
+            return self.core.get().cold_connected(monotonic_now())
+        return Connection(self, on_open, on_lost)
+
+    def _client_open(self, transport):
+        peer = transport.get_extra_info("peername")
+        address = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix"
+        return self.core.get().client_connected(address.encode(), monotonic_now())
+
+    # -- the loop turn -----------------------------------------------------------------------------
+
+    cdef schedule_turn(self):
+        if not self.turn_scheduled:
+            self.turn_scheduled = True
+            self.loop.call_soon(self.turn_callback)
+
+    def wake(self):
+        """The timer fired."""
+        self.timer.fired()
+        self.turn()
+
+    def turn(self):
+        """One turn: events, engine, actions; then every dirty connection is written once."""
+        cdef Nanos started = monotonic_now()
+        cdef bint left_over
+        cdef ConnectionId id
+        cdef Connection connection
+        self.turn_scheduled = False
+        left_over = self.core.get().turn(started)
+        self.core.get().take_dirty(&self.dirty)
+        for id in self.dirty:
+            connection = self.connections.get(id)
+            if connection is not None:
+                connection.flush()
+        self.core.get().take_closing(&self.closing)
+        for id in self.closing:
+            connection = self.connections.get(id)
+            if connection is not None:
+                connection.shut()
+        self.tell_notices()
+        cdef Nanos wake_at = self.core.get().next_wake()
+        if wake_at != NEVER:
+            self.timer.arm_ns(wake_at)
+        self.page.loop_busy_ns += monotonic_now() - started
+        if left_over:
+            self.schedule_turn()
+
+    cdef tell_notices(self):
+        cdef Notice notice
+        while self.core.get().take_notice(&notice):
+            self.on_notice(
+                <int>notice.kind, notice.backend, notice.model, notice.connected,
+                notice.unanswered, notice.reason.decode("utf-8", "replace"),
+            )
+
+    # -- steering ----------------------------------------------------------------------------------
+
+    def apply(self, message):
+        """Makes a scheduler.v1.Apply so. Returns the error text, empty when all of it took effect."""
+        cdef WantedState wanted
+        wanted.generation = message.generation
+        fill_limits(&wanted.limits, message.limits)
+        for model in message.models:
+            wanted.models.push_back(model_config(model))
+        for backend in message.backends:
+            wanted.backends.push_back(backend_config(backend))
+        error = self.core.get().apply(wanted, monotonic_now())
+        self.schedule_turn()
+        return error.decode()
+
+    def drain(self, int64_t deadline_ms):
+        """Stops admitting; the notice `drained` comes at the latest after `deadline_ms`."""
+        cdef Nanos now = monotonic_now()
+        self.core.get().drain(now + deadline_ms * 1_000_000, now)
+        self.schedule_turn()
+
+    # -- what is seen from outside -----------------------------------------------------------------
+
+    @property
+    def generation(self):
+        return self.core.get().generation()
+
+    @property
+    def draining(self):
+        return self.core.get().draining()
+
+    @property
+    def host_bytes(self):
+        return self.core.get().host_bytes()
+
+    @property
+    def client_connections(self):
+        return self.core.get().client_connections()
+
+    def backends(self):
+        """(index, address, open, wanted, inflight batches, inflight rows, state) of each backend."""
+        cdef BackendStatus status
+        return [
+            (status.index, status.address.decode(), status.connections_open,
+             status.connections_wanted, status.inflight_batches, status.inflight_rows,
+             <int>status.state)
+            for status in self.core.get().backends()
+        ]
+
+    def batches(self):
+        """(model, backend, requests, rows, age_ns) of each batch in flight."""
+        cdef BatchStatus status
+        return [
+            (status.model, status.backend, status.requests, status.rows, status.age_ns)
+            for status in self.core.get().batches(monotonic_now())
+        ]
+
+    def queues(self):
+        """(model, requests, rows, bytes, oldest_age_ns, inflight batches, merging) of each model."""
+        cdef Nanos now = monotonic_now()
+        cdef QueueStatus status
+        cdef uint32_t model
+        queues = []
+        for model in self.core.get().models():
+            status = self.core.get().queue_status(model)
+            age_ns = 0 if status.oldest_arrival == NEVER else max(now - status.oldest_arrival, 0)
+            queues.append((model, status.requests, status.rows, status.bytes, age_ns,
+                           status.inflight_batches, status.merging))
+        return queues
+
+
+cdef fill_limits(Limits* limits, message):
+    if message.message_bytes_max:
+        limits.message_bytes_max = message.message_bytes_max
+    if message.host_bytes_max:
+        limits.host_bytes_max = message.host_bytes_max
+    if message.connections_max:
+        limits.connections_max = message.connections_max
+    if message.streams_per_connection_max:
+        limits.streams_per_connection_max = message.streams_per_connection_max
+    for name in message.forward_metadata:
+        limits.forward_metadata.push_back(name.encode())
+
+
+cdef BackendConfig backend_config(message):
+    cdef BackendConfig config
+    config.index = message.index
+    config.address = message.address.encode()
+    config.connections = max(message.connections, 1)
+    config.state = <BackendState><int>message.state
+    return config
+
+
+cdef TensorSchema tensor_schema(message):
+    cdef TensorSchema tensor
+    tensor.name = message.name.encode()
+    tensor.data_type = parse_data_type(message.datatype.encode())
+    tensor.dims = list(message.dims)
+    tensor.optional = message.optional
+    tensor.shape_tensor = message.shape_tensor
+    tensor.ragged = message.ragged
+    return tensor
+
+
+cdef ModelPolicy model_policy(batching, max_batch_size):
+    cdef ModelPolicy policy
+    policy.in_use = True
+    policy.merge = batching.merge
+    policy.rows_max = batching.rows_max or max(max_batch_size, 1)
+    policy.preferred_rows = sorted(batching.preferred_rows)
+    policy.mandatory_rows = sorted(batching.mandatory_rows)
+    policy.queue_delay_max_ns = batching.queue_delay_max_ns
+    policy.priority_levels = max(batching.priority_levels, 1)
+    policy.default_priority = max(batching.default_priority, 1)
+    policy.slo_ns = batching.slo_ns
+    policy.queue_requests_max = batching.queue_requests_max
+    policy.queue_bytes_max = batching.queue_bytes_max
+    policy.queue_age_max_ns = batching.queue_age_max_ns
+    policy.staged_batches_max = batching.staged_batches_max
+    policy.idempotent = batching.idempotent
+    policy.cancellable = batching.cancellable
+    return policy
+
+
+cdef ModelConfig model_config(message):
+    cdef ModelConfig config
+    cdef Placement placement
+    config.index = message.index
+    config.is_default_version = message.is_default_version
+    config.schema.name = message.name.encode()
+    config.schema.version = message.version.encode()
+    config.schema.max_batch_size = message.max_batch_size
+    config.schema.merge = message.batching.merge
+    config.schema.decoupled = message.decoupled
+    config.schema.sequence = message.sequence
+    for tensor in message.inputs:
+        config.schema.inputs.push_back(tensor_schema(tensor))
+    for tensor in message.outputs:
+        config.schema.outputs.push_back(tensor_schema(tensor))
+    config.policy = model_policy(message.batching, message.max_batch_size)
+    # What cannot be merged cannot be split either: its size is checked as Triton does.
+    config.schema.rows_max = 0 if message.batching.merge else message.max_batch_size
+    for wanted in message.placements:
+        placement.backend = wanted.backend_index
+        placement.instances = max(wanted.instances, 1)
+        placement.ready = wanted.ready
+        config.placements.push_back(placement)
+    return config

@@ -1,0 +1,1 @@
+"""The hot process: one thread, one uvloop loop, and the compiled gateway."""

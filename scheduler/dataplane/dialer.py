@@ -1,0 +1,103 @@
+"""Keeps the wanted connections open: to every backend, and to the control plane's cold servicers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from scheduler._native.gateway import Gateway
+
+log = logging.getLogger("infersched.dataplane")
+
+# Connection attempts: at once, then doubling pauses. A backend that comes back is found in a second.
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 0.5
+CONNECT_TIMEOUT_S = 2.0
+
+Protocol = Any
+Connect = Callable[[Callable[[], Protocol]], Awaitable[Any]]
+
+
+class Line:
+    """One wanted connection: dialled, and dialled again when lost, until closed."""
+
+    def __init__(
+        self,
+        name: str,
+        connect: Connect,
+        make_protocol: Callable[[Callable[[], None]], Protocol],
+    ) -> None:
+        self._name = name
+        self._connect = connect
+        self._make_protocol = make_protocol
+        self._task = asyncio.get_running_loop().create_task(self._keep_open())
+
+    def close(self) -> None:
+        """Stops dialling. An open connection is closed by the gateway, which owns it."""
+        self._task.cancel()
+
+    async def _keep_open(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        said = False
+        while True:
+            lost = asyncio.Event()
+            try:
+                attempt = self._connect(lambda lost=lost: self._make_protocol(lost.set))  # type: ignore[misc]
+                await asyncio.wait_for(attempt, CONNECT_TIMEOUT_S)
+            except (OSError, asyncio.TimeoutError) as error:
+                if not said:
+                    log.warning("%s cannot be reached, trying on: %s", self._name, error)
+                    said = True
+            else:
+                said = False
+                pause_s = FIRST_PAUSE_S
+                await lost.wait()
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+
+class Dialer:
+    """Matches open lines with what the gateway wants."""
+
+    def __init__(self, gateway: Gateway, cold_socket: str) -> None:
+        self._gateway = gateway
+        self._lines: dict[tuple[int, str], list[Line]] = {}
+        loop = asyncio.get_running_loop()
+        self._cold = Line(
+            "the control plane",
+            lambda make: loop.create_unix_connection(make, cold_socket),
+            gateway.cold_protocol,
+        )
+
+    def refresh(self) -> None:
+        """Opens and closes lines after an Apply."""
+        wanted = {
+            (index, address): connections
+            for index, address, _, connections, _, _, _ in self._gateway.backends()
+        }
+        for key in [key for key in self._lines if key not in wanted]:
+            for line in self._lines.pop(key):
+                line.close()
+        for key, connections in wanted.items():
+            lines = self._lines.setdefault(key, [])
+            while len(lines) > connections:
+                lines.pop().close()
+            while len(lines) < connections:
+                lines.append(self._dial_backend(*key))
+
+    def _dial_backend(self, index: int, address: str) -> Line:
+        host, _, port = address.rpartition(":")
+        loop = asyncio.get_running_loop()
+        return Line(
+            f"backend {address}",
+            lambda make: loop.create_connection(make, host.strip("[]"), int(port)),
+            lambda on_lost: self._gateway.backend_protocol(index, on_lost),
+        )
+
+    def close(self) -> None:
+        self._cold.close()
+        for lines in self._lines.values():
+            for line in lines:
+                line.close()

@@ -1,0 +1,150 @@
+"""The data plane's side of the steering interface (protos/scheduler/v1/dataplane.proto)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+
+from scheduler._native.gateway import Gateway
+from scheduler.dataplane.frames import INTERFACE_VERSION, FrameError, FrameReader, pack_frame
+from scheduler.v1 import dataplane_pb2 as pb
+
+log = logging.getLogger("infersched.dataplane")
+
+# Values of the binding's notice kinds, in its order.
+BACKEND_CONNECTION, BACKEND_LEAVING, MERGING_SWITCHED_OFF, DRAINED = range(4)
+
+
+class Steering:
+    """Applies what control planes say, and tells every connected one what happens."""
+
+    def __init__(self, on_applied: Callable[[], None]) -> None:
+        self._on_applied = on_applied
+        self._peers: set[SteeringProtocol] = set()
+        self._gateway: Gateway | None = None
+
+    def attach(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    @property
+    def gateway(self) -> Gateway:
+        if self._gateway is None:
+            raise RuntimeError("steering is used before a gateway is attached")
+        return self._gateway
+
+    def protocol(self) -> SteeringProtocol:
+        return SteeringProtocol(self)
+
+    def connected(self, peer: SteeringProtocol) -> None:
+        self._peers.add(peer)
+        hello = pb.Hello(
+            interface_version=INTERFACE_VERSION,
+            pid=os.getpid(),
+            generation=self.gateway.generation,
+        )
+        peer.send(pb.FromDataPlane(hello=hello))
+
+    def disconnected(self, peer: SteeringProtocol) -> None:
+        self._peers.discard(peer)
+
+    def receive(self, peer: SteeringProtocol, message: pb.ToDataPlane) -> None:
+        kind = message.WhichOneof("message")
+        if kind == "apply":
+            error = self.gateway.apply(message.apply)
+            self._on_applied()
+            applied = pb.Applied(generation=message.apply.generation, error=error)
+            peer.send(pb.FromDataPlane(applied=applied))
+        elif kind == "snapshot":
+            peer.send(pb.FromDataPlane(snapshot=snapshot(self.gateway)))
+        elif kind == "drain":
+            self.gateway.drain(message.drain.deadline_ms)
+
+    def on_notice(
+        self, kind: int, backend: int, model: int, connected: bool, unanswered: int, reason: str
+    ) -> None:
+        """Called by the gateway, in the loop."""
+        message = pb.FromDataPlane()
+        if kind == BACKEND_CONNECTION:
+            message.event.backend_connection.backend_index = backend
+            message.event.backend_connection.connected = connected
+            message.event.backend_connection.reason = reason
+        elif kind == BACKEND_LEAVING:
+            message.event.backend_leaving.backend_index = backend
+            message.event.backend_leaving.model_index = model
+        elif kind == MERGING_SWITCHED_OFF:
+            log.warning("merging is off for model index %d: %s", model, reason)
+            message.event.merging_switched_off.model_index = model
+            message.event.merging_switched_off.reason = reason
+        else:
+            message.drained.unanswered_requests = unanswered
+        for peer in self._peers:
+            peer.send(message)
+
+
+class SteeringProtocol(asyncio.Protocol):
+    """One connected control plane."""
+
+    def __init__(self, steering: Steering) -> None:
+        self._steering = steering
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._steering.connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame in self._reader.feed(data):
+                self._steering.receive(self, pb.ToDataPlane.FromString(frame))
+        except (FrameError, ValueError) as error:
+            log.error("steering connection closed: %s", error)
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._steering.disconnected(self)
+        self._transport = None
+
+    def send(self, message: pb.FromDataPlane) -> None:
+        if self._transport is not None:
+            self._transport.write(pack_frame(message.SerializeToString()))
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+def snapshot(gateway: Gateway) -> pb.Snapshot:
+    """The data plane as it stands now."""
+    message = pb.Snapshot(
+        generation=gateway.generation,
+        draining=gateway.draining,
+        client_connections=gateway.client_connections,
+        host_bytes=gateway.host_bytes,
+    )
+    for index, requests, rows, queued_bytes, age_ns, batches, merging in gateway.queues():
+        message.models.add(
+            index=index,
+            queued_requests=requests,
+            queued_rows=rows,
+            queued_bytes=queued_bytes,
+            oldest_age_ns=age_ns,
+            inflight_batches=batches,
+            merging=merging,
+        )
+    for index, _, connections, _, batches, rows, state in gateway.backends():
+        message.backends.add(
+            index=index,
+            connections_open=connections,
+            inflight_batches=batches,
+            inflight_rows=rows,
+            state=state,
+        )
+    for model, backend, requests, rows, age_ns in gateway.batches():
+        message.batches.add(
+            model_index=model, backend_index=backend, requests=requests, rows=rows, age_ns=age_ns
+        )
+    return message
