@@ -21,15 +21,22 @@ bool Buffer::reserve(std::size_t capacity) {
     return true;
 }
 
-bool Buffer::append(const void* bytes, std::size_t size) {
-    if (size == 0) return true;
+std::uint8_t* Buffer::extend(std::size_t size) {
     if (size > capacity_ - size_) {
         std::size_t wanted = 0;
-        if (__builtin_add_overflow(size_, size, &wanted)) return false;
-        if (!reserve(std::max({wanted, capacity_ * 2, kSmallestCapacity}))) return false;
+        if (__builtin_add_overflow(size_, size, &wanted)) return nullptr;
+        if (!reserve(std::max({wanted, capacity_ * 2, kSmallestCapacity}))) return nullptr;
     }
-    std::memcpy(data_ + size_, bytes, size);
+    std::uint8_t* const begin = data_ + size_;
     size_ += size;
+    return begin;
+}
+
+bool Buffer::append(const void* bytes, std::size_t size) {
+    if (size == 0) return true;
+    std::uint8_t* const at = extend(size);
+    if (at == nullptr) return false;
+    std::memcpy(at, bytes, size);
     return true;
 }
 
@@ -51,18 +58,30 @@ void BufferRef::release() {
     buffer_ = nullptr;
 }
 
-void Pieces::append_copy(Span bytes) {
-    if (bytes.empty()) return;
+std::uint8_t* Pieces::append_space(std::size_t size) {
     if (!own_) own_ = BufferRef::make();
     const std::size_t offset = own_->size();
-    if (!own_->append(bytes.data, bytes.size)) std::abort();
-    size_ += bytes.size;
+    std::uint8_t* const begin = own_->extend(size);
+    if (begin == nullptr) std::abort();
+    size_ += size;
     if (!pieces_.empty() && !pieces_.back().owner &&
         pieces_.back().offset + pieces_.back().size == offset) {
-        pieces_.back().size += bytes.size;
-        return;
+        pieces_.back().size += size;
+    } else {
+        pieces_.push_back({BufferRef(), nullptr, offset, size});
     }
-    pieces_.push_back({BufferRef(), nullptr, offset, bytes.size});
+    return begin;
+}
+
+void Pieces::shrink_space(std::size_t unused) {
+    own_->truncate(own_->size() - unused);
+    pieces_.back().size -= unused;
+    size_ -= unused;
+}
+
+void Pieces::append_copy(Span bytes) {
+    if (bytes.empty()) return;
+    std::memcpy(append_space(bytes.size), bytes.data, bytes.size);
 }
 
 void Pieces::append_reference(const BufferRef& owner, Span bytes) {

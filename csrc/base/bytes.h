@@ -38,6 +38,8 @@ class Buffer {
     // Appends a copy. Growing moves the bytes: only the owner of a buffer that nobody has slices of
     // may append. Returns false when memory is exhausted; the buffer is then unchanged.
     [[nodiscard]] bool append(const void* bytes, std::size_t size);
+    // The same without the bytes: they are to be written by the caller. nullptr when out of memory.
+    [[nodiscard]] std::uint8_t* extend(std::size_t size);
     [[nodiscard]] bool reserve(std::size_t capacity);
     void truncate(std::size_t size) { size_ = size; }
 
@@ -95,6 +97,10 @@ class Pieces {
  public:
     // Copies `bytes` into this message's own buffer.
     void append_copy(Span bytes);
+    // `size` bytes of this message's own buffer to be written in place, before the next call here;
+    // what was not needed goes back by shrink_space.
+    std::uint8_t* append_space(std::size_t size);
+    void shrink_space(std::size_t unused);
     // Refers to `bytes`, which lie in `owner`.
     void append_reference(const BufferRef& owner, Span bytes);
     void append(Pieces&& other);

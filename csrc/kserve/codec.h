@@ -72,7 +72,7 @@ class PreparedRequest {
     friend class RequestReader;
     friend struct RequestAccess;
     struct State;
-    std::unique_ptr<State> state_;
+    State* state_ = nullptr;  // from a free list; empty after a move
 };
 
 // Finds the model a message asks for, so that the caller can look up its schema. Reads only the names.
@@ -130,7 +130,7 @@ class Reply {
  private:
     friend struct ReplyAccess;
     struct State;
-    std::unique_ptr<State> state_;
+    State* state_ = nullptr;  // from a free list; empty after a move
 };
 
 struct ReplyRows {

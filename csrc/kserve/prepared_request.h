@@ -1,0 +1,47 @@
+// The inside of PreparedRequest, shared by the files that make, merge and answer requests.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "kserve/codec.h"
+#include "kserve/free_list.h"
+#include "kserve/inline_array.h"
+#include "kserve/tensor_rows.h"
+
+namespace infersched::kserve {
+
+struct RequestTensor {
+    Span data;
+    RowCursor cursor;  // BYTES only
+    bool converted;    // `data` lies in State::converted, else in the message
+};
+
+struct PreparedRequest::State {
+    BufferRef message;
+    BufferRef converted;  // typed contents as raw bytes
+    SignatureRef signature;
+    SchedulingParameters scheduling;
+    std::string_view id;
+    std::uint32_t rows = 1;
+    bool mergeable = false;
+    InlineArray<RequestTensor, 4> inputs;   // in the signature's order; only when mergeable
+    InlineArray<std::uint32_t, 4> outputs;  // indices of Signature::output_names; empty: all
+    InlineArray<Span, 2> consumed_fields;   // of the message; not forwarded
+
+    void recycle();
+};
+
+struct RequestAccess {
+    using State = PreparedRequest::State;
+
+    static PreparedRequest::State& state(const PreparedRequest& request) { return *request.state_; }
+    static PreparedRequest::State* take();
+    static void give(PreparedRequest::State* state);
+
+ private:
+    static constexpr std::size_t kKept = 4096;
+    static FreeList<PreparedRequest::State, kKept>& list();
+};
+
+}  // namespace infersched::kserve

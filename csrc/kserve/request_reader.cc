@@ -1,0 +1,111 @@
+// From the bytes of a ModelInferRequest to a PreparedRequest.
+#include "kserve/prepared_request.h"
+#include "kserve/request_check.h"
+#include "kserve/request_scan.h"
+#include "kserve/signature.h"
+#include "kserve/utf8.h"
+#include "kserve/wire_reader.h"
+
+namespace infersched::kserve {
+
+namespace {
+
+Status overfull_error(std::string_view id) {
+    return Status::error(StatusCode::kInvalidArgument,
+                         request_prefix(id) +
+                             "request has too many inputs, outputs, dimensions or parameters");
+}
+
+// Whether Triton's view of the request, in which it is fine, is that of a request of zero rows.
+bool has_zero_rows(const RequestScan& scan) {
+    for (const ScannedInput& input : scan.inputs) {
+        if (input.dims.count != 0 && scan.dims[input.dims.first] == 0) return true;
+    }
+    return false;
+}
+
+}  // namespace
+
+struct RequestReader::Scratch {
+    RequestScan scan;
+    CheckedRequest checked;
+
+    // A request that check_request doubted: refused, or accepted to be forwarded alone.
+    Status resolve_doubt(const ModelSchema& schema) {
+        if (scan.overfull) return overfull_error(scan.id);
+        const bool rows_limited = schema.rows_max > 0 || !schema.merge || schema.decoupled ||
+                                  schema.sequence || checked.scheduling.has_sequence;
+        Status status = explain_fault(scan, schema, rows_limited);
+        if (!status.ok()) return status;
+        if (!has_zero_rows(scan)) {
+            return Status::error(StatusCode::kInvalidArgument,
+                                 request_prefix(scan.id) +
+                                     "tensor sizes exceed what can be addressed");
+        }
+        checked.mergeable = false;
+        checked.rows = 0;
+        return status;
+    }
+
+    void fill(const BufferRef& message, PreparedRequest::State* state) {
+        state->message = message;
+        state->converted = std::move(checked.converted);
+        state->scheduling = checked.scheduling;
+        state->id = scan.id;
+        state->rows = checked.rows;
+        state->mergeable = checked.mergeable;
+        for (const Span& field : scan.consumed_fields) state->consumed_fields.push_back(field);
+        if (!checked.mergeable) return;
+        for (const CheckedInput& input : checked.inputs) {
+            state->inputs.push_back({input.data, RowCursor(), input.typed});
+        }
+        for (const std::uint32_t output : checked.outputs) state->outputs.push_back(output);
+    }
+};
+
+RequestReader::RequestReader(SignatureTable* signatures)
+    : signatures_(signatures), scratch_(std::make_unique<Scratch>()) {}
+
+RequestReader::~RequestReader() = default;
+
+Status RequestReader::prepare(const BufferRef& message, const ModelSchema& schema,
+                              std::string_view metadata, PreparedRequest* request) {
+    RequestScan& scan = scratch_->scan;
+    CheckedRequest& checked = scratch_->checked;
+    if (scan_request(message.span(), &scan) != ScanResult::kOk) {
+        return Status::error(StatusCode::kInternal, "Unable to parse request");
+    }
+    if (!check_request(scan, schema, &checked)) {
+        Status status = scratch_->resolve_doubt(schema);
+        if (!status.ok()) return status;
+    }
+    PreparedRequest fresh;
+    fresh.state_ = RequestAccess::take();
+    scratch_->fill(message, fresh.state_);
+    fresh.state_->signature = signatures_->state_->intern(scan, schema, checked, metadata);
+    *request = std::move(fresh);
+    return Status();
+}
+
+bool peek_model(Span message, ModelName* name) {
+    *name = ModelName();
+    WireReader reader(message);
+    while (!reader.done()) {
+        std::uint32_t tag = 0;
+        if (!reader.read_tag(&tag)) return false;
+        const std::uint32_t field = tag >> 3;
+        if ((tag & 7) != kLengthDelimited || field > 3) {
+            if (!reader.skip(tag, 0)) return false;
+            continue;
+        }
+        Span text;
+        if (!reader.read_bytes(&text) || !is_utf8(text)) return false;
+        std::string_view* target = field == 1   ? &name->name
+                                   : field == 2 ? &name->version
+                                                : &name->id;
+        *target = until_nul(text.text());
+    }
+    return true;
+}
+
+}  // namespace infersched::kserve

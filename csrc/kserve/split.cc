@@ -1,0 +1,157 @@
+// The answer of one member, cut out of the reply (or the replies) to its batch (or batches).
+#include "kserve/prepared_request.h"
+#include "kserve/reply.h"
+#include "kserve/signature.h"
+#include "kserve/wire_reader.h"
+#include "kserve/wire_writer.h"
+
+namespace infersched::kserve {
+
+namespace {
+
+using RequestState = RequestAccess::State;
+using ReplyState = ReplyAccess::State;
+
+// Shorter runs are cheaper to copy than to refer to.
+constexpr std::size_t kCopyMax = 1024;
+
+bool is_wanted(const RequestState& request, const ReplyOutput& output) {
+    if (request.outputs.empty()) return true;
+    for (const std::uint32_t wanted : request.outputs) {
+        if (request.signature->output_names[wanted] == output.name) return true;
+    }
+    return false;
+}
+
+Span rows_of(ReplyOutput* output, const ReplyRows& part) {
+    if (output->is_bytes) {
+        return string_rows(output->data, output->elements_per_row, part.row_begin, part.rows,
+                           &output->cursor);
+    }
+    return {output->data.data + part.row_begin * output->row_bytes,
+            part.rows * output->row_bytes};
+}
+
+// Whether the parts can be put together: same outputs of same datatype and row shape.
+bool check_parts(const ReplyRows* parts, std::size_t count, std::uint32_t* rows,
+                 std::string* error) {
+    const ReplyState& first = ReplyAccess::state(*parts[0].reply);
+    *rows = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+        const ReplyState& state = ReplyAccess::state(*parts[i].reply);
+        const std::uint64_t row_end = std::uint64_t{parts[i].row_begin} + parts[i].rows;
+        if (row_end > state.rows || state.outputs.size() != first.outputs.size()) {
+            *error = row_end > state.rows ? "reply has fewer rows than were asked for"
+                                          : "replies to the parts have different outputs";
+            return false;
+        }
+        *rows += parts[i].rows;
+        for (std::uint32_t o = 0; i != 0 && o < state.outputs.size(); ++o) {
+            const ReplyOutput& a = first.outputs[o];
+            const ReplyOutput& b = state.outputs[o];
+            const bool same = a.name == b.name && a.data_type == b.data_type &&
+                              first.text(a.tail_dims) == state.text(b.tail_dims);
+            if (same) continue;
+            *error = "replies to the parts disagree about output '" + std::string(a.name) + "'";
+            return false;
+        }
+    }
+    return true;
+}
+
+std::uint8_t* put_output(std::uint8_t* at, const ReplyState& reply, const ReplyOutput& output,
+                         std::uint32_t rows) {
+    const std::size_t shape_bytes = varint_bytes(rows) + output.tail_dims.size;
+    const std::size_t size = output.head.size + field_bytes(shape_bytes) + output.parameters.size;
+    *at++ = wire_tag(5, kLengthDelimited);
+    at = put_varint(at, size);
+    at = put_bytes(at, reply.text(output.head));
+    *at++ = wire_tag(3, kLengthDelimited);
+    at = put_varint(at, shape_bytes);
+    at = put_varint(at, rows);
+    at = put_bytes(at, reply.text(output.tail_dims));
+    return put_bytes(at, reply.text(output.parameters));
+}
+
+void append_header(const RequestState& request, const ReplyState& reply, std::uint32_t rows,
+                   Pieces* message) {
+    // Tags, lengths and dimension 0 of an output take at most 1 + 5 + 1 + 5 + 5 bytes.
+    std::size_t bytes_max = reply.bytes.size() + request.id.size() + 6 + 17 * reply.outputs.size();
+    std::uint8_t* const begin = message->append_space(bytes_max);
+    std::uint8_t* at = put_bytes(begin, reply.text(reply.head));
+    if (!request.id.empty()) at = put_field(at, wire_tag(3, kLengthDelimited), request.id);
+    at = put_bytes(at, reply.text(reply.parameters));
+    for (const ReplyOutput& output : reply.outputs) {
+        if (is_wanted(request, output)) at = put_output(at, reply, output, rows);
+    }
+    message->shrink_space(bytes_max - static_cast<std::size_t>(at - begin));
+}
+
+// Field 6: the rows of one output.
+void append_tensor(const ReplyRows* parts, std::size_t count, std::uint32_t index,
+                   Pieces* message) {
+    std::size_t bytes = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+        ReplyOutput output = ReplyAccess::state(*parts[i].reply).outputs[index];
+        bytes += rows_of(&output, parts[i]).size;
+    }
+    std::uint8_t* const begin = message->append_space(11);
+    begin[0] = wire_tag(6, kLengthDelimited);
+    const std::uint8_t* end = put_varint(begin + 1, bytes);
+    message->shrink_space(11 - static_cast<std::size_t>(end - begin));
+    for (std::size_t i = 0; i < count; ++i) {
+        ReplyState& reply = ReplyAccess::state(*parts[i].reply);
+        const Span rows = rows_of(&reply.outputs[index], parts[i]);
+        if (rows.size <= kCopyMax) {
+            message->append_copy(rows);
+        } else {
+            message->append_reference(reply.message, rows);
+        }
+    }
+}
+
+// The reply as it came, with the request's own id.
+void forward(const RequestState& request, const ReplyState& reply, Pieces* message) {
+    const Span whole = reply.message.span();
+    if (reply.id == request.id) {
+        message->append_reference(reply.message, whole);
+        return;
+    }
+    const std::uint8_t* at = whole.data;
+    for (const Span& field : reply.id_fields) {
+        message->append_reference(reply.message, {at, static_cast<std::size_t>(field.data - at)});
+        at = field.data + field.size;
+    }
+    const std::uint8_t* end = whole.data + whole.size;
+    message->append_reference(reply.message, {at, static_cast<std::size_t>(end - at)});
+    if (request.id.empty()) return;
+    const std::size_t bytes_max = 6 + request.id.size();
+    std::uint8_t* const begin = message->append_space(bytes_max);
+    std::uint8_t* after = put_field(begin, wire_tag(3, kLengthDelimited), request.id);
+    message->shrink_space(bytes_max - static_cast<std::size_t>(after - begin));
+}
+
+}  // namespace
+
+bool write_reply(const PreparedRequest& request, const ReplyRows* parts, std::size_t count,
+                 bool whole, Pieces* message, std::string* error) {
+    const RequestState& state = RequestAccess::state(request);
+    if (count == 0) {
+        *error = "request has no reply";
+        return false;
+    }
+    const ReplyState& first = ReplyAccess::state(*parts[0].reply);
+    if (whole) {
+        forward(state, first, message);
+        return true;
+    }
+    std::uint32_t rows = 0;
+    if (!check_parts(parts, count, &rows, error)) return false;
+    append_header(state, first, rows, message);
+    for (std::uint32_t i = 0; i < first.outputs.size(); ++i) {
+        if (is_wanted(state, first.outputs[i])) append_tensor(parts, count, i, message);
+    }
+    return true;
+}
+
+}  // namespace infersched::kserve
