@@ -1,0 +1,231 @@
+// How requests come and go: admission, the end of a request, deadlines, the step.
+#include <algorithm>
+
+#include "engine/core.h"
+
+namespace infersched::engine {
+namespace {
+
+constexpr Nanos kRetryAfterMinNs = kMillisecond;
+constexpr Nanos kRetryAfterMaxNs = 10 * kSecond;
+constexpr Nanos kRetryAfterUnavailableNs = kSecond;
+
+// When a refused client may try again: the time in which the queue as it stands drains.
+Nanos retry_after(const ModelState& model, Reason reason) {
+    switch (reason) {
+        case Reason::kQueueFull:
+        case Reason::kQueueAge: {
+            Nanos drain = 0;
+            const auto requests = static_cast<Nanos>(model.queued_requests);
+            if (__builtin_mul_overflow(model.drain_ns, requests, &drain)) drain = kNever;
+            return std::clamp(drain, kRetryAfterMinNs, kRetryAfterMaxNs);
+        }
+        case Reason::kDraining:
+        case Reason::kNoBackend:
+            return kRetryAfterUnavailableNs;
+        default:
+            return 0;
+    }
+}
+
+}  // namespace
+
+PlacementState* ModelState::placement(std::uint32_t backend) {
+    for (PlacementState& candidate : placements) {
+        if (candidate.backend == backend) return &candidate;
+    }
+    return nullptr;
+}
+
+Pool& ModelState::pool(std::uint32_t pin) {
+    return pin == kNoBackend ? shared : placement(pin)->pinned;
+}
+
+Core::Core(CountersPage* page) : page_(page) {
+    *page_ = CountersPage{};
+    page_->magic = kCountersMagic;
+    page_->version = kCountersVersion;
+    page_->page_bytes = sizeof(CountersPage);
+}
+
+void Core::mark_dirty(std::uint32_t model) {
+    if (models_[model].dirty) return;
+    models_[model].dirty = true;
+    dirty_.push_back(model);
+}
+
+Reason Core::refusal(const ModelState& model, const Request& request, Nanos deadline, Nanos now) {
+    if (draining) return Reason::kDraining;
+    if (deadline <= now) return Reason::kDeadlineInfeasible;
+    const Pool* pool = &model.shared;
+    if (request.pinned_backend != kNoBackend) {
+        const PlacementState* placement =
+            const_cast<ModelState&>(model).placement(request.pinned_backend);
+        if (placement == nullptr || !placement->configured) return Reason::kNoBackend;
+        pool = &placement->pinned;
+    }
+    if (pool->unserved_since != kNever &&
+        now >= add_saturating(pool->unserved_since, kUnservedAdmitNs)) {
+        return Reason::kNoBackend;
+    }
+    const ModelPolicy& policy = model.policy;
+    if (model.queued_requests >= policy.queue_requests_max) return Reason::kQueueFull;
+    if (request.bytes > policy.queue_bytes_max ||
+        model.queued_bytes > policy.queue_bytes_max - request.bytes) {
+        return Reason::kQueueFull;
+    }
+    if (policy.queue_age_max_ns > 0 && model.by_age.first != kNoSlot &&
+        now - requests_[model.by_age.first].arrival > policy.queue_age_max_ns) {
+        return Reason::kQueueAge;
+    }
+    return Reason::kNone;
+}
+
+Admission Core::refuse(ModelState& model, std::uint32_t index, Reason reason) {
+    ModelCounters& page = counters(index);
+    ++page.refused;
+    ++page.outcomes[static_cast<std::size_t>(Outcome::kRefused)][static_cast<std::size_t>(reason)];
+    return {0, reason, retry_after(model, reason)};
+}
+
+Admission Core::submit(const Request& request, Nanos now) {
+    if (request.model >= models_.size() || !models_[request.model].policy.in_use) {
+        return {0, Reason::kUnknownModel, 0};
+    }
+    ModelState& model = models_[request.model];
+    const ModelPolicy& policy = model.policy;
+    const Nanos arrival = std::min(request.arrival, now);
+    Nanos deadline = request.deadline;
+    if (policy.slo_ns > 0) deadline = std::min(deadline, add_saturating(arrival, policy.slo_ns));
+    const Reason reason = refusal(model, request, deadline, now);
+    if (reason != Reason::kNone) return refuse(model, request.model, reason);
+
+    const std::uint32_t slot = requests_.add();
+    RequestRecord& record = requests_[slot];
+    record.user = request.user;
+    record.sequence = ++sequence_;
+    record.bytes = request.bytes;
+    record.arrival = arrival;
+    record.deadline = deadline;
+    record.model = request.model;
+    record.rows = request.rows;
+    const bool default_level =
+        request.priority == 0 || request.priority > policy.priority_levels;
+    record.level = default_level ? policy.default_priority
+                                 : static_cast<std::uint32_t>(request.priority);
+    // A request without rows shares its batch with nobody.
+    record.group = model.groups.get(
+        {request.signature, request.pinned_backend, request.mergeable && request.rows > 0});
+    if (deadline != kNever) deadlines_.push({deadline, record.sequence, slot});
+    ModelCounters& page = counters(request.model);
+    ++page.admitted;
+    ++page.in_flight;
+    enqueue(slot, now);
+    return {requests_.handle(slot), Reason::kNone, 0};
+}
+
+// Takes a request out of its batches; those that nobody waits for any more end here.
+void Core::leave_batches(std::uint32_t slot, Nanos now) {
+    std::vector<std::uint32_t>& carriers = requests_[slot].batches;
+    while (!carriers.empty()) {
+        const std::uint32_t batch_slot = carriers.back();
+        carriers.pop_back();
+        BatchRecord& batch = batches_[batch_slot];
+        if (--batch.live > 0) continue;
+        if (batch.retry_sequence != 0) {
+            drop_retry(batch_slot);
+        } else if (models_[batch.model].policy.cancellable) {
+            Action action{};
+            action.kind = ActionKind::kAbandon;
+            action.model = batch.model;
+            action.backend = batch.backend;
+            action.batch = batches_.handle(batch_slot);
+            action.rows = batch.rows;
+            actions.push_back(action);
+            mark_dirty(batch.model);
+            leave_placement(batch_slot, now);
+            batches_.remove(batch_slot);
+        }
+    }
+}
+
+void Core::finish(std::uint32_t slot, const Ending& ending, Nanos now) {
+    if (requests_[slot].queued) unqueue(slot, now);
+    if (requests_[slot].deadline != kNever) deadlines_.erase(slot);
+    leave_batches(slot, now);
+    const RequestRecord& request = requests_[slot];
+    count_answer(request, ending, now);
+    Action action{};
+    action.kind = ActionKind::kAnswer;
+    action.outcome = ending.outcome;
+    action.reason = ending.reason;
+    action.code = ending.code;
+    action.model = request.model;
+    action.backend = ending.backend;
+    action.request = requests_.handle(slot);
+    action.user = request.user;
+    action.batch = ending.batch;
+    action.rows = request.rows;
+    action.queued_ns = std::max<Nanos>(now - request.arrival, 0);
+    actions.push_back(action);
+    requests_.remove(slot);
+}
+
+void Core::cancel(RequestHandle handle, Nanos now) {
+    const std::uint32_t slot = requests_.find(handle);
+    if (slot == kNoSlot) return;
+    finish(slot, {Outcome::kCancelled, Reason::kClientCancelled, StatusCode::kCancelled}, now);
+}
+
+void Core::fail_all(Reason reason, Nanos now) {
+    for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
+        if (!requests_.live(slot)) continue;
+        finish(slot, {Outcome::kFailed, reason, StatusCode::kUnavailable}, now);
+    }
+}
+
+void Core::expire(Nanos now) {
+    while (!deadlines_.empty() && deadlines_.top().at <= now) {
+        const std::uint32_t slot = deadlines_.top().slot;
+        const Reason reason = requests_[slot].dispatched ? Reason::kExpiredInFlight
+                                                         : Reason::kExpiredInQueue;
+        finish(slot, {Outcome::kExpired, reason, StatusCode::kDeadlineExceeded}, now);
+    }
+}
+
+void Core::step(Nanos now) {
+    expire(now);
+    while (!moments_.empty() && moments_.top().at <= now) {
+        mark_dirty(moments_.top().slot);
+        moments_.erase(moments_.top().slot);
+    }
+    std::sort(dirty_.begin(), dirty_.end());
+    // By index: a model that fails its queue marks itself dirty again, but is done here.
+    for (std::size_t i = 0; i < dirty_.size(); ++i) {
+        const std::uint32_t index = dirty_[i];
+        run_model(index, now);
+        moments_.set({next_moment(models_[index], now), index, index});
+        publish_queue(index);
+    }
+    for (const std::uint32_t index : dirty_) models_[index].dirty = false;
+    dirty_.clear();
+    emit_wake(now);
+}
+
+// A wake that comes too early costs a step, re-arming a timer costs a system call: a later moment is
+// told only when the earlier one has passed.
+void Core::emit_wake(Nanos now) {
+    Nanos next = kNever;
+    if (!deadlines_.empty()) next = deadlines_.top().at;
+    if (!moments_.empty()) next = std::min(next, moments_.top().at);
+    const bool passed = wake_ <= now;
+    if (next == wake_ || (next > wake_ && !passed)) return;
+    wake_ = next;
+    Action action{};
+    action.kind = ActionKind::kWake;
+    action.backend = kNoBackend;
+    action.at = next;
+    actions.push_back(action);
+}
+
+}  // namespace infersched::engine

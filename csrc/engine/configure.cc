@@ -1,0 +1,127 @@
+// Policies, placements and backends as they change.
+#include <algorithm>
+#include <cstring>
+
+#include "engine/core.h"
+
+namespace infersched::engine {
+namespace {
+
+bool same_batching(const ModelPolicy& a, const ModelPolicy& b) {
+    return a.in_use == b.in_use && a.merge == b.merge && a.rows_max == b.rows_max &&
+           a.preferred_rows == b.preferred_rows && a.mandatory_rows == b.mandatory_rows;
+}
+
+}  // namespace
+
+// Placements that are no longer named are kept, unconfigured, until their last batch is back.
+void Core::configure_placements(ModelState& model, const std::vector<Placement>& placements,
+                                Nanos now) {
+    std::vector<PlacementState> next;
+    next.reserve(placements.size());
+    for (const Placement& wanted : placements) {
+        PlacementState* known = model.placement(wanted.backend);
+        PlacementState state;
+        if (known != nullptr) {
+            state = std::move(*known);
+            known->configured = false;
+            known->out.clear();
+            known->pinned = Pool{};
+        }
+        state.backend = wanted.backend;
+        state.instances = std::max(wanted.instances, 1u);
+        state.ready = wanted.ready;
+        state.configured = true;
+        promote(state, now);
+        next.push_back(std::move(state));
+        if (BackendCounters* page = backend_counters(wanted.backend)) page->in_use = 1;
+    }
+    for (PlacementState& old : model.placements) {
+        const bool named = std::any_of(placements.begin(), placements.end(), [&](const Placement& p) {
+            return p.backend == old.backend;
+        });
+        if (named) continue;
+        old.configured = false;
+        if (!old.out.empty() || old.pinned.has_work()) next.push_back(std::move(old));
+    }
+    model.placements = std::move(next);
+}
+
+void Core::configure_model(std::uint32_t index, const ModelPolicy& policy,
+                           const std::vector<Placement>& placements, Nanos now) {
+    if (index >= kCountersModelsMax) return;
+    while (models_.size() <= index) models_.emplace_back();
+    ModelState& model = models_[index];
+    const ModelPolicy next = normalised(policy);
+    // A change of how the model batches is a new chance to merge.
+    if (!same_batching(model.policy, next)) model.merging_off = false;
+    model.policy = next;
+    model.known = true;
+    counters(index).in_use = next.in_use;
+    mark_dirty(index);
+    configure_placements(model, placements, now);
+    if (!next.in_use) {
+        fail_pool(model, model.shared, kNoBackend, now);
+        model.suspects.clear();
+    }
+    for (std::size_t i = 0; i < model.placements.size(); ++i) {
+        PlacementState& p = model.placements[i];
+        if (!next.in_use || !p.configured) fail_pool(model, p.pinned, p.backend, now);
+    }
+    rebuild_retries(model);
+    refresh_all(model, now);
+    update_served(model, now);
+}
+
+void Core::update_served(ModelState& model, Nanos now) {
+    const auto update = [&](Pool& pool, bool served) {
+        if (served) {
+            pool.unserved_since = kNever;
+        } else if (pool.unserved_since == kNever) {
+            pool.unserved_since = now;
+        }
+    };
+    bool any = false;
+    for (PlacementState& p : model.placements) {
+        update(p.pinned, usable(p));
+        any |= usable(p);
+    }
+    update(model.shared, any);
+}
+
+void Core::set_backend(std::uint32_t backend, bool available, Nanos now) {
+    if (backend == kNoBackend) return;
+    if (backend >= backends_available_.size()) {
+        if (backend >= kCountersBackendsMax) return;
+        backends_available_.resize(backend + 1, false);
+    }
+    if (BackendCounters* page = backend_counters(backend)) page->in_use = 1;
+    if (backends_available_[backend] == available) return;
+    backends_available_[backend] = available;
+    for (std::uint32_t index = 0; index < models_.size(); ++index) {
+        PlacementState* placement = models_[index].placement(backend);
+        if (placement == nullptr) continue;
+        if (available) placement->recover();
+        update_served(models_[index], now);
+        mark_dirty(index);
+    }
+}
+
+// Answers all that waits in a pool: the queued requests in the order they came, then the groups that
+// were to be sent again.
+void Core::fail_pool(ModelState& model, Pool& pool, std::uint32_t pin, Nanos now) {
+    const Ending ending{Outcome::kFailed, Reason::kNoBackend, StatusCode::kUnavailable};
+    for (std::uint32_t slot = model.by_age.first; slot != kNoSlot;) {
+        const std::uint32_t next = requests_[slot].in_model.next;
+        if (model.groups[requests_[slot].group].key.pin == pin) finish(slot, ending, now);
+        slot = next;
+    }
+    while (!pool.retries.empty()) {
+        const std::uint32_t batch_slot = pool.retries.begin()->second;
+        const std::vector<BatchMember> waiting = batches_[batch_slot].members;
+        // The batch goes with its last member.
+        fail_members(waiting, ending, now);
+    }
+}
+
+}  // namespace infersched::engine

@@ -1,0 +1,238 @@
+// Which batch goes where: late binding, one batch at a time while a slot is free for it.
+#include <algorithm>
+
+#include "engine/core.h"
+
+namespace infersched::engine {
+
+bool Core::usable(const PlacementState& placement) const {
+    return placement.configured && placement.ready &&
+           placement.backend < backends_available_.size() &&
+           backends_available_[placement.backend];
+}
+
+// The placement of least expected completion among those with a slot for this batch. Equal ones:
+// fewer rows out, then the order of configuration.
+Core::Choice Core::choose(ModelState& model, const Pool& pool, const Load& load, Nanos now) {
+    const auto eligible = [&](const PlacementState& p) {
+        return usable(p) && (&pool == &model.shared || &pool == &p.pinned);
+    };
+    bool alternative = false;
+    if (load.avoid != kNoBackend) {
+        for (const PlacementState& p : model.placements) {
+            alternative |= eligible(p) && !p.resting(now) && p.backend != load.avoid;
+        }
+    }
+    Choice choice;
+    std::uint64_t least = 0;
+    for (PlacementState& p : model.placements) {
+        if (!eligible(p) || (alternative && p.backend == load.avoid)) continue;
+        if (p.resting(now)) {
+            choice.blocked_until = std::min(choice.blocked_until, p.rest_until);
+            continue;
+        }
+        if (!p.slot_free()) {
+            if (!load.stage) continue;
+            const std::uint32_t full = rows_full(model.policy);
+            if (load.merging && !worth_staging(load.rows_waiting, full, p.rows_out)) continue;
+            const Nanos at =
+                stage_at(p, model.policy.staged_batches_max, batches_[p.out.front()].started_at);
+            if (at > now) {
+                choice.blocked_until = std::min(choice.blocked_until, at);
+                continue;
+            }
+        }
+        const std::uint64_t expected = expected_completion_ns(p, load.rows);
+        const PlacementState* best = choice.placement;
+        if (best == nullptr || expected < least ||
+            (expected == least && p.rows_out < best->rows_out)) {
+            choice.placement = &p;
+            least = expected;
+        }
+    }
+    return choice;
+}
+
+bool Core::splits(const ModelState& model, const Group& group) const {
+    return group.key.mergeable && model.merging();
+}
+
+// Rows the next batch of this group is filled up to. Its lead goes whole, unless it is oversize.
+std::uint32_t Core::batch_limit(const ModelState& model, const Group& group, bool merging) const {
+    const std::uint32_t lead = requests_[group.head().slot].rows_left();
+    const std::uint32_t part =
+        splits(model, group) ? std::min(lead, rows_limit(model.policy)) : lead;
+    return merging ? std::max(part, fill_limit(model.policy, group.rows)) : part;
+}
+
+Core::Choice Core::choose_for_group(ModelState& model, const Pool& pool, Nanos now) {
+    const Group& group = model.groups[pool.ready.begin()->group];
+    Load load;
+    load.merging = merges(model, group, now);
+    const std::uint32_t limit = batch_limit(model, group, load.merging);
+    load.rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(group.rows, limit));
+    load.rows_waiting = group.rows;
+    load.stage = true;
+    return choose(model, pool, load, now);
+}
+
+Core::Choice Core::choose_for_retry(ModelState& model, const Pool& pool, Nanos now) {
+    const BatchRecord& batch = batches_[pool.retries.begin()->second];
+    Load load;
+    for (const BatchMember& member : batch.members) {
+        if (requests_.find(member.request) != kNoSlot) load.rows += member.rows;
+    }
+    load.avoid = batch.avoid;
+    return choose(model, pool, load, now);
+}
+
+// Groups that failed go before other work, the first failed first.
+bool Core::dispatch_retry(ModelState& model, Nanos now) {
+    Pool* first = nullptr;
+    PlacementState* placement = nullptr;
+    model.each_pool([&](Pool& pool) {
+        if (pool.retries.empty()) return;
+        if (first != nullptr && *first->retries.begin() < *pool.retries.begin()) return;
+        const Choice choice = choose_for_retry(model, pool, now);
+        if (choice.placement == nullptr) return;
+        first = &pool;
+        placement = choice.placement;
+    });
+    if (first == nullptr) return false;
+    const std::uint32_t batch_slot = first->retries.begin()->second;
+    first->retries.erase(first->retries.begin());
+    BatchRecord& batch = batches_[batch_slot];
+    batch.retry_sequence = 0;
+    const auto stale = [&](const BatchMember& m) { return requests_.find(m.request) == kNoSlot; };
+    batch.members.erase(std::remove_if(batch.members.begin(), batch.members.end(), stale),
+                        batch.members.end());
+    send(model, batch_slot, *placement, now);
+    return true;
+}
+
+// The most urgent request for which a slot is free leads the next batch.
+bool Core::dispatch_next(ModelState& model, Nanos now) {
+    Pool* first = nullptr;
+    PlacementState* placement = nullptr;
+    model.each_pool([&](Pool& pool) {
+        if (pool.ready.empty()) return;
+        if (first != nullptr && *first->ready.begin() < *pool.ready.begin()) return;
+        const Choice choice = choose_for_group(model, pool, now);
+        if (choice.placement == nullptr) return;
+        first = &pool;
+        placement = choice.placement;
+    });
+    if (first == nullptr) return false;
+    const std::uint32_t group = first->ready.begin()->group;
+    const std::uint32_t batch_slot = batches_.add();
+    form(model, group, batch_slot, now);
+    send(model, batch_slot, *placement, now);
+    return true;
+}
+
+void Core::form(ModelState& model, std::uint32_t group_index, std::uint32_t batch_slot, Nanos now) {
+    Group& group = model.groups[group_index];
+    const bool merging = merges(model, group, now);
+    const std::uint32_t limit = batch_limit(model, group, merging);
+    BatchRecord& batch = batches_[batch_slot];
+    batch.model = requests_[group.head().slot].model;
+    batch.pin = group.key.pin;
+    batch.signature = group.key.signature;
+    batch.mergeable = group.key.mergeable;
+    std::uint32_t rows = 0;
+    std::uint32_t passed_over = 0;
+    for (auto next = group.order.begin(); next != group.order.end();) {
+        const std::uint32_t slot = next->slot;
+        ++next;  // taking the request removes its node
+        std::uint32_t part = requests_[slot].rows_left();
+        if (batch.members.empty()) {
+            part = std::min(part, limit);
+        } else if (part > limit - rows) {
+            if (++passed_over > kPassedOverMax) break;
+            continue;
+        }
+        add_member(batch_slot, slot, part, now);
+        take(model, group, slot, part);
+        rows += part;
+        if (!merging || rows >= limit) break;
+    }
+    refresh(model, group_index, now);
+}
+
+void Core::add_member(std::uint32_t batch_slot, std::uint32_t slot, std::uint32_t rows, Nanos now) {
+    RequestRecord& request = requests_[slot];
+    BatchRecord& batch = batches_[batch_slot];
+    batch.members.push_back({requests_.handle(slot), request.user, request.rows_sent, rows});
+    ++batch.live;
+    request.batches.push_back(batch_slot);
+    if (!request.dispatched) count_queue_wait(request, now);
+    request.dispatched = true;
+}
+
+void Core::send(ModelState& model, std::uint32_t batch_slot, PlacementState& placement, Nanos now) {
+    BatchRecord& batch = batches_[batch_slot];
+    Action action{};
+    action.kind = ActionKind::kDispatch;
+    action.at = std::numeric_limits<Nanos>::min();
+    for (const BatchMember& member : batch.members) {
+        action.rows += member.rows;
+        const Nanos deadline = requests_[static_cast<std::uint32_t>(member.request)].deadline;
+        action.at = std::max(action.at, deadline);
+    }
+    batch.backend = placement.backend;
+    batch.rows = action.rows;
+    batch.dispatched_at = now;
+    placement.out.push_back(batch_slot);
+    placement.rows_out += batch.rows;
+    promote(placement, now);
+    ++model.inflight_batches;
+    if (!batch.retried && model.bisect_tenths < kBisectTenthsMax) ++model.bisect_tenths;
+    count_dispatch(model, batch);
+
+    const bool pads = batch.mergeable && model.merging();
+    action.model = batch.model;
+    action.backend = batch.backend;
+    action.batch = batches_.handle(batch_slot);
+    action.member_begin = static_cast<std::uint32_t>(members.size());
+    action.member_count = static_cast<std::uint32_t>(batch.members.size());
+    action.rows_padded = pads ? padded_rows(model.policy, action.rows) : action.rows;
+    members.insert(members.end(), batch.members.begin(), batch.members.end());
+    actions.push_back(action);
+}
+
+void Core::run_model(std::uint32_t index, Nanos now) {
+    ModelState& model = models_[index];
+    const auto given_up = [&](const Pool& pool) {
+        return pool.unserved_since != kNever && pool.has_work() &&
+               now >= add_saturating(pool.unserved_since, kUnservedMaxNs);
+    };
+    if (given_up(model.shared)) fail_pool(model, model.shared, kNoBackend, now);
+    for (PlacementState& p : model.placements) {
+        if (given_up(p.pinned)) fail_pool(model, p.pinned, p.backend, now);
+    }
+    ripen(model, now);
+    while (dispatch_retry(model, now) || dispatch_next(model, now)) {
+    }
+}
+
+// When this model must be looked at again although nothing happens to it.
+Nanos Core::next_moment(ModelState& model, Nanos now) {
+    Nanos next = kNever;
+    model.each_pool([&](Pool& pool) {
+        if (!pool.has_work()) return;
+        if (pool.unserved_since != kNever) {
+            next = std::min(next, add_saturating(pool.unserved_since, kUnservedMaxNs));
+            return;
+        }
+        if (!pool.waiting.empty()) next = std::min(next, pool.waiting.begin()->first);
+        if (!pool.ready.empty()) {
+            next = std::min(next, choose_for_group(model, pool, now).blocked_until);
+        }
+        if (!pool.retries.empty()) {
+            next = std::min(next, choose_for_retry(model, pool, now).blocked_until);
+        }
+    });
+    return next;
+}
+
+}  // namespace infersched::engine

@@ -1,0 +1,121 @@
+// Where a request waits, and when its group may be dispatched.
+#include <algorithm>
+
+#include "engine/core.h"
+
+namespace infersched::engine {
+
+void Core::enqueue(std::uint32_t slot, Nanos now) {
+    RequestRecord& request = requests_[slot];
+    ModelState& model = models_[request.model];
+    Group& group = model.groups[request.group];
+    request.place = nodes_.insert(group.order, request.key(slot));
+    request.queued = true;
+    group.by_age.append<&RequestRecord::in_group>(requests_, slot);
+    model.by_age.append<&RequestRecord::in_model>(requests_, slot);
+    group.rows += request.rows;
+    ++model.queued_requests;
+    model.queued_rows += request.rows;
+    model.queued_bytes += request.bytes;
+    mark_dirty(request.model);
+    // More rows never make a ready group unready: only a new head moves it.
+    if (group.index != Group::Index::kReady || group.order.begin() == request.place) {
+        refresh(model, request.group, now);
+    }
+}
+
+// Takes `rows` of a queued request for a batch, or all that is left when it ends. The caller
+// refreshes the group afterwards.
+void Core::take(ModelState& model, Group& group, std::uint32_t slot, std::uint32_t rows) {
+    RequestRecord& request = requests_[slot];
+    request.rows_sent += rows;
+    group.rows -= rows;
+    model.queued_rows -= rows;
+    if (request.rows_left() > 0) return;
+    nodes_.erase(group.order, request.place);
+    request.queued = false;
+    group.by_age.unlink<&RequestRecord::in_group>(requests_, slot);
+    model.by_age.unlink<&RequestRecord::in_model>(requests_, slot);
+    --model.queued_requests;
+    model.queued_bytes -= request.bytes;
+}
+
+void Core::unqueue(std::uint32_t slot, Nanos now) {
+    const RequestRecord& request = requests_[slot];
+    ModelState& model = models_[request.model];
+    take(model, model.groups[request.group], slot, request.rows_left());
+    mark_dirty(request.model);
+    refresh(model, request.group, now);
+}
+
+bool Core::merges(const ModelState& model, const Group& group, Nanos now) const {
+    return group.key.mergeable && model.merging() && !unmerged(model, group.key.signature, now);
+}
+
+// A group waits for more rows until its oldest request has waited queue_delay_max, or its lead must
+// leave to meet the deadline: a batch takes batch_ns on average, and a quarter of that as margin.
+Nanos Core::ready_time(const ModelState& model, const Group& group) const {
+    constexpr Nanos kAtOnce = std::numeric_limits<Nanos>::min();
+    const ModelPolicy& policy = model.policy;
+    if (policy.queue_delay_max_ns == 0 || !group.key.mergeable || !model.merging()) return kAtOnce;
+    if (group.rows >= rows_enough(policy)) return kAtOnce;
+    const Nanos oldest = requests_[group.by_age.first].arrival;
+    const Nanos waited = add_saturating(oldest, policy.queue_delay_max_ns);
+    if (group.head().deadline == kNever) return waited;
+    return std::min(waited, group.head().deadline - model.batch_ns - model.batch_ns / 4);
+}
+
+void Core::unindex(ModelState& model, std::uint32_t index) {
+    Group& group = model.groups[index];
+    Pool& pool = model.pool(group.key.pin);
+    if (group.index == Group::Index::kReady) pool.ready.erase({group.ready_key, index});
+    if (group.index == Group::Index::kWaiting) pool.waiting.erase({group.ready_at, index});
+    group.index = Group::Index::kNone;
+}
+
+void Core::refresh(ModelState& model, std::uint32_t index, Nanos now) {
+    Group& group = model.groups[index];
+    if (group.order.empty()) {
+        unindex(model, index);
+        model.groups.release(index);
+        return;
+    }
+    Pool& pool = model.pool(group.key.pin);
+    const Nanos ready_at = ready_time(model, group);
+    if (ready_at > now) {
+        if (group.index == Group::Index::kWaiting && group.ready_at == ready_at) return;
+        unindex(model, index);
+        group.index = Group::Index::kWaiting;
+        group.ready_at = ready_at;
+        pool.waiting.insert({ready_at, index});
+        return;
+    }
+    const QueueKey& head = group.head();
+    if (group.index == Group::Index::kReady && group.ready_key.sequence == head.sequence) return;
+    unindex(model, index);
+    group.index = Group::Index::kReady;
+    group.ready_key = head;
+    pool.ready.insert({head, index});
+}
+
+void Core::refresh_all(ModelState& model, Nanos now) {
+    for (std::uint32_t index = 0; index < model.groups.slots(); ++index) {
+        if (!model.groups[index].order.empty()) refresh(model, index, now);
+    }
+}
+
+// Moves the groups that have waited long enough.
+void Core::ripen(ModelState& model, Nanos now) {
+    model.each_pool([&](Pool& pool) {
+        while (!pool.waiting.empty() && pool.waiting.begin()->first <= now) {
+            const std::uint32_t index = pool.waiting.begin()->second;
+            unindex(model, index);
+            Group& group = model.groups[index];
+            group.index = Group::Index::kReady;
+            group.ready_key = group.head();
+            pool.ready.insert({group.ready_key, index});
+        }
+    });
+}
+
+}  // namespace infersched::engine

@@ -1,0 +1,124 @@
+// The truths that must hold after every event; a broken one ends the process with its text.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+
+#include "engine/core.h"
+
+namespace infersched::engine {
+namespace {
+
+void must(bool holds, const char* truth) {
+    if (holds) return;
+    std::fprintf(stderr, "engine invariant broken: %s\n", truth);
+    std::abort();
+}
+
+}  // namespace
+
+void Core::check_group(const ModelState& model, const Group& group) const {
+    std::uint64_t rows = 0;
+    for (const QueueKey& key : group.order) {
+        const RequestRecord& request = requests_[key.slot];
+        must(requests_.live(key.slot) && request.queued, "a queued request is live");
+        must(request.sequence == key.sequence && request.deadline == key.deadline,
+             "a queue is ordered by what its requests say");
+        rows += request.rows_left();
+    }
+    must(rows == group.rows, "a group's rows are those of its requests");
+    if (group.order.empty()) {
+        must(group.index == Group::Index::kNone, "an empty group is in no index");
+        return;
+    }
+    must(group.index != Group::Index::kNone, "a group with requests is ready or waits");
+    if (group.index != Group::Index::kReady) return;
+    must(group.ready_key.sequence == group.head().sequence, "a group is ready as its head");
+    must(group.by_age.first != kNoSlot && model.queued_requests > 0, "its requests are listed");
+}
+
+void Core::check_model(std::uint32_t index) const {
+    const ModelState& model = models_[index];
+    std::uint64_t requests = 0;
+    std::uint64_t rows = 0;
+    std::uint64_t bytes = 0;
+    for (std::uint32_t slot = model.by_age.first; slot != kNoSlot;
+         slot = requests_[slot].in_model.next) {
+        const RequestRecord& request = requests_[slot];
+        must(request.queued && request.model == index, "the age list names queued requests");
+        ++requests;
+        rows += request.rows_left();
+        bytes += request.bytes;
+    }
+    must(requests == model.queued_requests && rows == model.queued_rows &&
+             bytes == model.queued_bytes,
+         "queue totals are those of the queued requests");
+    std::uint64_t grouped = 0;
+    for (std::uint32_t g = 0; g < model.groups.slots(); ++g) {
+        check_group(model, model.groups[g]);
+        grouped += model.groups[g].order.size();
+    }
+    must(grouped == requests, "every queued request is in one group");
+    std::uint64_t out = 0;
+    for (const PlacementState& p : model.placements) {
+        std::uint64_t rows_out = 0;
+        for (const std::uint32_t batch : p.out) {
+            must(batches_.live(batch) && batches_[batch].retry_sequence == 0,
+                 "a slot is held by a batch that was sent");
+            must(batches_[batch].backend == p.backend && batches_[batch].model == index,
+                 "a batch holds a slot where it was sent");
+            rows_out += batches_[batch].rows;
+        }
+        must(rows_out == p.rows_out, "rows out are those of the batches out");
+        out += p.out.size();
+    }
+    must(out == model.inflight_batches && out == page_->models[index].inflight_batches,
+         "batches in flight hold one slot each");
+    must(model.suspects.size() <= kSuspectsMax, "suspects are bounded");
+}
+
+void Core::check_ledger() const {
+    std::uint64_t in_flight = 0;
+    for (const ModelCounters& page : page_->models) {
+        must(page.admitted ==
+                 page.completed + page.expired + page.cancelled + page.failed + page.in_flight,
+             "admitted = completed + expired + cancelled + failed + in flight");
+        in_flight += page.in_flight;
+    }
+    must(in_flight == requests_.size(), "requests in flight are those that are kept");
+}
+
+void Core::check_invariants() const {
+    check_ledger();
+    for (std::uint32_t index = 0; index < models_.size(); ++index) check_model(index);
+    must(deadlines_.consistent() && moments_.consistent(), "timers are in heap order");
+    std::size_t timed = 0;
+    std::size_t carried = 0;
+    for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
+        if (!requests_.live(slot)) continue;
+        const RequestRecord& request = requests_[slot];
+        const bool has_deadline = request.deadline != kNever;
+        must(deadlines_.contains(slot) == has_deadline, "a deadline has a timer");
+        timed += has_deadline;
+        must(request.queued || !request.batches.empty(), "a request is queued or in a batch");
+        carried += request.batches.size();
+        for (const std::uint32_t batch : request.batches) {
+            must(batches_.live(batch), "a request is carried by live batches");
+        }
+    }
+    must(timed == deadlines_.size(), "a timer belongs to a request");
+    std::size_t lives = 0;
+    for (std::uint32_t slot = 0; slot < batches_.slots(); ++slot) {
+        if (!batches_.live(slot)) continue;
+        const BatchRecord& batch = batches_[slot];
+        const auto& all = batch.members;
+        const auto live = std::count_if(all.begin(), all.end(), [&](const BatchMember& member) {
+            return requests_.find(member.request) != kNoSlot;
+        });
+        must(static_cast<std::uint32_t>(live) == batch.live, "live members are counted");
+        must(batch.retry_sequence == 0 || live > 0, "a group that waits has members that wait");
+        lives += batch.live;
+    }
+    must(lives == carried, "members and their batches know each other");
+}
+
+}  // namespace infersched::engine

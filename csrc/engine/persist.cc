@@ -1,0 +1,265 @@
+// Saves and loads the whole state: configuration, queues, batches out there, averages, counters.
+//
+// Queues are saved as their requests. Loading rebuilds the indexes over them, which depend only on
+// keys, so the loaded engine acts as the saved one.
+#include <algorithm>
+
+#include "engine/archive.h"
+#include "engine/core.h"
+
+namespace infersched::engine {
+namespace {
+
+constexpr std::uint64_t kStateMagic = 0x31656e69676e65;  // "engine1"
+
+template <class Archive>
+void archive_policy(Archive& archive, ModelPolicy& p) {
+    archive(p.in_use);
+    archive(p.merge);
+    archive(p.rows_max);
+    archive(p.preferred_rows);
+    archive(p.mandatory_rows);
+    archive(p.queue_delay_max_ns);
+    archive(p.priority_levels);
+    archive(p.default_priority);
+    archive(p.slo_ns);
+    archive(p.queue_requests_max);
+    archive(p.queue_bytes_max);
+    archive(p.queue_age_max_ns);
+    archive(p.staged_batches_max);
+    archive(p.idempotent);
+    archive(p.cancellable);
+}
+
+template <class Archive>
+void archive_placement(Archive& archive, PlacementState& p) {
+    archive(p.backend);
+    archive(p.instances);
+    archive(p.ready);
+    archive(p.configured);
+    archive(p.out);
+    archive(p.rows_out);
+    archive(p.ns_per_row);
+    archive(p.batch_ns);
+    archive(p.failures);
+    archive(p.rest_until);
+    archive(p.pinned.unserved_since);
+    archive.require(p.instances > 0);
+}
+
+template <class Archive>
+void archive_model(Archive& archive, ModelState& m) {
+    archive_policy(archive, m.policy);
+    archive(m.known);
+    archive(m.merging_off);
+    archive(m.dirty);
+    archive.vector_size(m.placements, 16);
+    for (PlacementState& placement : m.placements) archive_placement(archive, placement);
+    archive(m.shared.unserved_since);
+    archive(m.inflight_batches);
+    archive(m.batch_ns);
+    archive(m.drain_ns);
+    archive(m.last_complete);
+    archive(m.bisect_tenths);
+    archive.vector_size(m.suspects, 20);
+    for (Suspect& suspect : m.suspects) {
+        archive(suspect.signature);
+        archive(suspect.score);
+        archive(suspect.until);
+    }
+}
+
+template <class Archive>
+void archive_request(Archive& archive, RequestRecord& r) {
+    archive(r.user);
+    archive(r.sequence);
+    archive(r.bytes);
+    archive(r.arrival);
+    archive(r.deadline);
+    archive(r.model);
+    archive(r.rows);
+    archive(r.rows_sent);
+    archive(r.level);
+    archive(r.queued);
+    archive(r.dispatched);
+    archive(r.batches);
+    archive.require(r.rows_sent <= r.rows);
+}
+
+template <class Archive>
+void archive_batch(Archive& archive, BatchRecord& b) {
+    archive(b.model);
+    archive(b.backend);
+    archive(b.pin);
+    archive(b.rows);
+    archive(b.live);
+    archive(b.tries);
+    archive(b.avoid);
+    archive(b.signature);
+    archive(b.retry_sequence);
+    archive(b.retried);
+    archive(b.mergeable);
+    archive(b.dispatched_at);
+    archive(b.started_at);
+    archive.vector_size(b.members, 24);
+    for (BatchMember& member : b.members) {
+        archive(member.request);
+        archive(member.user);
+        archive(member.row_begin);
+        archive(member.rows);
+    }
+}
+
+template <class Archive>
+void archive_key(Archive& archive, GroupKey& key) {
+    archive(key.signature);
+    archive(key.pin);
+    archive(key.mergeable);
+}
+
+}  // namespace
+
+template <class Archive>
+void Core::archive_queued(Archive& archive) {
+    std::vector<std::uint32_t> queued;
+    if constexpr (!Archive::kReads) {
+        for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
+            if (requests_.live(slot) && requests_[slot].queued) queued.push_back(slot);
+        }
+        std::sort(queued.begin(), queued.end(), [&](std::uint32_t a, std::uint32_t b) {
+            return requests_[a].sequence < requests_[b].sequence;
+        });
+    }
+    archive(queued);
+    for (const std::uint32_t slot : queued) {
+        if (!archive.require(slot < requests_.slots())) return;
+        RequestRecord& request = requests_[slot];
+        if (!archive.require(request.model < models_.size())) return;
+        GroupTable& groups = models_[request.model].groups;
+        GroupKey key;
+        if constexpr (!Archive::kReads) key = groups[request.group].key;
+        archive_key(archive, key);
+        if constexpr (Archive::kReads) {
+            ModelState& model = models_[request.model];
+            const bool placed = key.pin == kNoBackend || model.placement(key.pin) != nullptr;
+            if (!archive.require(placed)) return;
+            request.group = groups.get(key);
+            restore_queued(slot);
+        }
+    }
+}
+
+// Links a loaded request into its queue; requests come in the order of their admission.
+void Core::restore_queued(std::uint32_t slot) {
+    RequestRecord& request = requests_[slot];
+    ModelState& model = models_[request.model];
+    Group& group = model.groups[request.group];
+    request.place = nodes_.insert(group.order, request.key(slot));
+    group.by_age.append<&RequestRecord::in_group>(requests_, slot);
+    model.by_age.append<&RequestRecord::in_model>(requests_, slot);
+    group.rows += request.rows_left();
+    ++model.queued_requests;
+    model.queued_rows += request.rows_left();
+    model.queued_bytes += request.bytes;
+}
+
+// Which groups wait, and until when, follows from averages of the past: it is saved.
+template <class Archive>
+void Core::archive_groups(Archive& archive, ModelState& model) {
+    std::vector<std::uint32_t> filled;
+    if constexpr (!Archive::kReads) {
+        for (std::uint32_t i = 0; i < model.groups.slots(); ++i) {
+            if (!model.groups[i].order.empty()) filled.push_back(i);
+        }
+    }
+    archive(filled);
+    for (const std::uint32_t index : filled) {
+        GroupKey key;
+        if constexpr (!Archive::kReads) key = model.groups[index].key;
+        archive_key(archive, key);
+        const bool placed = key.pin == kNoBackend || model.placement(key.pin) != nullptr;
+        if (!archive.require(placed)) return;
+        const std::uint32_t own = Archive::kReads ? model.groups.get(key) : index;
+        Group& group = model.groups[own];
+        archive(group.index);
+        archive(group.ready_at);
+        if (!archive.require(!group.order.empty())) return;
+        if constexpr (Archive::kReads) {
+            Pool& pool = model.pool(key.pin);
+            group.ready_key = group.head();
+            if (group.index == Group::Index::kReady) pool.ready.insert({group.ready_key, own});
+            if (group.index == Group::Index::kWaiting) pool.waiting.insert({group.ready_at, own});
+        }
+    }
+}
+
+// The timers and the retry queues, which follow from the records.
+void Core::restore_indexes() {
+    for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
+        if (!requests_.live(slot) || requests_[slot].deadline == kNever) continue;
+        deadlines_.push({requests_[slot].deadline, requests_[slot].sequence, slot});
+    }
+    for (std::uint32_t slot = 0; slot < batches_.slots(); ++slot) {
+        if (!batches_.live(slot) || batches_[slot].retry_sequence == 0) continue;
+        const BatchRecord& batch = batches_[slot];
+        models_[batch.model].pool(batch.pin).retries.insert({batch.retry_sequence, slot});
+    }
+}
+
+template <class Archive>
+void Core::archive_records(Archive& archive) {
+    requests_.archive_slots(archive);
+    for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
+        if (!requests_.live(slot)) continue;
+        archive_request(archive, requests_[slot]);
+        if (!archive.require(requests_[slot].model < models_.size())) return;
+    }
+    batches_.archive_slots(archive);
+    for (std::uint32_t slot = 0; slot < batches_.slots(); ++slot) {
+        if (!batches_.live(slot)) continue;
+        BatchRecord& batch = batches_[slot];
+        archive_batch(archive, batch);
+        if (!archive.require(batch.model < models_.size())) return;
+        ModelState& model = models_[batch.model];
+        const std::uint32_t place = batch.retry_sequence == 0 ? batch.backend : batch.pin;
+        const bool placed = (batch.retry_sequence != 0 && place == kNoBackend) ||
+                            model.placement(place) != nullptr;
+        if (!archive.require(placed)) return;
+    }
+}
+
+template <class Archive>
+void Core::archive(Archive& archive) {
+    std::uint64_t magic = kStateMagic;
+    archive(magic);
+    if (!archive.require(magic == kStateMagic)) return;
+    archive(draining);
+    archive(sequence_);
+    archive(retry_sequence_);
+    archive(wake_);
+    archive(dirty_);
+    std::vector<std::uint8_t> available(backends_available_.begin(), backends_available_.end());
+    archive(available);
+    backends_available_.assign(available.begin(), available.end());
+    archive.vector_size(models_, 64);
+    if (!archive.require(models_.size() <= kCountersModelsMax)) return;
+    for (ModelState& model : models_) archive_model(archive, model);
+    archive_records(archive);
+    archive_queued(archive);
+    for (std::uint32_t index = 0; index < models_.size(); ++index) {
+        archive_groups(archive, models_[index]);
+        Nanos moment = moments_.contains(index) ? moments_.at(index) : kNever;
+        archive(moment);
+        moments_.set({moment, index, index});
+        archive.raw(&page_->models[index], sizeof(ModelCounters));
+    }
+    archive.raw(page_->backends, sizeof(page_->backends));
+    const auto sound = [&](std::uint32_t index) { return index < models_.size(); };
+    if (!archive.require(std::all_of(dirty_.begin(), dirty_.end(), sound))) return;
+    if constexpr (Archive::kReads) restore_indexes();
+}
+
+template void Core::archive(ArchiveWriter&);
+template void Core::archive(ArchiveReader&);
+
+}  // namespace infersched::engine

@@ -1,0 +1,58 @@
+// The backends of a model: slots, what is out there, how long it takes, which one is chosen.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/queue.h"
+
+namespace infersched::engine {
+
+// A batch may be staged when it is expected to start within this time.
+inline constexpr Nanos kStageAheadNs = 2 * kMillisecond;
+// A placement that failed without running anything rests: doubled with every failure in a row, so
+// that a backend that fails fast does not draw all the work.
+inline constexpr Nanos kRestMinNs = 10 * kMillisecond;
+inline constexpr Nanos kRestMaxNs = kSecond;
+
+struct PlacementState {
+    std::uint32_t backend = 0;
+    std::uint32_t instances = 1;
+    bool ready = false;
+    bool configured = true;  // false: removed, kept until its last batch is back
+    std::vector<std::uint32_t> out;  // batches there, in order of dispatch
+    std::uint64_t rows_out = 0;
+    Nanos ns_per_row = 0;  // moving averages of start to reply; 0 = nothing seen yet
+    Nanos batch_ns = 0;
+    std::uint32_t failures = 0;  // in a row, of those that make it rest
+    Nanos rest_until = std::numeric_limits<Nanos>::min();
+    Pool pinned;
+
+    bool resting(Nanos now) const { return rest_until > now; }
+    bool slot_free() const { return out.size() < instances; }
+    void rest(Nanos now);
+    void recover() {
+        failures = 0;
+        rest_until = std::numeric_limits<Nanos>::min();
+    }
+    // Accounts a reply after `ran_ns` of execution.
+    void observe(Nanos ran_ns, std::uint32_t rows);
+};
+
+// The moving average of all times here: an eighth of the new sample.
+Nanos averaged(Nanos average, Nanos sample);
+
+// When one more batch may be staged beyond the running ones; kNever: not before a reply.
+//
+// A staged batch starts when the oldest running one ends and the staged ones before it have had
+// their turn. Committing earlier than kStageAheadNs before that costs goodput and merging.
+Nanos stage_at(const PlacementState& placement, std::uint32_t staged_batches_max, Nanos oldest_start);
+
+// Whether a batch of the rows queued is worth staging: when it is full, or half full and at least as
+// large as all that is out there. Smaller ones grow while they wait for a reply.
+bool worth_staging(std::uint64_t rows_queued, std::uint32_t rows_full, std::uint64_t rows_out);
+
+// Expected time until a batch of `rows` would be done there: all rows out times the time per row.
+std::uint64_t expected_completion_ns(const PlacementState& placement, std::uint32_t rows);
+
+}  // namespace infersched::engine

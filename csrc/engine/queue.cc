@@ -1,0 +1,57 @@
+#include "engine/queue.h"
+
+#include <algorithm>
+
+namespace infersched::engine {
+
+std::uint32_t GroupTable::get(const GroupKey& key) {
+    if (last_ != kNoSlot && groups_[last_].key == key) return last_;
+    const auto found = by_key_.find(key);
+    if (found != by_key_.end()) return last_ = found->second;
+    std::uint32_t group = 0;
+    if (free_.empty()) {
+        group = slots();
+        groups_.emplace_back();
+    } else {
+        group = free_.back();
+        free_.pop_back();
+    }
+    groups_[group].key = key;
+    by_key_.emplace(key, group);
+    return last_ = group;
+}
+
+void GroupTable::release(std::uint32_t group) {
+    if (!emptied_.empty() && emptied_.back() == group) return;
+    emptied_.push_back(group);
+    while (emptied_.size() > kEmptyGroupsMax) {
+        const std::uint32_t oldest = emptied_.front();
+        emptied_.pop_front();
+        // Refilled since, or emptied again and listed further behind.
+        if (!groups_[oldest].order.empty()) continue;
+        if (std::find(emptied_.begin(), emptied_.end(), oldest) != emptied_.end()) continue;
+        by_key_.erase(groups_[oldest].key);
+        groups_[oldest].key = GroupKey{};
+        free_.push_back(oldest);
+        if (last_ == oldest) last_ = kNoSlot;
+    }
+}
+
+QueueOrder::iterator QueueNodes::insert(QueueOrder& order, const QueueKey& key) {
+    // Deadlines mostly grow with time: the end is the usual place and costs no search.
+    if (spare_.empty()) return order.insert(order.end(), key);
+    QueueOrder::node_type node = std::move(spare_.back());
+    spare_.pop_back();
+    node.value() = key;
+    return order.insert(order.end(), std::move(node));
+}
+
+void QueueNodes::erase(QueueOrder& order, QueueOrder::iterator place) {
+    if (spare_.size() < kSpareMax) {
+        spare_.push_back(order.extract(place));
+    } else {
+        order.erase(place);
+    }
+}
+
+}  // namespace infersched::engine

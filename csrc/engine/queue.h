@@ -1,0 +1,105 @@
+// The queue of one model: groups of requests that may share a batch, indexed by their most urgent one.
+//
+// A group orders its requests by (level, deadline, arrival), so that its first request leads a batch
+// and the following ones fill it: the same level first, then lower ones. A pool holds the groups that
+// may go to the same backends: one pool for all placements, and one a placement for pinned requests.
+// `ready` names the groups that may be dispatched now, the most urgent first; `waiting` those that
+// wait for more rows, the first to become ready first.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <limits>
+#include <set>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "engine/records.h"
+
+namespace infersched::engine {
+
+struct GroupKey {
+    std::uint64_t signature = 0;
+    std::uint32_t pin = kNoBackend;
+    bool mergeable = true;
+
+    bool operator==(const GroupKey& other) const {
+        return signature == other.signature && pin == other.pin && mergeable == other.mergeable;
+    }
+};
+
+struct GroupKeyHash {
+    std::size_t operator()(const GroupKey& key) const {
+        const std::uint64_t mixed = (key.signature ^ key.pin) * 0x9e3779b97f4a7c15ull;
+        return static_cast<std::size_t>((mixed ^ mixed >> 32) + key.mergeable);
+    }
+};
+
+struct Group {
+    enum class Index : std::uint8_t { kNone, kReady, kWaiting };
+
+    GroupKey key;
+    QueueOrder order;
+    RequestList by_age;
+    std::uint64_t rows = 0;
+    Index index = Index::kNone;
+    QueueKey ready_key;      // under which it is in Pool::ready
+    Nanos ready_at = kNever;  // under which it is in Pool::waiting
+
+    const QueueKey& head() const { return *order.begin(); }
+};
+
+struct Pool {
+    struct Ready {
+        QueueKey key;
+        std::uint32_t group;
+        bool operator<(const Ready& other) const { return key < other.key; }
+    };
+
+    std::set<Ready> ready;
+    std::set<std::pair<Nanos, std::uint32_t>> waiting;              // (ready_at, group)
+    std::set<std::pair<std::uint64_t, std::uint32_t>> retries;      // (retry sequence, batch)
+    // Since when no placement could take its work; kNever: one can. The smallest value: there never
+    // was one.
+    Nanos unserved_since = std::numeric_limits<Nanos>::min();
+
+    bool has_work() const { return !ready.empty() || !waiting.empty() || !retries.empty(); }
+};
+
+// The groups of a model by their key. Empty ones are kept for a while, because a popular signature
+// empties its queue with every batch.
+class GroupTable {
+ public:
+    static constexpr std::size_t kEmptyGroupsMax = 64;
+
+    // The group of a key, made when there is none.
+    std::uint32_t get(const GroupKey& key);
+    // To be called when a group became empty.
+    void release(std::uint32_t group);
+
+    Group& operator[](std::uint32_t group) { return groups_[group]; }
+    const Group& operator[](std::uint32_t group) const { return groups_[group]; }
+    std::uint32_t slots() const { return static_cast<std::uint32_t>(groups_.size()); }
+    std::size_t size() const { return by_key_.size(); }
+
+ private:
+    std::deque<Group> groups_;
+    std::vector<std::uint32_t> free_;
+    std::deque<std::uint32_t> emptied_;  // candidates for removal, oldest first
+    std::unordered_map<GroupKey, std::uint32_t, GroupKeyHash> by_key_;  // looked up, never walked
+    std::uint32_t last_ = kNoSlot;
+};
+
+// Tree nodes that are out of use, so that a queue in steady state allocates nothing.
+class QueueNodes {
+ public:
+    QueueOrder::iterator insert(QueueOrder& order, const QueueKey& key);
+    void erase(QueueOrder& order, QueueOrder::iterator place);
+
+ private:
+    static constexpr std::size_t kSpareMax = 65'536;
+    std::vector<QueueOrder::node_type> spare_;
+};
+
+}  // namespace infersched::engine

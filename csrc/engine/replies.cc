@@ -1,0 +1,148 @@
+// What a reply or a failure of a batch means for its members.
+#include <algorithm>
+
+#include "engine/core.h"
+
+namespace infersched::engine {
+
+// The first `instances` batches out there run; the others are staged.
+void Core::promote(PlacementState& placement, Nanos now) {
+    std::size_t i = std::min<std::size_t>(placement.instances, placement.out.size());
+    while (i > 0 && batches_[placement.out[i - 1]].started_at == kNever) {
+        batches_[placement.out[--i]].started_at = now;
+    }
+}
+
+void Core::leave_placement(std::uint32_t batch_slot, Nanos now) {
+    const BatchRecord& batch = batches_[batch_slot];
+    ModelState& model = models_[batch.model];
+    PlacementState& placement = *model.placement(batch.backend);
+    const auto place = std::find(placement.out.begin(), placement.out.end(), batch_slot);
+    placement.out.erase(place);
+    placement.rows_out -= batch.rows;
+    promote(placement, now);
+    --model.inflight_batches;
+    count_departure(batch);
+    mark_dirty(batch.model);
+}
+
+// A batch that was still thought to be staged tells nothing about the time of a batch.
+void Core::observe(ModelState& model, const BatchRecord& batch, Nanos now) {
+    PlacementState& placement = *model.placement(batch.backend);
+    placement.recover();
+    if (batch.started_at == kNever) return;
+    const Nanos ran = std::max<Nanos>(now - batch.started_at, 1);
+    placement.observe(ran, batch.rows);
+    model.batch_ns = averaged(model.batch_ns, ran);
+}
+
+// Ends a batch. The members that still wait for an answer, no longer linked to it.
+std::vector<BatchMember> Core::detach(std::uint32_t batch_slot) {
+    std::vector<BatchMember> live;
+    live.swap(batches_[batch_slot].members);
+    const auto stale = [&](const BatchMember& m) { return requests_.find(m.request) == kNoSlot; };
+    live.erase(std::remove_if(live.begin(), live.end(), stale), live.end());
+    for (const BatchMember& member : live) {
+        auto& carriers = requests_[static_cast<std::uint32_t>(member.request)].batches;
+        carriers.erase(std::find(carriers.begin(), carriers.end(), batch_slot));
+    }
+    return live;
+}
+
+void Core::complete(BatchHandle handle, Nanos now) {
+    const std::uint32_t batch_slot = batches_.find(handle);
+    if (batch_slot == kNoSlot || batches_[batch_slot].retry_sequence != 0) return;
+    BatchRecord& batch = batches_[batch_slot];
+    ModelState& model = models_[batch.model];
+    observe(model, batch, now);
+    count_reply(batch, now);
+    leave_placement(batch_slot, now);
+    if (batch.members.size() > 1) suspect_good(model, batch.signature);
+
+    Nanos answered = 0;
+    const Ending ending{Outcome::kCompleted, Reason::kNone, StatusCode::kOk, handle, batch.backend};
+    for (const BatchMember& member : batch.members) {
+        const std::uint32_t slot = requests_.find(member.request);
+        if (slot == kNoSlot) continue;
+        RequestRecord& request = requests_[slot];
+        request.batches.erase(
+            std::find(request.batches.begin(), request.batches.end(), batch_slot));
+        if (request.queued || !request.batches.empty()) continue;  // other parts are still out
+        finish(slot, ending, now);
+        ++answered;
+    }
+    batches_.remove(batch_slot);
+
+    if (answered == 0) return;
+    if (model.queued_requests > 0 && model.last_complete > 0) {
+        const Nanos apart = std::max<Nanos>((now - model.last_complete) / answered, 1);
+        model.drain_ns = averaged(model.drain_ns, apart);
+    }
+    model.last_complete = now;
+}
+
+void Core::fail_members(const std::vector<BatchMember>& failed, const Ending& ending, Nanos now) {
+    for (const BatchMember& member : failed) {
+        const std::uint32_t slot = requests_.find(member.request);
+        if (slot != kNoSlot) finish(slot, ending, now);
+    }
+}
+
+void Core::dispatch_failed(BatchHandle handle, FailureKind kind, StatusCode code, Nanos now) {
+    const std::uint32_t batch_slot = batches_.find(handle);
+    if (batch_slot == kNoSlot || batches_[batch_slot].retry_sequence != 0) return;
+    ModelState& model = models_[batches_[batch_slot].model];
+    count_failure(batches_[batch_slot]);
+    leave_placement(batch_slot, now);
+    if (kind == FailureKind::kNothingRan || kind == FailureKind::kConnection) {
+        model.placement(batches_[batch_slot].backend)->rest(now);
+    }
+    const bool merged = batches_[batch_slot].members.size() > 1;
+    if (kind == FailureKind::kRejected && merged && !batches_[batch_slot].retried) {
+        suspect_failed(model, batches_[batch_slot].signature, now);
+    }
+    BatchRecord failed = batches_[batch_slot];
+    failed.members = detach(batch_slot);
+    batches_.remove(batch_slot);
+    if (failed.members.empty()) return;
+    // What was merged may be sent again in smaller groups, what ran alone has its answer.
+    if (!merged && (kind == FailureKind::kRejected || kind == FailureKind::kUnsplittable)) {
+        kind = FailureKind::kFinal;
+    }
+    if (code == StatusCode::kOk) code = StatusCode::kInternal;
+    const Ending ending{Outcome::kFailed, Reason::kBackendError, code, handle, failed.backend};
+    resolve_failure(model, failed, kind, ending, now);
+}
+
+void Core::resolve_failure(ModelState& model, const BatchRecord& failed, FailureKind kind,
+                           const Ending& ending, Nanos now) {
+    Ending unavailable = ending;
+    unavailable.code = StatusCode::kUnavailable;
+    if (!model.policy.in_use && kind != FailureKind::kFinal) {
+        unavailable.reason = Reason::kNoBackend;
+        return fail_members(failed.members, unavailable, now);
+    }
+    const bool again = model.policy.idempotent || kind == FailureKind::kNothingRan;
+    switch (kind) {
+        case FailureKind::kNothingRan:
+        case FailureKind::kConnection:
+            if (!again || failed.tries + 1 >= kTriesMax) {
+                return fail_members(failed.members, unavailable, now);
+            }
+            return retry(model, failed, 0, failed.members.size(), failed.tries + 1);
+        case FailureKind::kUnsplittable:
+            if (!model.merging_off) {
+                model.merging_off = true;
+                refresh_all(model, now);
+            }
+            if (!again) return fail_members(failed.members, ending, now);
+            return retry(model, failed, 0, failed.members.size(), failed.tries);
+        case FailureKind::kRejected:
+            if (!again || !bisect(model, failed)) fail_members(failed.members, ending, now);
+            return;
+        case FailureKind::kFinal:
+            return fail_members(failed.members, ending, now);
+    }
+}
+
+}  // namespace infersched::engine
