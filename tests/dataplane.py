@@ -1,0 +1,272 @@
+"""The data plane alone, as a process, steered by the test: no supervisor, no control plane.
+
+with DataPlane() as plane:
+    plane.apply(models=[identity_model()], backends=[triton.grpc_address])
+    client = tritonclient.grpc.InferenceServerClient(plane.address)
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from scheduler._native.counters import CountersPage
+from scheduler.dataplane.frames import FrameReader, pack_frame
+from scheduler.v1 import dataplane_pb2 as pb
+
+START_TIMEOUT_S = 20.0
+# Longer than the engine keeps work for a backend that is gone, and twenty times that under ASan.
+SETTLE_TIMEOUT_S = 20.0
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
+    """Polls `condition` until it holds. Fails with `what` after the bound."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout_s} s in vain: {what}")
+        time.sleep(0.01)
+
+
+def identity_model(
+    index: int = 0,
+    name: str = "identity",
+    *,
+    dims: Sequence[int] = (16,),
+    datatype: str = "FP32",
+    max_batch_size: int = 64,
+    backends: Sequence[int] = (0,),
+    **batching: object,
+) -> pb.Model:
+    """The catalog entry of tests.models.identity; `batching` overrides fields of pb.Batching."""
+    settings: dict[str, object] = {
+        "merge": max_batch_size > 0,
+        "queue_requests_max": 10_000,
+        "queue_bytes_max": 1 << 30,
+        "staged_batches_max": 1,
+        "idempotent": True,
+        **batching,
+    }
+    return pb.Model(
+        index=index,
+        name=name,
+        version="1",
+        is_default_version=True,
+        max_batch_size=max_batch_size,
+        inputs=[pb.Tensor(name="INPUT0", datatype=datatype, dims=dims)],
+        outputs=[pb.Tensor(name="OUTPUT0", datatype=datatype, dims=dims)],
+        batching=pb.Batching(**settings),  # type: ignore[arg-type]
+        placements=[pb.Placement(backend_index=b, instances=1, ready=True) for b in backends],
+    )
+
+
+class DataPlane:
+    """One `python -m scheduler.dataplane`, and this test's steering connection to it.
+
+    Leaving the block checks that nothing is left in the data plane and that its ledger balances.
+    """
+
+    def __init__(self, *, preload: str | None = None) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="infersched-test-")
+        self._preload = preload
+        self._reader = FrameReader()
+        self._frames: list[pb.FromDataPlane] = []
+        self._generation = 0
+        self._models: list[pb.Model] = []
+        self.events: list[pb.Event] = []
+        self.stderr_path = Path(self._directory.name) / "stderr"
+
+    @property
+    def cold_socket(self) -> str:
+        return str(Path(self._directory.name) / "cold.sock")
+
+    def __enter__(self) -> DataPlane:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.port = listener.getsockname()[1]
+        self.address = f"127.0.0.1:{self.port}"
+        steering_path = str(Path(self._directory.name) / "steering.sock")
+        steering = socket.socket(socket.AF_UNIX)
+        steering.bind(steering_path)
+        steering.listen()
+        self.counters_fd = os.memfd_create("counters")
+        fds = (listener.fileno(), steering.fileno(), self.counters_fd)
+        environment = dict(os.environ)
+        if self._preload:
+            environment["LD_PRELOAD"] = self._preload
+        command = [sys.executable, "-m", "scheduler.dataplane", "--listen-fd", str(fds[0])]
+        command += ["--steering-fd", str(fds[1]), "--counters-fd", str(fds[2])]
+        command += ["--cold-socket", self.cold_socket]
+        with self.stderr_path.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                command, pass_fds=fds, stderr=stderr, env=environment, start_new_session=True
+            )
+        listener.close()
+        steering.close()
+        self._steering = socket.socket(socket.AF_UNIX)
+        self._steering.settimeout(START_TIMEOUT_S)
+        self._steering.connect(steering_path)
+        hello = self._receive("hello")
+        assert hello.hello.interface_version == 1
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.assert_balanced()
+        finally:
+            self._steering.close()
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            os.close(self.counters_fd)
+            stderr = self.stderr()
+            self._directory.cleanup()
+        if kind is None:
+            assert self.process.returncode == 0, stderr
+        elif stderr:
+            print(f"--- stderr of the data plane ---\n{stderr}", file=sys.stderr)
+
+    def stderr(self) -> str:
+        return self.stderr_path.read_text(errors="replace")
+
+    # -- steering --------------------------------------------------------------------------------
+
+    def apply(
+        self,
+        models: Sequence[pb.Model],
+        backends: Sequence[str | pb.Backend],
+        limits: pb.Limits | None = None,
+        *,
+        connected: bool = True,
+    ) -> str:
+        """Applies the whole state; returns its error text. Waits until the backends are connected."""
+        self._generation += 1
+        wanted = [
+            backend
+            if isinstance(backend, pb.Backend)
+            else pb.Backend(
+                index=index, address=backend, connections=1, state=pb.BACKEND_STATE_SERVING
+            )
+            for index, backend in enumerate(backends)
+        ]
+        message = pb.Apply(
+            generation=self._generation, models=models, backends=wanted, limits=limits
+        )
+        known = {model.index for model in self._models}
+        self._models += [model for model in models if model.index not in known]
+        self._send(pb.ToDataPlane(apply=message))
+        error: str = self._receive("applied").applied.error
+        if connected and not error:
+            wait_until(self._all_serving, "backends connected")
+        return error
+
+    def snapshot(self) -> pb.Snapshot:
+        self._send(pb.ToDataPlane(snapshot=pb.SnapshotRequest()))
+        return self._receive("snapshot").snapshot
+
+    def model_snapshot(self, index: int = 0) -> pb.ModelSnapshot:
+        return next(model for model in self.snapshot().models if model.index == index)
+
+    def wait_queued(self, requests: int, index: int = 0) -> None:
+        """Waits until exactly that many requests are queued for the model."""
+        wait_until(
+            lambda: self.model_snapshot(index).queued_requests == requests,
+            f"{requests} requests queued",
+        )
+
+    def page(self) -> dict[str, int]:
+        """The process counters."""
+        return CountersPage(self.counters_fd).page()
+
+    def counters(self, index: int = 0) -> dict[str, Any]:
+        """The model's counters."""
+        found = CountersPage(self.counters_fd).model(index)
+        assert found is not None, f"model {index} has no counters"
+        return found
+
+    def ledger(self) -> dict[int, dict[str, int]]:
+        """Of every model that was ever applied: admitted, how they ended, and what is left."""
+        keys = ("admitted", "completed", "expired", "cancelled", "failed", "in_flight")
+        return {
+            model.index: {key: self.counters(model.index)[key] for key in keys}
+            for model in self._models
+        }
+
+    def assert_balanced(self, timeout_s: float = SETTLE_TIMEOUT_S) -> None:
+        """Waits until no request is left, then checks that each had exactly one answer."""
+        left: dict[str, Any] = {}
+
+        def empty() -> bool:
+            left.clear()
+            snapshot = self.snapshot()
+            left["host_bytes"] = snapshot.host_bytes
+            left["batches"] = len(snapshot.batches)
+            for model in snapshot.models:
+                left[f"queued of model {model.index}"] = model.queued_requests
+                left[f"queued bytes of model {model.index}"] = model.queued_bytes
+            for index, entry in self.ledger().items():
+                left[f"in flight of model {index}"] = entry["in_flight"]
+            return not any(left.values())
+
+        try:
+            wait_until(empty, "the data plane holds nothing", timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; left: {left}") from None
+        for index, entry in self.ledger().items():
+            ended = sum(entry[key] for key in entry if key != "admitted")
+            assert entry["admitted"] == ended, f"the ledger of model {index}: {entry}"
+
+    def drain(self, deadline_ms: int) -> None:
+        self._send(pb.ToDataPlane(drain=pb.Drain(deadline_ms=deadline_ms)))
+
+    def wait_drained(self) -> pb.Drained:
+        return self._receive("drained").drained
+
+    def wait_event(self, kind: str) -> pb.Event:
+        """The next event of that kind, seen already or still to come."""
+        while True:
+            for position, event in enumerate(self.events):
+                if event.WhichOneof("event") == kind:
+                    return self.events.pop(position)
+            self._read_frame()
+
+    def _all_serving(self) -> bool:
+        states = [backend.state for backend in self.snapshot().backends]
+        return all(state == pb.BACKEND_STATE_SERVING for state in states)
+
+    def _send(self, message: pb.ToDataPlane) -> None:
+        self._steering.sendall(pack_frame(message.SerializeToString()))
+
+    def _receive(self, kind: str) -> pb.FromDataPlane:
+        while True:
+            for position, frame in enumerate(self._frames):
+                if frame.WhichOneof("message") == kind:
+                    return self._frames.pop(position)
+            self._read_frame()
+
+    def _read_frame(self) -> None:
+        data = self._steering.recv(1 << 16)
+        if not data:
+            raise AssertionError("the data plane closed the steering socket: " + self.stderr())
+        for raw in self._reader.feed(data):
+            frame = pb.FromDataPlane.FromString(raw)
+            if frame.WhichOneof("message") == "event":
+                self.events.append(frame.event)
+            else:
+                self._frames.append(frame)
