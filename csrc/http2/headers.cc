@@ -1,0 +1,176 @@
+#include "http2/headers.h"
+
+#include <algorithm>
+#include <array>
+
+namespace infersched::http2 {
+
+namespace {
+
+constexpr std::uint64_t kTimeoutValueMax = 99'999'999;  // eight digits
+
+struct TimeoutUnit {
+    char letter;
+    Nanos nanos;
+};
+constexpr TimeoutUnit kTimeoutUnits[] = {{'n', 1},
+                                         {'u', kMicrosecond},
+                                         {'m', kMillisecond},
+                                         {'S', kSecond},
+                                         {'M', 60 * kSecond},
+                                         {'H', 3600 * kSecond}};
+
+constexpr char kBase64[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+constexpr char kHex[] = "0123456789ABCDEF";
+
+constexpr std::array<std::int8_t, 256> make_base64_values() {
+    std::array<std::int8_t, 256> values{};
+    for (auto& value : values) value = -1;
+    for (int i = 0; i < 64; ++i) values[static_cast<unsigned char>(kBase64[i])] = i;
+    return values;
+}
+constexpr std::array<std::int8_t, 256> kBase64Values = make_base64_values();
+
+int hex_value(char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+    return -1;
+}
+
+bool is_plain(char c) { return c >= ' ' && c <= '~' && c != '%'; }
+
+}  // namespace
+
+bool parse_decimal(std::string_view text, std::uint64_t* value) {
+    if (text.empty() || text.size() > 19) return false;
+    std::uint64_t sum = 0;
+    for (char c : text) {
+        if (c < '0' || c > '9') return false;
+        sum = sum * 10 + static_cast<std::uint64_t>(c - '0');
+    }
+    *value = sum;
+    return true;
+}
+
+bool parse_timeout(std::string_view text, Nanos* timeout_ns) {
+    std::uint64_t value = 0;
+    if (text.size() < 2 || text.size() > 9 || !parse_decimal(text.substr(0, text.size() - 1), &value))
+        return false;
+    for (const TimeoutUnit& unit : kTimeoutUnits) {
+        if (unit.letter != text.back()) continue;
+        if (__builtin_mul_overflow(static_cast<Nanos>(value), unit.nanos, timeout_ns))
+            *timeout_ns = kNever;
+        return true;
+    }
+    return false;
+}
+
+std::string format_timeout(Nanos timeout_ns) {
+    const Nanos timeout = std::max<Nanos>(timeout_ns, 0);
+    for (const TimeoutUnit& unit : kTimeoutUnits) {
+        const Nanos value = timeout / unit.nanos + (timeout % unit.nanos != 0);
+        if (static_cast<std::uint64_t>(value) <= kTimeoutValueMax)
+            return std::to_string(value) + unit.letter;
+    }
+    return std::to_string(kTimeoutValueMax) + 'H';
+}
+
+std::string percent_encode(std::string_view text) {
+    std::string encoded;
+    encoded.reserve(text.size());
+    for (char c : text) {
+        if (is_plain(c)) {
+            encoded.push_back(c);
+            continue;
+        }
+        const auto byte = static_cast<unsigned char>(c);
+        encoded.push_back('%');
+        encoded.push_back(kHex[byte >> 4]);
+        encoded.push_back(kHex[byte & 15]);
+    }
+    return encoded;
+}
+
+std::string percent_decode(std::string_view text) {
+    std::string decoded;
+    decoded.reserve(text.size());
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        if (text[i] == '%' && text.size() - i > 2) {
+            const int high = hex_value(text[i + 1]);
+            const int low = hex_value(text[i + 2]);
+            if (high >= 0 && low >= 0) {
+                decoded.push_back(static_cast<char>(high << 4 | low));
+                i += 2;
+                continue;
+            }
+        }
+        decoded.push_back(text[i]);
+    }
+    return decoded;
+}
+
+std::string base64_encode(std::string_view bytes) {
+    std::string text;
+    text.reserve((bytes.size() * 4 + 2) / 3);
+    std::uint32_t bits = 0;
+    unsigned count = 0;
+    for (char c : bytes) {
+        bits = bits << 8 | static_cast<unsigned char>(c);
+        count += 8;
+        while (count >= 6) {
+            count -= 6;
+            text.push_back(kBase64[bits >> count & 63]);
+        }
+    }
+    if (count > 0) text.push_back(kBase64[bits << (6 - count) & 63]);
+    return text;
+}
+
+bool base64_decode(std::string_view text, std::string* bytes) {
+    bytes->clear();
+    for (unsigned i = 0; i < 2 && !text.empty() && text.back() == '='; ++i) text.remove_suffix(1);
+    if (text.size() % 4 == 1) return false;
+    std::uint32_t bits = 0;
+    unsigned count = 0;
+    for (char c : text) {
+        const std::int8_t value = kBase64Values[static_cast<unsigned char>(c)];
+        if (value < 0) return false;
+        bits = bits << 6 | static_cast<std::uint32_t>(value);
+        count += 6;
+        if (count >= 8) {
+            count -= 8;
+            bytes->push_back(static_cast<char>(bits >> count & 255));
+        }
+    }
+    return true;
+}
+
+bool is_grpc_content_type(std::string_view value) {
+    constexpr std::string_view kPrefix = "application/grpc";
+    if (value.substr(0, kPrefix.size()) != kPrefix) return false;
+    return value.size() == kPrefix.size() || value[kPrefix.size()] == '+' ||
+           value[kPrefix.size()] == ';';
+}
+
+bool is_hop_header(std::string_view name) {
+    return name == "te" || name == "connection" || name == "keep-alive" ||
+           name == "proxy-connection" || name == "transfer-encoding" || name == "upgrade" ||
+           name == "content-length" || name == "host";
+}
+
+StatusTrailers::StatusTrailers(const Status& status)
+    : code_(std::to_string(static_cast<int>(status.code))),
+      message_(percent_encode(status.message)),
+      details_(base64_encode(status.details)) {
+    if (status.retry_pushback_ms >= 0) pushback_ = std::to_string(status.retry_pushback_ms);
+}
+
+void StatusTrailers::append_to(std::vector<nghttp2_nv>* headers) const {
+    headers->push_back(copied_header("grpc-status", code_));
+    if (!message_.empty()) headers->push_back(copied_header("grpc-message", message_));
+    if (!details_.empty()) headers->push_back(copied_header("grpc-status-details-bin", details_));
+    if (!pushback_.empty()) headers->push_back(copied_header("grpc-retry-pushback-ms", pushback_));
+}
+
+}  // namespace infersched::http2

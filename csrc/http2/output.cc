@@ -1,0 +1,132 @@
+#include "http2/output.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+namespace infersched::http2 {
+
+namespace {
+constexpr std::size_t kGatherFirstBytes = 1024;
+constexpr std::size_t kGatherExpectedMax = 64u << 10;
+}  // namespace
+
+void Output::begin(std::size_t bytes_max, std::vector<Slice>* slices) {
+    slices_ = slices;
+    bytes_max_ = bytes_max;
+    written_ = 0;
+    run_offset_ = 0;
+    runs_.clear();
+}
+
+void Output::write(Span bytes) {
+    if (!gather_) {
+        gather_ = BufferRef::make();
+        if (!gather_->reserve(expected_bytes_)) std::abort();
+    }
+    if (!gather_->append(bytes.data, bytes.size)) std::abort();
+    written_ += bytes.size;
+}
+
+void Output::close_run() {
+    const std::size_t end = gather_ ? gather_->size() : 0;
+    if (end == run_offset_) return;
+    runs_.push_back({slices_->size(), run_offset_, end - run_offset_});
+    slices_->emplace_back();
+    run_offset_ = end;
+}
+
+void Output::refer(const BufferRef& owner, Span bytes) {
+    close_run();
+    slices_->push_back({owner, bytes});
+    written_ += bytes.size;
+}
+
+void Output::finish() {
+    close_run();
+    for (const Run& run : runs_)
+        (*slices_)[run.slice] = {gather_, {gather_->data() + run.offset, run.size}};
+    if (gather_)
+        expected_bytes_ = std::clamp(gather_->size(), kGatherFirstBytes, kGatherExpectedMax);
+    if (runs_.capacity() > 64) std::vector<Run>().swap(runs_);
+    gather_ = BufferRef();
+    slices_ = nullptr;
+}
+
+void OutBody::set_message(Pieces&& message) {
+    clear();
+    message_ = std::move(message);
+    write_prefix(prefix_, message_.size());
+    prefix_sent_ = 0;
+    remaining_ = kPrefixBytes + message_.size();
+}
+
+void OutBody::append(const BufferRef& owner, Span bytes) {
+    if (bytes.empty()) return;
+    relayed_.push_back({owner, bytes});
+    remaining_ += bytes.size;
+}
+
+void OutBody::send(std::size_t size, Output* output) {
+    remaining_ -= size;
+    if (prefix_sent_ < kPrefixBytes) {
+        const std::size_t part = std::min<std::size_t>(size, kPrefixBytes - prefix_sent_);
+        output->write({prefix_ + prefix_sent_, part});
+        prefix_sent_ += static_cast<std::uint8_t>(part);
+        size -= part;
+    }
+    if (relayed_.empty()) {
+        send_message(size, output);
+    } else {
+        send_relayed(size, output);
+    }
+    if (remaining_ == 0) clear();
+}
+
+void OutBody::send_message(std::size_t size, Output* output) {
+    while (size > 0) {
+        const Span piece = message_.piece(index_);
+        const Span part{piece.data + offset_, std::min(size, piece.size - offset_)};
+        if (part.size > kGatherBytesMax) {
+            output->refer(message_.owner(index_), part);
+        } else {
+            output->write(part);
+        }
+        size -= part.size;
+        offset_ += part.size;
+        if (offset_ == piece.size) {
+            ++index_;
+            offset_ = 0;
+        }
+    }
+}
+
+void OutBody::send_relayed(std::size_t size, Output* output) {
+    while (size > 0) {
+        Slice& slice = relayed_[index_];
+        const Span part{slice.bytes.data, std::min(size, slice.bytes.size)};
+        if (part.size > kGatherBytesMax) {
+            output->refer(slice.owner, part);
+        } else {
+            output->write(part);
+        }
+        size -= part.size;
+        slice.bytes = {part.data + part.size, slice.bytes.size - part.size};
+        if (slice.bytes.empty()) {
+            slice.owner = BufferRef();
+            ++index_;
+        }
+    }
+    if (index_ >= 32 && index_ * 2 >= relayed_.size()) {
+        relayed_.erase(relayed_.begin(), relayed_.begin() + static_cast<std::ptrdiff_t>(index_));
+        index_ = 0;
+    }
+}
+
+void OutBody::clear() {
+    remaining_ = index_ = offset_ = 0;
+    prefix_sent_ = kPrefixBytes;
+    message_.clear();
+    relayed_.clear();
+}
+
+}  // namespace infersched::http2

@@ -1,0 +1,277 @@
+// What the owner of a server session calls: events out, answers in.
+#include <algorithm>
+
+#include "http2/headers.h"
+#include "http2/server_state.h"
+
+namespace infersched::http2 {
+
+namespace {
+
+constexpr std::size_t kFairAnswerBytes = 64u << 10;
+constexpr std::uint8_t kDrainPing[8] = {'d', 'r', 'a', 'i', 'n', 0, 0, 1};
+
+const nghttp2_nv kResponseHeaders[] = {static_header(":status", "200"),
+                                       static_header("content-type", "application/grpc")};
+const nghttp2_nv kAcceptEncoding = static_header("grpc-accept-encoding", "identity");
+
+std::string join_metadata(Headers* headers) {
+    std::stable_sort(headers->begin(), headers->end(),
+                     [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::string joined;
+    for (const auto& [name, value] : *headers) {
+        if (name[0] == ':') continue;
+        joined.append(name).push_back('\0');
+        joined.append(value).push_back('\0');
+    }
+    return joined;
+}
+
+}  // namespace
+
+bool ServerSession::State::charge(std::uint64_t bytes) {
+    if (bytes > budget->max - std::min(budget->used, budget->max)) return false;
+    budget->used += bytes;
+    charged_bytes += bytes;
+    return true;
+}
+
+void ServerSession::State::uncharge(std::uint64_t bytes) {
+    bytes = std::min(bytes, charged_bytes);
+    budget->used -= bytes;
+    charged_bytes -= bytes;
+}
+
+void ServerSession::State::pay(std::uint64_t bytes) {
+    bytes = std::min(bytes, debt_bytes);
+    debt_bytes -= bytes;
+    if (bytes == 0 || lost) return;
+    nghttp2_session_consume_connection(session, bytes);
+    sendable = true;
+}
+
+void ServerSession::State::release_held(std::uint64_t bytes) {
+    held_bytes -= std::min(bytes, held_bytes);
+    pay(held_bytes == 0 ? debt_bytes : bytes);
+}
+
+void ServerSession::State::update_throttle() {
+    const std::uint64_t bytes_max = config->unsent_answer_bytes_max;
+    if (unsent_bytes > bytes_max) throttled = true;
+    if (unsent_bytes <= bytes_max / 2) throttled = false;
+}
+
+// A client whose own windows hold its answers back must be read: the window updates come that way.
+// Its new requests are refused instead.
+bool ServerSession::State::wants_read() {
+    update_throttle();
+    return !(throttled && sendable);
+}
+
+void ServerSession::State::answer(Stream* stream, Pieces&& message, const Headers* trailers) {
+    if (stream->finished || stream->kind != StreamKind::kUnary) return;
+    stream->finished = true;
+    stream->headers_sent = true;
+    stream->out.set_message(std::move(message));
+    stream->body_end = BodyEnd::kTrailers;
+    if (trailers != nullptr) stream->trailers = *trailers;
+    unsent_bytes += stream->out.remaining();
+    sendable = true;
+    reset_tokens_ = std::min(kResetBurst, reset_tokens_ + kResetsPerAnswer);
+    const nghttp2_data_provider body = body_of(stream);
+    if (stream->out.remaining() > kFairAnswerBytes) {
+        const nghttp2_extpri shared{NGHTTP2_EXTPRI_DEFAULT_URGENCY, 1};
+        nghttp2_session_change_extpri_stream_priority(session, stream->id, &shared, 1);
+    }
+    nghttp2_submit_response(session, stream->id, kResponseHeaders, std::size(kResponseHeaders),
+                            &body);
+}
+
+void ServerSession::State::refuse(Stream* stream, const Status& status) {
+    if (stream->finished) return;
+    stream->finished = true;
+    // What was received so far is no longer needed; an announced request's bytes are the owner's.
+    stream->in.clear();
+    uncharge(stream->charged_bytes);
+    if (stream->kind == StreamKind::kUnary) pay(stream->charged_bytes);
+    stream->charged_bytes = 0;
+    stream->headers.clear();
+    stream->kind = StreamKind::kRefused;
+    sendable = true;
+    reset_tokens_ = std::min(kResetBurst, reset_tokens_ + kResetsPerAnswer);
+    const std::string http_status = std::to_string(stream->http_status);
+    std::vector<nghttp2_nv> headers{copied_header(":status", http_status), kResponseHeaders[1]};
+    const StatusTrailers trailers(status);
+    trailers.append_to(&headers);
+    if (status.code == StatusCode::kUnimplemented) headers.push_back(kAcceptEncoding);
+    nghttp2_submit_response(session, stream->id, headers.data(), headers.size(), nullptr);
+}
+
+void ServerSession::State::forward_headers(Stream* stream, const Headers& headers,
+                                           bool end_stream) {
+    if (stream->finished || stream->headers_sent || stream->kind != StreamKind::kForward) return;
+    std::vector<nghttp2_nv> block{kResponseHeaders[0]};
+    for (const auto& [name, value] : headers) {
+        if (name == ":status") block[0] = copied_header(name, value);
+        if (name[0] != ':' && !is_hop_header(name)) block.push_back(copied_header(name, value));
+    }
+    stream->headers_sent = true;
+    stream->finished = end_stream;
+    sendable = true;
+    const nghttp2_data_provider body = body_of(stream);
+    nghttp2_submit_response(session, stream->id, block.data(), block.size(),
+                            end_stream ? nullptr : &body);
+}
+
+void ServerSession::State::forward_trailers(Stream* stream, const Headers& trailers) {
+    if (stream->finished || stream->kind != StreamKind::kForward) return;
+    if (!stream->headers_sent) {
+        forward_headers(stream, trailers, true);
+        return;
+    }
+    stream->finished = true;
+    for (const auto& [name, value] : trailers)
+        if (name[0] != ':' && !is_hop_header(name)) stream->trailers.emplace_back(name, value);
+    end_body(stream, stream->trailers.empty() ? BodyEnd::kEndStream : BodyEnd::kTrailers);
+}
+
+bool ServerSession::State::take_event(Event* event) {
+    while (!events.empty()) {
+        EventQueue::Record record = events.pop();
+        if (record.event != nullptr) {
+            *event = std::move(*record.event);
+            return true;
+        }
+        Stream* stream = record.stream;
+        if (stream->closed) {
+            drop_if_unused(stream);
+            continue;
+        }
+        reset_event(event, record.kind, stream->id);
+        if (record.kind == EventKind::kForwardSent) {
+            event->bytes = std::exchange(stream->sent_bytes, 0);
+            stream->sent_recorded = false;
+            return true;
+        }
+        stream->announced = true;
+        event->route = stream->route;
+        event->arrival = stream->arrival;
+        event->deadline = stream->deadline;
+        event->bytes = std::exchange(stream->charged_bytes, 0);
+        event->message = stream->in.take();
+        if (stream->headers.size() > 0) event->metadata = join_metadata(&stream->headers);
+        return true;
+    }
+    return false;
+}
+
+void ServerSession::State::lose() {
+    if (lost) return;
+    lost = true;
+    for (Stream* stream = streams.first(); stream != nullptr;) {
+        Stream* next = stream->next;
+        close_stream(stream);
+        stream = next;
+    }
+}
+
+// The client learns of the end one round trip before the last accepted stream is named, so that
+// what it sends meanwhile is served.
+void ServerSession::State::begin_drain() {
+    if (lost || broken) return;
+    sendable = true;
+    if (draining_) {
+        shut_down();
+        return;
+    }
+    draining_ = true;
+    nghttp2_submit_shutdown_notice(session);
+    nghttp2_submit_ping(session, NGHTTP2_FLAG_NONE, kDrainPing);
+}
+
+void ServerSession::State::shut_down() {
+    if (final_goaway_) return;
+    final_goaway_ = true;
+    nghttp2_submit_goaway(session, NGHTTP2_FLAG_NONE,
+                          nghttp2_session_get_last_proc_stream_id(session), NGHTTP2_NO_ERROR,
+                          nullptr, 0);
+}
+
+bool ServerSession::State::finished() const {
+    return over() || (final_goaway_ && open_streams == 0 && !wants_write());
+}
+
+int ServerSession::State::on_frame_sent(nghttp2_session* session, const nghttp2_frame* frame,
+                                        void* pointer) {
+    if (frame->hd.type != NGHTTP2_HEADERS && frame->hd.type != NGHTTP2_DATA) return 0;
+    if ((frame->hd.flags & NGHTTP2_FLAG_END_STREAM) == 0) return 0;
+    // The answer is out before the request was: tell the client to stop sending (RFC 9113, 8.1).
+    const Stream* stream = static_cast<State*>(pointer)->find(frame->hd.stream_id);
+    if (stream != nullptr && !stream->remote_ended)
+        nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, stream->id, NGHTTP2_NO_ERROR);
+    return 0;
+}
+
+ServerSession::ServerSession(const ServerConfig* config, ByteBudget* budget)
+    : state_(std::make_unique<State>(config, budget)) {}
+ServerSession::~ServerSession() = default;
+
+bool ServerSession::feed(Span bytes, Nanos now) { return state_->feed(bytes, now); }
+bool ServerSession::next_event(Event* event) { return state_->take_event(event); }
+bool ServerSession::has_events() const { return !state_->events.empty(); }
+void ServerSession::connection_lost() { state_->lose(); }
+
+void ServerSession::answer(StreamId id, Pieces&& message, const Headers* trailers) {
+    if (Stream* stream = state_->find(id))
+        state_->answer(stream, std::move(message), trailers);
+}
+
+void ServerSession::refuse(StreamId id, const Status& status) {
+    Stream* stream = state_->find(id);
+    if (stream != nullptr && !stream->headers_sent) state_->refuse(stream, status);
+}
+
+void ServerSession::release(std::uint64_t bytes) {
+    state_->uncharge(bytes);
+    state_->release_held(bytes);
+}
+
+void ServerSession::forward_headers(StreamId id, const Headers& headers, bool end_stream) {
+    if (Stream* stream = state_->find(id)) state_->forward_headers(stream, headers, end_stream);
+}
+
+void ServerSession::forward_data(StreamId id, const BufferRef& owner, Span bytes) {
+    Stream* stream = state_->find(id);
+    if (stream != nullptr && stream->headers_sent && !stream->finished)
+        state_->forward_data(stream, owner, bytes);
+}
+
+void ServerSession::forward_trailers(StreamId id, const Headers& trailers) {
+    if (Stream* stream = state_->find(id)) state_->forward_trailers(stream, trailers);
+}
+
+void ServerSession::forward_consumed(StreamId id, std::uint64_t bytes) {
+    Stream* stream = state_->find(id);
+    if (stream == nullptr || stream->kind != StreamKind::kForward) return;
+    const std::uint64_t credit = std::min(bytes, stream->charged_bytes);
+    stream->charged_bytes -= credit;
+    state_->uncharge(credit);
+    state_->forward_consumed(stream, credit);
+}
+
+void ServerSession::reset(StreamId id, std::uint32_t http2_error_code) {
+    if (Stream* stream = state_->find(id)) state_->reset(stream, http2_error_code);
+}
+
+void ServerSession::pull(std::size_t bytes_max, std::vector<Slice>* out) {
+    state_->pull(bytes_max, out);
+}
+
+bool ServerSession::wants_write() const { return state_->wants_write(); }
+bool ServerSession::wants_read() const { return state_->wants_read(); }
+void ServerSession::begin_drain() { state_->begin_drain(); }
+bool ServerSession::finished() const { return state_->finished(); }
+std::size_t ServerSession::open_streams() const { return state_->open_streams; }
+std::uint64_t ServerSession::resets_received() const { return state_->resets_received; }
+
+}  // namespace infersched::http2

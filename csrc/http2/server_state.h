@@ -1,0 +1,96 @@
+// The inside of ServerSession: server_receive.cc holds what nghttp2 calls while it is fed,
+// server_session.cc what the owner calls.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "http2/session_core.h"
+
+namespace infersched::http2 {
+
+// Resets a client may send. Deadline storms of good clients are bursts of thousands; each costs us
+// about as much as a request, so what is refused is a connection that does little else: more than
+// `kResetBurst` at once and then more than `kResetsPerSecond` plus `kResetsPerAnswer` for every
+// answer sent.
+inline constexpr std::int64_t kResetBurst = 20'000;
+inline constexpr std::int64_t kResetsPerSecond = 10'000;
+inline constexpr std::int64_t kResetsPerAnswer = 10;
+
+class ServerSession::State : public SessionCore {
+ public:
+    State(const ServerConfig* config, ByteBudget* budget);
+    ~State() override;
+
+    // -- answers (server_session.cc) ----
+    void answer(Stream* stream, Pieces&& message, const Headers* trailers);
+    void refuse(Stream* stream, const Status& status);
+    void forward_headers(Stream* stream, const Headers& headers, bool end_stream);
+    void forward_trailers(Stream* stream, const Headers& trailers);
+    bool take_event(Event* event);
+    void lose();
+    void begin_drain();
+    bool finished() const;
+    bool wants_read();
+
+    // -- bytes held for requests ----
+    bool charge(std::uint64_t bytes);
+    void uncharge(std::uint64_t bytes);
+    // Pays back up to `bytes` of the connection window.
+    void pay(std::uint64_t bytes);
+    // A complete request of `bytes` is no longer held.
+    void release_held(std::uint64_t bytes);
+
+    const ServerConfig* config;
+    ByteBudget* budget;
+    std::uint64_t charged_bytes = 0;  // to the budget by this connection
+    std::uint64_t held_bytes = 0;     // of complete requests until release()
+    std::uint64_t debt_bytes = 0;     // received and not paid back to the connection window
+    std::size_t open_streams = 0;
+    std::uint64_t resets_received = 0;
+    bool throttled = false;  // too many unsent answer bytes
+
+ private:
+    // -- callbacks of nghttp2 (server_receive.cc) ----
+    static const nghttp2_session_callbacks* callbacks();
+    static int on_begin_headers(nghttp2_session*, const nghttp2_frame* frame, void* state);
+    static int on_header(nghttp2_session*, const nghttp2_frame* frame, const std::uint8_t* name,
+                         std::size_t name_size, const std::uint8_t* value, std::size_t value_size,
+                         std::uint8_t flags, void* state);
+    static int on_begin_frame(nghttp2_session*, const nghttp2_frame_hd* header, void* state);
+    static int on_data(nghttp2_session*, std::uint8_t flags, std::int32_t id,
+                       const std::uint8_t* data, std::size_t size, void* state);
+    static int on_frame(nghttp2_session*, const nghttp2_frame* frame, void* state);
+    static int on_frame_sent(nghttp2_session*, const nghttp2_frame* frame, void* state);
+    static int on_stream_close(nghttp2_session*, std::int32_t id, std::uint32_t code, void* state);
+
+    void receive_pseudo_header(Stream* stream, std::string_view name, std::string_view value);
+    void receive_header(Stream* stream, std::string_view name, std::string_view value);
+    void select_route(Stream* stream, std::string_view path);
+    void request_headers_done(Stream* stream, bool end_stream);
+    void receive_unary_data(Stream* stream, Span bytes, std::size_t frame_left);
+    void receive_forward_data(Stream* stream, Span bytes);
+    void remote_ended(Stream* stream);
+    void request_complete(Stream* stream);
+    void count_reset();
+    void close_stream(Stream* stream);
+    void refuse_framing(Stream* stream, FramingError error);
+    Status host_memory_refusal() const;
+    void shut_down();
+    void update_throttle();
+
+    // The header block being received; blocks do not interleave.
+    struct Block {
+        Stream* stream = nullptr;
+        bool post = false;
+        bool grpc = false;
+    } block_;
+    std::size_t data_frame_left_ = 0;
+    std::uint16_t last_route_ = 0;
+    std::int64_t reset_tokens_ = kResetBurst;
+    Nanos reset_tokens_at_ = 0;
+    bool draining_ = false;
+    bool final_goaway_ = false;
+};
+
+}  // namespace infersched::http2

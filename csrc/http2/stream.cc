@@ -1,0 +1,124 @@
+#include "http2/stream.h"
+
+#include <utility>
+
+namespace infersched::http2 {
+
+namespace {
+
+constexpr std::size_t kSpareStreamsMax = 1024;
+constexpr std::size_t kKeptRecords = 128;
+
+// Spare streams of this thread, for all its sessions: an idle connection holds none.
+struct SpareStreams {
+    std::vector<Stream*> streams;
+    ~SpareStreams() {
+        for (Stream* stream : streams) delete stream;
+    }
+};
+
+SpareStreams& spare_streams() {
+    thread_local SpareStreams spare;
+    return spare;
+}
+
+}  // namespace
+
+void Stream::recycle() {
+    id = 0;
+    kind = StreamKind::kUnary;
+    body_end = BodyEnd::kOpen;
+    route = 0;
+    clear_flags();
+    records = 0;
+    arrival = 0;
+    deadline = kNever;
+    in.clear();
+    charged_bytes = uncredited_bytes = sent_bytes = 0;
+    header_bytes = 0;
+    out.clear();
+    headers.clear();
+    trailers.clear();
+    if (!refusal.ok()) refusal = Status();
+    http_status = 200;
+    if (!status.ok()) status = Status();
+    status_seen = reply_grpc = reply_encoded = false;
+    previous = next = nullptr;
+}
+
+StreamList::~StreamList() {
+    while (first_ != nullptr) remove(first_);
+}
+
+Stream* StreamList::open(StreamId id) {
+    std::vector<Stream*>& spare = spare_streams().streams;
+    Stream* stream = nullptr;
+    if (spare.empty()) {
+        stream = new Stream();
+    } else {
+        stream = spare.back();
+        spare.pop_back();
+    }
+    stream->id = id;
+    stream->next = first_;
+    if (first_ != nullptr) first_->previous = stream;
+    first_ = stream;
+    ++size_;
+    return stream;
+}
+
+void StreamList::remove(Stream* stream) {
+    (stream->previous != nullptr ? stream->previous->next : first_) = stream->next;
+    if (stream->next != nullptr) stream->next->previous = stream->previous;
+    --size_;
+    std::vector<Stream*>& spare = spare_streams().streams;
+    if (spare.size() >= kSpareStreamsMax) {
+        delete stream;
+        return;
+    }
+    stream->recycle();
+    spare.push_back(stream);
+}
+
+void EventQueue::push(Stream* stream, EventKind kind) {
+    ++stream->records;
+    records_.push_back({stream, kind, nullptr});
+}
+
+Event* EventQueue::push(EventKind kind, StreamId stream) {
+    auto event = std::make_unique<Event>();
+    event->kind = kind;
+    event->stream = stream;
+    records_.push_back({nullptr, kind, std::move(event)});
+    return records_.back().event.get();
+}
+
+EventQueue::Record EventQueue::pop() {
+    Record record = std::move(records_[head_++]);
+    if (record.stream != nullptr) --record.stream->records;
+    if (empty()) clear();
+    return record;
+}
+
+void EventQueue::clear() {
+    head_ = 0;
+    records_.clear();
+    if (records_.capacity() > kKeptRecords) std::vector<Record>().swap(records_);
+}
+
+void reset_event(Event* event, EventKind kind, StreamId stream) {
+    event->kind = kind;
+    event->stream = stream;
+    event->route = 0;
+    event->nothing_ran = false;
+    event->end_stream = false;
+    event->arrival = 0;
+    event->deadline = kNever;
+    event->bytes = 0;
+    event->message = BufferRef();
+    event->metadata.clear();
+    event->headers.clear();
+    if (!event->status.ok()) event->status = Status();
+}
+
+}  // namespace infersched::http2

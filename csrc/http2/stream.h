@@ -1,0 +1,110 @@
+// One stream of either session, the list of open ones, and the queue of recorded events.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "http2/grpc_framing.h"
+#include "http2/output.h"
+#include "http2/session.h"
+
+namespace infersched::http2 {
+
+enum class StreamKind : std::uint8_t {
+    kUnary,
+    kForward,
+    kRefused,  // answered with an error: what still arrives is dropped
+};
+
+// What follows the last byte of a stream's body.
+enum class BodyEnd : std::uint8_t { kOpen, kEndStream, kTrailers };
+
+struct Stream {
+    StreamId id = 0;
+    StreamKind kind = StreamKind::kUnary;
+    BodyEnd body_end = BodyEnd::kOpen;
+    std::uint16_t route = 0;
+    bool announced : 1;     // the owner knows it
+    bool finished : 1;      // nothing more is told to the owner
+    bool closed : 1;        // nghttp2 no longer knows it
+    bool remote_ended : 1;  // END_STREAM came
+    bool headers_sent : 1;  // server: answer headers submitted; client: HEADERS left
+    bool headers_seen : 1;  // client: the final answer headers were received
+    bool body_queued : 1;   // nghttp2 has a data provider for it
+    bool sent_recorded : 1; // a kForwardSent is queued
+    std::uint32_t records = 0;  // queued records that point here
+
+    Nanos arrival = 0;
+    Nanos deadline = kNever;
+    MessageAssembler in;
+    std::uint64_t charged_bytes = 0;     // in the budget and not the owner's yet
+    std::uint64_t uncredited_bytes = 0;  // received and not credited to the stream's window
+    std::uint64_t sent_bytes = 0;        // left and not reported by kForwardSent
+    std::uint32_t header_bytes = 0;      // of the block being received
+    OutBody out;
+    Headers headers;   // being received: selected metadata (unary) or all (forwarded)
+    Headers trailers;  // to be sent after the body; empty = `grpc-status: 0`
+    Status refusal;    // why its headers are refused, decided while they arrive
+    std::uint16_t http_status = 200;  // server: of the refusal; client: received
+    // Client: what the answer's headers and trailers said.
+    Status status;
+    bool status_seen = false;
+    bool reply_grpc = false;     // its content-type
+    bool reply_encoded = false;  // a grpc-encoding other than identity
+
+    Stream* previous = nullptr;
+    Stream* next = nullptr;
+
+    Stream() { clear_flags(); }
+    void clear_flags() {
+        announced = finished = closed = remote_ended = false;
+        headers_sent = headers_seen = body_queued = sent_recorded = false;
+    }
+    void recycle();
+};
+
+// The open streams of a session. Closed ones are kept for reuse by all sessions of the thread.
+class StreamList {
+ public:
+    StreamList() = default;
+    ~StreamList();
+    StreamList(const StreamList&) = delete;
+    StreamList& operator=(const StreamList&) = delete;
+
+    Stream* open(StreamId id);
+    void remove(Stream* stream);
+    Stream* first() const { return first_; }
+    std::size_t size() const { return size_; }
+
+ private:
+    Stream* first_ = nullptr;
+    std::size_t size_ = 0;
+};
+
+// Events in the order they were recorded. A kRequest or kForwardSent is only a pointer to its
+// stream, other kinds carry the event.
+class EventQueue {
+ public:
+    struct Record {
+        Stream* stream;  // null for a carried event
+        EventKind kind;
+        std::unique_ptr<Event> event;
+    };
+
+    void push(Stream* stream, EventKind kind);
+    Event* push(EventKind kind, StreamId stream);
+    bool empty() const { return head_ == records_.size(); }
+    Record pop();
+    void clear();
+
+ private:
+    std::vector<Record> records_;
+    std::size_t head_ = 0;
+};
+
+// Makes `event` a fresh one and keeps the memory of its strings.
+void reset_event(Event* event, EventKind kind, StreamId stream);
+
+}  // namespace infersched::http2
