@@ -306,6 +306,9 @@ class BuildExt(build_ext):
         return product
 
 
+# Named as a package before there is anything to generate it with.
+(ROOT / "scheduler" / "v1").mkdir(exist_ok=True)
+
 setup(
     packages=sorted({*find_packages(include=["scheduler", "scheduler.*"]), "scheduler.v1"}),
     ext_modules=[Extension(f"{NATIVE}.{m}", [f"scheduler/_native/{m}.pyx"]) for m in MODULE_ROOMS],

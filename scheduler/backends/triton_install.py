@@ -173,6 +173,9 @@ def install(
 
     `report` gets a line for each step that takes time. Raises TritonInstallError.
     """
+    found = locate(tool_directory)
+    if found is not None:
+        return found
     check_machine()
     check_python()
     layout = _layout((tool_directory or default_tool_directory()).resolve())
@@ -223,3 +226,10 @@ def _make_stub_environment(staged: Path) -> None:
     packages = staged / "lib" / f"python{python_version()}" / "site-packages"
     _pip_install(STUB_NUMPY, packages)
     (packages / "infersched_stub.pth").write_text(_STUB_PTH)
+
+
+if __name__ == "__main__":
+    try:
+        install(report=lambda line: print(line, file=sys.stderr))
+    except TritonInstallError as error:
+        sys.exit(f"no embedded Triton: {error}")

@@ -1,0 +1,59 @@
+# The index of commands. `make help` prints it.
+
+PYTHON_VENV := .venv/bin/python
+export INFERSCHED_TRITON_DIR ?= $(CURDIR)/.tools/triton
+.DEFAULT_GOAL := help
+.PHONY: help setup build build-debug build-asan serve run demo test test-asan lint format bench \
+	wheel clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## system packages, .venv, build, embedded Triton; every target does it as needed
+	@.ci/setup
+
+build: ## compile what changed, in place
+	@.ci/setup
+
+build-debug: setup ## no optimization, assertions on; into build/debug/lib
+	@INFERSCHED_DEBUG=1 $(PYTHON_VENV) setup.py --quiet build_ext --inplace
+	@echo "use it with INFERSCHED_NATIVE_DIR=$(CURDIR)/build/debug/lib"
+
+build-asan: setup ## AddressSanitizer and UBSan; into build/asan/lib
+	@INFERSCHED_ASAN=1 $(PYTHON_VENV) setup.py --quiet build_ext --inplace
+
+demo: ## digits through the scheduler and straight to Triton, compared
+	@.ci/setup --require-triton
+	@$(PYTHON_VENV) -m benchmarks.demo $(ARGS)
+
+serve: ## the demo's model behind the scheduler, until Ctrl-C (ARGS="--listen HOST:PORT")
+	@.ci/setup --require-triton
+	@$(PYTHON_VENV) -m benchmarks.demo.serve $(ARGS)
+
+run: serve
+
+test: setup ## all tests (ARGS="tests/unit -k codec" goes to pytest)
+	@$(PYTHON_VENV) -m pytest $(ARGS)
+
+test-asan: setup ## codec, engine and transport tests under ASan and UBSan
+	@.ci/test-asan $(ARGS)
+
+lint: setup ## ruff, mypy, clang-format and the tidy tests
+	@$(PYTHON_VENV) -m pytest -q tests/tidy
+
+format: setup ## rewrite the sources in the project's format
+	@$(PYTHON_VENV) -m ruff format -q .
+	@$(PYTHON_VENV) -m ruff check -q --fix .
+	@if command -v clang-format >/dev/null; then \
+		find csrc -name '*.h' -o -name '*.cc' | xargs clang-format -i; fi
+
+bench: ## all benchmarks, or NAME=throughput
+	@.ci/setup --require-triton
+	@$(PYTHON_VENV) -m benchmarks $(NAME) $(ARGS)
+
+wheel: setup ## a wheel that carries libnghttp2, checked in a fresh environment, into dist/
+	@.ci/wheel
+
+clean: ## remove what the build made; .venv and .tools stay
+	rm -rf build dist *.egg-info scheduler/v1 scheduler/_native/*.so
+	find . -name __pycache__ -not -path './.venv/*' -not -path './.tools/*' -prune -exec rm -rf {} +
