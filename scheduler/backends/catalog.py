@@ -1,0 +1,148 @@
+"""What one Triton says about its models, in the terms the scheduler works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+READY = "READY"
+# Instances of an ensemble whose steps are not known: it has none of its own.
+ENSEMBLE_INSTANCES = 2
+
+
+class CatalogError(Exception):
+    """A model's metadata or configuration cannot be used."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output. `dims` are without the batch dimension, -1 is variable."""
+
+    name: str
+    datatype: str
+    dims: tuple[int, ...]
+    optional: bool = False
+    shape_tensor: bool = False
+    ragged: bool = False
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One version of a model as one backend serves it."""
+
+    name: str
+    version: str
+    max_batch_size: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    decoupled: bool
+    sequence: bool
+    instances: int
+    metadata: service_pb2.ModelMetadataResponse
+    config: model_config_pb2.ModelConfig
+
+    def differs_from(self, other: ModelSpec) -> str:
+        """Why the two must not serve one catalog entry together; empty when they may.
+
+        Instance counts and settings that do not show in an answer may differ.
+        """
+        for key in ("max_batch_size", "decoupled", "sequence", "inputs", "outputs"):
+            mine, theirs = getattr(self, key), getattr(other, key)
+            if mine != theirs:
+                return f"{key} {_brief(mine)} instead of {_brief(theirs)}"
+        return ""
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, tuple):
+        tensors = (f"{t.name} {t.datatype}{list(t.dims)}" for t in value)
+        return "[" + ", ".join(tensors) + "]"
+    return str(value)
+
+
+def model_spec(
+    version: str,
+    metadata: service_pb2.ModelMetadataResponse,
+    config: model_config_pb2.ModelConfig,
+    ensemble_steps: dict[str, int] | None = None,
+) -> ModelSpec:
+    """Reads a (completed) configuration. `ensemble_steps` has the instances of the other models.
+
+    Raises CatalogError for what no scheduler can serve.
+    """
+    if not version.isascii() or not version.isdigit():
+        raise CatalogError(f"model {config.name!r} has a version that is no number: {version!r}")
+    return ModelSpec(
+        name=config.name,
+        version=version,
+        max_batch_size=max(config.max_batch_size, 0),
+        inputs=tuple(_input(tensor) for tensor in config.input),
+        outputs=tuple(_output(tensor) for tensor in config.output),
+        decoupled=config.model_transaction_policy.decoupled,
+        sequence=config.HasField("sequence_batching"),
+        instances=_instances(config, ensemble_steps or {}),
+        metadata=metadata,
+        config=config,
+    )
+
+
+def _input(tensor: Any) -> TensorSpec:
+    return TensorSpec(
+        name=tensor.name,
+        datatype=datatype_name(tensor.data_type),
+        dims=tuple(tensor.dims),
+        optional=tensor.optional,
+        shape_tensor=tensor.is_shape_tensor,
+        ragged=tensor.allow_ragged_batch,
+    )
+
+
+def _output(tensor: Any) -> TensorSpec:
+    return TensorSpec(
+        name=tensor.name,
+        datatype=datatype_name(tensor.data_type),
+        dims=tuple(tensor.dims),
+        shape_tensor=tensor.is_shape_tensor,
+    )
+
+
+def datatype_name(data_type: int) -> str:
+    """`TYPE_FP32` -> `FP32`; `TYPE_STRING` is `BYTES` on the wire."""
+    name = str(model_config_pb2.DataType.Name(data_type)).removeprefix("TYPE_")
+    return "BYTES" if name == "STRING" else name
+
+
+def _instances(config: model_config_pb2.ModelConfig, ensemble_steps: dict[str, int]) -> int:
+    """How many executions run at once: the sum over the instance groups, per GPU."""
+    if config.HasField("ensemble_scheduling"):
+        steps = [ensemble_steps.get(s.model_name, 0) for s in config.ensemble_scheduling.step]
+        return max([*steps, 0]) or ENSEMBLE_INSTANCES
+    total = 0
+    for group in config.instance_group:
+        if group.passive:
+            continue
+        on_gpus = group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+        total += max(group.count, 1) * (max(len(group.gpus), 1) if on_gpus else 1)
+    return max(total, 1)
+
+
+def batching_advice(config: model_config_pb2.ModelConfig) -> str:
+    """The line to change where Triton's own batcher would wait on top of ours; else empty."""
+    if not config.HasField("dynamic_batching"):
+        return ""
+    batching = config.dynamic_batching
+    waits = batching.max_queue_delay_microseconds > 0
+    prefers = any(size > 1 for size in batching.preferred_batch_size)
+    if not waits and not prefers:
+        return ""
+    what = (
+        f"max_queue_delay_microseconds: {batching.max_queue_delay_microseconds}"
+        if waits
+        else f"preferred_batch_size: {list(batching.preferred_batch_size)}"
+    )
+    return (
+        f"{what} in its dynamic_batching makes Triton wait again for rows that were merged here; "
+        "in config.pbtxt replace the dynamic_batching block by: dynamic_batching { }"
+    )

@@ -1,0 +1,102 @@
+"""Calls to one Triton through tritonclient, with the failures a pool must tell apart."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from enum import Enum
+
+import grpc
+import tritonclient.grpc.aio as triton_aio
+from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.utils import InferenceServerException
+
+INT32_MAX = 2**31 - 1
+CATALOG_TIMEOUT_S = 2.0
+# A probe that came back this much after its own timeout says more about our loop than about Triton.
+LATE_LOOP_S = 0.1
+
+_CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", INT32_MAX),
+    ("grpc.max_receive_message_length", INT32_MAX),
+    ("grpc.use_local_subchannel_pool", 1),
+    # A backend that comes back is to be noticed within a second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 250),
+    ("grpc.max_reconnect_backoff_ms", 300),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+class Answer(Enum):
+    """What a ServerReady probe showed."""
+
+    READY = "ready"
+    NOT_READY = "not ready"  # alive; a model may have failed to load
+    LEAVING = "leaving"  # finishes what runs and takes nothing new
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    LATE = "late"  # our own lateness; says nothing
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    answer: Answer
+    reason: str = ""
+
+
+class CallError(Exception):
+    """A catalog call to the backend failed."""
+
+
+class TritonCalls:
+    """A tritonclient of one backend. All calls have time-outs in seconds."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._client = triton_aio.InferenceServerClient(address, channel_args=_CHANNEL_OPTIONS)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def ready(self, timeout_s: float) -> ProbeResult:
+        """Never raises for a failed call."""
+        started_at = time.monotonic()
+        try:
+            ready = await self._client.is_server_ready(client_timeout=timeout_s)
+        except InferenceServerException as error:
+            late = time.monotonic() - started_at > timeout_s + LATE_LOOP_S
+            return _failed_probe(error, late)
+        return ProbeResult(Answer.READY if ready else Answer.NOT_READY)
+
+    async def server_metadata(self) -> service_pb2.ServerMetadataResponse:
+        return await self._call(self._client.get_server_metadata(client_timeout=CATALOG_TIMEOUT_S))
+
+    async def index(self) -> service_pb2.RepositoryIndexResponse:
+        return await self._call(
+            self._client.get_model_repository_index(client_timeout=CATALOG_TIMEOUT_S)
+        )
+
+    async def model(
+        self, name: str, version: str
+    ) -> tuple[service_pb2.ModelMetadataResponse, model_config_pb2.ModelConfig]:
+        metadata = self._client.get_model_metadata(name, version, client_timeout=CATALOG_TIMEOUT_S)
+        config = self._client.get_model_config(name, version, client_timeout=CATALOG_TIMEOUT_S)
+        answers = await asyncio.gather(self._call(metadata), self._call(config))
+        return answers[0], answers[1].config
+
+    async def _call(self, call):  # type: ignore[no-untyped-def]
+        try:
+            return await call
+        except InferenceServerException as error:
+            raise CallError(f"{error.status()}: {error.message()}") from error
+
+
+def _failed_probe(error: InferenceServerException, late: bool) -> ProbeResult:
+    code, text = str(error.status()), str(error.message() or "")
+    if code == str(grpc.StatusCode.DEADLINE_EXCEEDED):
+        return ProbeResult(Answer.LATE if late else Answer.TIMEOUT, "no answer to ServerReady")
+    if code == str(grpc.StatusCode.UNAVAILABLE) and "exiting" in text.lower():
+        return ProbeResult(Answer.LEAVING, text)
+    return ProbeResult(Answer.UNREACHABLE, text or code)

@@ -1,0 +1,237 @@
+"""Watches one Triton: is it there, and which models does it serve?
+
+    DOWN ──probe answered──▶ SERVING ──"exiting", or it disowned a model──▶ DRAINING
+      ▲                        │  ▲                                             │
+      └── refused, or two ─────┘  └───────────── proved ready again ◀───────────┤
+          timeouts in a row ◀───────────────────────────────────────────────────┘
+
+What a backend served is remembered while it is away, so that its requests are told "no backend" and
+not "unknown model".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from enum import Enum
+
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+from scheduler.backends.catalog import READY, CatalogError, ModelSpec, batching_advice, model_spec
+from scheduler.backends.probe import Answer, CallError, ProbeResult, TritonCalls
+from scheduler.config.schema import Discovery
+from scheduler.telemetry.logs import log
+
+logger = logging.getLogger(__name__)
+
+TIMEOUTS_UNTIL_DOWN = 2
+PARALLEL_MODEL_READS = 4
+ModelKey = tuple[str, str]
+Described = tuple[service_pb2.ModelMetadataResponse, model_config_pb2.ModelConfig]
+
+
+class BackendStatus(Enum):
+    """Whether work may be sent."""
+
+    SERVING = "serving"
+    DRAINING = "draining"
+    DOWN = "down"
+
+
+class BackendWatch:
+    """The known truth about one backend. `on_change` is called after every change of it.
+
+    `progress` returns a number that grows when the data plane gets replies from this backend: one
+    that answers inferences is alive even if a probe got lost in the crowd.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        discovery: Discovery,
+        on_change: Callable[[], None],
+        progress: Callable[[], int] = lambda: 0,
+        calls: TritonCalls | None = None,
+    ) -> None:
+        self.address = address
+        self.status = BackendStatus.DOWN
+        self.reason = "not probed yet"
+        self.models: dict[ModelKey, ModelSpec] = {}
+        self.ready_models: set[ModelKey] = set()
+        self.server: service_pb2.ServerMetadataResponse | None = None
+        self.discovery = discovery
+        self._calls = calls or TritonCalls(address)
+        self._on_change = on_change
+        self._progress = progress
+        self._described: dict[ModelKey, Described] = {}
+        self._timeouts_in_a_row = 0
+        self._suspected = False  # it disowned a model; the next good refresh clears it
+        self._suspicions = 0
+        self._probe_now = asyncio.Event()
+        self._refresh_now = asyncio.Event()
+        self._advised: set[ModelKey] = set()
+
+    async def run(self) -> None:
+        """Probes and refreshes until cancelled."""
+        try:
+            await asyncio.gather(self._probe_loop(), self._refresh_loop())
+        finally:
+            await self._calls.close()
+
+    def look_now(self) -> None:
+        """Probes at once: the data plane lost its connection or got a new one."""
+        self._probe_now.set()
+
+    def suspect(self) -> None:
+        """It answered "unknown model" for a model it should have: nothing more until it proves ready."""
+        self._suspected = True
+        self._suspicions += 1
+        if self.status is BackendStatus.SERVING:
+            self._become(BackendStatus.DRAINING, "it disowned a model")
+        self._probe_now.set()
+        self._refresh_now.set()
+
+    def model_ready(self, key: ModelKey) -> bool:
+        return self.status is BackendStatus.SERVING and key in self.ready_models
+
+    async def _probe_loop(self) -> None:
+        while True:
+            self._probe_now.clear()
+            before = self._progress()
+            result = await self._calls.ready(self.discovery.probe_timeout / 1e9)
+            self.take_probe(result, progressed=self._progress() != before)
+            if result.answer is Answer.TIMEOUT and self.status is not BackendStatus.DOWN:
+                continue
+            await _wait(self._probe_now, self.discovery.probe_period / 1e9)
+
+    def take_probe(self, result: ProbeResult, progressed: bool = False) -> None:
+        """The state machine of the head of this file."""
+        answer = result.answer
+        if answer is Answer.LATE or (answer is Answer.TIMEOUT and progressed):
+            return
+        if answer is Answer.TIMEOUT:
+            self._timeouts_in_a_row += 1
+            if self._timeouts_in_a_row >= TIMEOUTS_UNTIL_DOWN:
+                self._become(BackendStatus.DOWN, result.reason)
+            return
+        self._timeouts_in_a_row = 0
+        if answer is Answer.UNREACHABLE:
+            self._become(BackendStatus.DOWN, result.reason)
+        elif answer is Answer.LEAVING:
+            self._become(BackendStatus.DRAINING, result.reason)
+        elif not self._suspected:
+            if self.status is not BackendStatus.SERVING:
+                self._refresh_now.set()
+            self._become(BackendStatus.SERVING, "")
+
+    async def _refresh_loop(self) -> None:
+        while True:
+            await _wait(self._refresh_now, self.discovery.refresh_period / 1e9)
+            self._refresh_now.clear()
+            if self.status is BackendStatus.DOWN:
+                continue
+            try:
+                await self.refresh()
+            except CallError as error:
+                log(logger, logging.DEBUG, "refresh failed", backend=self.address, reason=error)
+
+    async def refresh(self) -> None:
+        """Reads the index, and the models that are new, were reloaded, or have their turn.
+
+        Raises CallError; then nothing has changed.
+        """
+        suspicions = self._suspicions
+        if self.server is None:
+            self.server = await self._calls.server_metadata()
+        index = await self._calls.index()
+        listed = {(m.name, m.version): m.state for m in index.models if m.version and m.state}
+        ready = {key for key, state in listed.items() if state == READY}
+        stale = {key for key in ready if key not in self.ready_models or key not in self.models}
+        described = {key: d for key, d in self._described.items() if listed.get(key) in _KEPT}
+        described.update(await self._read_models(stale | self._next_in_turn(ready)))
+        # A Triton that began to leave meanwhile lists models it will not serve, or none at all.
+        result = await self._calls.ready(self.discovery.probe_timeout / 1e9)
+        if result.answer not in (Answer.READY, Answer.NOT_READY):
+            self.take_probe(result)
+            return
+        if suspicions == self._suspicions:
+            self._suspected = False
+        self._take_catalog(described, ready & described.keys())
+        self.take_probe(result)
+
+    def _next_in_turn(self, ready: set[ModelKey]) -> set[ModelKey]:
+        """One known model a refresh is read again: a fast reload does not show in the index."""
+        for key in self._described:
+            if key in ready:
+                self._described[key] = self._described.pop(key)
+                return {key}
+        return set()
+
+    async def _read_models(self, keys: set[ModelKey]) -> dict[ModelKey, Described]:
+        gate = asyncio.Semaphore(PARALLEL_MODEL_READS)
+
+        async def read(key: ModelKey) -> tuple[ModelKey, Described] | None:
+            async with gate:
+                try:
+                    return key, await self._calls.model(*key)
+                except CallError as error:
+                    log(logger, logging.WARNING, "cannot read a model", backend=self.address,
+                        model=key[0], version=key[1], reason=error)  # fmt: skip
+                    return None
+
+        read_models = await asyncio.gather(*(read(key) for key in sorted(keys)))
+        return dict(one for one in read_models if one is not None)
+
+    def _take_catalog(self, described: dict[ModelKey, Described], ready: set[ModelKey]) -> None:
+        plain = _specs(described, {})
+        steps = {name: spec.instances for (name, _), spec in plain.items()}
+        models = _specs(described, steps)
+        # Messages are kept by identity, so that an unchanged model compares cheaply.
+        for key, spec in models.items():
+            if self.models.get(key) == spec:
+                models[key] = self.models[key]
+        changed = models != self.models or ready != self.ready_models
+        self._described = described
+        self.models, self.ready_models = models, ready & models.keys()
+        for key in sorted(models.keys() - self._advised):
+            self._advised.add(key)
+            advice = batching_advice(models[key].config)
+            if advice:
+                log(logger, logging.WARNING, f"model {key[0]}: {advice}", backend=self.address)
+        if changed:
+            self._on_change()
+
+    def _become(self, status: BackendStatus, reason: str) -> None:
+        changed = status is not self.status
+        self.reason = reason
+        if not changed:
+            return
+        level = logging.INFO if status is BackendStatus.SERVING else logging.WARNING
+        fields = {"backend": self.address, **({"reason": reason} if reason else {})}
+        log(logger, level, f"backend is {status.value}", **fields)
+        self.status = status
+        if status is BackendStatus.DOWN:
+            # The next process at this address may be another Triton with other models.
+            self.server = None
+            self.ready_models = set()
+            self._suspected = False
+        self._on_change()
+
+
+# A reload shows as LOADING or UNLOADING; UNAVAILABLE has been unloaded or failed to load.
+_KEPT = (READY, "LOADING", "UNLOADING")
+
+
+def _specs(described: dict[ModelKey, Described], steps: dict[str, int]) -> dict[ModelKey, ModelSpec]:
+    specs = {}
+    for key, (metadata, config) in described.items():
+        with contextlib.suppress(CatalogError):
+            specs[key] = model_spec(key[1], metadata, config, steps)
+    return specs
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(event.wait(), timeout_s)

@@ -1,0 +1,1 @@
+"""The control plane process: catalog, steering, cold RPCs, Control service, metrics."""

@@ -1,0 +1,203 @@
+"""The RPCs of inference.GRPCInferenceService that carry no tensors, answered in Triton's words.
+
+They arrive as streams that the data plane forwards to a unix socket. ModelInfer and ModelStreamInfer
+end in the data plane and never come here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import grpc
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+
+from scheduler.backends.pool import BackendPool, CatalogEntry
+from scheduler.config import Batching, batching_problems
+from scheduler.control.readiness import Readiness
+
+SERVICE_NAME: str = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+# What a Triton offers and this server does not carry (yet).
+EXTENSIONS_NOT_CARRIED = frozenset(
+    {
+        "cuda_shared_memory",
+        "logging",
+        "model_repository",
+        "model_repository(unload_dependents)",
+        "sequence",
+        "statistics",
+        "system_shared_memory",
+        "trace",
+    }
+)
+OWN_EXTENSION = "infersched"
+_STOL = re.compile(r"\s*([+-]?[0-9]+)")
+_INT64 = range(-(2**63), 2**63)
+
+
+class VersionTextError(ValueError):
+    """A version that Triton does not read; the text is Triton's."""
+
+
+def parse_version(text: str) -> str:
+    """The version as Triton's `stol` reads it, "" for the default one. Raises VersionTextError."""
+    if not text:
+        return ""
+    match = _STOL.match(text)
+    failed = f"failed to get model version from specified version string '{text}'"
+    if match is None or int(match.group(1)) not in _INT64:
+        raise VersionTextError(
+            f"{failed} (details: stol), version should be an integral value > 0"
+        )
+    if int(match.group(1)) < 0:
+        raise VersionTextError(f"{failed}, version should be an integral value > 0")
+    return str(int(match.group(1)))
+
+
+class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Reads the pool's catalog; `batching_for` gives the policy of a model by name."""
+
+    def __init__(
+        self,
+        pool: BackendPool,
+        readiness: Readiness,
+        batching_for: Callable[[str], Batching],
+        merging_off: Callable[[CatalogEntry], str],
+    ) -> None:
+        self._pool = pool
+        self._readiness = readiness
+        self._batching_for = batching_for
+        self._merging_off = merging_off
+
+    async def ServerLive(self, request: Any, context: Any) -> service_pb2.ServerLiveResponse:
+        return service_pb2.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Any) -> service_pb2.ServerReadyResponse:
+        return service_pb2.ServerReadyResponse(ready=self._readiness.ready)
+
+    async def ModelReady(
+        self, request: service_pb2.ModelReadyRequest, context: grpc.aio.ServicerContext
+    ) -> service_pb2.ModelReadyResponse:
+        version = await _version(request.version, context)
+        entry = self._pool.find(request.name, version)
+        return service_pb2.ModelReadyResponse(ready=entry is not None and entry.ready)
+
+    async def ServerMetadata(
+        self, request: Any, context: grpc.aio.ServicerContext
+    ) -> service_pb2.ServerMetadataResponse:
+        servers = [w.server for w in self._pool.watches.values() if w.server is not None]
+        if not servers:
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE, "no backend has been reached yet; try again"
+            )
+        return pool_metadata(servers)
+
+    async def ModelMetadata(
+        self, request: service_pb2.ModelMetadataRequest, context: grpc.aio.ServicerContext
+    ) -> service_pb2.ModelMetadataResponse:
+        entry = await self._entry(request.name, request.version, context)
+        answer = service_pb2.ModelMetadataResponse()
+        answer.CopyFrom(entry.spec.metadata)
+        if not request.version:
+            versions = [e.spec.version for e in self._pool.versions(request.name)]
+            answer.versions[:] = sorted(versions, key=int)
+        return answer
+
+    async def ModelConfig(
+        self, request: service_pb2.ModelConfigRequest, context: grpc.aio.ServicerContext
+    ) -> service_pb2.ModelConfigResponse:
+        entry = await self._entry(request.name, request.version, context)
+        config = model_config_pb2.ModelConfig()
+        config.CopyFrom(entry.spec.config)
+        batching = self._batching_for(entry.spec.name)
+        if batching.merge and not self._merging_off(entry):
+            show_effective_batching(config, batching)
+        return service_pb2.ModelConfigResponse(config=config)
+
+    async def _entry(
+        self, name: str, version_text: str, context: grpc.aio.ServicerContext
+    ) -> CatalogEntry:
+        version = await _version(version_text, context)
+        entry = self._pool.find(name, version)
+        if entry is not None:
+            return entry
+        text = f"Request for unknown model: '{name}' "
+        if version and self._pool.versions(name):
+            text += f"version {version} "
+        return await _abort(context, grpc.StatusCode.NOT_FOUND, text + "is not found")
+
+
+def pool_metadata(
+    servers: list[service_pb2.ServerMetadataResponse],
+) -> service_pb2.ServerMetadataResponse:
+    """One server out of many: the lowest version, the extensions that all have and we carry."""
+    common = set(servers[0].extensions).intersection(*(set(s.extensions) for s in servers))
+    carried = [e for e in servers[0].extensions if e in common - EXTENSIONS_NOT_CARRIED]
+    lowest = min((server.version for server in servers), key=_version_numbers)
+    return service_pb2.ServerMetadataResponse(
+        name=servers[0].name, version=lowest, extensions=[*carried, OWN_EXTENSION]
+    )
+
+
+def _version_numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"[0-9]+", version)]
+
+
+def show_effective_batching(config: model_config_pb2.ModelConfig, batching: Batching) -> None:
+    """Replaces the batcher of the configuration by the one that acts on requests: ours."""
+    usable = not batching_problems(batching, config.max_batch_size)
+    sizes = batching.preferred_batch_rows if usable else ()
+    block = model_config_pb2.ModelDynamicBatching(
+        preferred_batch_size=sizes,
+        max_queue_delay_microseconds=batching.max_queue_delay // 1000,
+        priority_levels=batching.priority_levels if batching.priority_levels > 1 else 0,
+    )
+    if block.priority_levels:
+        block.default_priority_level = (
+            batching.default_priority or (batching.priority_levels + 1) // 2
+        )
+    block.default_queue_policy.max_queue_size = batching.max_queue_requests
+    config.dynamic_batching.CopyFrom(block)
+
+
+async def _version(text: str, context: grpc.aio.ServicerContext) -> str:
+    try:
+        return parse_version(text)
+    except VersionTextError as error:
+        return await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+
+async def _abort(context: grpc.aio.ServicerContext, code: grpc.StatusCode, text: str) -> NoReturn:
+    await context.abort(code, text)
+    raise AssertionError("abort returned")
+
+
+def _not_carried(method: str) -> Any:
+    async def answer(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        await context.abort(
+            grpc.StatusCode.UNIMPLEMENTED,
+            f"{method} is not carried by infersched; call it on the Triton server itself",
+        )
+
+    answer.__name__ = method
+    return answer
+
+
+for _method in (
+    "ModelStatistics",
+    "RepositoryIndex",
+    "RepositoryModelLoad",
+    "RepositoryModelUnload",
+    "SystemSharedMemoryStatus",
+    "SystemSharedMemoryRegister",
+    "SystemSharedMemoryUnregister",
+    "CudaSharedMemoryStatus",
+    "CudaSharedMemoryRegister",
+    "CudaSharedMemoryUnregister",
+    "TraceSetting",
+    "LogSettings",
+    "ModelInfer",
+):
+    setattr(ColdServicer, _method, _not_carried(_method))

@@ -1,0 +1,165 @@
+"""The wanted state of the data plane: the pool's catalog and the settings as one Apply."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scheduler.backends.catalog import ModelSpec, TensorSpec
+from scheduler.backends.pool import BackendPool, CatalogEntry
+from scheduler.backends.watch import BackendStatus, ModelKey
+from scheduler.config import Batching, Settings, batching_problems
+from scheduler.control.indices import BACKENDS_MAX, MODELS_MAX, IndexBook
+from scheduler.telemetry.logs import log
+from scheduler.v1 import dataplane_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+_STATES = {
+    BackendStatus.SERVING: pb.BACKEND_STATE_SERVING,
+    BackendStatus.DRAINING: pb.BACKEND_STATE_DRAINING,
+    BackendStatus.DOWN: pb.BACKEND_STATE_DOWN,
+}
+
+
+def key_text(key: ModelKey) -> str:
+    """A model version as one key of the index book."""
+    return f"{key[0]}\n{key[1]}"
+
+
+@dataclass
+class DesiredState:
+    """Builds Apply messages; remembers the numbers and what the data plane found unmergeable."""
+
+    runtime_directory: Path
+    model_index: dict[ModelKey, int] = field(default_factory=dict)
+    backend_index: dict[str, int] = field(default_factory=dict)
+    # The specification that could not be split; a reloaded model gets another chance.
+    unmergeable: dict[ModelKey, tuple[ModelSpec, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._models = IndexBook(self.runtime_directory / "models.json", MODELS_MAX)
+        self._backends = IndexBook(self.runtime_directory / "backends.json", BACKENDS_MAX)
+        self._reported: set[tuple[ModelKey, str]] = set()
+
+    def build(self, pool: BackendPool, settings: Settings) -> pb.Apply:
+        """The complete wanted state (without a generation)."""
+        self.backend_index = self._backends.assign(pool.watches)
+        indices = self._models.assign(key_text(key) for key in pool.catalog)
+        self.model_index = {
+            key: indices[key_text(key)] for key in pool.catalog if key_text(key) in indices
+        }
+        for key in pool.catalog.keys() - self.model_index.keys():
+            self._report(key, f"there are more than {MODELS_MAX} models; it is not served")
+        apply = pb.Apply(limits=_limits(settings))
+        for address, index in self.backend_index.items():
+            backend = apply.backends.add(index=index, address=address)
+            backend.connections = pool.backends[address].connections
+            backend.state = _STATES[pool.watches[address].status]
+        for key, index in sorted(self.model_index.items(), key=lambda item: item[1]):
+            entry = pool.catalog[key]
+            batching = self._batching(key, entry.spec, settings)
+            apply.models.append(_model(index, entry, batching, self.backend_index))
+        return apply
+
+    def model_at(self, index: int) -> ModelKey | None:
+        return next((key for key, i in self.model_index.items() if i == index), None)
+
+    def backend_at(self, index: int) -> str | None:
+        return next((a for a, i in self.backend_index.items() if i == index), None)
+
+    def merging_off(self, key: ModelKey, spec: ModelSpec) -> str:
+        """Why requests of this model are not merged; empty when they are."""
+        if spec.max_batch_size <= 0:
+            return "max_batch_size is 0"
+        if spec.decoupled:
+            return "decoupled"
+        if spec.sequence:
+            return "sequence"
+        found = self.unmergeable.get(key)
+        return found[1] if found is not None and found[0] == spec else ""
+
+    def _batching(self, key: ModelKey, spec: ModelSpec, settings: Settings) -> pb.Batching:
+        batching = settings.batching_for(spec.name)
+        for problem in batching_problems(batching, spec.max_batch_size):
+            if spec.max_batch_size > 0:
+                self._report(key, problem)
+        return batching_message(batching, spec, merge=not self.merging_off(key, spec))
+
+    def _report(self, key: ModelKey, problem: str) -> None:
+        if (key, problem) not in self._reported:
+            self._reported.add((key, problem))
+            log(logger, logging.WARNING, f"model {key[0]}: {problem}", version=key[1])
+
+
+def batching_message(batching: Batching, spec: ModelSpec, merge: bool) -> pb.Batching:
+    """The policy of one model. Sizes above the model's own limit are left out."""
+    limit = spec.max_batch_size
+    rows_max = min(batching.max_batch_rows or limit, limit)
+    levels = max(batching.priority_levels, 1)
+    return pb.Batching(
+        merge=merge and batching.merge,
+        rows_max=rows_max,
+        preferred_rows=[size for size in batching.preferred_batch_rows if size <= rows_max],
+        mandatory_rows=[size for size in batching.mandatory_batch_rows if size <= rows_max],
+        queue_delay_max_ns=batching.max_queue_delay,
+        priority_levels=levels,
+        default_priority=batching.default_priority or (levels + 1) // 2,
+        slo_ns=batching.slo,
+        queue_requests_max=batching.max_queue_requests,
+        queue_bytes_max=batching.max_queue_bytes,
+        queue_age_max_ns=batching.max_queue_age,
+        staged_batches_max=batching.staged_batches,
+        idempotent=batching.idempotent,
+        cancellable=batching.cancellable,
+    )
+
+
+def _model(
+    index: int, entry: CatalogEntry, batching: pb.Batching, backend_index: Mapping[str, int]
+) -> pb.Model:
+    spec = entry.spec
+    model = pb.Model(
+        index=index,
+        name=spec.name,
+        version=spec.version,
+        is_default_version=entry.is_default_version,
+        max_batch_size=spec.max_batch_size,
+        inputs=[_tensor(tensor) for tensor in spec.inputs],
+        outputs=[_tensor(tensor) for tensor in spec.outputs],
+        decoupled=spec.decoupled,
+        sequence=spec.sequence,
+        batching=batching,
+    )
+    for placement in entry.placements:
+        if placement.address in backend_index:
+            model.placements.add(
+                backend_index=backend_index[placement.address],
+                instances=placement.instances,
+                ready=placement.ready,
+            )
+    return model
+
+
+def _tensor(tensor: TensorSpec) -> pb.Tensor:
+    return pb.Tensor(
+        name=tensor.name,
+        datatype=tensor.datatype,
+        dims=tensor.dims,
+        optional=tensor.optional,
+        shape_tensor=tensor.shape_tensor,
+        ragged=tensor.ragged,
+    )
+
+
+def _limits(settings: Settings) -> pb.Limits:
+    server = settings.server
+    return pb.Limits(
+        message_bytes_max=server.message_bytes_max,
+        host_bytes_max=server.host_bytes_max,
+        connections_max=server.connections_max,
+        streams_per_connection_max=server.streams_per_connection_max,
+        forward_metadata=server.forward_metadata,
+    )

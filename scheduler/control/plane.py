@@ -1,0 +1,151 @@
+"""The control plane: joins discovery, steering, cold RPCs, the Control service and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+from scheduler._native.counters import CountersPage
+from scheduler.backends.pool import BackendPool, CatalogEntry
+from scheduler.config import Batching, ConfigError, LoadedSettings, Settings
+from scheduler.control.desired import DesiredState
+from scheduler.control.health import HealthServicer
+from scheduler.control.parameters import Parameters
+from scheduler.control.readiness import Readiness
+from scheduler.control.steering import SteeringClient
+from scheduler.telemetry.logs import log
+from scheduler.v1 import dataplane_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+# Keys read once at start: sockets are bound and descriptors are passed by then.
+RESTART_ONLY = (("server", "listen"), ("server", "metrics_listen"), ("server", "control_listen"))
+HEALTH_PERIOD_S = 0.25
+
+
+class ControlPlane:
+    """Owns the wanted state: recomputes it when the pool or the settings change."""
+
+    def __init__(self, parameters: Parameters, loaded: LoadedSettings) -> None:
+        self.parameters = parameters
+        self.loaded = loaded
+        self.started_at_s = time.time()
+        self.reload_failures = 0
+        self.counters = CountersPage(parameters.counters_fd)
+        self.desired = DesiredState(parameters.runtime_directory)
+        self.steering = SteeringClient(parameters.steering_socket, self.on_event)
+        self.pool = BackendPool(self.refresh_state, self._replies_of)
+        self.readiness = Readiness(
+            self.pool, lambda: self.settings.server.readiness, lambda: self.steering.connected
+        )
+        self.health = HealthServicer()
+
+    @property
+    def settings(self) -> Settings:
+        return self.loaded.settings
+
+    def start(self) -> list[asyncio.Task[None]]:
+        """Starts discovery, steering and the health table."""
+        self.pool.configure(self.parameters.backends(self.settings), self.settings.discovery)
+        return [
+            asyncio.create_task(self.steering.run()),
+            asyncio.create_task(self._publish_health()),
+        ]
+
+    def batching_for(self, model_name: str) -> Batching:
+        return self.settings.batching_for(model_name)
+
+    def merging_off(self, entry: CatalogEntry) -> str:
+        """Why the entry's requests are not merged, empty when they are."""
+        return self.desired.merging_off((entry.spec.name, entry.spec.version), entry.spec)
+
+    def refresh_state(self) -> None:
+        """Computes the wanted state again and says it to the data plane if it changed."""
+        self.steering.want(self.desired.build(self.pool, self.settings))
+        self.health.publish(self.readiness.by_name())
+
+    def on_event(self, event: pb.Event) -> None:
+        """What the data plane noticed first."""
+        kind = event.WhichOneof("event")
+        if kind == "backend_connection":
+            address = self.desired.backend_at(event.backend_connection.backend_index)
+            watch = self.pool.watches.get(address or "")
+            if watch is not None:
+                watch.look_now()
+        elif kind == "backend_leaving":
+            address = self.desired.backend_at(event.backend_leaving.backend_index)
+            watch = self.pool.watches.get(address or "")
+            if watch is not None:
+                watch.suspect()
+        elif kind == "merging_switched_off":
+            self._merging_switched_off(event.merging_switched_off)
+
+    def reload(self) -> None:
+        """Reads the configuration again; keeps the old one and counts when it cannot be used."""
+        try:
+            loaded = self.parameters.load()
+        except ConfigError as error:
+            self.reload_failures += 1
+            for problem in error.problems:
+                log(logger, logging.ERROR, "configuration not reloaded", problem=problem)
+            return
+        self.loaded = self._with_restart_only_kept(loaded)
+        self.pool.configure(self.parameters.backends(self.settings), self.settings.discovery)
+        self.refresh_state()
+        log(logger, logging.INFO, "configuration reloaded")
+
+    async def drain(self) -> None:
+        """NOT_SERVING, the propagation wait, then no new work and the end of the admitted one."""
+        drain = self.settings.server.drain
+        self.readiness.draining = True
+        self.health.publish(self.readiness.by_name())
+        await asyncio.sleep(drain.propagation_wait / 1e9)
+        unanswered = await self.steering.drain(drain.deadline // 1_000_000)
+        log(logger, logging.INFO, "the data plane has drained", unanswered_requests=unanswered)
+
+    def _merging_switched_off(self, event: pb.MergingSwitchedOff) -> None:
+        key = self.desired.model_at(event.model_index)
+        entry = self.pool.catalog.get(key) if key is not None else None
+        if key is None or entry is None:
+            return
+        self.desired.unmergeable[key] = (entry.spec, event.reason or "its replies have other rows")
+        log(
+            logger,
+            logging.ERROR,
+            f"model {key[0]}: its reply could not be split by rows; merging is off until the model "
+            "is loaded again. Set max_batch_size: 0 or models."
+            f"{key[0]}.merge: false if that is its nature",
+            version=key[1],
+            reason=event.reason,
+        )
+        self.refresh_state()
+
+    def _replies_of(self, address: str) -> int:
+        """Grows with every reply that the data plane got from this backend."""
+        index = self.desired.backend_index.get(address)
+        counters = self.counters.backend(index) if index is not None else None
+        if counters is None:
+            return 0
+        return counters["batches"] - counters["inflight_batches"]
+
+    def _with_restart_only_kept(self, loaded: LoadedSettings) -> LoadedSettings:
+        old, new = self.settings.server, loaded.settings.server
+        changed = [path[1] for path in RESTART_ONLY if getattr(old, path[1]) != getattr(new, path[1])]
+        if not changed:
+            return loaded
+        log(logger, logging.WARNING, "these keys need a restart", keys=",".join(changed))
+        kept = new.model_copy(update={key: getattr(old, key) for key in changed})
+        settings = loaded.settings.model_copy(update={"server": kept})
+        return LoadedSettings(settings, loaded.origins)
+
+    async def _publish_health(self) -> None:
+        """Also follows what no callback reports: the steering connection."""
+        while True:
+            self.health.publish(self.readiness.by_name())
+            await asyncio.sleep(HEALTH_PERIOD_S)
+
+    async def close(self) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.pool.close()

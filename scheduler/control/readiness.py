@@ -1,0 +1,47 @@
+"""Whether this server is ready, as ServerReady, health and /healthz say it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from scheduler.backends.pool import BackendPool
+
+
+class Readiness:
+    """strict: every served model has a ready backend. lenient: any model has, or there is none.
+
+    Never ready while draining, without a serving backend, or without a data plane.
+    """
+
+    def __init__(
+        self,
+        pool: BackendPool,
+        mode: Callable[[], Literal["strict", "lenient"]],
+        data_plane_connected: Callable[[], bool],
+    ) -> None:
+        self._pool = pool
+        self._mode = mode
+        self._data_plane_connected = data_plane_connected
+        self.draining = False
+
+    @property
+    def ready(self) -> bool:
+        if self.draining or not self._data_plane_connected() or not self._pool.any_serving:
+            return False
+        entries = self._pool.catalog.values()
+        if not entries:
+            # An empty repository is ready, as Triton has it, once it has been read.
+            return any(watch.server is not None for watch in self._pool.watches.values())
+        names = {entry.spec.name for entry in entries if entry.ready}
+        if self._mode() == "lenient":
+            return bool(names)
+        return names == {entry.spec.name for entry in entries}
+
+    def by_name(self) -> dict[str, bool]:
+        """Health of the process ("") and of each model name."""
+        health = {"": self.ready}
+        for entry in self._pool.catalog.values():
+            name = entry.spec.name
+            health[name] = health.get(name, False) or (entry.ready and not self.draining)
+        return health

@@ -1,0 +1,51 @@
+"""The listeners of the control plane: cold RPCs on a unix socket, Control service, metrics."""
+
+from __future__ import annotations
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from tritonclient.grpc import service_pb2_grpc
+
+from scheduler.control import cold, health
+from scheduler.control.plane import ControlPlane
+
+INT32_MAX = 2**31 - 1
+_OPTIONS = [
+    ("grpc.max_send_message_length", INT32_MAX),
+    ("grpc.max_receive_message_length", INT32_MAX),
+    # The data plane's one connection lives long and is often idle.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+
+
+class Servers:
+    """Starts and stops what listens."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self._plane = plane
+        self._servers: list[grpc.aio.Server] = []
+
+    async def start(self) -> None:
+        self._servers.append(self._cold_server())
+        for server in self._servers:
+            await server.start()
+
+    async def stop(self) -> None:
+        for server in self._servers:
+            await server.stop(0.1)
+
+    def _cold_server(self) -> grpc.aio.Server:
+        plane = self._plane
+        server = grpc.aio.server(options=_OPTIONS)
+        servicer = cold.ColdServicer(
+            plane.pool, plane.readiness, plane.batching_for, plane.merging_off
+        )
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(plane.health, server)
+        names = (cold.SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        server.add_insecure_port(f"unix:{plane.parameters.cold_socket}")
+        return server

@@ -1,0 +1,1 @@
+"""The parent process of `infersched serve`: sockets, children, signals, drain."""
