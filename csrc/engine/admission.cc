@@ -1,5 +1,6 @@
 // How requests come and go: admission, the end of a request, deadlines, the step.
 #include <algorithm>
+#include <cstring>
 
 #include "engine/core.h"
 
@@ -41,8 +42,9 @@ Pool& ModelState::pool(std::uint32_t pin) {
     return pin == kNoBackend ? shared : placement(pin)->pinned;
 }
 
+// Megabytes of zeros are not written again: that would make the whole page resident.
 Core::Core(CountersPage* page) : page_(page) {
-    *page_ = CountersPage{};
+    if (page_->magic != 0) std::memset(static_cast<void*>(page_), 0, sizeof(CountersPage));
     page_->magic = kCountersMagic;
     page_->version = kCountersVersion;
     page_->page_bytes = sizeof(CountersPage);

@@ -1,6 +1,5 @@
 // Policies, placements and backends as they change.
 #include <algorithm>
-#include <cstring>
 
 #include "engine/core.h"
 

@@ -126,7 +126,7 @@ struct QueueStatus {
 
 class Engine {
  public:
-    // `page` outlives the engine; it is initialised here.
+    // `page` outlives the engine; it is initialised here: all zero (fresh memory) or an earlier page.
     explicit Engine(CountersPage* page);
     ~Engine();
 

@@ -78,7 +78,8 @@ void Core::check_model(std::uint32_t index) const {
 
 void Core::check_ledger() const {
     std::uint64_t in_flight = 0;
-    for (const ModelCounters& page : page_->models) {
+    for (std::uint32_t index = 0; index < models_.size(); ++index) {
+        const ModelCounters& page = page_->models[index];
         must(page.admitted ==
                  page.completed + page.expired + page.cancelled + page.failed + page.in_flight,
              "admitted = completed + expired + cancelled + failed + in flight");

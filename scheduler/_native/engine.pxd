@@ -1,0 +1,119 @@
+"""Declarations of csrc/engine."""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libcpp cimport bool as cbool
+from libcpp.vector cimport vector
+
+
+cdef extern from "base/status.h" namespace "infersched" nogil:
+    cdef enum class StatusCode(uint8_t):
+        pass
+
+
+cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
+    cdef enum class Outcome(uint8_t):
+        pass
+
+    cdef enum class Reason(uint8_t):
+        pass
+
+    cdef struct DurationHistogram:
+        uint64_t counts[20]
+        uint64_t sum_ns
+
+    cdef struct RowHistogram:
+        uint64_t counts[16]
+        uint64_t sum_rows
+
+    cdef struct ModelCounters:
+        uint64_t admitted, completed, expired, cancelled, failed, in_flight, refused
+        uint64_t outcomes[5][13]
+        uint64_t queued_requests, queued_rows, queued_bytes, oldest_arrival_ns
+        uint64_t inflight_batches, batches, batch_rows_capacity, retried_batches, bisected_batches
+        uint64_t slo_total, slo_good
+        RowHistogram batch_rows
+        DurationHistogram queue_wait, backend_time, request_time
+
+    cdef struct BackendCounters:
+        uint64_t batches, rows, failed_batches, inflight_batches, inflight_rows
+
+    cdef struct CountersPage:
+        BackendCounters backends[256]
+        ModelCounters models[4096]
+
+
+cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
+    cdef cppclass ModelPolicy:
+        cbool in_use, merge, idempotent, cancellable
+        uint32_t rows_max, priority_levels, default_priority, staged_batches_max
+        vector[uint32_t] preferred_rows, mandatory_rows
+        int64_t queue_delay_max_ns, slo_ns, queue_age_max_ns
+        uint64_t queue_requests_max, queue_bytes_max
+
+    cdef cppclass Placement:
+        uint32_t backend, instances
+        cbool ready
+
+    cdef cppclass Request:
+        uint64_t user, signature, bytes, priority, labels
+        uint32_t model, rows, pinned_backend, target, snapshot
+        int64_t arrival, deadline
+        cbool mergeable
+
+    cdef struct Admission:
+        uint64_t handle
+        Reason reason
+        int64_t retry_after_ns
+
+    cdef struct BatchMember:
+        uint64_t request, user
+        uint32_t row_begin, rows
+
+    cdef enum class ActionKind(uint8_t):
+        kDispatch
+        kAnswer
+        kAbandon
+        kWake
+
+    cdef struct Action:
+        ActionKind kind
+        Outcome outcome
+        Reason reason
+        StatusCode code
+        uint32_t model, backend, member_begin, member_count, rows, rows_padded
+        uint64_t request, user, batch
+        int64_t at, queued_ns
+
+    cdef enum class FailureKind(uint8_t):
+        pass
+
+    cdef struct QueueStatus:
+        uint64_t requests, rows, bytes
+        int64_t oldest_arrival
+        uint32_t inflight_batches
+        cbool merging
+
+    cdef cppclass CppEngine "infersched::engine::Engine":
+        CppEngine(CountersPage* page) except +
+        void configure_model(uint32_t, const ModelPolicy&, const vector[Placement]&, int64_t) except +
+        void set_backend(uint32_t, cbool, int64_t) except +
+        void set_draining(cbool)
+        Admission submit(const Request&, int64_t) except +
+        void cancel(uint64_t, int64_t) except +
+        void fail_all(Reason, int64_t) except +
+        void complete(uint64_t, int64_t) except +
+        void dispatch_failed(uint64_t, FailureKind, StatusCode, int64_t) except +
+        void step(int64_t) except +
+        const vector[Action]& actions()
+        const vector[BatchMember]& members()
+        void clear_actions()
+        QueueStatus queue_status(uint32_t)
+        uint64_t requests_inflight()
+        void check_invariants()
+        vector[uint8_t] save() except +
+        cbool load(const vector[uint8_t]&) except +
+
+
+cdef class Engine:
+    cdef CppEngine* _engine
+    cdef CountersPage* _page

@@ -1,0 +1,247 @@
+"""Binding of the scheduling engine, for tests, benchmarks and the simulator.
+
+The data plane drives the engine from C++ (csrc/gateway); nothing here is on its way.
+"""
+
+from collections import namedtuple
+
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+NEVER = (1 << 63) - 1
+NO_BACKEND = 0xFFFFFFFF
+OUTCOMES = ("completed", "refused", "expired", "cancelled", "failed")
+REASONS = (
+    "none",
+    "invalid",
+    "unknown_model",
+    "queue_full",
+    "queue_age",
+    "host_memory",
+    "deadline_infeasible",
+    "expired_in_queue",
+    "expired_in_flight",
+    "client_cancelled",
+    "draining",
+    "no_backend",
+    "backend_error",
+)
+FAILURE_KINDS = ("nothing_ran", "connection", "rejected", "unsplittable", "final")
+
+Member = namedtuple("Member", "request user row_begin rows")
+Dispatch = namedtuple("Dispatch", "batch model backend rows rows_padded deadline_ns members")
+Answer = namedtuple("Answer", "request user model outcome reason code batch backend queued_ns")
+Abandon = namedtuple("Abandon", "batch model backend")
+Wake = namedtuple("Wake", "at")
+Admitted = namedtuple("Admitted", "handle reason retry_after_ns")
+QueueState = namedtuple("QueueState", "requests rows bytes oldest_arrival inflight_batches merging")
+
+_WORDS = (
+    "admitted completed expired cancelled failed in_flight refused queued_requests queued_rows "
+    "queued_bytes oldest_arrival_ns inflight_batches batches batch_rows_capacity retried_batches "
+    "bisected_batches slo_total slo_good"
+).split()
+
+
+cdef class Engine:
+    """One engine with a counters page of its own. Times are int nanoseconds."""
+
+    def __cinit__(self):
+        self._page = <CountersPage*>calloc(1, sizeof(CountersPage))
+        if self._page is NULL:
+            raise MemoryError("counters page")
+        self._engine = new CppEngine(self._page)
+
+    def __dealloc__(self):
+        del self._engine
+        free(self._page)
+
+    def configure_model(
+        self, model, placements, now, *, in_use=True, merge=True, rows_max=1, preferred_rows=(),
+        mandatory_rows=(), queue_delay_max_ns=0, priority_levels=1, default_priority=1, slo_ns=0,
+        queue_requests_max=10_000, queue_bytes_max=1 << 30, queue_age_max_ns=0,
+        staged_batches_max=1, idempotent=True, cancellable=False,
+    ):
+        cdef ModelPolicy policy
+        cdef vector[Placement] places
+        cdef Placement place
+        policy.in_use = in_use
+        policy.merge = merge
+        policy.rows_max = rows_max
+        policy.preferred_rows = list(preferred_rows)
+        policy.mandatory_rows = list(mandatory_rows)
+        policy.queue_delay_max_ns = queue_delay_max_ns
+        policy.priority_levels = priority_levels
+        policy.default_priority = default_priority
+        policy.slo_ns = slo_ns
+        policy.queue_requests_max = queue_requests_max
+        policy.queue_bytes_max = queue_bytes_max
+        policy.queue_age_max_ns = queue_age_max_ns
+        policy.staged_batches_max = staged_batches_max
+        policy.idempotent = idempotent
+        policy.cancellable = cancellable
+        for backend, instances, ready in placements:
+            place.backend = backend
+            place.instances = instances
+            place.ready = ready
+            places.push_back(place)
+        self._engine.configure_model(model, policy, places, now)
+
+    def set_backend(self, backend, available, now):
+        self._engine.set_backend(backend, available, now)
+
+    def set_draining(self, draining):
+        self._engine.set_draining(draining)
+
+    def submit(
+        self, now, *, user=0, model=0, rows=1, signature=0, bytes=0, priority=0, arrival=None,
+        deadline=NEVER, mergeable=True, pinned_backend=NO_BACKEND,
+    ):
+        cdef Request request
+        cdef Admission admission
+        request.user = user
+        request.model = model
+        request.rows = rows
+        request.signature = signature
+        request.bytes = bytes
+        request.priority = priority
+        request.arrival = now if arrival is None else arrival
+        request.deadline = deadline
+        request.mergeable = mergeable
+        request.pinned_backend = pinned_backend
+        admission = self._engine.submit(request, now)
+        return Admitted(
+            admission.handle, REASONS[<int>admission.reason], admission.retry_after_ns
+        )
+
+    def cancel(self, request, now):
+        self._engine.cancel(request, now)
+
+    def fail_all(self, reason, now):
+        self._engine.fail_all(<Reason><int>REASONS.index(reason), now)
+
+    def complete(self, batch, now):
+        self._engine.complete(batch, now)
+
+    def dispatch_failed(self, batch, kind, code, now):
+        cdef int kind_index = FAILURE_KINDS.index(kind)
+        cdef int status = code
+        self._engine.dispatch_failed(batch, <FailureKind>kind_index, <StatusCode>status, now)
+
+    def step(self, now):
+        self._engine.step(now)
+
+    def take_actions(self):
+        """The actions since the last call, in order, and forgets them."""
+        cdef vector[BatchMember] members = self._engine.members()
+        cdef vector[Action] actions = self._engine.actions()
+        taken = []
+        for action in actions:
+            if action.kind == ActionKind.kDispatch:
+                batch_members = tuple([
+                    Member(members[i].request, members[i].user, members[i].row_begin,
+                           members[i].rows)
+                    for i in range(action.member_begin, action.member_begin + action.member_count)
+                ])
+                taken.append(Dispatch(action.batch, action.model, action.backend, action.rows,
+                                      action.rows_padded, action.at, batch_members))
+            elif action.kind == ActionKind.kAnswer:
+                taken.append(Answer(action.request, action.user, action.model,
+                                    OUTCOMES[<int>action.outcome], REASONS[<int>action.reason],
+                                    <int>action.code, action.batch, action.backend,
+                                    action.queued_ns))
+            elif action.kind == ActionKind.kAbandon:
+                taken.append(Abandon(action.batch, action.model, action.backend))
+            else:
+                taken.append(Wake(action.at))
+        self._engine.clear_actions()
+        return taken
+
+    def queue_status(self, model):
+        cdef QueueStatus status = self._engine.queue_status(model)
+        return QueueState(status.requests, status.rows, status.bytes, status.oldest_arrival,
+                          status.inflight_batches, status.merging)
+
+    @property
+    def requests_inflight(self):
+        return self._engine.requests_inflight()
+
+    def check_invariants(self):
+        self._engine.check_invariants()
+
+    def save(self):
+        cdef vector[uint8_t] state = self._engine.save()
+        return (<char*>state.data())[:state.size()]
+
+    def load(self, bytes state):
+        cdef vector[uint8_t] copy
+        copy.resize(len(state))
+        memcpy(copy.data(), <const char*>state, len(state))
+        return self._engine.load(copy)
+
+    def counters(self, model):
+        """The model's counters as a dict; outcomes by (outcome, reason), only those not zero."""
+        if not 0 <= model < 4096:
+            raise IndexError(model)
+        cdef ModelCounters* page = &self._page.models[model]
+        cdef ModelCounters words = page[0]
+        copied = dict(words)
+        counters = {name: copied[name] for name in _WORDS}
+        counters["outcomes"] = {
+            (OUTCOMES[o], REASONS[r]): page.outcomes[o][r]
+            for o in range(5) for r in range(13) if page.outcomes[o][r]
+        }
+        counters["batch_rows"] = {
+            "counts": list(page.batch_rows.counts), "sum": page.batch_rows.sum_rows
+        }
+        for name in ("queue_wait", "backend_time", "request_time"):
+            counters[name] = {"counts": copied[name]["counts"], "sum": copied[name]["sum_ns"]}
+        return counters
+
+    def backend_counters(self, backend):
+        if not 0 <= backend < 256:
+            raise IndexError(backend)
+        return dict(self._page.backends[backend])
+
+    def run_closed_loop(
+        self, uint64_t requests, uint32_t queue_length, uint32_t signatures, int64_t budget_ns
+    ):
+        """Drives `requests` through model 0 without Python; returns the batches completed.
+
+        The queue is kept at `queue_length`: every reply is followed by as many submits as it
+        answered. `budget_ns` is each request's time to its deadline, 0 for none.
+        """
+        cdef uint64_t submitted = 0, answered = 0, batches = 0, wanted = queue_length
+        cdef int64_t now = 1
+        cdef size_t next_batch = 0, i
+        cdef vector[uint64_t] out
+        cdef Request request
+        cdef Action action
+        with nogil:
+            while answered < requests:
+                now += 1000
+                while submitted < wanted:
+                    request.user = submitted
+                    request.signature = submitted % signatures
+                    request.arrival = now
+                    request.deadline = now + budget_ns if budget_ns else (1 << 63) - 1
+                    self._engine.submit(request, now)
+                    submitted += 1
+                self._engine.step(now)
+                for i in range(self._engine.actions().size()):
+                    action = self._engine.actions()[i]
+                    if action.kind == ActionKind.kDispatch:
+                        out.push_back(action.batch)
+                    elif action.kind == ActionKind.kAnswer:
+                        answered += 1
+                        wanted += 1
+                self._engine.clear_actions()
+                if next_batch == out.size():
+                    break
+                self._engine.complete(out[next_batch], now)
+                next_batch += 1
+                batches += 1
+                if next_batch == 4096:
+                    out.erase(out.begin(), out.begin() + next_batch)
+                    next_batch = 0
+        return batches
