@@ -45,11 +45,15 @@ async def run(inherited: Inherited) -> None:
     dialer = Dialer(gateway, inherited.cold_socket)
     loop.add_reader(timer.fileno(), gateway.wake)
 
+    # The loop holds no reference to its servers: one that is dropped stops accepting.
+    servers: list[asyncio.AbstractServer] = []
     for fd in inherited.listen_fds:
         listener = socket.socket(fileno=fd)
-        await loop.create_server(gateway.client_protocol, sock=listener, backlog=LISTEN_BACKLOG)
+        servers.append(
+            await loop.create_server(gateway.client_protocol, sock=listener, backlog=LISTEN_BACKLOG)
+        )
     steering_listener = socket.socket(fileno=inherited.steering_fd)
-    await loop.create_unix_server(steering.protocol, sock=steering_listener)
+    servers.append(await loop.create_unix_server(steering.protocol, sock=steering_listener))
 
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -59,4 +63,6 @@ async def run(inherited: Inherited) -> None:
     gc.freeze()
     log.info("data plane ready")
     await stopped.wait()
+    for server in servers:
+        server.close()
     dialer.close()

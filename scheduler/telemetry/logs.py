@@ -32,7 +32,7 @@ def configure(process: str, level: str | None = None, line_format: str | None = 
     root.setLevel(level.upper() if level in LEVELS else "INFO")
     # Libraries report through us only what an operator can act on.
     for name in ("grpc", "asyncio"):
-        logging.getLogger(name).setLevel("WARNING" if level != "debug" else "DEBUG")
+        logging.getLogger(name).setLevel("WARNING")
 
 
 def log(logger: logging.Logger, level: int, message: str, **fields: Any) -> None:
