@@ -1,0 +1,419 @@
+"""Owning wrappers of the gRPC sessions, for tests, benchmarks and tools.
+
+Bytes in by `feed`, bytes out by `pull`, events as named tuples. The data plane drives the sessions
+inside C++; nothing here is on its path.
+"""
+
+from typing import NamedTuple
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libcpp cimport bool as cbool
+from libcpp.memory cimport unique_ptr
+from libcpp.string cimport string
+from libcpp.pair cimport pair
+from libcpp.vector cimport vector
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from scheduler._native.http2 cimport *
+
+cdef Nanos NEVER = 0x7FFFFFFFFFFFFFFF
+
+EVENT_KINDS = (
+    "request",
+    "cancelled",
+    "reply",
+    "forward_headers",
+    "forward_data",
+    "forward_trailers",
+    "forward_end",
+    "forward_reset",
+    "forward_sent",
+)
+ROUTE_KINDS = ("unary", "unimplemented", "forward")
+
+
+class Event(NamedTuple):
+    kind: str
+    stream: int
+    route: int = 0
+    nothing_ran: bool = False
+    end_stream: bool = False
+    arrival: int = 0
+    deadline: int | None = None
+    bytes: int = 0
+    message: bytes = b""
+    metadata: bytes = b""
+    headers: tuple = ()
+    code: int = 0
+    text: str = ""
+    details: bytes = b""
+    retry_pushback_ms: int = -1
+
+
+cdef inline uint64_t monotonic_ns() noexcept nogil:
+    cdef timespec at
+    clock_gettime(CLOCK_MONOTONIC, &at)
+    return <uint64_t>at.tv_sec * 1_000_000_000 + <uint64_t>at.tv_nsec
+
+
+cdef inline Span span_of(const uint8_t[::1] data) noexcept:
+    cdef Span span
+    if data is not None and data.shape[0] > 0:
+        span.data = &data[0]
+        span.size = data.shape[0]
+    return span
+
+
+cdef inline bytes bytes_of(Span span):
+    return (<const char*>span.data)[: span.size] if span.size else b""
+
+
+cdef inline string_view view_of(bytes text) noexcept:
+    return string_view(<const char*>text, len(text))
+
+
+cdef Headers headers_of(pairs) except *:
+    cdef Headers headers
+    cdef pair[string, string] header
+    for name, value in pairs:
+        header.first = name.encode() if isinstance(name, str) else name
+        header.second = value.encode() if isinstance(value, str) else value
+        headers.push_back(header)
+    return headers
+
+
+cdef Pieces pieces_of(message) except *:
+    """One piece a bytes object: small ones are copied into the message, larger ones referred to."""
+    cdef Pieces pieces
+    cdef BufferRef owner
+    for part in [message] if isinstance(message, bytes) else message:
+        if len(part) <= 1024:
+            pieces.append_copy(span_of(part))
+        else:
+            owner = BufferRef.copy_of(span_of(part))
+            pieces.append_reference(owner, owner.span())
+    return move(pieces)
+
+
+cdef object event_of(EventCpp* event):
+    return Event(
+        EVENT_KINDS[<int>event.kind],
+        event.stream,
+        event.route,
+        event.nothing_ran,
+        event.end_stream,
+        event.arrival,
+        None if event.deadline == NEVER else event.deadline,
+        event.bytes,
+        bytes_of(event.message.span()),
+        event.metadata,
+        tuple([(h.first.decode("latin-1"), h.second.decode("latin-1")) for h in event.headers]),
+        <int>event.status.code,
+        event.status.message.decode("utf-8", "replace"),
+        event.status.details,
+        event.status.retry_pushback_ms,
+    )
+
+
+cdef class ByteBudget:
+    """Bytes that the requests of all sessions sharing it may hold."""
+
+    cdef ByteBudgetCpp budget
+
+    def __init__(self, max_bytes=4 << 30):
+        self.budget.max = max_bytes
+
+    @property
+    def used(self):
+        return self.budget.used
+
+
+cdef class ServerSession:
+    """The server's side of one connection."""
+
+    cdef ServerConfig config
+    cdef ByteBudget budget
+    cdef unique_ptr[ServerSessionCpp] session
+
+    def __cinit__(
+        self,
+        routes=(),
+        *,
+        ByteBudget budget=None,
+        message_bytes_max=None,
+        streams_max=None,
+        connection_window_bytes=None,
+        stream_window_bytes=None,
+        frame_bytes_max=None,
+        header_list_bytes_max=None,
+        unsent_answer_bytes_max=None,
+        forward_metadata=(),
+        internal_headers=(),
+    ):
+        cdef Route route
+        for path, kind, text in routes:
+            route.path = path.encode()
+            route.kind = <RouteKind><int>ROUTE_KINDS.index(kind)
+            route.text = text.encode()
+            self.config.routes.push_back(route)
+        if message_bytes_max is not None:
+            self.config.message_bytes_max = message_bytes_max
+        if streams_max is not None:
+            self.config.streams_max = streams_max
+        if connection_window_bytes is not None:
+            self.config.connection_window_bytes = connection_window_bytes
+        if stream_window_bytes is not None:
+            self.config.stream_window_bytes = stream_window_bytes
+        if frame_bytes_max is not None:
+            self.config.frame_bytes_max = frame_bytes_max
+        if header_list_bytes_max is not None:
+            self.config.header_list_bytes_max = header_list_bytes_max
+        if unsent_answer_bytes_max is not None:
+            self.config.unsent_answer_bytes_max = unsent_answer_bytes_max
+        for name in forward_metadata:
+            self.config.forward_metadata.push_back(<string>name.encode())
+        for name in internal_headers:
+            self.config.internal_headers.push_back(<string>name.encode())
+        self.budget = budget if budget is not None else ByteBudget()
+        self.session.reset(new ServerSessionCpp(&self.config, &self.budget.budget))
+
+    def feed(self, const uint8_t[::1] data, now=0):
+        return self.session.get().feed(span_of(data), now)
+
+    def events(self):
+        cdef EventCpp event
+        taken = []
+        while self.session.get().next_event(&event):
+            taken.append(event_of(&event))
+        return taken
+
+    def next_event(self):
+        cdef EventCpp event
+        return event_of(&event) if self.session.get().next_event(&event) else None
+
+    def has_events(self):
+        return self.session.get().has_events()
+
+    def connection_lost(self):
+        self.session.get().connection_lost()
+
+    def answer(self, StreamId stream, message, trailers=None):
+        cdef Pieces pieces = pieces_of(message)
+        cdef Headers headers
+        if trailers is None:
+            self.session.get().answer(stream, move(pieces), NULL)
+        else:
+            headers = headers_of(trailers)
+            self.session.get().answer(stream, move(pieces), &headers)
+
+    def refuse(self, StreamId stream, int code, str text, bytes details=b"", retry_pushback_ms=-1):
+        cdef Status status
+        status.code = <StatusCode>code
+        status.message = text.encode()
+        status.details = details
+        status.retry_pushback_ms = retry_pushback_ms
+        self.session.get().refuse(stream, status)
+
+    def release(self, uint64_t count):
+        self.session.get().release(count)
+
+    def forward_headers(self, StreamId stream, headers, cbool end_stream=False):
+        self.session.get().forward_headers(stream, headers_of(headers), end_stream)
+
+    def forward_data(self, StreamId stream, const uint8_t[::1] data):
+        cdef BufferRef owner = BufferRef.copy_of(span_of(data))
+        self.session.get().forward_data(stream, owner, owner.span())
+
+    def forward_trailers(self, StreamId stream, trailers):
+        self.session.get().forward_trailers(stream, headers_of(trailers))
+
+    def forward_consumed(self, StreamId stream, uint64_t count):
+        self.session.get().forward_consumed(stream, count)
+
+    def reset(self, StreamId stream, uint32_t http2_error_code):
+        self.session.get().reset(stream, http2_error_code)
+
+    def pull_slices(self, size_t bytes_max=1 << 20):
+        cdef vector[Slice] slices
+        self.session.get().pull(bytes_max, &slices)
+        return [bytes_of(piece.bytes) for piece in slices]
+
+    def pull(self, size_t bytes_max=1 << 20):
+        return b"".join(self.pull_slices(bytes_max))
+
+    def wants_write(self):
+        return self.session.get().wants_write()
+
+    def wants_read(self):
+        return self.session.get().wants_read()
+
+    def begin_drain(self):
+        self.session.get().begin_drain()
+
+    def finished(self):
+        return self.session.get().finished()
+
+    @property
+    def open_streams(self):
+        return self.session.get().open_streams()
+
+    @property
+    def resets_received(self):
+        return self.session.get().resets_received()
+
+
+cdef class ClientSession:
+    """The client's side of one connection."""
+
+    cdef unique_ptr[ClientSessionCpp] session
+    cdef dict paths  # the session refers to the path of a call
+
+    def __cinit__(
+        self,
+        *,
+        authority="backend",
+        user_agent=None,
+        message_bytes_max=None,
+        connection_window_bytes=None,
+        stream_window_bytes=None,
+        frame_bytes_max=None,
+    ):
+        cdef ClientConfig config
+        config.authority = authority.encode()
+        if user_agent is not None:
+            config.user_agent = user_agent.encode()
+        if message_bytes_max is not None:
+            config.message_bytes_max = message_bytes_max
+        if connection_window_bytes is not None:
+            config.connection_window_bytes = connection_window_bytes
+        if stream_window_bytes is not None:
+            config.stream_window_bytes = stream_window_bytes
+        if frame_bytes_max is not None:
+            config.frame_bytes_max = frame_bytes_max
+        self.paths = {}
+        self.session.reset(new ClientSessionCpp(config))
+
+    def feed(self, const uint8_t[::1] data, now=0):
+        return self.session.get().feed(span_of(data), now)
+
+    def events(self):
+        cdef EventCpp event
+        taken = []
+        while self.session.get().next_event(&event):
+            taken.append(event_of(&event))
+        return taken
+
+    def has_events(self):
+        return self.session.get().has_events()
+
+    def connection_lost(self):
+        self.session.get().connection_lost()
+
+    def call(self, str path, message, timeout_ns=None, bytes metadata=b""):
+        cdef bytes kept = self.paths.setdefault(path, path.encode())
+        cdef Pieces pieces = pieces_of(message)
+        cdef Nanos timeout = NEVER if timeout_ns is None else timeout_ns
+        return self.session.get().call(view_of(kept), timeout, view_of(metadata), move(pieces))
+
+    def cancel(self, StreamId stream):
+        self.session.get().cancel(stream)
+
+    def ready(self):
+        return self.session.get().ready()
+
+    def draining(self):
+        return self.session.get().draining()
+
+    def forward_open(self, headers, cbool end_stream=False):
+        return self.session.get().forward_open(headers_of(headers), end_stream)
+
+    def forward_data(self, StreamId stream, const uint8_t[::1] data, cbool end_stream=False):
+        cdef BufferRef owner = BufferRef.copy_of(span_of(data))
+        self.session.get().forward_data(stream, owner, owner.span(), end_stream)
+
+    def forward_consumed(self, StreamId stream, uint64_t count):
+        self.session.get().forward_consumed(stream, count)
+
+    def reset(self, StreamId stream, uint32_t http2_error_code):
+        self.session.get().reset(stream, http2_error_code)
+
+    def pull_slices(self, size_t bytes_max=1 << 20):
+        cdef vector[Slice] slices
+        self.session.get().pull(bytes_max, &slices)
+        return [bytes_of(piece.bytes) for piece in slices]
+
+    def pull(self, size_t bytes_max=1 << 20):
+        return b"".join(self.pull_slices(bytes_max))
+
+    def wants_write(self):
+        return self.session.get().wants_write()
+
+    def finished(self):
+        return self.session.get().finished()
+
+    @property
+    def open_streams(self):
+        return self.session.get().open_streams()
+
+
+def timeout_from_text(bytes text):
+    """Nanoseconds of a grpc-timeout value; None where it is malformed."""
+    cdef Nanos timeout = 0
+    return timeout if parse_timeout(view_of(text), &timeout) else None
+
+
+def timeout_to_text(Nanos timeout_ns):
+    return format_timeout(timeout_ns)
+
+
+def encode_percent(bytes text):
+    return percent_encode(view_of(text))
+
+
+def decode_percent(bytes text):
+    return percent_decode(view_of(text))
+
+
+def encode_base64(bytes data):
+    return base64_encode(view_of(data))
+
+
+def decode_base64(bytes text):
+    """The bytes; None where `text` is malformed."""
+    cdef string data
+    return <bytes>data if base64_decode(view_of(text), &data) else None
+
+
+def error_details(
+    int code, bytes text, *, bytes reason=None, retry_ns=None, tuple quota=None, tuple field=None
+):
+    """A serialised google.rpc.Status."""
+    cdef ErrorDetails details
+    if reason is not None:
+        details.error_info(view_of(reason))
+    if retry_ns is not None:
+        details.retry_info(retry_ns)
+    if quota is not None:
+        details.quota_failure(view_of(quota[0]), view_of(quota[1]))
+    if field is not None:
+        details.bad_request(view_of(field[0]), view_of(field[1]))
+    return details.serialise(<StatusCode>code, view_of(text))
+
+
+def loopback(requests=100_000, in_flight=64, request_bytes=128, reply_bytes=128):
+    """Runs `requests` calls between two sessions in memory; times are nanoseconds a request."""
+    cdef LoopbackLoad load
+    cdef LoopbackResult result
+    load.requests = requests
+    load.in_flight = in_flight
+    load.request_bytes = request_bytes
+    load.reply_bytes = reply_bytes
+    with nogil:
+        result = run_loopback(load, monotonic_ns)
+    return {
+        "answered": result.answered,
+        "server_ns": result.server_ticks / load.requests,
+        "total_ns": result.total_ticks / load.requests,
+        "server_bytes": result.server_bytes,
+        "client_bytes": result.client_bytes,
+    }
