@@ -1,17 +1,41 @@
-"""What every test shares: the checkout's own Triton, and reproducible seeds."""
+"""What every test shares: the embedded Triton, reproducible seeds, and the `native` marker."""
 
 from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from scheduler.backends import triton_install
+from scheduler.backends.embedded_triton import EmbeddedTriton
+from tests import models
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # The make targets install Triton here; a caller's own directory goes first.
 os.environ.setdefault("INFERSCHED_TRITON_DIR", str(ROOT / ".tools" / "triton"))
+
+
+# A test module that drives the compiled modules belongs to `make test-asan`.
+NATIVE_SIGNS = ("scheduler._native", "scheduler.dataplane", "tests.dataplane")
+NATIVE_DIRECTORIES = ("property", "differential", "wire")
+
+
+def drives_native_modules(path: Path) -> bool:
+    if path.relative_to(ROOT / "tests").parts[0] in NATIVE_DIRECTORIES:
+        return True
+    source = path.read_text()
+    return any(sign in source for sign in NATIVE_SIGNS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    native = {path: drives_native_modules(path) for path in {item.path for item in items}}
+    for item in items:
+        if native[item.path]:
+            item.add_marker(pytest.mark.native)
 
 
 def pytest_report_header() -> list[str]:
@@ -36,3 +60,20 @@ def seed() -> int:
 def rng(seed: int) -> random.Random:
     """A random source that starts from the run's seed in every test."""
     return random.Random(seed)
+
+
+@pytest.fixture(scope="session")
+def triton_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with every model of `tests.models.write_all`."""
+    repository = tmp_path_factory.mktemp("repository")
+    models.write_all(repository)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def triton(triton_repository: Path) -> Iterator[EmbeddedTriton]:
+    """A Triton that serves them for the whole run; do not stop it."""
+    if triton_install.locate() is None:
+        pytest.skip("no embedded Triton: make setup installs it")
+    with EmbeddedTriton(triton_repository) as running:
+        yield running

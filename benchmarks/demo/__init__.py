@@ -1,0 +1,1 @@
+"""A digit classifier through the scheduler and straight to Triton."""
