@@ -35,6 +35,16 @@ def http2_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> byt
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
+def frames_of(data: bytes) -> list[tuple[int, int, int, bytes]]:
+    """(kind, flags, stream, payload) of every frame in `data`."""
+    frames = []
+    while data:
+        size = int.from_bytes(data[:3], "big")
+        frames.append((data[3], data[4], int.from_bytes(data[5:9], "big"), data[9 : 9 + size]))
+        data = data[9 + size :]
+    return frames
+
+
 @dataclass
 class Pair:
     """Our client and our server, connected."""
@@ -125,7 +135,6 @@ class H2Client:
         self.h2 = h2.connection.H2Connection(config)
         self.answers: defaultdict[int, Answer] = defaultdict(Answer)
         self.goaway: int | None = None
-        self.goaways: list[h2.events.ConnectionTerminated] = []
         self.alive = True
         self.acknowledge = True
         self.h2.initiate_connection()
@@ -173,10 +182,9 @@ class H2Client:
         for event in self.h2.receive_data(data):
             if isinstance(event, h2.events.ConnectionTerminated):
                 self.goaway = event.error_code
-                self.goaways.append(event)
                 continue
             stream = getattr(event, "stream_id", None)
-            if stream is None:
+            if not stream:
                 continue
             answer = self.answers[stream]
             if isinstance(event, h2.events.ResponseReceived):

@@ -99,7 +99,9 @@ def test_a_call_is_relayed_with_headers_data_and_trailers() -> None:
 
 def test_a_trailers_only_answer_stays_one() -> None:
     relay = Relay()
-    stream = relay.front.client.forward_open([(":path", LIVE), ("content-type", "application/grpc")])
+    stream = relay.front.client.forward_open(
+        [(":path", LIVE), ("content-type", "application/grpc")]
+    )
     relay.front.client.forward_data(stream, b"", True)
     relay.pump()
     call = relay.back.take_server()[0]
@@ -116,7 +118,9 @@ def test_a_trailers_only_answer_stays_one() -> None:
 def test_data_pass_whole_in_both_directions(size: int) -> None:
     relay = Relay()
     payload = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    stream = relay.front.client.forward_open([(":path", LIVE), ("content-type", "application/grpc")])
+    stream = relay.front.client.forward_open(
+        [(":path", LIVE), ("content-type", "application/grpc")]
+    )
     relay.front.client.forward_data(stream, payload, True)
     got = bytearray()
     back = relay.back
