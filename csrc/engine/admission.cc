@@ -179,9 +179,16 @@ void Core::cancel(RequestHandle handle, Nanos now) {
     finish(slot, {Outcome::kCancelled, Reason::kClientCancelled, StatusCode::kCancelled}, now);
 }
 
+// In the order of admission.
 void Core::fail_all(Reason reason, Nanos now) {
+    std::vector<std::uint32_t> left;
     for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
-        if (!requests_.live(slot)) continue;
+        if (requests_.live(slot)) left.push_back(slot);
+    }
+    std::sort(left.begin(), left.end(), [&](std::uint32_t a, std::uint32_t b) {
+        return requests_[a].sequence < requests_[b].sequence;
+    });
+    for (const std::uint32_t slot : left) {
         finish(slot, {Outcome::kFailed, reason, StatusCode::kUnavailable}, now);
     }
 }

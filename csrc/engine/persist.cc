@@ -171,8 +171,11 @@ void Core::archive_groups(Archive& archive, ModelState& model) {
         for (std::uint32_t i = 0; i < model.groups.slots(); ++i) {
             if (!model.groups[i].order.empty()) filled.push_back(i);
         }
+        std::sort(filled.begin(), filled.end(), [&](std::uint32_t a, std::uint32_t b) {
+            return model.groups[a].head() < model.groups[b].head();
+        });
     }
-    archive(filled);
+    archive.vector_size(filled, 13);
     for (const std::uint32_t index : filled) {
         GroupKey key;
         if constexpr (!Archive::kReads) key = model.groups[index].key;
