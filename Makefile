@@ -44,8 +44,7 @@ lint: setup ## ruff, mypy, clang-format and the tidy tests
 format: setup ## rewrite the sources in the project's format
 	@$(PYTHON_VENV) -m ruff format -q .
 	@$(PYTHON_VENV) -m ruff check -q --fix .
-	@if command -v clang-format >/dev/null; then \
-		find csrc -name '*.h' -o -name '*.cc' | xargs clang-format -i; fi
+	@find csrc -name "*.h" -o -name "*.cc" | xargs .venv/bin/clang-format -i
 
 bench: ## all benchmarks, or NAME=throughput
 	@.ci/setup --require-triton

@@ -1,0 +1,67 @@
+"""A request goes through the rooms in one direction; no room knows one upstream of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tidy.sources import imported_rooms, included_rooms, name, room, sources
+
+# Room -> the other rooms it may include.
+CSRC: dict[str, set[str]] = {
+    "base": set(),
+    "kserve": {"base"},
+    "engine": {"base"},
+    "http2": {"base"},
+    "gateway": {"base", "engine", "http2", "kserve"},
+    "loadgen": {"base", "http2", "kserve"},
+}
+
+# Room -> the other rooms it may import.
+SCHEDULER: dict[str, set[str]] = {
+    "_native": set(),
+    "v1": set(),
+    "config": set(),
+    "telemetry": {"config", "_native"},
+    "dataplane": {"_native", "v1"},
+    "backends": {"config", "telemetry"},
+    "control": {"_native", "backends", "config", "telemetry", "v1"},
+    "supervisor": {"_native", "backends", "config", "control", "telemetry", "v1"},
+    "cli": {"backends", "config", "control", "supervisor", "telemetry", "v1"},
+}
+
+
+@pytest.mark.parametrize("path", sources(".h", ".cc", under="csrc"), ids=name)
+def test_cxx_includes_follow_the_layers(path: Path) -> None:
+    here = room(path, "csrc")
+    assert here in CSRC, f"give the new room {here} its place in this table"
+    above = included_rooms(path) - CSRC[here] - {here}
+    assert not above, f"{name(path)} includes {sorted(above)}; {here} may not"
+
+
+@pytest.mark.parametrize("path", sources(".py", ".pyx", ".pxd", under="scheduler"), ids=name)
+def test_python_imports_follow_the_layers(path: Path) -> None:
+    here = room(path, "scheduler")
+    if not here:
+        assert not imported_rooms(path), "importing the package must stay cheap"
+        return
+    assert here in SCHEDULER, f"give the new room {here} its place in this table"
+    above = imported_rooms(path) - SCHEDULER[here] - {here, "__version__"}
+    assert not above, f"{name(path)} imports {sorted(above)}; {here} may not"
+
+
+@pytest.mark.parametrize("path", sources(".py", under="scheduler"), ids=name)
+def test_the_product_does_not_import_tests_or_benchmarks(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    outside = ("from tests", "import tests", "from benchmarks", "import benchmarks")
+    assert not [line for line in lines if line.strip().startswith(outside)]
+
+
+@pytest.mark.parametrize("table", [CSRC, SCHEDULER], ids=["csrc", "scheduler"])
+def test_the_layers_have_no_cycle(table: dict[str, set[str]]) -> None:
+    placed: set[str] = set()
+    while len(placed) < len(table):
+        ready = {here for here, below in table.items() if here not in placed and below <= placed}
+        assert ready, f"a cycle among {sorted(set(table) - placed)}"
+        placed |= ready
