@@ -11,6 +11,8 @@ namespace infersched::http2 {
 namespace {
 constexpr std::size_t kHeaderBytesMax = 64u << 10;  // of one block of an answer
 constexpr std::size_t kHeaderOverheadBytes = 32;
+
+Status not_sent() { return Status::error(StatusCode::kUnavailable, "the call was not sent"); }
 }  // namespace
 
 Status status_of_reset(std::uint32_t http2_error_code) {
@@ -231,9 +233,23 @@ int ClientSession::State::on_frame(nghttp2_session*, const nghttp2_frame* frame,
             return 0;
         case NGHTTP2_GOAWAY:
             state->goaway_seen_ = true;
+            state->fail_unsent();
             return 0;
         default:
             return 0;
+    }
+}
+
+// Calls that wait for a free stream would wait for ever: none starts after a GOAWAY.
+void ClientSession::State::fail_unsent() {
+    for (const auto& [id, stream] : unsent_) {
+        if (stream->finished) continue;
+        if (stream->kind == StreamKind::kForward) {
+            events.push(EventKind::kForwardReset, id);
+        } else {
+            fail_call(stream, not_sent(), true);
+        }
+        reset(stream, NGHTTP2_CANCEL);
     }
 }
 
@@ -295,7 +311,7 @@ void ClientSession::State::close_stream(Stream* stream, std::uint32_t code) {
     if (!stream->finished && stream->kind == StreamKind::kForward) {
         events.push(EventKind::kForwardReset, stream->id);
     } else if (!stream->finished && !stream->headers_sent) {
-        fail_call(stream, Status::error(StatusCode::kUnavailable, "the call was not sent"), true);
+        fail_call(stream, not_sent(), true);
     } else if (!stream->finished) {
         fail_call(stream, status_of_reset(code), code == NGHTTP2_REFUSED_STREAM);
     }

@@ -52,6 +52,7 @@ class ClientSession::State : public SessionCore {
     // Ends a unary call with what was received.
     void finish_call(Stream* stream);
     void fail_call(Stream* stream, Status status, bool nothing_ran);
+    void fail_unsent();
     void fail_framing(Stream* stream, FramingError error);
     void close_stream(Stream* stream, std::uint32_t http2_error_code);
 
