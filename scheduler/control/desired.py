@@ -127,8 +127,8 @@ def _model(
         version=spec.version,
         is_default_version=entry.is_default_version,
         max_batch_size=spec.max_batch_size,
-        inputs=[_tensor(tensor) for tensor in spec.inputs],
-        outputs=[_tensor(tensor) for tensor in spec.outputs],
+        inputs=[tensor_message(tensor) for tensor in spec.inputs],
+        outputs=[tensor_message(tensor) for tensor in spec.outputs],
         decoupled=spec.decoupled,
         sequence=spec.sequence,
         batching=batching,
@@ -143,7 +143,7 @@ def _model(
     return model
 
 
-def _tensor(tensor: TensorSpec) -> pb.Tensor:
+def tensor_message(tensor: TensorSpec) -> pb.Tensor:
     return pb.Tensor(
         name=tensor.name,
         datatype=tensor.datatype,

@@ -9,6 +9,7 @@ import time
 
 from scheduler._native.counters import CountersPage
 from scheduler.backends.pool import BackendPool, CatalogEntry
+from scheduler.backends.watch import BackendStatus
 from scheduler.config import Batching, ConfigError, LoadedSettings, Settings
 from scheduler.control.desired import DesiredState
 from scheduler.control.health import HealthServicer
@@ -16,6 +17,7 @@ from scheduler.control.parameters import Parameters
 from scheduler.control.readiness import Readiness
 from scheduler.control.steering import SteeringClient
 from scheduler.telemetry.logs import log
+from scheduler.telemetry.metrics import Scope
 from scheduler.v1 import dataplane_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,17 @@ class ControlPlane:
     def merging_off(self, entry: CatalogEntry) -> str:
         """Why the entry's requests are not merged, empty when they are."""
         return self.desired.merging_off((entry.spec.name, entry.spec.version), entry.spec)
+
+    def metrics_scope(self) -> Scope:
+        """What a scrape reads; called from the listener's threads, so tables are copied."""
+        watches = dict(self.pool.watches)
+        return Scope(
+            models=dict(self.desired.model_index),
+            backends=dict(self.desired.backend_index),
+            backends_up={a: w.status is BackendStatus.SERVING for a, w in watches.items()},
+            config_reload_failures=self.reload_failures,
+            ready=self.readiness.ready,
+        )
 
     def refresh_state(self) -> None:
         """Computes the wanted state again and says it to the data plane if it changed."""

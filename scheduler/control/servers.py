@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
 from tritonclient.grpc import service_pb2_grpc
 
-from scheduler.control import cold, health
+from scheduler.control import cold, health, service
 from scheduler.control.plane import ControlPlane
+from scheduler.telemetry.listener import HttpListener
+from scheduler.telemetry.metrics import CountersCollector
+from scheduler.v1 import control_pb2_grpc
 
 INT32_MAX = 2**31 - 1
 _OPTIONS = [
@@ -27,13 +33,25 @@ class Servers:
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
         self._servers: list[grpc.aio.Server] = []
+        self._http: HttpListener | None = None
 
     async def start(self) -> None:
+        parameters = self._plane.parameters
         self._servers.append(self._cold_server())
+        if parameters.control_address is not None:
+            self._servers.append(self._control_server(parameters.control_address))
         for server in self._servers:
             await server.start()
+        if parameters.metrics_fd is not None:
+            registry = CollectorRegistry(auto_describe=False)
+            registry.register(CountersCollector(self._plane.counters, self._plane.metrics_scope))
+            listener = socket.socket(fileno=parameters.metrics_fd)
+            self._http = HttpListener(listener, registry, lambda: self._plane.readiness.ready)
+            self._http.start()
 
     async def stop(self) -> None:
+        if self._http is not None:
+            self._http.stop()
         for server in self._servers:
             await server.stop(0.1)
 
@@ -48,4 +66,15 @@ class Servers:
         names = (cold.SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         server.add_insecure_port(f"unix:{plane.parameters.cold_socket}")
+        return server
+
+    def _control_server(self, address: str) -> grpc.aio.Server:
+        # The supervisor holds the port with a socket of its own: it has to be shared.
+        server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", 1)])
+        control_pb2_grpc.add_ControlServicer_to_server(
+            service.ControlServicer(self._plane), server
+        )
+        names = (service.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        server.add_insecure_port(address)
         return server

@@ -20,6 +20,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ CONTROL_NICE = 10
 CHILD_EXIT_TIMEOUT_S = 5.0
 # Beyond the configured waits: for the messages of the drain itself.
 DRAIN_MARGIN_S = 3.0
+# A terminal and a wrapper such as `timeout` both deliver one Ctrl-C: that is not a second signal.
+SIGNAL_ECHO_S = 0.3
 Flags = dict[tuple[str, ...], tuple[Any, str]]
 
 
@@ -64,7 +67,7 @@ class Supervisor:
         self._data_plane: Child | None = None
         self._control_plane: Child | None = None
         self._stop_requested = asyncio.Event()
-        self._signals_received = 0
+        self._stop_signalled_at: float | None = None
 
     async def run(self) -> int:
         """Serves until a signal or until a child cannot be kept up."""
@@ -213,9 +216,12 @@ class Supervisor:
         return self._runtime_directory / name
 
     def _on_stop_signal(self, number: signal.Signals) -> None:
-        self._signals_received += 1
-        if self._signals_received == 1:
+        now = time.monotonic()
+        if self._stop_signalled_at is None:
+            self._stop_signalled_at = now
             self._stop_requested.set()
+            return
+        if now - self._stop_signalled_at < SIGNAL_ECHO_S:
             return
         log(logger, logging.WARNING, "second signal: ending at once", signal=number.name)
         self._kill_children()

@@ -1,0 +1,184 @@
+"""The Control service (protos/scheduler/v1/control.proto): what the scheduler knows, read-only."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import grpc
+
+from scheduler import __version__
+from scheduler.backends.pool import CatalogEntry
+from scheduler.backends.watch import BackendStatus
+from scheduler.config.errors import path_text
+from scheduler.control.desired import batching_message, tensor_message
+from scheduler.control.plane import ControlPlane
+from scheduler.v1 import control_pb2 as pb
+from scheduler.v1 import control_pb2_grpc, dataplane_pb2
+
+SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["Control"].full_name
+
+
+class ControlServicer(control_pb2_grpc.ControlServicer):
+    """Reads the plane's tables, the counters page and, for queues and batches, a snapshot."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self._plane = plane
+
+    async def GetStatus(self, request: Any, context: Any) -> pb.GetStatusResponse:
+        plane = self._plane
+        entries = plane.pool.catalog.values()
+        watches = plane.pool.watches.values()
+        page = plane.counters.page()
+        return pb.GetStatusResponse(
+            version=__version__,
+            control_plane_started_at_s=plane.started_at_s,
+            ready=plane.readiness.ready,
+            draining=plane.readiness.draining,
+            listen_addresses=plane.parameters.listen,
+            data_plane=pb.DataPlaneStatus(
+                connected=plane.steering.connected,
+                pid=plane.steering.data_plane_pid,
+                applied_generation=plane.steering.applied_generation,
+                apply_error=plane.steering.apply_error,
+                client_connections=page["client_connections"],
+                host_bytes=page["host_bytes"],
+                loop_lag_max_ns=page["loop_lag_max_ns"],
+            ),
+            models=len(entries),
+            models_ready=sum(entry.ready for entry in entries),
+            backends=len(watches),
+            backends_serving=sum(w.status is BackendStatus.SERVING for w in watches),
+            config_reload_failures=plane.reload_failures,
+        )
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListModelsResponse:
+        entries = [
+            entry
+            for (name, _), entry in self._plane.pool.catalog.items()
+            if not request.name or name == request.name
+        ]
+        if request.name and not entries:
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, f"no model {request.name!r} in the catalog"
+            )
+        return pb.ListModelsResponse(models=[self._model(entry) for entry in entries])
+
+    async def ListBackends(self, request: Any, context: Any) -> pb.ListBackendsResponse:
+        plane = self._plane
+        answer = pb.ListBackendsResponse()
+        for address, watch in plane.pool.watches.items():
+            index = plane.desired.backend_index.get(address)
+            counters = (plane.counters.backend(index) if index is not None else None) or {}
+            answer.backends.add(
+                address=address,
+                state=f"BACKEND_STATE_{watch.status.name}",
+                reason=watch.reason,
+                server_version=watch.server.version if watch.server else "",
+                connections_open=counters.get("connections_open", 0),
+                connections_wanted=plane.pool.backends[address].connections,
+                models_ready=len(watch.ready_models),
+                inflight_batches=counters.get("inflight_batches", 0),
+                inflight_rows=counters.get("inflight_rows", 0),
+                batches_total=counters.get("batches", 0),
+                failed_batches_total=counters.get("failed_batches", 0),
+            )
+        return answer
+
+    async def ListQueues(
+        self, request: Any, context: grpc.aio.ServicerContext
+    ) -> pb.ListQueuesResponse:
+        snapshot = await self._snapshot(context)
+        answer = pb.ListQueuesResponse()
+        for model in snapshot.models:
+            key = self._plane.desired.model_at(model.index)
+            if key is None:
+                continue
+            batching = self._plane.batching_for(key[0])
+            answer.queues.add(
+                model_name=key[0],
+                model_version=key[1],
+                queued_requests=model.queued_requests,
+                queued_rows=model.queued_rows,
+                queued_bytes=model.queued_bytes,
+                oldest_age_ns=model.oldest_age_ns,
+                requests_max=batching.max_queue_requests,
+                bytes_max=batching.max_queue_bytes,
+                inflight_batches=model.inflight_batches,
+            )
+        return answer
+
+    async def ListBatches(
+        self, request: Any, context: grpc.aio.ServicerContext
+    ) -> pb.ListBatchesResponse:
+        snapshot = await self._snapshot(context)
+        answer = pb.ListBatchesResponse()
+        for batch in snapshot.batches:
+            key = self._plane.desired.model_at(batch.model_index) or ("", "")
+            answer.batches.add(
+                model_name=key[0],
+                model_version=key[1],
+                backend_address=self._plane.desired.backend_at(batch.backend_index) or "",
+                requests=batch.requests,
+                rows=batch.rows,
+                age_ns=batch.age_ns,
+            )
+        return answer
+
+    async def GetEffectiveConfig(self, request: Any, context: Any) -> pb.GetEffectiveConfigResponse:
+        values = [
+            pb.ConfigValue(path=path_text(path), value_json=json.dumps(value), origin=origin)
+            for path, value, origin in self._plane.loaded.effective()
+        ]
+        return pb.GetEffectiveConfigResponse(values=values)
+
+    async def _snapshot(self, context: grpc.aio.ServicerContext) -> dataplane_pb2.Snapshot:
+        try:
+            return await self._plane.steering.snapshot()
+        except (ConnectionError, asyncio.TimeoutError) as error:
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE, f"the data plane does not answer: {error!r}"
+            )
+            raise AssertionError("abort returned") from error
+
+    def _model(self, entry: CatalogEntry) -> pb.ModelStatus:
+        plane, spec = self._plane, entry.spec
+        off = plane.merging_off(entry)
+        batching = batching_message(plane.batching_for(spec.name), spec, merge=not off)
+        if not off and not batching.merge:
+            off = "switched off by the configuration"
+        status = pb.ModelStatus(
+            name=spec.name,
+            version=spec.version,
+            is_default_version=entry.is_default_version,
+            ready=entry.ready,
+            max_batch_size=spec.max_batch_size,
+            inputs=[tensor_message(tensor) for tensor in spec.inputs],
+            outputs=[tensor_message(tensor) for tensor in spec.outputs],
+            decoupled=spec.decoupled,
+            sequence=spec.sequence,
+            batching=batching,
+            merging_off_reason=off,
+        )
+        for placement in entry.placements:
+            status.placements.add(
+                backend_address=placement.address,
+                instances=placement.instances,
+                ready=placement.ready,
+                conflict=placement.conflict,
+            )
+        self._add_totals(status)
+        return status
+
+    def _add_totals(self, status: pb.ModelStatus) -> None:
+        index = self._plane.desired.model_index.get((status.name, status.version))
+        counters = self._plane.counters.model(index) if index is not None else None
+        if counters is None:
+            return
+        for key in ("completed", "refused", "expired", "cancelled", "failed", "in_flight"):
+            setattr(status.requests, key, counters[key])
+        status.requests.batches = counters["batches"]
+        status.requests.batch_rows = counters["batch_rows"][1]
