@@ -1,13 +1,13 @@
-// The codec's public face: a ModelInferRequest on the wire becomes a PreparedRequest, several of them
-// become one merged request, and one reply becomes the replies of its members.
+// The codec's public face: a ModelInferRequest on the wire becomes a PreparedRequest, several of
+// them become one merged request, and one reply becomes the replies of its members.
 //
 //     prepare_request   one pass over the bytes, checks with Triton's wording, signature
 //     merge_requests    one small new header, tensor bytes by reference
 //     read_reply        one pass over the bytes of a ModelInferResponse
 //     write_reply       rows of one or several replies -> the reply of one member
 //
-// Nothing here knows queues, connections or time. Malformed input is an error value, never a crash and
-// never a read outside the message. Field layout: protocol.md section 3.
+// Nothing here knows queues, connections or time. Malformed input is an error value, never a crash
+// and never a read outside the message. Field layout: protocol.md section 3.
 #pragma once
 
 #include <cstdint>
@@ -22,21 +22,22 @@
 
 namespace infersched::kserve {
 
-// Everything that must agree for two requests to share a batch: model, version, input names, dtypes,
-// shapes without dimension 0, parameters other than id, priority and timeout, and forwarded metadata. Interned:
-// equal content has the same address and the same id as long as any request holds it.
+// Everything that must agree for two requests to share a batch: model, version, input names,
+// dtypes, shapes without dimension 0, parameters other than id, priority and timeout, and forwarded
+// metadata. Interned: equal content has the same address and the same id as long as any request
+// holds it.
 class Signature;
 using SignatureRef = std::shared_ptr<const Signature>;
 std::uint64_t signature_id(const Signature& signature);  // never 0, never used again
 
 // Interns signatures. Holds weak knowledge only: an unused signature costs nothing for long.
 class SignatureTable {
- public:
+  public:
     SignatureTable();
     ~SignatureTable();
     std::size_t size() const;
 
- private:
+  private:
     friend class RequestReader;
     struct State;
     std::unique_ptr<State> state_;
@@ -44,39 +45,41 @@ class SignatureTable {
 
 // The scheduling parameters of protocol.md section 4, consumed here and not forwarded.
 struct SchedulingParameters {
-    std::uint64_t priority = 0;    // 0 = the model's default level, 1 = highest
-    std::int64_t timeout_us = 0;   // budget of the whole request; 0 = none
-    bool has_sequence = false;     // any sequence_* parameter
+    std::uint64_t priority = 0;   // 0 = the model's default level, 1 = highest
+    std::int64_t timeout_us = 0;  // budget of the whole request; 0 = none
+    bool has_sequence = false;    // any sequence_* parameter
 };
 
 // A request that passed all checks. Owns (a share of) its message; movable; freed when answered.
 class PreparedRequest {
- public:
+  public:
     PreparedRequest();
     ~PreparedRequest();
     PreparedRequest(PreparedRequest&&) noexcept;
     PreparedRequest& operator=(PreparedRequest&&) noexcept;
 
-    // First dimension of the batched inputs; 1 for a model without batch dimension.
+    // First dimension of the batched inputs; 1 for a model without batch dimension, and for a
+    // request of zero rows, which Triton runs as one without batch dimension.
     std::uint32_t rows() const;
     // Bytes held until it is answered.
     std::size_t bytes() const;
-    // False: must be dispatched alone (no batch dimension, decoupled, sequence, shared memory, shape or
-    // ragged tensors, zero rows). Such a request is forwarded unchanged but for id and consumed parameters.
+    // False: must be dispatched alone (no batch dimension, decoupled, sequence, shared memory,
+    // shape or ragged tensors, zero rows). Such a request is forwarded unchanged but for id and
+    // consumed parameters.
     bool mergeable() const;
     const SchedulingParameters& scheduling() const;
     const SignatureRef& signature() const;
     std::string_view id() const;
 
- private:
+  private:
     friend class RequestReader;
     friend struct RequestAccess;
     struct State;
     State* state_ = nullptr;  // from a free list; empty after a move
 };
 
-// Finds the model a message asks for, so that the caller can look up its schema. Reads only the names.
-// False: the message is not a ModelInferRequest at all.
+// Finds the model a message asks for, so that the caller can look up its schema. Reads only the
+// names. False: the message is not a ModelInferRequest at all.
 struct ModelName {
     std::string_view name;
     std::string_view version;  // as sent; empty = the model's default
@@ -86,17 +89,17 @@ struct ModelName {
 
 // Scans and checks. Keeps its scratch memory between requests; one per thread is enough.
 class RequestReader {
- public:
+  public:
     explicit RequestReader(SignatureTable* signatures);
     ~RequestReader();
 
-    // `message` holds exactly one ModelInferRequest. `metadata` is the canonical form of the forwarded
-    // headers (part of the signature, opaque here). On an error the request is unchanged; the
-    // texts are those of protocol.md section 5.
+    // `message` holds exactly one ModelInferRequest. `metadata` is the canonical form of the
+    // forwarded headers (part of the signature, opaque here). On an error the request is unchanged;
+    // the texts are those of protocol.md section 5.
     Status prepare(const BufferRef& message, const ModelSchema& schema, std::string_view metadata,
                    PreparedRequest* request);
 
- private:
+  private:
     struct Scratch;
     SignatureTable* signatures_;
     std::unique_ptr<Scratch> scratch_;
@@ -109,14 +112,16 @@ struct RequestRows {
     std::uint32_t rows;
 };
 
-// Writes one ModelInferRequest holding all `parts` in order, all of one signature; requested outputs are the union
-// (all outputs when any part asks for all). A single whole request keeps its id; a merged one has none.
-// `rows_padded` > the sum of rows repeats the last row (mandatory batch sizes).
-void merge_requests(const RequestRows* parts, std::size_t count, std::uint32_t rows_padded, Pieces* message);
+// Writes one ModelInferRequest holding all `parts` in order, all of one signature; requested
+// outputs are the union (all outputs when any part asks for all). A single whole request keeps its
+// id; a merged one has none. `rows_padded` > the sum of rows repeats the last row (mandatory batch
+// sizes).
+void merge_requests(const RequestRows* parts, std::size_t count, std::uint32_t rows_padded,
+                    Pieces* message);
 
 // A ModelInferResponse read once, kept until all members are answered.
 class Reply {
- public:
+  public:
     Reply();
     ~Reply();
     Reply(Reply&&) noexcept;
@@ -124,10 +129,11 @@ class Reply {
 
     // False when the message is malformed; `error` then says how.
     bool read(const BufferRef& message, std::string* error);
-    // Whether every output can be cut into `rows` rows (its first dimension is `rows` and its bytes agree).
+    // Whether every output can be cut into `rows` rows (its first dimension is `rows` and its bytes
+    // agree).
     bool splits_into(std::uint32_t rows, std::string* error);
 
- private:
+  private:
     friend struct ReplyAccess;
     struct State;
     State* state_ = nullptr;  // from a free list; empty after a move
@@ -139,11 +145,11 @@ struct ReplyRows {
     std::uint32_t rows;
 };
 
-// Writes the ModelInferResponse of one member from the rows it has in one reply (or in several, in order,
-// when the request was larger than a batch): its id, its requested outputs, its rows. `whole` = the reply
-// answers this request alone and unsplit: bytes pass through but for the id. False with `error` when the
-// parts disagree (other outputs, dtypes or shapes[1:]).
-bool write_reply(const PreparedRequest& request, const ReplyRows* parts, std::size_t count, bool whole,
-                 Pieces* message, std::string* error);
+// Writes the ModelInferResponse of one member from the rows it has in one reply (or in several, in
+// order, when the request was larger than a batch): its id, its requested outputs, its rows.
+// `whole` = the reply answers this request alone and unsplit: bytes pass through but for the id.
+// False with `error` when the parts disagree (other outputs, dtypes or shapes[1:]).
+bool write_reply(const PreparedRequest& request, const ReplyRows* parts, std::size_t count,
+                 bool whole, Pieces* message, std::string* error);
 
 }  // namespace infersched::kserve

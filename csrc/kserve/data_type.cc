@@ -37,4 +37,9 @@ std::string_view data_type_text(DataType type) { return facts(type).text; }
 
 std::size_t element_bytes(DataType type) { return facts(type).bytes; }
 
+bool has_class_results(DataType type) {
+    return type != DataType::kInvalid && type != DataType::kBool && type != DataType::kFp16 &&
+           type != DataType::kBf16 && type != DataType::kBytes;
+}
+
 }  // namespace infersched::kserve

@@ -9,7 +9,7 @@ namespace infersched::kserve {
 // T needs recycle(): back to the state of a new object, with the memory worth keeping.
 template <typename T, std::size_t kKept>
 class FreeList {
- public:
+  public:
     FreeList() { free_.reserve(kKept); }
     FreeList(const FreeList&) = delete;
     FreeList& operator=(const FreeList&) = delete;
@@ -30,7 +30,7 @@ class FreeList {
         free_.push_back(object);
     }
 
- private:
+  private:
     std::vector<T*> free_;
 };
 

@@ -1,4 +1,5 @@
-// A fast hash of short byte strings, after wyhash (Wang Yi, public domain): 16 bytes a multiplication.
+// A fast hash of short byte strings, after wyhash (Wang Yi, public domain): 16 bytes a
+// multiplication.
 #pragma once
 
 #include <cstdint>

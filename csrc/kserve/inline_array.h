@@ -1,5 +1,5 @@
-// A growable array of plain values whose first N live inside it. Clearing keeps the memory, so objects
-// that are used again stop allocating.
+// A growable array of plain values whose first N live inside it. Clearing keeps the memory, so
+// objects that are used again stop allocating.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@ template <typename T, std::uint32_t N>
 class InlineArray {
     static_assert(std::is_trivially_copyable_v<T>);
 
- public:
+  public:
     InlineArray() = default;
     InlineArray(const InlineArray&) = delete;
     InlineArray& operator=(const InlineArray&) = delete;
@@ -49,7 +49,7 @@ class InlineArray {
         capacity_ = N;
     }
 
- private:
+  private:
     void grow(std::uint32_t wanted) {
         const std::uint32_t capacity = wanted > capacity_ * 2 ? wanted : capacity_ * 2;
         std::unique_ptr<T[]> grown(new T[capacity]);

@@ -56,9 +56,9 @@ bool wanted_outputs(const Batch& batch, InlineArray<std::uint32_t, 16>* wanted) 
     for (std::size_t i = 0; i < batch.count; ++i) {
         const State& state = RequestAccess::state(*batch.parts[i].request);
         if (state.outputs.empty()) return false;
-        const bool same = i != 0 && state.outputs.size() == first.outputs.size() &&
-                          std::equal(first.outputs.begin(), first.outputs.end(),
-                                     state.outputs.begin());
+        const bool same =
+            i != 0 && state.outputs.size() == first.outputs.size() &&
+            std::equal(first.outputs.begin(), first.outputs.end(), state.outputs.begin());
         if (same) continue;
         for (const std::uint32_t output : state.outputs) wanted->push_back(output);
     }
@@ -145,8 +145,7 @@ void forward(const State& state, Pieces* message) {
     const Span whole = state.message.span();
     const std::uint8_t* at = whole.data;
     for (const Span& field : state.consumed_fields) {
-        message->append_reference(state.message,
-                                  {at, static_cast<std::size_t>(field.data - at)});
+        message->append_reference(state.message, {at, static_cast<std::size_t>(field.data - at)});
         at = field.data + field.size;
     }
     const std::uint8_t* end = whole.data + whole.size;

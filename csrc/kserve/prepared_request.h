@@ -39,7 +39,7 @@ struct RequestAccess {
     static PreparedRequest::State* take();
     static void give(PreparedRequest::State* state);
 
- private:
+  private:
     static constexpr std::size_t kKept = 4096;
     static FreeList<PreparedRequest::State, kKept>& list();
 };

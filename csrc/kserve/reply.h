@@ -1,5 +1,5 @@
-// The inside of Reply: a ModelInferResponse scanned once, and the parts of its answers that all of its
-// members share, written once.
+// The inside of Reply: a ModelInferResponse scanned once, and the parts of its answers that all of
+// its members share, written once.
 #pragma once
 
 #include <cstdint>
@@ -56,7 +56,7 @@ struct Reply::State {
         return {reinterpret_cast<const char*>(bytes.data()) + range.first, range.size};
     }
 
- private:
+  private:
     bool scan_output(Span field);
     void write_heads();
     void append(std::uint8_t tag, std::string_view value);
@@ -70,7 +70,7 @@ struct ReplyAccess {
     static Reply::State* take();
     static void give(Reply::State* state);
 
- private:
+  private:
     static constexpr std::size_t kKept = 256;
     static FreeList<Reply::State, kKept>& list();
 };

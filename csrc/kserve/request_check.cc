@@ -24,7 +24,8 @@ bool check_parameter(const Parameter& parameter, SchedulingParameters* schedulin
     }
     if (parameter.key == "timeout") {
         // Triton reads it as unsigned: a negative one is no limit at all.
-        scheduling->timeout_us = std::max<std::int64_t>(static_cast<std::int64_t>(parameter.bits), 0);
+        scheduling->timeout_us =
+            std::max<std::int64_t>(static_cast<std::int64_t>(parameter.bits), 0);
         return kind == ParameterKind::kInt64;
     }
     if (starts_with(parameter.key, "sequence_")) {
@@ -44,21 +45,10 @@ bool check_parameter(const Parameter& parameter, SchedulingParameters* schedulin
     return kind != ParameterKind::kNone && kind != ParameterKind::kUint64;
 }
 
-bool uses_shared_memory(const RequestScan& scan, Range parameters) {
+bool has_shared_memory(const RequestScan& scan, Range parameters) {
     for (std::uint32_t i = 0; i < parameters.count; ++i) {
         const Parameter& parameter = scan.tensor_parameters[parameters.first + i];
         if (starts_with(parameter.key, "shared_memory_")) return true;
-    }
-    return false;
-}
-
-bool uses_shared_memory(const RequestScan& scan) {
-    if (scan.tensor_parameters.empty()) return false;
-    for (const ScannedInput& input : scan.inputs) {
-        if (uses_shared_memory(scan, input.parameters)) return true;
-    }
-    for (const ScannedOutput& output : scan.outputs) {
-        if (uses_shared_memory(scan, output.parameters)) return true;
     }
     return false;
 }
@@ -103,7 +93,8 @@ bool check_dims(const std::int64_t* dims, std::uint32_t rank, const TensorSchema
         if (i >= lead && tensor.dims[i - lead] != -1 && tensor.dims[i - lead] != dims[i]) {
             return false;
         }
-        if (__builtin_mul_overflow(count, static_cast<std::uint64_t>(dims[i]), &count)) return false;
+        if (__builtin_mul_overflow(count, static_cast<std::uint64_t>(dims[i]), &count))
+            return false;
     }
     *elements = count;
     return true;
@@ -188,8 +179,8 @@ bool check_inputs(const RequestScan& scan, const ModelSchema& schema, CheckedReq
 
 bool check_classification(const Parameter* parameters, std::uint32_t count) {
     const Parameter* found = find_parameter(parameters, count, "classification");
-    return found == nullptr || (found->kind == ParameterKind::kInt64 &&
-                                static_cast<std::int64_t>(found->bits) > 0);
+    return found == nullptr ||
+           (found->kind == ParameterKind::kInt64 && static_cast<std::int64_t>(found->bits) > 0);
 }
 
 bool check_outputs(const RequestScan& scan, const ModelSchema& schema, CheckedRequest* checked) {
@@ -263,9 +254,32 @@ bool is_bytes_tensor(Span data, std::uint64_t count) {
     return at == data.size;
 }
 
+bool uses_shared_memory(const RequestScan& scan) {
+    if (scan.tensor_parameters.empty()) return false;
+    for (const ScannedInput& input : scan.inputs) {
+        if (has_shared_memory(scan, input.parameters)) return true;
+    }
+    for (const ScannedOutput& output : scan.outputs) {
+        if (has_shared_memory(scan, output.parameters)) return true;
+    }
+    return false;
+}
+
+bool asks_impossible_classes(const RequestScan& scan, const ModelSchema& schema) {
+    for (const ScannedOutput& output : scan.outputs) {
+        const Parameter* parameters = scan.tensor_parameters.data() + output.parameters.first;
+        if (!find_parameter(parameters, output.parameters.count, "classification")) continue;
+        const std::uint32_t found = find_tensor(schema.outputs, output.name, 0);
+        if (found == schema.outputs.size()) continue;
+        if (!has_class_results(schema.outputs[found].data_type)) return true;
+    }
+    return false;
+}
+
 bool check_request(const RequestScan& scan, const ModelSchema& schema, CheckedRequest* checked) {
     checked->clear();
     if (scan.overfull) return false;
+    if (!scan.tensor_parameters.empty() && asks_impossible_classes(scan, schema)) return false;
     for (const Parameter& parameter : scan.parameters) {
         if (!check_parameter(parameter, &checked->scheduling)) return false;
     }

@@ -1,5 +1,5 @@
-// Judges a scanned request against its model: what Triton would refuse is refused here, before it can
-// fail the batch it would share.
+// Judges a scanned request against its model: what Triton would refuse is refused here, before it
+// can fail the batch it would share.
 //
 // Two functions for one question. check_request decides quickly and in any order; only a request it
 // doubts goes to explain_fault, which repeats Triton's own sequence of checks to find the text that
@@ -18,9 +18,9 @@
 namespace infersched::kserve {
 
 struct CheckedInput {
-    std::uint32_t schema;   // index into ModelSchema::inputs
-    std::uint32_t scanned;  // index into RequestScan::inputs
-    Span data;              // raw tensor bytes
+    std::uint32_t schema;          // index into ModelSchema::inputs
+    std::uint32_t scanned;         // index into RequestScan::inputs
+    Span data;                     // raw tensor bytes
     std::size_t converted_at = 0;  // typed: where `data` starts in CheckedRequest::converted
     bool typed = false;
 };
@@ -31,10 +31,11 @@ struct CheckedRequest {
     // Forwarded as it is because only Triton can judge it (shared memory).
     bool unjudged = false;
     SchedulingParameters scheduling;
-    InlineArray<CheckedInput, 8> inputs;          // by schema index
-    InlineArray<std::uint32_t, 8> outputs;        // requested, schema indices, ascending, no repeats
-    InlineArray<const ScannedOutput*, 4> output_parameters;  // one per output that has some, likewise
-    BufferRef converted;                          // typed contents as raw bytes
+    InlineArray<CheckedInput, 8> inputs;    // by schema index
+    InlineArray<std::uint32_t, 8> outputs;  // requested, schema indices, ascending, no repeats
+    InlineArray<const ScannedOutput*, 4>
+        output_parameters;  // one per output that has some, likewise
+    BufferRef converted;    // typed contents as raw bytes
 
     void clear();
 };
@@ -46,8 +47,15 @@ struct CheckedRequest {
 // What Triton would say. OK when it would accept the request (zero rows).
 Status explain_fault(const RequestScan& scan, const ModelSchema& schema, bool rows_limited);
 
+// Whether the request asks for class results of an output whose type has none. Triton finds that
+// out after the execution, and for BYTES outputs by dividing by their element size of zero.
+bool asks_impossible_classes(const RequestScan& scan, const ModelSchema& schema);
+
 // `[request id: <id or <id_unknown>>] `
 std::string request_prefix(std::string_view id);
+
+// Whether a tensor of the request lies in shared memory, or means to.
+bool uses_shared_memory(const RequestScan& scan);
 
 // Whether `data` is exactly `count` length-prefixed strings.
 bool is_bytes_tensor(Span data, std::uint64_t count);

@@ -11,9 +11,9 @@ namespace infersched::kserve {
 namespace {
 
 Status overfull_error(std::string_view id) {
-    return Status::error(StatusCode::kInvalidArgument,
-                         request_prefix(id) +
-                             "request has too many inputs, outputs, dimensions or parameters");
+    return Status::error(
+        StatusCode::kInvalidArgument,
+        request_prefix(id) + "request has too many inputs, outputs, dimensions or parameters");
 }
 
 // Whether Triton's view of the request, in which it is fine, is that of a request of zero rows.
@@ -38,12 +38,12 @@ struct RequestReader::Scratch {
         Status status = explain_fault(scan, schema, rows_limited);
         if (!status.ok()) return status;
         if (!has_zero_rows(scan)) {
-            return Status::error(StatusCode::kInvalidArgument,
-                                 request_prefix(scan.id) +
-                                     "tensor sizes exceed what can be addressed");
+            return Status::error(
+                StatusCode::kInvalidArgument,
+                request_prefix(scan.id) + "tensor sizes exceed what can be addressed");
         }
         checked.mergeable = false;
-        checked.rows = 0;
+        checked.rows = 1;
         return status;
     }
 

@@ -9,8 +9,8 @@ namespace infersched::kserve {
 
 namespace {
 
-// Elements of one kind in one request. Far beyond every model; what a hostile message of millions of
-// two-byte elements can make us hold ends here.
+// Elements of one kind in one request. Far beyond every model; what a hostile message of millions
+// of two-byte elements can make us hold ends here.
 constexpr std::uint32_t kElementsMax = 65536;
 
 template <typename T, std::uint32_t N>

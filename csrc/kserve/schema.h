@@ -31,6 +31,8 @@ DataType parse_data_type(std::string_view text);
 std::string_view data_type_text(DataType type);
 // Bytes of one element; 0 for BYTES, whose elements carry their own length.
 std::size_t element_bytes(DataType type);
+// Whether Triton can turn outputs of this type into class results.
+bool has_class_results(DataType type);
 
 struct TensorSchema {
     std::string name;
@@ -45,8 +47,8 @@ struct ModelSchema {
     std::string name;
     std::string version;              // resolved, numeric
     std::int64_t max_batch_size = 0;  // 0: the model has no batch dimension
-    std::int64_t rows_max = 0;        // see check_request; 0: any number of rows, larger ones are split
-    bool merge = true;                // false: never share a batch
+    std::int64_t rows_max = 0;  // see check_request; 0: any number of rows, larger ones are split
+    bool merge = true;          // false: never share a batch
     bool decoupled = false;
     bool sequence = false;
     std::vector<TensorSchema> inputs;   // in the model's order

@@ -66,16 +66,16 @@ void build_key(const RequestScan& scan, const ModelSchema& schema, const Checked
         }
         append_number(key, scanned.parameters.count);
         if (scanned.parameters.count == 0) continue;
-        append_text(key, tensor_parameter_fields(wire_tag(4, kLengthDelimited), scan,
-                                                 scanned.parameters));
+        append_text(
+            key, tensor_parameter_fields(wire_tag(4, kLengthDelimited), scan, scanned.parameters));
     }
     append_number(key, schema.outputs.size());
     for (const TensorSchema& output : schema.outputs) append_text(key, output.name);
     append_number(key, checked.output_parameters.size());
     for (const ScannedOutput* output : checked.output_parameters) {
         append_text(key, output->name);
-        append_text(key, tensor_parameter_fields(wire_tag(2, kLengthDelimited), scan,
-                                                 output->parameters));
+        append_text(
+            key, tensor_parameter_fields(wire_tag(2, kLengthDelimited), scan, output->parameters));
     }
     append_text(key, metadata);
     if (scan.parameters.empty()) return;
@@ -106,15 +106,15 @@ SignatureInput make_input(const RequestScan& scan, const TensorSchema& tensor,
     return input;
 }
 
-void make_outputs(const RequestScan& scan, const ModelSchema& schema,
-                  const CheckedRequest& checked, Signature* signature) {
+void make_outputs(const RequestScan& scan, const ModelSchema& schema, const CheckedRequest& checked,
+                  Signature* signature) {
     for (const TensorSchema& output : schema.outputs) {
         std::string body;
         append_field(&body, wire_tag(1, kLengthDelimited), output.name);
         for (const ScannedOutput* scanned : checked.output_parameters) {
             if (scanned->name != output.name) continue;
-            body += tensor_parameter_fields(wire_tag(2, kLengthDelimited), scan,
-                                            scanned->parameters);
+            body +=
+                tensor_parameter_fields(wire_tag(2, kLengthDelimited), scan, scanned->parameters);
         }
         std::string field;
         append_field(&field, wire_tag(6, kLengthDelimited), body);

@@ -12,16 +12,16 @@
 namespace infersched::kserve {
 
 struct SignatureInput {
-    std::string head;        // fields name and datatype, as written
-    std::string tail_dims;   // shape without dimension 0, as packed varints
-    std::string parameters;  // fields of its own parameters
+    std::string head;           // fields name and datatype, as written
+    std::string tail_dims;      // shape without dimension 0, as packed varints
+    std::string parameters;     // fields of its own parameters
     std::size_t row_bytes = 0;  // of a type of fixed size
     std::uint64_t elements_per_row = 0;
     bool is_bytes = false;  // BYTES: rows have no common size
 };
 
 class Signature {
- public:
+  public:
     std::uint64_t id = 0;
     std::string key;   // canonical: equal exactly for requests that may share a batch
     std::string head;  // the message's fields up to its inputs, without id
@@ -43,7 +43,7 @@ struct SignatureTable::State {
     SignatureRef intern(const RequestScan& scan, const ModelSchema& schema,
                         const CheckedRequest& checked, std::string_view metadata);
 
- private:
+  private:
     void sweep();
 };
 

@@ -28,8 +28,7 @@ Span rows_of(ReplyOutput* output, const ReplyRows& part) {
         return string_rows(output->data, output->elements_per_row, part.row_begin, part.rows,
                            &output->cursor);
     }
-    return {output->data.data + part.row_begin * output->row_bytes,
-            part.rows * output->row_bytes};
+    return {output->data.data + part.row_begin * output->row_bytes, part.rows * output->row_bytes};
 }
 
 // Whether the parts can be put together: same outputs of same datatype and row shape.

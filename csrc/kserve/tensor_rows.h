@@ -1,7 +1,7 @@
 // Cutting rows out of raw tensor bytes.
 //
-// Rows of a fixed-size type are arithmetic. Rows of BYTES need a walk over length prefixes; a cursor
-// remembers where the last walk ended, so cutting a tensor front to back is one walk in all.
+// Rows of a fixed-size type are arithmetic. Rows of BYTES need a walk over length prefixes; a
+// cursor remembers where the last walk ended, so cutting a tensor front to back is one walk in all.
 #pragma once
 
 #include <cstddef>

@@ -27,8 +27,9 @@ ElementWire element_wire(std::uint32_t field) {
     }
 }
 
-// Calls `visit(field, bytes)` for every element: the little-endian bytes of a number (8 for a varint),
-// the bytes themselves of a BYTES element. False on malformed input or when `visit` says so.
+// Calls `visit(field, bytes)` for every element: the little-endian bytes of a number (8 for a
+// varint), the bytes themselves of a BYTES element. False on malformed input or when `visit` says
+// so.
 template <typename Visit>
 bool visit_varints(WireReader* reader, std::uint32_t field, bool one, const Visit& visit) {
     do {

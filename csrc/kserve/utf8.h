@@ -1,4 +1,5 @@
-// proto3 parsers refuse strings that are not UTF-8; so must we, or one such string fails a whole batch.
+// proto3 parsers refuse strings that are not UTF-8; so must we, or one such string fails a whole
+// batch.
 #pragma once
 
 #include "base/bytes.h"

@@ -1,7 +1,7 @@
 // Reads the protobuf wire format in place.
 //
-// As lenient and as strict as protobuf's own C++ parser, since a request that passes here is read again
-// by it: tags of at most five bytes, varints of at most ten, lengths below 2 GiB, groups
+// As lenient and as strict as protobuf's own C++ parser, since a request that passes here is read
+// again by it: tags of at most five bytes, varints of at most ten, lengths below 2 GiB, groups
 // skipped to their matching end, a nesting bound.
 #pragma once
 
@@ -29,7 +29,7 @@ constexpr std::uint32_t wire_tag(std::uint32_t field, WireType type) { return fi
 inline constexpr int kDepthMax = 100;
 
 class WireReader {
- public:
+  public:
     explicit WireReader(Span bytes) : at_(bytes.data), end_(bytes.data + bytes.size) {}
 
     bool done() const { return at_ == end_; }
@@ -80,11 +80,11 @@ class WireReader {
         return true;
     }
 
-    // Steps over the value of a field that is of no interest. `depth` counts the messages and groups
-    // around it.
+    // Steps over the value of a field that is of no interest. `depth` counts the messages and
+    // groups around it.
     [[nodiscard]] bool skip(std::uint32_t tag, int depth);
 
- private:
+  private:
     bool read_long_tag(std::uint32_t* tag);
     bool read_long_varint(std::uint64_t* value);
     bool read_long_length(std::size_t* size);

@@ -1,0 +1,67 @@
+// Triton's checks of a request in Triton's order, with Triton's words (2.51). Runs only for
+// requests that are about to be refused, so it is written to be compared with Triton's sources, not
+// to be fast.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "kserve/request_check.h"
+
+namespace infersched::kserve {
+
+inline Status invalid(std::string text) {
+    return Status::error(StatusCode::kInvalidArgument, std::move(text));
+}
+
+inline std::string quoted(std::string_view text) { return "'" + std::string(text) + "'"; }
+
+// The first dimension of a batched input, as Triton keeps it.
+using BatchSize = std::uint32_t;
+
+struct Input {
+    const TensorSchema* schema = nullptr;  // nullptr: the model has none of this name
+    std::string_view data_type;
+    std::vector<std::int64_t> dims;
+    BufferRef converted;
+    Span data;
+};
+
+// Triton walks its inputs in the order of this very container, filled in the same sequence.
+using Inputs = std::unordered_map<std::string, Input>;
+
+struct Examiner {
+    const RequestScan& scan;
+    const ModelSchema& schema;
+    bool rows_limited;
+    Inputs inputs;
+    BatchSize batch_size = 0;
+
+    std::string prefix() const { return request_prefix(scan.id); }
+    std::string for_model() const { return "for model " + quoted(schema.name); }
+    // The gRPC front end names the model as the client did.
+    std::string for_named_model() const { return "for model " + quoted(scan.model_name); }
+
+    Status examine();
+    Status examine_parameters() const;
+    Status add_inputs();
+    Status add_data();
+    Status add_contents(const ScannedInput& scanned, Input* input) const;
+    Status examine_outputs() const;
+    Status examine_class_results() const;
+    Status examine_classification(const ScannedOutput& output) const;
+    Status examine_input_names() const;
+    Status find_batch_size();
+    Status examine_batch_size() const;
+    Status examine_type_and_shape(const std::string& name, const Input& input) const;
+    Status examine_size(const std::string& name, const Input& input) const;
+    Status examine_strings(const std::string& name, const Input& input, std::int64_t count) const;
+    Status examine_last_string(const std::string& name, const Input& input) const;
+    std::vector<std::int64_t> sized_dims(const Input& input) const;
+};
+
+}  // namespace infersched::kserve
