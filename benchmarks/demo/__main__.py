@@ -1,6 +1,7 @@
 """`make demo`: the same images through the scheduler and straight to Triton.
 
-Both use the same Triton and unmodified tritonclient. On a small machine the clients, in Python,
+All columns are the same Triton and unmodified tritonclient: asked straight, asked straight with
+its own dynamic batcher on, and through the scheduler. On a small machine the clients, in Python,
 are what limits the rate: compare the columns, and see `make bench` for the scheduler's own limits.
 """
 
@@ -40,13 +41,13 @@ def main() -> int:
             console.print(f"starting the scheduler in front of {triton.grpc_address}")
             with ServedScheduler(["--backend", triton.grpc_address]) as scheduler:
                 ways = [
-                    ("straight to Triton", triton.grpc_address, classifier.MODEL),
+                    ("Triton", triton.grpc_address, classifier.MODEL),
                     (
-                        "Triton, its own batcher",
+                        "Triton batching",
                         triton.grpc_address,
                         classifier.MODEL_WITH_TRITONS_BATCHER,
                     ),
-                    ("through infersched", scheduler.address, classifier.MODEL),
+                    ("infersched", scheduler.address, classifier.MODEL),
                 ]
                 outcomes = []
                 for way, address, model in ways:
@@ -58,7 +59,7 @@ def main() -> int:
                         processes=options.processes,
                         in_flight=options.in_flight,
                     )
-                    console.print(f"{load.requests:,} requests {way}")
+                    console.print(f"{load.requests:,} requests: {way}")
                     before = report.batch_sizes(triton.grpc_address, model)
                     answers = send(load)
                     batches = report.batch_sizes(triton.grpc_address, model)

@@ -66,9 +66,9 @@ def print_table(console: Console, outcomes: list[Outcome], test_set: TestSet) ->
         "requests/s": [f"{o.answers.requests_per_s:,.0f}" for o in outcomes],
         "p50 latency": [f"{o.answers.latency_ms(50):.1f} ms" for o in outcomes],
         "p99 latency": [f"{o.answers.latency_ms(99):.1f} ms" for o in outcomes],
-        "executions in Triton": [f"{o.batches.total():,}" for o in outcomes],
-        "rows a batch, mean": [f"{o.mean_batch:.1f}" for o in outcomes],
-        "rows a batch, largest": [str(max(+o.batches, default=0)) for o in outcomes],
+        "executions": [f"{o.batches.total():,}" for o in outcomes],
+        "batch rows, mean": [f"{o.mean_batch:.1f}" for o in outcomes],
+        "batch rows, max": [str(max(+o.batches, default=0)) for o in outcomes],
     }
     for name, cells in rows.items():
         table.add_row(name, *cells)
