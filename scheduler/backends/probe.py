@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import grpc
 import tritonclient.grpc.aio as triton_aio
@@ -86,7 +88,7 @@ class TritonCalls:
         answers = await asyncio.gather(self._call(metadata), self._call(config))
         return answers[0], answers[1].config
 
-    async def _call(self, call):  # type: ignore[no-untyped-def]
+    async def _call(self, call: Awaitable[Any]) -> Any:
         try:
             return await call
         except InferenceServerException as error:

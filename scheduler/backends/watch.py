@@ -85,7 +85,7 @@ class BackendWatch:
         self._probe_now.set()
 
     def suspect(self) -> None:
-        """It answered "unknown model" for a model it should have: nothing more until it proves ready."""
+        """It disowned a model it should have: nothing more goes there until it proves ready."""
         self._suspected = True
         self._suspicions += 1
         if self.status is BackendStatus.SERVING:
@@ -224,7 +224,9 @@ class BackendWatch:
 _KEPT = (READY, "LOADING", "UNLOADING")
 
 
-def _specs(described: dict[ModelKey, Described], steps: dict[str, int]) -> dict[ModelKey, ModelSpec]:
+def _specs(
+    described: dict[ModelKey, Described], steps: dict[str, int]
+) -> dict[ModelKey, ModelSpec]:
     specs = {}
     for key, (metadata, config) in described.items():
         with contextlib.suppress(CatalogError):

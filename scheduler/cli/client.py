@@ -45,5 +45,4 @@ def control_stub(address: str) -> Iterator[control_pb2_grpc.ControlStub]:
             details = f"no scheduler answers at {address}; is `infersched serve` running?"
         click.echo(f"infersched: {details}", err=True)
 
-
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""`infersched serve`: the supervisor of the data plane, the control plane and the embedded Triton."""
+"""`infersched serve`: the supervisor of data plane, control plane and embedded Triton."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Network addresses as users write them: `127.0.0.1:8001`, `[::1]:8001`, `triton-3:8001`, `:8001`."""
+"""Network addresses as users write them: `127.0.0.1:8001`, `[::1]:8001`, `triton-3:8001`."""
 
 from __future__ import annotations
 

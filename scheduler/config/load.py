@@ -47,8 +47,8 @@ def load_settings(
 ) -> LoadedSettings:
     """Reads all layers and validates the result.
 
-    `flags` maps a path such as ("server", "listen") to (value, flag name). `environment` None is the
-    process's own. Raises ConfigError with every mistake found.
+    `flags` maps a path such as ("server", "listen") to (value, flag name). `environment` None
+    is the process's own. Raises ConfigError with every mistake found.
     """
     layers = [file_layer(config_file)] if config_file is not None else []
     layers.append(environment_layer(environment))
@@ -69,13 +69,15 @@ def load_settings(
 
 
 def _model_problems(settings: Settings) -> list[ConfigProblem]:
-    problems: list[ConfigProblem] = []
-    for name in settings.models:
-        try:
-            settings.batching_for(name)
-        except ValidationError as error:
-            problems += problems_of(error, Batching, ("models", name))
-    return problems
+    return [problem for name in settings.models for problem in _problems_of_model(settings, name)]
+
+
+def _problems_of_model(settings: Settings, name: str) -> list[ConfigProblem]:
+    try:
+        settings.batching_for(name)
+    except ValidationError as error:
+        return problems_of(error, Batching, ("models", name))
+    return []
 
 
 def _placed(problems: list[ConfigProblem], origins: Mapping[Path, str]) -> list[ConfigProblem]:

@@ -28,6 +28,7 @@ from scheduler.config.units import (
 )
 
 INT32_MAX = 2**31 - 1
+MILLISECOND = 1_000_000
 UINT32_MAX = 2**32 - 1
 
 Duration = Annotated[int, BeforeValidator(parse_duration_ns), PlainSerializer(format_duration)]
@@ -78,19 +79,19 @@ HeaderNames = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidato
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Drain(Section):
     """What SIGTERM does: health turns NOT_SERVING, a wait, then no new work, then the end."""
 
     propagation_wait: Duration = Field(
-        "500ms",  # type: ignore[assignment]
+        default=500 * MILLISECOND,
         description="time load balancers get to see NOT_SERVING before new requests are refused",
     )
     deadline: Duration = Field(
-        "30s",  # type: ignore[assignment]
-        description="time admitted requests get to finish; what is left then is answered UNAVAILABLE",
+        default=30_000 * MILLISECOND,
+        description="time admitted requests get to finish; the rest is answered UNAVAILABLE",
     )
 
 
@@ -101,13 +102,13 @@ class Server(Section):
         tuple[AddressText, ...],
         BeforeValidator(_listed),
         Field(min_length=1, description="client listeners; an empty host is every interface"),
-    ] = ("0.0.0.0:8001",)  # type: ignore[assignment]
+    ] = (Address("0.0.0.0", 8001),)
     metrics_listen: OptionalAddressText = Field(
-        "127.0.0.1:8002",  # type: ignore[arg-type]
+        default=Address("127.0.0.1", 8002),
         description="/metrics and /healthz; none switches it off",
     )
     control_listen: OptionalAddressText = Field(
-        "127.0.0.1:8004",  # type: ignore[arg-type]
+        default=Address("127.0.0.1", 8004),
         description="the Control service, for the CLI; none switches it off",
     )
     message_bytes_max: Annotated[Size, Field(ge=1024, le=INT32_MAX)] = INT32_MAX
@@ -116,7 +117,7 @@ class Server(Section):
     streams_per_connection_max: Annotated[int, Field(ge=1, le=INT32_MAX)] = 1_000
     forward_metadata: HeaderNames = ()
     readiness: Literal["strict", "lenient"] = Field(
-        "strict",
+        default="strict",
         description="strict: ready when every model has a ready backend; lenient: when any has",
     )
     drain: Drain = Drain()
@@ -127,7 +128,7 @@ class Backend(Section):
 
     address: AddressText
     connections: Annotated[int, Field(ge=1, le=64)] = Field(
-        2, description="data connections held to it"
+        default=2, description="data connections held to it"
     )
 
     @model_validator(mode="before")
@@ -146,7 +147,7 @@ class Embedded(Section):
     """A Triton that is started and supervised here."""
 
     model_repository: Path | None = Field(
-        None, description="directory of models to serve; none starts no Triton"
+        default=None, description="directory of models to serve; none starts no Triton"
     )
     connections: Annotated[int, Field(ge=1, le=64)] = 2
 
@@ -155,15 +156,15 @@ class Discovery(Section):
     """How the control plane watches the backends."""
 
     probe_period: Annotated[Duration, Field(ge=10_000_000)] = Field(
-        "250ms",  # type: ignore[assignment]
+        default=250 * MILLISECOND,
         description="between two ServerReady probes of a backend",
     )
     probe_timeout: Annotated[Duration, Field(ge=10_000_000)] = Field(
-        "300ms",  # type: ignore[assignment]
+        default=300 * MILLISECOND,
         description="of one probe; a backend is down after two in a row",
     )
     refresh_period: Annotated[Duration, Field(ge=50_000_000)] = Field(
-        "1s",  # type: ignore[assignment]
+        default=1_000 * MILLISECOND,
         description="between two readings of a backend's repository index",
     )
 
@@ -171,36 +172,39 @@ class Discovery(Section):
 class Batching(Section):
     """How the requests of a model are queued, merged and dispatched."""
 
-    merge: bool = Field(True, description="false: every request is dispatched alone")
+    merge: bool = Field(default=True, description="false: every request is dispatched alone")
     max_batch_rows: Annotated[int, Field(ge=0, le=UINT32_MAX)] = Field(
-        0, description="largest batch in rows; 0 takes the model's max_batch_size"
+        default=0, description="largest batch in rows; 0 takes the model's max_batch_size"
     )
     preferred_batch_rows: BatchSizes = Field(
-        (), description="a batch of one of these sizes does not wait for more rows"
+        default=(), description="a batch of one of these sizes does not wait for more rows"
     )
     mandatory_batch_rows: BatchSizes = Field(
-        (), description="batches are padded to one of these sizes"
+        default=(), description="batches are padded to one of these sizes"
     )
     max_queue_delay: Duration = Field(
-        0, description="longest wait for more rows; 0 never waits while a slot is free"
+        default=0, description="longest wait for more rows; 0 never waits while a slot is free"
     )
-    slo: Duration = Field(0, description="latency objective of a request; 0 = none")
+    slo: Duration = Field(default=0, description="latency objective of a request; 0 = none")
     priority_levels: Annotated[int, Field(ge=0, le=32)] = Field(
-        1, description="number of levels; 1 is the most urgent"
+        default=1, description="number of levels; 1 is the most urgent"
     )
     default_priority: Annotated[int, Field(ge=0, le=32)] = Field(
-        0, description="level of requests that name none; 0 takes the middle level"
+        default=0, description="level of requests that name none; 0 takes the middle level"
     )
     max_queue_requests: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
     max_queue_bytes: Annotated[Size, Field(ge=1)] = 2**30
     max_queue_age: Duration = Field(
-        0, description="refuse new requests while the oldest queued one is older; 0 = no bound"
+        default=0,
+        description="refuse new requests while the oldest queued one is older; 0 = no bound",
     )
     staged_batches: Annotated[int, Field(ge=0, le=64)] = Field(
-        2, description="batches sent to a backend beyond its instances"
+        default=2, description="batches sent to a backend beyond its instances"
     )
-    idempotent: bool = Field(True, description="a failed merged batch may be run again in parts")
-    cancellable: bool = Field(False, description="a running batch may be reset at Triton")
+    idempotent: bool = Field(
+        default=True, description="a failed merged batch may be run again in parts"
+    )
+    cancellable: bool = Field(default=False, description="a running batch may be reset at Triton")
 
     @model_validator(mode="after")
     def _consistent(self) -> Batching:
@@ -210,7 +214,7 @@ class Batching(Section):
 
 
 def batching_problems(batching: Batching, row_limit: int = 0) -> list[str]:
-    """What contradicts itself, as sentences with the fix. `row_limit` is the model's, 0 = unknown."""
+    """Contradictions, as sentences with the fix. `row_limit` is the model's, 0 = unknown."""
     problems: list[str] = []
     limit = batching.max_batch_rows or row_limit
     if batching.slo and batching.max_queue_delay >= batching.slo:
@@ -260,7 +264,7 @@ class Settings(Section):
     discovery: Discovery = Discovery()
     defaults: Batching = Batching()
     models: dict[str, dict[str, Any]] = Field(
-        {}, description="per model: the keys of `defaults` that differ for it"
+        default={}, description="per model: the keys of `defaults` that differ for it"
     )
     logging: Logging = Logging()
 

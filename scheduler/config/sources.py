@@ -1,4 +1,4 @@
-"""The layers a configuration is made of: file, environment, flags. Each value remembers its origin."""
+"""The layers of a configuration: file, environment, flags. Each value remembers its origin."""
 
 from __future__ import annotations
 
@@ -59,11 +59,12 @@ def _mapping(node: yaml.MappingNode, path: Path, name: str, origins: dict[Path, 
     values: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key = str(key_node.value)
+        here = (*path, key)
         origin = f"{name}:{key_node.start_mark.line + 1}"
         if key in values:
-            raise ConfigError([ConfigProblem((*path, key), "written twice; keep one", origin)])
-        origins[(*path, key)] = origin
-        values[key] = _value(value_node, (*path, key), name, origins)
+            raise ConfigError([ConfigProblem(here, "written twice; keep one", origin)])
+        origins[here] = origin
+        values[key] = _value(value_node, here, name, origins)
     return values
 
 
@@ -71,9 +72,12 @@ def _value(node: yaml.Node, path: Path, name: str, origins: dict[Path, str]) -> 
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, path, name, origins)
     if isinstance(node, yaml.SequenceNode):
+        items = []
         for position, item in enumerate(node.value):
-            origins[(*path, position)] = f"{name}:{item.start_mark.line + 1}"
-        return [_value(item, (*path, i), name, origins) for i, item in enumerate(node.value)]
+            here = (*path, position)
+            origins[here] = f"{name}:{item.start_mark.line + 1}"
+            items.append(_value(item, here, name, origins))
+        return items
     if node.tag == "tag:yaml.org,2002:int" and ":" in node.value:
         return node.value  # YAML 1.1 reads 1:30 as base 60; an address is meant
     loader = yaml.SafeLoader("")
@@ -90,7 +94,7 @@ def environment_variable(path: tuple[str, ...]) -> str:
 
 
 def environment_layer(environment: Mapping[str, str] | None = None) -> Layer:
-    """Variables `INFERSCHED_SECTION__KEY`; a model's name keeps its case in INFERSCHED_MODELS__m__SLO.
+    """Variables `INFERSCHED_SECTION__KEY`; a model's name keeps its case.
 
     Raises ConfigError for one that names no key. Variables without `__` that are no section
     (INFERSCHED_CONFIG and the switches of the build) are not configuration.

@@ -1,7 +1,7 @@
 """Durations and sizes as a configuration writes them: `5ms`, `64MiB`.
 
-Durations become integer nanoseconds, sizes integer bytes. A duration always carries its unit, because
-a bare `5` means milliseconds to one reader and seconds to the next; only `0` stands alone.
+Durations become integer nanoseconds, sizes integer bytes. A duration always carries its unit,
+because a bare `5` means milliseconds to one reader and seconds to the next; only `0` stands alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ INT64_MAX = 2**63 - 1
 
 
 def parse_duration_ns(value: object) -> int:
-    """Nanoseconds of a text such as `5ms`, `1.5s`, `200us`. Raises ValueError saying how to write it."""
+    """Nanoseconds of a text such as `5ms`, `1.5s`, `200us`. Raises ValueError with the fix."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError("expected a duration such as 5ms, 200us or 1.5s")
     number, unit = _split(str(value), "a duration such as 5ms, 200us or 1.5s")

@@ -1,7 +1,7 @@
 """The RPCs of inference.GRPCInferenceService that carry no tensors, answered in Triton's words.
 
-They arrive as streams that the data plane forwards to a unix socket. ModelInfer and ModelStreamInfer
-end in the data plane and never come here.
+They arrive as streams that the data plane forwards to a unix socket. ModelInfer and
+ModelStreamInfer end in the data plane and never come here.
 """
 
 from __future__ import annotations
@@ -48,9 +48,7 @@ def parse_version(text: str) -> str:
     match = _STOL.match(text)
     failed = f"failed to get model version from specified version string '{text}'"
     if match is None or int(match.group(1)) not in _INT64:
-        raise VersionTextError(
-            f"{failed} (details: stol), version should be an integral value > 0"
-        )
+        raise VersionTextError(f"{failed} (details: stol), version should be an integral value > 0")
     if int(match.group(1)) < 0:
         raise VersionTextError(f"{failed}, version should be an integral value > 0")
     return str(int(match.group(1)))

@@ -1,7 +1,7 @@
 """Stable numbers for model versions and backends; the counters page is kept by them.
 
-The book is written to the runtime directory, so that a control plane that was killed comes back with
-the same numbers and the data plane's queues and counters stay where they are.
+The book is written to the runtime directory, so that a control plane that was killed comes back
+with the same numbers and the data plane's queues and counters stay where they are.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from scheduler.v1 import dataplane_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
-# Keys read once at start: sockets are bound and descriptors are passed by then.
-RESTART_ONLY = (("server", "listen"), ("server", "metrics_listen"), ("server", "control_listen"))
+# Keys of `server` read once at start: sockets are bound and descriptors are passed by then.
+RESTART_ONLY = ("listen", "metrics_listen", "control_listen")
 HEALTH_PERIOD_S = 0.25
 
 
@@ -145,7 +145,7 @@ class ControlPlane:
 
     def _with_restart_only_kept(self, loaded: LoadedSettings) -> LoadedSettings:
         old, new = self.settings.server, loaded.settings.server
-        changed = [path[1] for path in RESTART_ONLY if getattr(old, path[1]) != getattr(new, path[1])]
+        changed = [key for key in RESTART_ONLY if getattr(old, key) != getattr(new, key)]
         if not changed:
             return loaded
         log(logger, logging.WARNING, "these keys need a restart", keys=",".join(changed))

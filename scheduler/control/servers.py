@@ -71,9 +71,7 @@ class Servers:
     def _control_server(self, address: str) -> grpc.aio.Server:
         # The supervisor holds the port with a socket of its own: it has to be shared.
         server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", 1)])
-        control_pb2_grpc.add_ControlServicer_to_server(
-            service.ControlServicer(self._plane), server
-        )
+        control_pb2_grpc.add_ControlServicer_to_server(service.ControlServicer(self._plane), server)
         names = (service.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         server.add_insecure_port(address)

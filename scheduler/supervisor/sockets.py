@@ -18,7 +18,7 @@ class ListenError(Exception):
 
 
 def listen_tcp(addresses: Iterable[Address], flag: str = "--listen") -> list[socket.socket]:
-    """Listening sockets, one a resolved address; an empty host is every interface, IPv4 and IPv6."""
+    """Listening sockets, one a resolved address; an empty host is every interface."""
     sockets: list[socket.socket] = []
     try:
         for address in addresses:
@@ -73,9 +73,7 @@ def _dual_stack(address: Address, flag: str) -> socket.socket:
     return listener
 
 
-def _bind(
-    listener: socket.socket, where: tuple[object, ...], address: Address, flag: str
-) -> None:
+def _bind(listener: socket.socket, where: tuple[object, ...], address: Address, flag: str) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setblocking(False)
     try:

@@ -5,8 +5,8 @@
       ├ control plane   scheduler.control     niced; discovery, cold RPCs, metrics, Control service
       └ tritonserver    only with --embedded
 
-Drain: the control plane turns health to NOT_SERVING, waits, tells the data plane to drain and exits;
-then the data plane is ended. Where the control plane cannot, the supervisor sends the Drain itself.
+Drain: the control plane turns health to NOT_SERVING, waits, tells the data plane to drain and
+exits; then the data plane is ended. Where the control plane cannot, the supervisor sends the Drain.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from typing import Any
 
 import scheduler
 from scheduler._native.counters import PAGE_BYTES
-from scheduler.config import Address, ConfigError, LoadedSettings, load_settings
-from scheduler.supervisor.child import Child, ChildGaveUp, ChildSpec, python_command
+from scheduler.config import ConfigError, LoadedSettings, load_settings
+from scheduler.supervisor.child import Child, ChildSpec, python_command
 from scheduler.supervisor.embedded import EmbeddedSupervisor
 from scheduler.supervisor.sockets import bound_address, listen_tcp, listen_unix, reserve_tcp
 from scheduler.telemetry.logs import FORMAT_VARIABLE, LEVEL_VARIABLE, log
@@ -266,6 +266,3 @@ def _runtime_directory() -> Path:
         directory.rmdir()
         directory = Path(tempfile.mkdtemp(prefix="infersched-", dir="/tmp"))
     return directory
-
-
-__all__ = ["Address", "ChildGaveUp", "ServeRequest", "Supervisor"]

@@ -1,7 +1,7 @@
 """Prometheus metrics, read from the counters page at scrape.
 
 A scrape touches only the models and backends of the catalog, asks the data plane nothing and keeps
-nothing: the page's numbers are since the start of the data plane, which Prometheus takes as a reset.
+nothing: the numbers are since the start of the data plane, which Prometheus takes as a reset.
 """
 
 from __future__ import annotations
