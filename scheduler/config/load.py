@@ -27,10 +27,12 @@ class LoadedSettings:
     origins: Mapping[Path, str]
 
     def origin(self, path: Path) -> str:
-        """Where the value at `path` comes from: the closest enclosing entry that was written."""
+        """Where the value at `path` was written, itself or as a part of what was."""
         for length in range(len(path), 0, -1):
             if path[:length] in self.origins:
-                return self.origins[path[:length]]
+                # A section that was written only with other keys says nothing about this one.
+                is_section = any(p[:length] == path[:length] != p for p in self.origins)
+                return "default" if is_section else self.origins[path[:length]]
         return "default"
 
     def effective(self) -> list[tuple[Path, Any, str]]:
