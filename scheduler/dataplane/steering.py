@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from typing import cast
 
 from scheduler._native.gateway import Gateway
 from scheduler.dataplane.frames import INTERFACE_VERSION, FrameError, FrameReader, pack_frame
@@ -92,8 +93,8 @@ class SteeringProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports do not derive from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
         self._steering.connected(self)
 
     def data_received(self, data: bytes) -> None:
