@@ -155,7 +155,7 @@ class DataPlane:
         *,
         connected: bool = True,
     ) -> str:
-        """Applies the whole state; returns its error text. Waits until the backends are connected."""
+        """Applies the whole state, waits until the backends are connected; returns the error text."""
         self._generation += 1
         wanted = [
             backend
@@ -203,9 +203,12 @@ class DataPlane:
     def ledger(self) -> dict[int, dict[str, int]]:
         """Of every model that was ever applied: admitted, how they ended, and what is left."""
         keys = ("admitted", "completed", "expired", "cancelled", "failed", "in_flight")
+        page = CountersPage(self.counters_fd)
+        counters = {model.index: page.model(model.index) for model in self._models}
         return {
-            model.index: {key: self.counters(model.index)[key] for key in keys}
-            for model in self._models
+            index: {key: entry[key] for key in keys}
+            for index, entry in counters.items()
+            if entry is not None  # it is removed from the catalog
         }
 
     def assert_balanced(self, timeout_s: float = SETTLE_TIMEOUT_S) -> None:
@@ -261,7 +264,10 @@ class DataPlane:
             self._read_frame()
 
     def _read_frame(self) -> None:
-        data = self._steering.recv(1 << 16)
+        try:
+            data = self._steering.recv(1 << 16)
+        except ConnectionResetError:
+            data = b""
         if not data:
             raise AssertionError("the data plane closed the steering socket: " + self.stderr())
         for raw in self._reader.feed(data):
