@@ -21,6 +21,14 @@ engine::ModelCounters& model_counters(engine::CountersPage* page, std::uint32_t 
     return page->models[model];
 }
 
+// A sequence's state lives at one backend: until sequences are scheduled (Part 2) all of a model's go to
+// the first ready one.
+std::uint32_t sequence_backend(const ModelConfig& model) {
+    for (const engine::Placement& placement : model.placements)
+        if (placement.ready) return placement.backend;
+    return engine::kNoBackend;
+}
+
 void count_invalid(engine::CountersPage* page, std::uint32_t model) {
     engine::ModelCounters& counters = model_counters(page, model);
     ++counters.refused;
@@ -109,7 +117,7 @@ void Gateway::State::take_backend_events(ConnectionId id, Connection* connection
 void Gateway::State::take_request(ConnectionId id, Connection* connection, http2::Event* event,
                                   Nanos now) {
     kserve::ModelName name;
-    if (!kserve::peek_model(event->message->size() ? event->message.span() : Span{}, &name)) {
+    if (!kserve::peek_model(event->message.span(), &name)) {
         refuse(id, connection, *event,
                Status::error(StatusCode::kInternal, "Unable to parse request"));
         return;
@@ -120,6 +128,13 @@ void Gateway::State::take_request(ConnectionId id, Connection* connection, http2
         if (wanted.generation == 0) status = refusal_status({0, engine::Reason::kNoBackend, 0}, name.id);
         ++page->unknown_model_total;
         refuse(id, connection, *event, status);
+        return;
+    }
+    if (model->schema.decoupled) {
+        count_invalid(page, model->index);
+        refuse(id, connection, *event,
+               Status::error(StatusCode::kUnimplemented,
+                             "ModelInfer RPC doesn't support models with decoupled transaction policy"));
         return;
     }
     const RequestId request_id = requests.emplace();
@@ -141,6 +156,7 @@ void Gateway::State::take_request(ConnectionId id, Connection* connection, http2
     request.arrival = event->arrival;
     request.deadline = request_deadline(*event, record->prepared.scheduling());
     request.mergeable = record->prepared.mergeable();
+    if (model->schema.sequence) request.pinned_backend = sequence_backend(*model);
     const engine::Admission admission = engine.submit(request, now);
     if (admission.handle == 0) {
         refuse(id, connection, *event, refusal_status(admission, record->prepared.id()));
