@@ -111,10 +111,9 @@ Admission Core::submit(const Request& request, Nanos now) {
     record.deadline = deadline;
     record.model = request.model;
     record.rows = request.rows;
-    const bool default_level =
-        request.priority == 0 || request.priority > policy.priority_levels;
-    record.level = default_level ? policy.default_priority
-                                 : static_cast<std::uint32_t>(request.priority);
+    const bool default_level = request.priority == 0 || request.priority > policy.priority_levels;
+    record.level =
+        default_level ? policy.default_priority : static_cast<std::uint32_t>(request.priority);
     // A request without rows shares its batch with nobody.
     record.group = model.groups.get(
         {request.signature, request.pinned_backend, request.mergeable && request.rows > 0});
@@ -196,8 +195,8 @@ void Core::fail_all(Reason reason, Nanos now) {
 void Core::expire(Nanos now) {
     while (!deadlines_.empty() && deadlines_.top().at <= now) {
         const std::uint32_t slot = deadlines_.top().slot;
-        const Reason reason = requests_[slot].dispatched ? Reason::kExpiredInFlight
-                                                         : Reason::kExpiredInQueue;
+        const Reason reason =
+            requests_[slot].dispatched ? Reason::kExpiredInFlight : Reason::kExpiredInQueue;
         finish(slot, {Outcome::kExpired, reason, StatusCode::kDeadlineExceeded}, now);
     }
 }
@@ -221,8 +220,8 @@ void Core::step(Nanos now) {
     emit_wake(now);
 }
 
-// A wake that comes too early costs a step, re-arming a timer costs a system call: a later moment is
-// told only when the earlier one has passed.
+// A wake that comes too early costs a step, re-arming a timer costs a system call: a later moment
+// is told only when the earlier one has passed.
 void Core::emit_wake(Nanos now) {
     Nanos next = kNever;
     if (!deadlines_.empty()) next = deadlines_.top().at;

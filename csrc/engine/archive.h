@@ -13,7 +13,7 @@
 namespace infersched::engine {
 
 class ArchiveWriter {
- public:
+  public:
     static constexpr bool kReads = false;
 
     template <class T>
@@ -39,13 +39,13 @@ class ArchiveWriter {
     bool require(bool) { return true; }
     std::vector<std::uint8_t> take() { return std::move(bytes_); }
 
- private:
+  private:
     std::vector<std::uint8_t> bytes_;
 };
 
 // Reads what ArchiveWriter wrote. After the first thing that cannot be, every read gives zeros.
 class ArchiveReader {
- public:
+  public:
     static constexpr bool kReads = true;
 
     explicit ArchiveReader(const std::vector<std::uint8_t>& bytes) : bytes_(bytes) {}
@@ -92,7 +92,7 @@ class ArchiveReader {
     }
     bool complete() const { return sound_ && position_ == bytes_.size(); }
 
- private:
+  private:
     const std::vector<std::uint8_t>& bytes_;
     std::size_t position_ = 0;
     bool sound_ = true;

@@ -36,9 +36,9 @@ void Core::configure_placements(ModelState& model, const std::vector<Placement>&
         if (BackendCounters* page = backend_counters(wanted.backend)) page->in_use = 1;
     }
     for (PlacementState& old : model.placements) {
-        const bool named = std::any_of(placements.begin(), placements.end(), [&](const Placement& p) {
-            return p.backend == old.backend;
-        });
+        const bool named =
+            std::any_of(placements.begin(), placements.end(),
+                        [&](const Placement& p) { return p.backend == old.backend; });
         if (named) continue;
         old.configured = false;
         if (!old.out.empty() || old.pinned.has_work()) next.push_back(std::move(old));
@@ -106,8 +106,8 @@ void Core::set_backend(std::uint32_t backend, bool available, Nanos now) {
     }
 }
 
-// Answers all that waits in a pool: the queued requests in the order they came, then the groups that
-// were to be sent again.
+// Answers all that waits in a pool: the queued requests in the order they came, then the groups
+// that were to be sent again.
 void Core::fail_pool(ModelState& model, Pool& pool, std::uint32_t pin, Nanos now) {
     const Ending ending{Outcome::kFailed, Reason::kNoBackend, StatusCode::kUnavailable};
     for (std::uint32_t slot = model.by_age.first; slot != kNoSlot;) {

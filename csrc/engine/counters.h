@@ -1,8 +1,9 @@
 // The counters page: what the control plane reads at scrape without asking the data plane.
 //
 // One fixed layout in shared memory, written by the engine's thread only, read by others while it
-// changes: every field is one aligned 64-bit word, so a reader sees old or new values, never torn ones.
-// Durations are sums of nanoseconds; histograms are cumulative-free bucket counts (the reader adds up).
+// changes: every field is one aligned 64-bit word, so a reader sees old or new values, never torn
+// ones. Durations are sums of nanoseconds; histograms are cumulative-free bucket counts (the reader
+// adds up).
 #pragma once
 
 #include <cstddef>
@@ -21,10 +22,10 @@ enum class Outcome : std::uint8_t { kCompleted, kRefused, kExpired, kCancelled, 
 // Why, as exported in the label `reason`.
 enum class Reason : std::uint8_t {
     kNone,
-    kInvalid,             // the request itself is wrong (counted by the gateway)
-    kUnknownModel,        // counted on the page as a whole
-    kQueueFull,           // requests or bytes
-    kQueueAge,            // the oldest queued request is too old
+    kInvalid,       // the request itself is wrong (counted by the gateway)
+    kUnknownModel,  // counted on the page as a whole
+    kQueueFull,     // requests or bytes
+    kQueueAge,      // the oldest queued request is too old
     kHostMemory,
     kDeadlineInfeasible,  // past or too short at arrival
     kExpiredInQueue,
@@ -94,9 +95,9 @@ struct BackendCounters {
 struct CountersPage {
     std::uint64_t magic;
     std::uint32_t version;
-    std::uint32_t pid;            // of the data plane that writes
+    std::uint32_t pid;  // of the data plane that writes
     std::uint64_t page_bytes;
-    std::uint64_t generation;     // of the last Apply
+    std::uint64_t generation;  // of the last Apply
     std::uint64_t loop_turns;
     std::uint64_t loop_lag_max_ns;  // since start
     std::uint64_t loop_busy_ns;     // time inside turns

@@ -7,8 +7,7 @@ namespace infersched::engine {
 
 bool Core::usable(const PlacementState& placement) const {
     return placement.configured && placement.ready &&
-           placement.backend < backends_available_.size() &&
-           backends_available_[placement.backend];
+           placement.backend < backends_available_.size() && backends_available_[placement.backend];
 }
 
 // The placement of least expected completion among those with a slot for this batch. Equal ones:

@@ -52,7 +52,7 @@ void Engine::clear_actions() {
 QueueStatus Engine::queue_status(std::uint32_t index) const {
     const ModelState* model = state_->core.model(index);
     if (model == nullptr) return {0, 0, 0, kNever, 0, false};
-    return {model->queued_requests,        model->queued_rows,      model->queued_bytes,
+    return {model->queued_requests,      model->queued_rows,      model->queued_bytes,
             state_->core.oldest(*model), model->inflight_batches, model->merging()};
 }
 

@@ -1,16 +1,18 @@
-// The scheduling engine: which requests to admit, which to run together, when, and on which backend.
+// The scheduling engine: which requests to admit, which to run together, when, and on which
+// backend.
 //
 // Sans-IO. Events come in by the methods of Engine, each with `now`; what must happen comes out as
-// Actions, read and cleared by the caller after every step. The engine has no clock, socket, thread or
-// Python object; equal events in equal order give equal actions, whatever the addresses of things.
+// Actions, read and cleared by the caller after every step. The engine has no clock, socket, thread
+// or Python object; equal events in equal order give equal actions, whatever the addresses of
+// things.
 //
 //     submit ──▶ queue (model → priority level → signature, by deadline then arrival)
 //                  │ a slot is free (late binding)
 //                  ▼
 //              batch former ──▶ kDispatch ──▶ complete / dispatch_failed ──▶ kAnswer
 //
-// The ledger holds at every moment: admitted = completed + expired + cancelled + failed + in flight.
-// Requests and batches are named by handles; a stale handle is a no-op.
+// The ledger holds at every moment: admitted = completed + expired + cancelled + failed + in
+// flight. Requests and batches are named by handles; a stale handle is a no-op.
 #pragma once
 
 #include <cstdint>
@@ -31,9 +33,10 @@ inline constexpr std::uint32_t kNoBackend = 0xffffffff;
 
 struct ModelPolicy {
     bool in_use = false;
-    bool merge = true;             // false: every request is dispatched alone
-    std::uint32_t rows_max = 1;    // largest batch; larger requests are split into parts (merge only)
-    std::vector<std::uint32_t> preferred_rows;  // sorted; stop at the largest one that can be filled
+    bool merge = true;           // false: every request is dispatched alone
+    std::uint32_t rows_max = 1;  // largest batch; larger requests are split into parts (merge only)
+    std::vector<std::uint32_t>
+        preferred_rows;  // sorted; stop at the largest one that can be filled
     std::vector<std::uint32_t> mandatory_rows;  // sorted; every batch is padded to one of these
     Nanos queue_delay_max_ns = 0;  // how long the oldest request may wait for more rows
     std::uint32_t priority_levels = 1;
@@ -59,9 +62,10 @@ struct Request {
     std::uint32_t rows = 1;
     std::uint64_t signature = 0;  // requests of equal signature may share a batch
     std::uint64_t bytes = 0;
-    std::uint64_t priority = 0;   // Triton's: 0, absent or too large = the model's default
+    std::uint64_t priority = 0;  // Triton's: 0, absent or too large = the model's default
     Nanos arrival = 0;
-    Nanos deadline = kNever;      // absolute; the engine applies the model's slo as well, the earliest wins
+    Nanos deadline =
+        kNever;  // absolute; the engine applies the model's slo as well, the earliest wins
     bool mergeable = true;
     std::uint32_t pinned_backend = kNoBackend;
     // Room for what later parts attach.
@@ -95,26 +99,28 @@ struct Action {
     ActionKind kind;
     Outcome outcome;
     Reason reason;
-    StatusCode code;          // kAnswer of a failed request: the backend's code
+    StatusCode code;  // kAnswer of a failed request: the backend's code
     std::uint32_t model;
     std::uint32_t backend;
-    RequestHandle request;    // kAnswer
-    std::uint64_t user;       // kAnswer
-    BatchHandle batch;        // kDispatch, kAbandon; kAnswer: the batch whose end answered it, or 0
+    RequestHandle request;  // kAnswer
+    std::uint64_t user;     // kAnswer
+    BatchHandle batch;      // kDispatch, kAbandon; kAnswer: the batch whose end answered it, or 0
     std::uint32_t member_begin;
     std::uint32_t member_count;
     std::uint32_t rows;         // kDispatch: sum of the members' rows
     std::uint32_t rows_padded;  // kDispatch: rows to send (mandatory sizes), else = rows
-    Nanos at;                   // kWake; kDispatch: the batch's deadline (latest of its members', kNever)
-    Nanos queued_ns;            // kAnswer: time from arrival to now, for expired requests
+    Nanos at;         // kWake; kDispatch: the batch's deadline (latest of its members', kNever)
+    Nanos queued_ns;  // kAnswer: time from arrival to now, for expired requests
 };
 
 enum class FailureKind : std::uint8_t {
-    kNothingRan,   // connect failure, "not accepting", backend leaving: go elsewhere, no budget needed
-    kConnection,   // lost while it may have run: go elsewhere only when the model is idempotent
-    kRejected,     // INVALID_ARGUMENT / INTERNAL of a batch: bisect when merged and allowed
-    kUnsplittable, // the reply cannot be cut: every member runs alone, merging is off for the model
-    kFinal,        // any other status: every member gets it
+    kNothingRan,    // connect failure, "not accepting", backend leaving: go elsewhere, no budget
+                    // needed
+    kConnection,    // lost while it may have run: go elsewhere only when the model is idempotent
+    kRejected,      // INVALID_ARGUMENT / INTERNAL of a batch: bisect when merged and allowed
+    kUnsplittable,  // the reply cannot be cut: every member runs alone, merging is off for the
+                    // model
+    kFinal,         // any other status: every member gets it
 };
 
 struct QueueStatus {
@@ -125,18 +131,20 @@ struct QueueStatus {
 };
 
 class Engine {
- public:
-    // `page` outlives the engine; it is initialised here: all zero (fresh memory) or an earlier page.
+  public:
+    // `page` outlives the engine; it is initialised here: all zero (fresh memory) or an earlier
+    // page.
     explicit Engine(CountersPage* page);
     ~Engine();
 
     // -- configuration ---------------------------------------------------------------------------
-    // Placements name at most one entry per backend. Removing a model (in_use false) fails its queued requests with
-    // kUnavailable / kNoBackend; batches in flight are still waited for.
-    void configure_model(std::uint32_t model, const ModelPolicy& policy, const std::vector<Placement>& placements,
-                         Nanos now);
-    // Whether the backend can be sent to at all (a connection is open and it is in rotation). Batches in flight at a
-    // backend that went away are told by dispatch_failed, each, by the caller.
+    // Placements name at most one entry per backend. Removing a model (in_use false) fails its
+    // queued requests with kUnavailable / kNoBackend; batches in flight are still waited for.
+    void configure_model(std::uint32_t model, const ModelPolicy& policy,
+                         const std::vector<Placement>& placements, Nanos now);
+    // Whether the backend can be sent to at all (a connection is open and it is in rotation).
+    // Batches in flight at a backend that went away are told by dispatch_failed, each, by the
+    // caller.
     void set_backend(std::uint32_t backend, bool available, Nanos now);
     // From now on every submit is refused with kDraining.
     void set_draining(bool draining);
@@ -144,18 +152,21 @@ class Engine {
     // -- requests --------------------------------------------------------------------------------
     // A refused request leaves no trace but its counters. Actions (a dispatch) come with step().
     Admission submit(const Request& request, Nanos now);
-    // The client went away: no answer is wanted, capacity is freed. kAnswer(kCancelled) is emitted all the same.
+    // The client went away: no answer is wanted, capacity is freed. kAnswer(kCancelled) is emitted
+    // all the same.
     void cancel(RequestHandle request, Nanos now);
     // Drain's end: answers everything that is left with kFailed / kDraining.
     void fail_all(Reason reason, Nanos now);
 
     // -- batches ---------------------------------------------------------------------------------
-    // The reply has come and can be split. Members are answered (kCompleted) once all their parts are there.
+    // The reply has come and can be split. Members are answered (kCompleted) once all their parts
+    // are there.
     void complete(BatchHandle batch, Nanos now);
     void dispatch_failed(BatchHandle batch, FailureKind kind, StatusCode code, Nanos now);
 
     // -- time ------------------------------------------------------------------------------------
-    // Expires deadlines, forms batches, dispatches. Call once per loop turn after the turn's events and at every kWake.
+    // Expires deadlines, forms batches, dispatches. Call once per loop turn after the turn's events
+    // and at every kWake.
     void step(Nanos now);
 
     // Actions since the last clear_actions(), in order; members of dispatches in members().
@@ -168,11 +179,12 @@ class Engine {
     std::uint64_t requests_inflight() const;  // admitted and not answered
     // Aborts when a truth of the design does not hold (tests, debug builds): ledger, slots, heaps.
     void check_invariants() const;
-    // The whole state as bytes, and back: an engine loaded from save() acts exactly as the saved one.
+    // The whole state as bytes, and back: an engine loaded from save() acts exactly as the saved
+    // one.
     std::vector<std::uint8_t> save() const;
     bool load(const std::vector<std::uint8_t>& state);
 
- private:
+  private:
     struct State;
     std::unique_ptr<State> state_;
 };

@@ -53,10 +53,13 @@ void Core::check_model(std::uint32_t index) const {
              bytes == model.queued_bytes,
          "queue totals are those of the queued requests");
     std::uint64_t grouped = 0;
+    std::size_t filled = 0;
     for (std::uint32_t g = 0; g < model.groups.slots(); ++g) {
         check_group(model, model.groups[g]);
         grouped += model.groups[g].order.size();
+        filled += !model.groups[g].order.empty();
     }
+    must(model.groups.size() <= filled + GroupTable::kEmptyGroupsMax, "empty groups are bounded");
     must(grouped == requests, "every queued request is in one group");
     std::uint64_t out = 0;
     for (const PlacementState& p : model.placements) {

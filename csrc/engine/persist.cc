@@ -225,8 +225,8 @@ void Core::archive_records(Archive& archive) {
         if (!archive.require(batch.model < models_.size())) return;
         ModelState& model = models_[batch.model];
         const std::uint32_t place = batch.retry_sequence == 0 ? batch.backend : batch.pin;
-        const bool placed = (batch.retry_sequence != 0 && place == kNoBackend) ||
-                            model.placement(place) != nullptr;
+        const bool placed =
+            (batch.retry_sequence != 0 && place == kNoBackend) || model.placement(place) != nullptr;
         if (!archive.require(placed)) return;
     }
 }

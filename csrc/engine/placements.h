@@ -19,7 +19,7 @@ struct PlacementState {
     std::uint32_t backend = 0;
     std::uint32_t instances = 1;
     bool ready = false;
-    bool configured = true;  // false: removed, kept until its last batch is back
+    bool configured = true;          // false: removed, kept until its last batch is back
     std::vector<std::uint32_t> out;  // batches there, in order of dispatch
     std::uint64_t rows_out = 0;
     Nanos ns_per_row = 0;  // moving averages of start to reply; 0 = nothing seen yet
@@ -46,10 +46,11 @@ Nanos averaged(Nanos average, Nanos sample);
 //
 // A staged batch starts when the oldest running one ends and the staged ones before it have had
 // their turn. Committing earlier than kStageAheadNs before that costs goodput and merging.
-Nanos stage_at(const PlacementState& placement, std::uint32_t staged_batches_max, Nanos oldest_start);
+Nanos stage_at(const PlacementState& placement, std::uint32_t staged_batches_max,
+               Nanos oldest_start);
 
-// Whether a batch of the rows queued is worth staging: when it is full, or half full and at least as
-// large as all that is out there. Smaller ones grow while they wait for a reply.
+// Whether a batch of the rows queued is worth staging: when it is full, or half full and at least
+// as large as all that is out there. Smaller ones grow while they wait for a reply.
 bool worth_staging(std::uint64_t rows_queued, std::uint32_t rows_full, std::uint64_t rows_out);
 
 // Expected time until a batch of `rows` would be done there: all rows out times the time per row.

@@ -1,10 +1,11 @@
-// The queue of one model: groups of requests that may share a batch, indexed by their most urgent one.
+// The queue of one model: groups of requests that may share a batch, indexed by their most urgent
+// one.
 //
-// A group orders its requests by (level, deadline, arrival), so that its first request leads a batch
-// and the following ones fill it: the same level first, then lower ones. A pool holds the groups that
-// may go to the same backends: one pool for all placements, and one a placement for pinned requests.
-// `ready` names the groups that may be dispatched now, the most urgent first; `waiting` those that
-// wait for more rows, the first to become ready first.
+// A group orders its requests by (level, deadline, arrival), so that its first request leads a
+// batch and the following ones fill it: the same level first, then lower ones. A pool holds the
+// groups that may go to the same backends: one pool for all placements, and one a placement for
+// pinned requests. `ready` names the groups that may be dispatched now, the most urgent first;
+// `waiting` those that wait for more rows, the first to become ready first.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +45,7 @@ struct Group {
     RequestList by_age;
     std::uint64_t rows = 0;
     Index index = Index::kNone;
-    QueueKey ready_key;      // under which it is in Pool::ready
+    QueueKey ready_key;       // under which it is in Pool::ready
     Nanos ready_at = kNever;  // under which it is in Pool::waiting
 
     const QueueKey& head() const { return *order.begin(); }
@@ -58,8 +59,8 @@ struct Pool {
     };
 
     std::set<Ready> ready;
-    std::set<std::pair<Nanos, std::uint32_t>> waiting;              // (ready_at, group)
-    std::set<std::pair<std::uint64_t, std::uint32_t>> retries;      // (retry sequence, batch)
+    std::set<std::pair<Nanos, std::uint32_t>> waiting;          // (ready_at, group)
+    std::set<std::pair<std::uint64_t, std::uint32_t>> retries;  // (retry sequence, batch)
     // Since when no placement could take its work; kNever: one can. The smallest value: there never
     // was one.
     Nanos unserved_since = std::numeric_limits<Nanos>::min();
@@ -70,7 +71,7 @@ struct Pool {
 // The groups of a model by their key. Empty ones are kept for a while, because a popular signature
 // empties its queue with every batch.
 class GroupTable {
- public:
+  public:
     static constexpr std::size_t kEmptyGroupsMax = 64;
 
     // The group of a key, made when there is none.
@@ -83,7 +84,7 @@ class GroupTable {
     std::uint32_t slots() const { return static_cast<std::uint32_t>(groups_.size()); }
     std::size_t size() const { return by_key_.size(); }
 
- private:
+  private:
     std::deque<Group> groups_;
     std::vector<std::uint32_t> free_;
     std::deque<std::uint32_t> emptied_;  // candidates for removal, oldest first
@@ -93,11 +94,11 @@ class GroupTable {
 
 // Tree nodes that are out of use, so that a queue in steady state allocates nothing.
 class QueueNodes {
- public:
+  public:
     QueueOrder::iterator insert(QueueOrder& order, const QueueKey& key);
     void erase(QueueOrder& order, QueueOrder::iterator place);
 
- private:
+  private:
     static constexpr std::size_t kSpareMax = 65'536;
     std::vector<QueueOrder::node_type> spare_;
 };

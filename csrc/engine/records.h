@@ -42,10 +42,10 @@ struct RequestRecord {
     std::uint32_t rows_sent = 0;  // [0, rows_sent) are in batches or done
     std::uint32_t level = 1;
     std::uint32_t group = kNoSlot;
-    bool queued = false;      // rows are left in its signature queue
-    bool dispatched = false;  // some rows have been sent to a backend
-    QueueOrder::iterator place;         // while queued
-    Links in_group, in_model;           // submission order of what is queued
+    bool queued = false;                 // rows are left in its signature queue
+    bool dispatched = false;             // some rows have been sent to a backend
+    QueueOrder::iterator place;          // while queued
+    Links in_group, in_model;            // submission order of what is queued
     std::vector<std::uint32_t> batches;  // slots of the batches that carry rows of it
 
     std::uint32_t rows_left() const { return rows - rows_sent; }
@@ -69,7 +69,7 @@ struct BatchRecord {
     std::uint32_t avoid = kNoBackend;
     std::uint64_t signature = 0;
     std::uint64_t retry_sequence = 0;
-    bool retried = false;     // sent again after a failure
+    bool retried = false;  // sent again after a failure
     bool mergeable = true;
     Nanos dispatched_at = 0;
     Nanos started_at = kNever;  // when an instance was free for it; kNever: still staged

@@ -8,11 +8,11 @@ namespace infersched::engine {
 
 inline constexpr std::uint32_t kNoSlot = 0xffffffff;
 
-// Memory is bounded by the largest number of records that lived at once. A removed record keeps what
-// its vectors have allocated: T::recycle() empties it for the next use.
+// Memory is bounded by the largest number of records that lived at once. A removed record keeps
+// what its vectors have allocated: T::recycle() empties it for the next use.
 template <class T>
 class SlotMap {
- public:
+  public:
     // The slot of an empty record.
     std::uint32_t add() {
         std::uint32_t slot = first_free_;
@@ -70,7 +70,7 @@ class SlotMap {
         archive(live_);
     }
 
- private:
+  private:
     struct Entry {
         std::uint32_t generation = 1;
         std::uint32_t next_free = kNoSlot;

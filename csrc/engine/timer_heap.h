@@ -12,7 +12,7 @@ namespace infersched::engine {
 // A 4-ary heap ordered by (at, sequence). Sequences are unique, so the order of removal does not
 // depend on the order of insertion.
 class TimerHeap {
- public:
+  public:
     struct Timer {
         Nanos at;
         std::uint64_t sequence;
@@ -33,7 +33,7 @@ class TimerHeap {
     void set(const Timer& timer);
     bool consistent() const;
 
- private:
+  private:
     static bool before(const Timer& a, const Timer& b) {
         return a.at != b.at ? a.at < b.at : a.sequence < b.sequence;
     }

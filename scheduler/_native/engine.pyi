@@ -1,0 +1,131 @@
+"""Binding of the scheduling engine, for tests, benchmarks and the simulator."""
+
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+NEVER: Final[int]
+NO_BACKEND: Final[int]
+OUTCOMES: Final[tuple[str, ...]]
+REASONS: Final[tuple[str, ...]]
+FAILURE_KINDS: Final[tuple[str, ...]]
+
+class Member(NamedTuple):
+    request: int
+    user: int
+    row_begin: int
+    rows: int
+
+class Dispatch(NamedTuple):
+    batch: int
+    model: int
+    backend: int
+    rows: int
+    rows_padded: int
+    deadline_ns: int
+    members: tuple[Member, ...]
+
+class Answer(NamedTuple):
+    request: int
+    user: int
+    model: int
+    outcome: str
+    reason: str
+    code: int
+    batch: int
+    backend: int
+    queued_ns: int
+
+class Abandon(NamedTuple):
+    batch: int
+    model: int
+    backend: int
+
+class Wake(NamedTuple):
+    at: int
+
+class Admitted(NamedTuple):
+    handle: int
+    reason: str
+    retry_after_ns: int
+
+class QueueState(NamedTuple):
+    requests: int
+    rows: int
+    bytes: int
+    oldest_arrival: int
+    inflight_batches: int
+    merging: bool
+
+class Engine:
+    """One engine with a counters page of its own. Times are int nanoseconds.
+
+    A broken invariant ends the process (`check_invariants`).
+    """
+
+    def configure_model(
+        self,
+        model: int,
+        placements: Iterable[tuple[int, int, bool]],
+        now: int,
+        *,
+        in_use: bool = True,
+        merge: bool = True,
+        rows_max: int = 1,
+        preferred_rows: Iterable[int] = (),
+        mandatory_rows: Iterable[int] = (),
+        queue_delay_max_ns: int = 0,
+        priority_levels: int = 1,
+        default_priority: int = 1,
+        slo_ns: int = 0,
+        queue_requests_max: int = 10_000,
+        queue_bytes_max: int = 1 << 30,
+        queue_age_max_ns: int = 0,
+        staged_batches_max: int = 1,
+        idempotent: bool = True,
+        cancellable: bool = False,
+    ) -> None:
+        """Placements are (backend, instances, ready)."""
+    def set_backend(self, backend: int, available: bool, now: int) -> None: ...
+    def set_draining(self, draining: bool) -> None: ...
+    def submit(
+        self,
+        now: int,
+        *,
+        user: int = 0,
+        model: int = 0,
+        rows: int = 1,
+        signature: int = 0,
+        bytes: int = 0,
+        priority: int = 0,
+        arrival: int | None = None,
+        deadline: int = ...,
+        mergeable: bool = True,
+        pinned_backend: int = ...,
+    ) -> Admitted:
+        """Handle 0: refused. Without `arrival` the request arrives now."""
+    def cancel(self, request: int, now: int) -> None: ...
+    def fail_all(self, reason: str, now: int) -> None: ...
+    def complete(self, batch: int, now: int) -> None: ...
+    def dispatch_failed(self, batch: int, kind: str, code: int, now: int) -> None:
+        """`kind` is one of FAILURE_KINDS, `code` a gRPC status code."""
+    def step(self, now: int) -> None: ...
+    def take_actions(self) -> list[Dispatch | Answer | Abandon | Wake]:
+        """The actions since the last call, in order, and forgets them."""
+    def queue_status(self, model: int) -> QueueState: ...
+    @property
+    def requests_inflight(self) -> int: ...
+    def check_invariants(self) -> None: ...
+    def save(self) -> bytes: ...
+    def load(self, state: bytes) -> bool:
+        """Into a fresh engine. False: not a saved state; the engine is then of no use."""
+    def counters(self, model: int) -> dict[str, Any]:
+        """The model's counters; `outcomes` by (outcome, reason), only those not zero."""
+    def backend_counters(self, backend: int) -> dict[str, int]: ...
+    def run_closed_loop(
+        self, requests: int, queue_length: int, signatures: int, budget_ns: int
+    ) -> int:
+        """Drives `requests` through model 0 without Python; returns the batches completed.
+
+        The queue is kept at `queue_length`: every reply is followed by as many submits as it
+        answered. `budget_ns` is each request's time to its deadline, 0 for none.
+        """
