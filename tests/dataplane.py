@@ -155,7 +155,7 @@ class DataPlane:
         *,
         connected: bool = True,
     ) -> str:
-        """Applies the whole state, waits until the backends are connected; returns the error text."""
+        """Applies the whole state and waits for the backends; returns the error text."""
         self._generation += 1
         wanted = [
             backend

@@ -99,7 +99,7 @@ def retry_delay_ms(error: grpc.RpcError) -> float:
 
 def pushback_ms(error: grpc.RpcError) -> int | None:
     """The trailer that tells clients when to retry."""
-    trailers = {key: value for key, value in error.trailing_metadata() or ()}
+    trailers = dict(error.trailing_metadata() or ())
     text = trailers.get("grpc-retry-pushback-ms")
     return None if text is None else int(text)
 
