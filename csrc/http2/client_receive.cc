@@ -5,6 +5,7 @@
 
 #include "http2/client_state.h"
 #include "http2/headers.h"
+#include "http2/memory.h"
 
 namespace infersched::http2 {
 
@@ -63,7 +64,8 @@ const nghttp2_session_callbacks* ClientSession::State::callbacks() {
 
 ClientSession::State::State(const ClientConfig& the_config) : config(the_config) {
     static const nghttp2_option* const options = make_options();
-    if (nghttp2_session_client_new2(&session, callbacks(), this, options) != 0) std::abort();
+    if (nghttp2_session_client_new3(&session, callbacks(), this, options, session_memory()) !=
+        0) std::abort();
     const nghttp2_settings_entry settings[] = {
         {NGHTTP2_SETTINGS_ENABLE_PUSH, 0},
         {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, config.stream_window_bytes},

@@ -6,6 +6,7 @@
 
 #include "base/error_details.h"
 #include "http2/headers.h"
+#include "http2/memory.h"
 #include "http2/server_state.h"
 
 namespace infersched::http2 {
@@ -49,7 +50,8 @@ const nghttp2_session_callbacks* ServerSession::State::callbacks() {
 ServerSession::State::State(const ServerConfig* the_config, ByteBudget* the_budget)
     : config(the_config), budget(the_budget) {
     static const nghttp2_option* const options = make_options();
-    if (nghttp2_session_server_new2(&session, callbacks(), this, options) != 0) std::abort();
+    if (nghttp2_session_server_new3(&session, callbacks(), this, options, session_memory()) !=
+        0) std::abort();
     const nghttp2_settings_entry settings[] = {
         {NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, config->streams_max},
         {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, config->stream_window_bytes},
@@ -68,7 +70,7 @@ ServerSession::State::~State() { budget->used -= charged_bytes; }
 int ServerSession::State::on_begin_headers(nghttp2_session* session, const nghttp2_frame* frame,
                                            void* pointer) {
     auto* state = static_cast<State*>(pointer);
-    state->block_ = Block();
+    state->block_.clear();
     if (frame->hd.type != NGHTTP2_HEADERS || frame->headers.cat != NGHTTP2_HCAT_REQUEST) return 0;
     Stream* stream = state->streams.open(frame->hd.stream_id);
     stream->arrival = state->now;
@@ -109,11 +111,11 @@ void ServerSession::State::receive_pseudo_header(Stream* stream, std::string_vie
                                                  std::string_view value) {
     if (name == ":path") {
         select_route(stream, value);
-        stream->headers.emplace_back(name, value);
+        if (stream->kind == StreamKind::kForward) stream->headers.emplace_back(name, value);
     } else if (name == ":method") {
         block_.post = value == "POST";
     } else if (name == ":authority") {
-        stream->headers.emplace_back(name, value);
+        block_.authority.assign(value);  // may come before the path
     }
 }
 
@@ -180,6 +182,7 @@ void ServerSession::State::request_headers_done(Stream* stream, bool end_stream)
         event->arrival = stream->arrival;
         event->end_stream = end_stream;
         event->headers = std::move(stream->headers);
+        if (!block_.authority.empty()) event->headers.emplace_back(":authority", block_.authority);
         stream->announced = true;
     } else if (end_stream) {
         request_complete(stream);

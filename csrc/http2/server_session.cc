@@ -20,7 +20,6 @@ std::string join_metadata(Headers* headers) {
                      [](const auto& a, const auto& b) { return a.first < b.first; });
     std::string joined;
     for (const auto& [name, value] : *headers) {
-        if (name[0] == ':') continue;
         joined.append(name).push_back('\0');
         joined.append(value).push_back('\0');
     }
@@ -159,7 +158,7 @@ bool ServerSession::State::take_event(Event* event) {
         event->deadline = stream->deadline;
         event->bytes = std::exchange(stream->charged_bytes, 0);
         event->message = stream->in.take();
-        if (stream->headers.size() > 0) event->metadata = join_metadata(&stream->headers);
+        if (!stream->headers.empty()) event->metadata = join_metadata(&stream->headers);
         return true;
     }
     return false;

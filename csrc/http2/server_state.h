@@ -84,6 +84,12 @@ class ServerSession::State : public SessionCore {
         Stream* stream = nullptr;
         bool post = false;
         bool grpc = false;
+        std::string authority;
+        void clear() {
+            stream = nullptr;
+            post = grpc = false;
+            authority.clear();
+        }
     } block_;
     std::size_t data_frame_left_ = 0;
     std::uint16_t last_route_ = 0;
