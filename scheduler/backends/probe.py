@@ -101,4 +101,5 @@ def _failed_probe(error: InferenceServerException, late: bool) -> ProbeResult:
         return ProbeResult(Answer.LATE if late else Answer.TIMEOUT, "no answer to ServerReady")
     if code == str(grpc.StatusCode.UNAVAILABLE) and "exiting" in text.lower():
         return ProbeResult(Answer.LEAVING, text)
-    return ProbeResult(Answer.UNREACHABLE, text or code)
+    # grpc wraps the cause in the list of addresses it tried.
+    return ProbeResult(Answer.UNREACHABLE, text.rpartition("last error: ")[2] or code)

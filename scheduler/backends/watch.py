@@ -149,8 +149,9 @@ class BackendWatch:
         listed = {(m.name, m.version): m.state for m in index.models if m.version and m.state}
         ready = {key for key, state in listed.items() if state == READY}
         stale = {key for key in ready if key not in self.ready_models or key not in self.models}
+        stale |= self._next_in_turn(ready)
         described = {key: d for key, d in self._described.items() if listed.get(key) in _KEPT}
-        described.update(await self._read_models(stale | self._next_in_turn(ready)))
+        described.update(await self._read_models(stale))
         # A Triton that began to leave meanwhile lists models it will not serve, or none at all.
         result = await self._calls.ready(self.discovery.probe_timeout / 1e9)
         if result.answer not in (Answer.READY, Answer.NOT_READY):

@@ -52,6 +52,10 @@ class HttpListener:
             target=self._server.serve_forever, name="metrics", daemon=True
         )
 
+    @property
+    def address(self) -> tuple[str, int]:
+        return self._server.server_name, self._server.server_port
+
     def start(self) -> None:
         self._thread.start()
 

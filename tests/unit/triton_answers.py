@@ -1,0 +1,67 @@
+"""Answers of a Triton for unit tests: metadata, configuration and a scripted `TritonCalls`."""
+
+from __future__ import annotations
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+from scheduler.backends.catalog import ModelSpec, model_spec
+from scheduler.backends.probe import Answer, CallError, ProbeResult
+
+IDENTITY = """
+name: "identity" backend: "python" max_batch_size: 64
+input { name: "INPUT0" data_type: TYPE_FP32 dims: 16 }
+output { name: "OUTPUT0" data_type: TYPE_FP32 dims: 16 }
+instance_group { kind: KIND_CPU count: 1 }
+"""
+
+
+def config(text: str = IDENTITY) -> model_config_pb2.ModelConfig:
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def spec(text: str = IDENTITY, version: str = "1") -> ModelSpec:
+    parsed = config(text)
+    metadata = service_pb2.ModelMetadataResponse(name=parsed.name, versions=[version])
+    return model_spec(version, metadata, parsed)
+
+
+class ScriptedCalls:
+    """Stands in for TritonCalls: the test sets what the Triton would answer."""
+
+    def __init__(self, **configs: str) -> None:
+        self.configs = configs
+        self.states: dict[tuple[str, str], str] = {(name, "1"): "READY" for name in configs}
+        self.answer = ProbeResult(Answer.READY)
+        self.model_reads: list[tuple[str, str]] = []
+        self.probes = 0
+
+    async def close(self) -> None:
+        pass
+
+    async def ready(self, timeout_s: float) -> ProbeResult:
+        self.probes += 1
+        return self.answer
+
+    async def server_metadata(self) -> service_pb2.ServerMetadataResponse:
+        self._check()
+        return service_pb2.ServerMetadataResponse(name="triton", version="2.51.0")
+
+    async def index(self) -> service_pb2.RepositoryIndexResponse:
+        self._check()
+        answer = service_pb2.RepositoryIndexResponse()
+        for (name, version), state in self.states.items():
+            answer.models.add(name=name, version=version, state=state)
+        return answer
+
+    async def model(
+        self, name: str, version: str
+    ) -> tuple[service_pb2.ModelMetadataResponse, model_config_pb2.ModelConfig]:
+        self._check()
+        self.model_reads.append((name, version))
+        metadata = service_pb2.ModelMetadataResponse(name=name, versions=[version])
+        return metadata, config(self.configs[name])
+
+    def _check(self) -> None:
+        if self.answer.answer not in (Answer.READY, Answer.NOT_READY):
+            raise CallError("UNAVAILABLE")
