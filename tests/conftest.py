@@ -1,4 +1,4 @@
-"""What every test shares: the embedded Triton, reproducible seeds, and the `native` marker."""
+"""What every test shares: the embedded Triton, reproducible seeds, and markers."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if native[item.path]:
             item.add_marker(pytest.mark.native)
+        if "triton" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.e2e)
 
 
 def pytest_report_header() -> list[str]:
