@@ -111,6 +111,9 @@ def random_elements(rng: random.Random, datatype: str, count: int) -> bytes | li
         return [rng.randbytes(rng.choice((0, 1, 3, 40))) for _ in range(count)]
     if datatype == "BOOL":
         return bytes(rng.randrange(2) for _ in range(count))
+    if datatype in ("FP32", "FP64"):
+        # Python's float does not keep the bits of every NaN.
+        return np.array([rng.gauss(0, 1e6) for _ in range(count)], "<f4" if datatype == "FP32" else "<f8").tobytes()
     return rng.randbytes(count * ELEMENT_BYTES[datatype])
 
 
@@ -323,16 +326,23 @@ def noise(rng: random.Random, depth: int = 0) -> bytes:
 
 
 class Speller:
-    """Writes messages in one of their many spellings."""
+    """Writes messages in one of their many spellings.
 
-    def __init__(self, rng: random.Random, *, oddness: float = 0.3) -> None:
+    `noisy_maps` puts unknown fields into map entries too: protobuf's C++ parser, and so Triton,
+    skips them there, while the one below `service_pb2` then loses the entry.
+    """
+
+    def __init__(
+        self, rng: random.Random, *, oddness: float = 0.3, noisy_maps: bool = False
+    ) -> None:
         self.rng = rng
         self.oddness = oddness
+        self.noisy_maps = noisy_maps
 
     def odd(self) -> bool:
         return self.rng.random() < self.oddness
 
-    def join(self, groups: list[list[bytes]]) -> bytes:
+    def join(self, groups: list[list[bytes]], *, noisy: bool = True) -> bytes:
         """The fields in any order that keeps the order inside each group, noise in between."""
         slots = [i for i, group in enumerate(groups) for _ in group]
         if self.odd():
@@ -340,7 +350,7 @@ class Speller:
         queues = [iter(group) for group in groups]
         out = []
         for slot in slots:
-            if self.odd():
+            if noisy and self.odd():
                 out.append(noise(self.rng))
             out.append(next(queues[slot]))
         return b"".join(out)
@@ -380,7 +390,7 @@ class Speller:
             halves = [field(1, key.encode())] if key else []
             body = self.parameter(value)
             other = [field(2, body)] if body or self.odd() else []
-            entries.append(field(number, self.join([halves, other])))
+            entries.append(field(number, self.join([halves, other], noisy=self.noisy_maps)))
         return entries
 
     def numbers(self, number: int, values: list[int]) -> list[bytes]:
