@@ -1,0 +1,233 @@
+// The state of the engine and the steps that change it. Private to this room: the public face is
+// engine.h.
+//
+//     admission.cc   submit, cancel, expiry: how requests come and go
+//     grouping.cc    where a request waits, when its group is ready
+//     dispatch.cc    which batch goes where
+//     replies.cc     what a reply or a failure means for the members
+//     retries.cc     fixed groups that are sent again, bisecting, suspects
+//     configure.cc   policies, placements, backends
+//     ledger.cc      counters
+//     persist.cc     save and load; invariants.cc: the truths that must hold
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+#include "engine/batch_former.h"
+#include "engine/engine.h"
+#include "engine/placements.h"
+#include "engine/queue.h"
+#include "engine/records.h"
+#include "engine/timer_heap.h"
+
+namespace infersched::engine {
+
+// How long queued work waits for a backend to come back before it is failed.
+inline constexpr Nanos kUnservedMaxNs = 5 * kSecond;
+// How long after the loss of the last backend requests are still admitted.
+inline constexpr Nanos kUnservedAdmitNs = kSecond;
+// Attempts of one batch, the first included, before its members get the error.
+inline constexpr std::uint32_t kTriesMax = 8;
+// Executions that bisecting may use: one in ten of the others, and this many at once.
+inline constexpr std::int32_t kBisectTenthsMax = 320;
+inline constexpr std::int32_t kBisectCostTenths = 10;
+
+// A signature whose merged batches were rejected. It is dispatched unmerged while now < until.
+struct Suspect {
+    std::uint64_t signature = 0;
+    std::int32_t score = 0;  // + kSuspectFailure a rejected batch, - 1 a good one
+    Nanos until = std::numeric_limits<Nanos>::min();
+};
+inline constexpr std::size_t kSuspectsMax = 32;
+inline constexpr std::int32_t kSuspectFailure = 8;
+inline constexpr std::int32_t kSuspectUnmerged = 32;
+inline constexpr Nanos kUnmergedNs = 5 * kSecond;
+
+struct ModelState {
+    ModelPolicy policy;        // normalised
+    bool known = false;        // was configured once
+    bool merging_off = false;  // a reply could not be cut
+    bool dirty = false;        // has had an event since the last step
+    std::vector<PlacementState> placements;
+    Pool shared;
+    GroupTable groups;
+    RequestList by_age;
+    std::uint64_t queued_requests = 0;
+    std::uint64_t queued_rows = 0;
+    std::uint64_t queued_bytes = 0;
+    std::uint32_t inflight_batches = 0;
+    Nanos batch_ns = 0;  // as PlacementState's, over all placements
+    Nanos drain_ns = 0;  // moving average of the time between answers while requests were queued
+    Nanos last_complete = 0;
+    std::int32_t bisect_tenths = kBisectTenthsMax;
+    std::vector<Suspect> suspects;
+
+    bool merging() const { return policy.merge && !merging_off; }
+    PlacementState* placement(std::uint32_t backend);
+    Pool& pool(std::uint32_t pin);
+    template <class Visit>
+    void each_pool(Visit visit) {
+        visit(shared);
+        for (PlacementState& placement : placements) visit(placement.pinned);
+    }
+};
+
+class Core {
+  public:
+    explicit Core(CountersPage* page);
+
+    // admission.cc
+    Admission submit(const Request& request, Nanos now);
+    void cancel(RequestHandle handle, Nanos now);
+    void fail_all(Reason reason, Nanos now);
+    void step(Nanos now);
+
+    // configure.cc
+    void configure_model(std::uint32_t model, const ModelPolicy& policy,
+                         const std::vector<Placement>& placements, Nanos now);
+    void set_backend(std::uint32_t backend, bool available, Nanos now);
+    bool draining = false;
+
+    // replies.cc
+    void complete(BatchHandle handle, Nanos now);
+    void dispatch_failed(BatchHandle handle, FailureKind kind, StatusCode code, Nanos now);
+
+    // invariants.cc, persist.cc
+    void check_invariants() const;
+    template <class Archive>
+    void archive(Archive& archive);
+
+    const ModelState* model(std::uint32_t index) const {
+        return index < models_.size() ? &models_[index] : nullptr;
+    }
+    std::uint64_t requests_inflight() const { return requests_.size(); }
+    Nanos oldest(const ModelState& model) const {
+        return model.by_age.first == kNoSlot ? kNever : requests_[model.by_age.first].arrival;
+    }
+
+    std::vector<Action> actions;
+    std::vector<BatchMember> members;
+
+  private:
+    struct Ending {
+        Outcome outcome;
+        Reason reason;
+        StatusCode code;
+        BatchHandle batch = 0;
+        std::uint32_t backend = kNoBackend;
+    };
+
+    // admission.cc
+    Reason refusal(const ModelState& model, const Request& request, Nanos deadline, Nanos now);
+    Admission refuse(ModelState& model, std::uint32_t index, Reason reason);
+    void finish(std::uint32_t slot, const Ending& ending, Nanos now);
+    void leave_batches(std::uint32_t slot, Nanos now);
+    void expire(Nanos now);
+    void mark_dirty(std::uint32_t model);
+    void emit_wake(Nanos now);
+
+    // grouping.cc
+    void enqueue(std::uint32_t slot, Nanos now);
+    void unqueue(std::uint32_t slot, Nanos now);
+    void take(ModelState& model, Group& group, std::uint32_t slot, std::uint32_t rows);
+    void refresh(ModelState& model, std::uint32_t group, Nanos now);
+    void unindex(ModelState& model, std::uint32_t group);
+    void refresh_all(ModelState& model, Nanos now);
+    Nanos ready_time(const ModelState& model, const Group& group) const;
+    void ripen(ModelState& model, Nanos now);
+    bool merges(const ModelState& model, const Group& group, Nanos now) const;
+
+    // dispatch.cc
+    struct Choice {
+        PlacementState* placement = nullptr;
+        Nanos blocked_until = kNever;  // when a rest or the staging rule may let it go
+    };
+    struct Load {
+        std::uint32_t rows = 0;          // of the batch to place
+        std::uint64_t rows_waiting = 0;  // that could still join it
+        bool merging = false;
+        bool stage = false;
+        std::uint32_t avoid = kNoBackend;
+    };
+    bool usable(const PlacementState& placement) const;
+    void run_model(std::uint32_t index, Nanos now);
+    bool dispatch_retry(ModelState& model, Nanos now);
+    bool dispatch_next(ModelState& model, Nanos now);
+    Choice choose(ModelState& model, const Pool& pool, const Load& load, Nanos now);
+    Choice choose_for_group(ModelState& model, const Pool& pool, Nanos now);
+    Choice choose_for_retry(ModelState& model, const Pool& pool, Nanos now);
+    bool splits(const ModelState& model, const Group& group) const;
+    std::uint32_t batch_limit(const ModelState& model, const Group& group, bool merging) const;
+    void form(ModelState& model, std::uint32_t group, std::uint32_t batch, Nanos now);
+    void add_member(std::uint32_t batch, std::uint32_t request, std::uint32_t rows, Nanos now);
+    void send(ModelState& model, std::uint32_t batch, PlacementState& placement, Nanos now);
+    Nanos next_moment(ModelState& model, Nanos now);
+
+    // replies.cc
+    void leave_placement(std::uint32_t batch, Nanos now);
+    void promote(PlacementState& placement, Nanos now);
+    void observe(ModelState& model, const BatchRecord& batch, Nanos now);
+    std::vector<BatchMember> detach(std::uint32_t batch);
+    void fail_members(const std::vector<BatchMember>& failed, const Ending& ending, Nanos now);
+    void resolve_failure(ModelState& model, const BatchRecord& failed, FailureKind kind,
+                         const Ending& ending, Nanos now);
+
+    // retries.cc
+    void retry(ModelState& model, const BatchRecord& failed, std::size_t begin, std::size_t end,
+               std::uint32_t tries);
+    void retry_group(ModelState& model, const BatchRecord& failed,
+                     const std::vector<BatchMember>& group, std::uint32_t tries);
+    void drop_retry(std::uint32_t batch);
+    void rebuild_retries(ModelState& model);
+    bool bisect(ModelState& model, const BatchRecord& failed);
+    bool unmerged(const ModelState& model, std::uint64_t signature, Nanos now) const;
+    void suspect_failed(ModelState& model, std::uint64_t signature, Nanos now);
+    void suspect_good(ModelState& model, std::uint64_t signature);
+
+    // configure.cc
+    void configure_placements(ModelState& model, const std::vector<Placement>& placements,
+                              Nanos now);
+    void update_served(ModelState& model, Nanos now);
+    void fail_pool(ModelState& model, Pool& pool, std::uint32_t pin, Nanos now);
+
+    // persist.cc, invariants.cc
+    template <class Archive>
+    void archive_records(Archive& archive);
+    template <class Archive>
+    void archive_queued(Archive& archive);
+    template <class Archive>
+    void archive_groups(Archive& archive, ModelState& model);
+    void restore_queued(std::uint32_t slot);
+    void restore_indexes();
+    void check_ledger() const;
+    void check_model(std::uint32_t index) const;
+    void check_group(const ModelState& model, const Group& group) const;
+
+    // ledger.cc
+    ModelCounters& counters(std::uint32_t model) { return page_->models[model]; }
+    BackendCounters* backend_counters(std::uint32_t backend);
+    void count_answer(const RequestRecord& request, const Ending& ending, Nanos now);
+    void count_queue_wait(const RequestRecord& request, Nanos now);
+    void count_dispatch(const ModelState& model, const BatchRecord& batch);
+    void count_departure(const BatchRecord& batch);
+    void count_reply(const BatchRecord& batch, Nanos now);
+    void count_failure(const BatchRecord& batch);
+    void publish_queue(std::uint32_t model);
+
+    CountersPage* page_;
+    std::deque<ModelState> models_;
+    std::vector<bool> backends_available_;
+    Requests requests_;
+    Batches batches_;
+    QueueNodes nodes_;
+    TimerHeap deadlines_;  // by request slot
+    TimerHeap moments_;    // by model: when it must be looked at again
+    std::vector<std::uint32_t> dirty_;
+    std::uint64_t sequence_ = 0;
+    std::uint64_t retry_sequence_ = 0;
+    Nanos wake_ = kNever;  // as last told to the caller
+};
+
+}  // namespace infersched::engine
