@@ -19,6 +19,9 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from tests.dataplane import wait_until
+from tests.wire.calls import Stub, infer_request, rows
+
 HOLD_TIMEOUT_S = 60.0
 CHANNEL_OPTIONS = [
     ("grpc.so_reuseport", 0),
@@ -65,6 +68,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self._open.set()
         self._lock = threading.Lock()
         self._server: grpc.Server | None = None
+        self._occupying: list[grpc.Future] = []
         self.port = 0
         self.requests: list[Request] = []
         self.metadata: list[dict[str, str]] = []
@@ -109,6 +113,15 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
 
     def release(self) -> None:
         self._open.set()
+
+    def occupy(self, stub: Stub) -> grpc.Future:
+        """Holds, and sends one request that keeps the only slot until `release`."""
+        self.hold()
+        before = len(self.requests)
+        call = stub.ModelInfer.future(infer_request(rows(7777.0)), timeout=HOLD_TIMEOUT_S)
+        wait_until(lambda: len(self.requests) == before + 1, "the fake has the first batch")
+        self._occupying.append(call)  # a call that nothing refers to is cancelled
+        return call
 
     def batch_rows(self) -> list[int]:
         """Rows of each call so far, in the order they came."""

@@ -8,7 +8,6 @@ from tritonclient.grpc import service_pb2
 
 from tests.dataplane import DataPlane, identity_model, wait_until
 from tests.wire.calls import (
-    ANSWER_TIMEOUT_S,
     Stub,
     connected,
     infer_request,
@@ -18,19 +17,10 @@ from tests.wire.calls import (
 from tests.wire.fake_triton import FakeTriton, Request, Response, identity, values_of
 
 
-def occupy(stub: Stub, fake: FakeTriton, value: float = -1.0) -> grpc.Future:
-    """One request in flight that holds the only slot until `fake.release()`."""
-    fake.hold()
-    before = len(fake.requests)
-    call = stub.ModelInfer.future(infer_request(rows(value)), timeout=ANSWER_TIMEOUT_S)
-    wait_until(lambda: len(fake.requests) == before + 1, "the fake has the first batch")
-    return call
-
-
 def test_requests_that_wait_for_the_slot_form_one_batch(
     stub: Stub, fake: FakeTriton, plane: DataPlane
 ) -> None:
-    first = occupy(stub, fake)
+    first = fake.occupy(stub)
     calls = [
         stub.ModelInfer.future(infer_request(rows(n), request_id=f"r{n}"), timeout=30)
         for n in range(40)
@@ -41,7 +31,7 @@ def test_requests_that_wait_for_the_slot_form_one_batch(
         response = call.result()
         assert response.id == f"r{n}"
         np.testing.assert_array_equal(output(response), rows(n))
-    np.testing.assert_array_equal(output(first.result()), rows(-1.0))
+    np.testing.assert_array_equal(output(first.result()), rows(7777.0))
     assert fake.batch_rows() == [1, 40]
     counters = plane.counters()
     assert counters["batches"] == 2
@@ -49,7 +39,7 @@ def test_requests_that_wait_for_the_slot_form_one_batch(
 
 
 def test_rows_not_requests_fill_a_batch(stub: Stub, fake: FakeTriton, plane: DataPlane) -> None:
-    occupy(stub, fake)
+    fake.occupy(stub)
     sizes = [30, 30, 4, 1]  # 64 rows fit into a batch
     calls = [
         stub.ModelInfer.future(infer_request(rows(n, size)), timeout=30)
@@ -77,7 +67,7 @@ def test_a_request_larger_than_a_batch_is_split_and_put_together(
 def test_the_rest_of_an_oversize_request_shares_its_batch(
     stub: Stub, fake: FakeTriton, plane: DataPlane
 ) -> None:
-    occupy(stub, fake)
+    fake.occupy(stub)
     large = stub.ModelInfer.future(infer_request(rows(1.0, 70)), timeout=30)
     plane.wait_queued(1)
     small = stub.ModelInfer.future(infer_request(rows(2.0, 3)), timeout=30)
@@ -93,7 +83,7 @@ def test_other_shapes_and_other_parameters_queue_side_by_side(
 ) -> None:
     plane.apply([identity_model(dims=(-1,), staged_batches_max=0)], [fake.address])
     with connected(plane.address) as stub:
-        occupy(stub, fake)
+        fake.occupy(stub)
         kinds = [(16, {}), (8, {}), (16, {"key": "a"}), (16, {"key": "b"})]
         calls = [
             stub.ModelInfer.future(
@@ -114,7 +104,7 @@ def test_other_shapes_and_other_parameters_queue_side_by_side(
 def test_scheduling_parameters_do_not_keep_requests_apart(
     stub: Stub, fake: FakeTriton, plane: DataPlane
 ) -> None:
-    occupy(stub, fake)
+    fake.occupy(stub)
     kinds = [{}, {"priority": 1}, {"timeout": 20_000_000}, {"priority": 2, "timeout": 25_000_000}]
     calls = [
         stub.ModelInfer.future(infer_request(rows(n), parameters=kind), timeout=30)
@@ -148,7 +138,7 @@ def test_each_member_gets_the_outputs_it_asked_for(plane: DataPlane, fake: FakeT
     fake.behaviour = two_outputs
     selections = [["FIRST"], ["SECOND"], [], ["SECOND", "FIRST"]]
     with connected(plane.address) as stub:
-        occupy(stub, fake)
+        fake.occupy(stub)
         calls = [
             stub.ModelInfer.future(infer_request(rows(n), outputs=selection), timeout=30)
             for n, selection in enumerate(selections)
@@ -193,7 +183,7 @@ def test_bytes_tensors_merge_and_split_by_elements(plane: DataPlane, fake: FakeT
 
 
 def test_typed_contents_merge_with_raw_ones(stub: Stub, fake: FakeTriton, plane: DataPlane) -> None:
-    occupy(stub, fake)
+    fake.occupy(stub)
     typed = service_pb2.ModelInferRequest(model_name="identity", id="typed")
     tensor = typed.inputs.add(name="INPUT0", datatype="FP32", shape=[2, 16])
     tensor.contents.fp32_contents.extend(rows(1.0, 2).ravel().tolist())
@@ -244,7 +234,7 @@ def test_an_unbatched_model_runs_each_request_alone(plane: DataPlane, fake: Fake
 def test_a_merged_batch_carries_the_longest_remaining_deadline(
     stub: Stub, fake: FakeTriton, plane: DataPlane
 ) -> None:
-    occupy(stub, fake)
+    fake.occupy(stub)
     calls = [
         stub.ModelInfer.future(infer_request(rows(n)), timeout=timeout_s)
         for n, timeout_s in enumerate((20, 100, 60))
@@ -266,7 +256,7 @@ def test_forwarded_metadata_reaches_the_backend_and_keeps_batches_apart(
     limits = pb.Limits(forward_metadata=["x-tenant"])
     plane.apply([identity_model(staged_batches_max=0)], [fake.address], limits)
     with connected(plane.address) as stub:
-        occupy(stub, fake)
+        fake.occupy(stub)
         tenants = ["red", "blue", "red", "blue"]
         calls = [
             stub.ModelInfer.future(

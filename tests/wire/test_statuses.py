@@ -7,7 +7,6 @@ from collections.abc import Callable
 import grpc
 import numpy as np
 import pytest
-from tritonclient.grpc import service_pb2
 
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.dataplane import DataPlane, identity_model, wait_until
@@ -23,7 +22,7 @@ from tests.wire.calls import (
     retry_delay_ms,
     rows,
 )
-from tests.wire.fake_triton import FakeTriton, Request
+from tests.wire.fake_triton import Behaviour, FakeTriton, Request, Response
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
@@ -279,11 +278,10 @@ def test_a_request_may_name_its_version(stub: Stub) -> None:
         assert response.model_version == "1"
 
 
-def backend_fails(
-    code: grpc.StatusCode, text: str
-) -> Callable[..., service_pb2.ModelInferResponse]:
-    def behaviour(request: Request, context: grpc.ServicerContext) -> None:
+def backend_fails(code: grpc.StatusCode, text: str) -> Behaviour:
+    def behaviour(request: Request, context: grpc.ServicerContext) -> Response:
         context.abort(code, text)
+        raise AssertionError("abort raises")
 
     return behaviour
 
