@@ -14,16 +14,8 @@ from hypothesis import strategies as st
 from scheduler._native import codec
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
-from tests.codec_messages import (
-    MODELS,
-    Model,
-    Request,
-    Speller,
-    add_faults,
-    field,
-    mutate,
-    random_request,
-)
+from tests.codec_messages import MODELS, Model, Request, add_faults, random_request
+from tests.codec_wire import Speller, field, mutate
 
 pytestmark = pytest.mark.e2e
 
@@ -45,7 +37,10 @@ def infer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Infer]:
             outputs=[models.Tensor(t.name, t.datatype, t.dims) for t in model.outputs],
             max_batch_size=model.max_batch_size,
         )
-    with EmbeddedTriton(repository) as triton, grpc.insecure_channel(triton.grpc_address) as channel:
+    with (
+        EmbeddedTriton(repository) as triton,
+        grpc.insecure_channel(triton.grpc_address) as channel,
+    ):
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         yield lambda message: call(message, timeout=30)
 
@@ -140,12 +135,8 @@ def test_mutated_requests_decode_where_triton_decodes_them(infer: Infer, seed: i
             field(5, field(4, field(2, b"\x4b" * 98 + b"\x4c" * 98))),
             id="98 groups in an input's parameter",
         ),
-        pytest.param(
-            field(5, field(5, b"\x4b" * 98 + b"\x4c" * 98)), id="98 groups in contents"
-        ),
-        pytest.param(
-            field(5, field(5, b"\x4b" * 99 + b"\x4c" * 99)), id="99 groups in contents"
-        ),
+        pytest.param(field(5, field(5, b"\x4b" * 98 + b"\x4c" * 98)), id="98 groups in contents"),
+        pytest.param(field(5, field(5, b"\x4b" * 99 + b"\x4c" * 99)), id="99 groups in contents"),
         pytest.param(b"\x4b\x54", id="end of another group"),
         pytest.param(b"\x4c", id="end without start"),
         pytest.param(b"\x00\x01", id="field number zero"),

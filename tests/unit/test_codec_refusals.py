@@ -1,0 +1,194 @@
+"""The codec refuses what Triton refuses, in Triton's words."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from scheduler._native import codec
+from tests.codec_messages import Request, bytes_tensor
+from tests.codec_vectors import (
+    INVALID_ARGUMENT,
+    ROW,
+    prepare,
+    refusal,
+    vector_request,
+    vector_schema,
+)
+
+pytestmark = pytest.mark.native
+
+
+R = "[request id: 7] "
+
+
+def wrong(change: Callable[[Request], None]) -> Request:
+    request = vector_request(id="7")
+    change(request)
+    return request
+
+
+def set_shape(*dims: int) -> Callable[[Request], None]:
+    def change(request: Request) -> None:
+        request.inputs[0].shape[:] = dims
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        pytest.param(
+            set_shape(1, 8),
+            R + "unexpected shape for input 'I' for model 'm'. Expected [-1,4], got [1,8]. NOTE: ",
+            id="shape",
+        ),
+        pytest.param(
+            set_shape(1, -1),
+            R + "All input dimensions should be specified for input 'I' for model 'm', got [1,-1]",
+            id="wildcard",
+        ),
+        pytest.param(
+            set_shape(),
+            R + "input 'I' has no shape but model requires batch dimension for 'm'",
+            id="no shape",
+        ),
+        pytest.param(
+            lambda r: setattr(r.inputs[0], "datatype", "INT32"),
+            R + "inference input 'I' data-type is 'INT32', but model 'm' expects 'FP32'",
+            id="datatype",
+        ),
+        pytest.param(
+            lambda r: r.raw_input_contents.__setitem__(0, b"123"),
+            R + "input byte size mismatch for input 'I' for model 'm'. Expected 16, got 3",
+            id="byte size",
+        ),
+        pytest.param(
+            lambda r: r.raw_input_contents.pop(),
+            "unable to find data for input tensor 'I' for model 'm' in request.",
+            id="no data",
+        ),
+        pytest.param(
+            lambda r: r.inputs[0].contents.fp32_contents.append(1),
+            "contents field must not be specified when using raw_input_contents for 'I' for "
+            "model 'm'",
+            id="raw and typed",
+        ),
+        pytest.param(
+            lambda r: r.inputs.pop(),
+            R + "expected 1 inputs but got 0 inputs for model 'm'. Got input(s) [], but missing "
+            "required input(s) ['I']. Please provide all required input(s).",
+            id="missing input",
+        ),
+        pytest.param(
+            lambda r: setattr(r.inputs[0], "name", "X"),
+            "unexpected inference input 'X' for model 'm'",
+            id="unknown input",
+        ),
+        pytest.param(
+            lambda r: r.outputs.add(name="X"),
+            "unexpected inference output 'X' for model 'm'",
+            id="unknown output",
+        ),
+        pytest.param(
+            lambda r: r.inputs.append(r.inputs[0]),
+            R + "input 'I' already exists in request",
+            id="duplicate input",
+        ),
+        pytest.param(
+            lambda r: setattr(r.parameters["priority"], "int64_param", -1),
+            "invalid value for 'priority', expected value >= 0.",
+            id="negative priority",
+        ),
+        pytest.param(
+            lambda r: setattr(r.parameters["priority"], "string_param", "1"),
+            "invalid value type for 'priority' parameter, expected int64_param or uint64_param.",
+            id="priority as text",
+        ),
+        pytest.param(
+            lambda r: setattr(r.parameters["timeout"], "uint64_param", 1),
+            "invalid value type for 'timeout' parameter, expected int64_param.",
+            id="timeout unsigned",
+        ),
+        pytest.param(
+            set_shape(2**32 + 1, 4),
+            R + "tensor sizes exceed what can be addressed",
+            id="rows above 32 bits",
+        ),
+    ],
+)
+def test_refusals_use_tritons_words(change: Callable[[Request], None], text: str) -> None:
+    code, answered = refusal(wrong(change))
+
+    assert code == INVALID_ARGUMENT
+    assert answered.startswith(text)
+
+
+def test_batch_dimensions_must_agree() -> None:
+    schema = vector_schema().add_input("J", "FP32", [4])
+    request = vector_request(id="7")
+    request.inputs.add(name="J", datatype="FP32", shape=[2, 4])
+    request.raw_input_contents.append(ROW * 2)
+
+    code, text = refusal(request, schema)
+
+    assert code == INVALID_ARGUMENT
+    # Triton meets its inputs in the order of a hash table.
+    assert text.endswith("batch size does not match other inputs for 'm'")
+
+
+def test_rows_are_limited_only_where_requests_are_not_split() -> None:
+    assert prepare(vector_request(9)).rows == 9
+    expected = "[request id: <id_unknown>] inference request batch-size must be <= 8 for 'm'"
+    assert refusal(vector_request(9), vector_schema(rows_max=8)) == (INVALID_ARGUMENT, expected)
+    assert refusal(vector_request(9), vector_schema(sequence=True)) == (INVALID_ARGUMENT, expected)
+
+
+def strings_request(raw: bytes) -> Request:
+    request = Request(model_name="s", id="7", raw_input_contents=[raw])
+    request.inputs.add(name="S", datatype="BYTES", shape=[1, 2])
+    return request
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (
+            bytes_tensor([b"a"]) + b"\1\0",
+            R + "incomplete string length indicator for inference input 'S' for model 's', "
+            "expecting 4 bytes but only 2 bytes available. Please make sure the string length "
+            "indicator is in one buffer.",
+        ),
+        (
+            bytes_tensor([b"a"]) + struct.pack("<I", 9) + b"ab",
+            "incomplete string data for inference input 'S', expecting string of length 9 but "
+            "only 2 bytes available",
+        ),
+        (
+            bytes_tensor([b"a"]),
+            R + "expected 2 string elements for inference input 'S' for model 's', got 1",
+        ),
+        (
+            bytes_tensor([b"a", b"b", b"c"]),
+            R + "unexpected number of string elements 3 for inference input 'S' for model 's', "
+            "expecting 2",
+        ),
+    ],
+)
+def test_refusals_of_strings_use_tritons_words(raw: bytes, text: str) -> None:
+    schema = codec.ModelSchema("s", max_batch_size=4).add_input("S", "BYTES", [2])
+
+    assert refusal(strings_request(raw), schema) == (INVALID_ARGUMENT, text)
+
+
+def test_class_results_of_strings_are_refused() -> None:
+    """They end tritonserver 2.51 with a division by zero."""
+    schema = codec.ModelSchema("m", max_batch_size=8).add_input("I", "FP32", [4])
+    schema.add_output("T", "BYTES", [1])
+    request = vector_request()
+    request.outputs.add(name="T").parameters["classification"].int64_param = 2
+
+    text = "class result not available for output due to unsupported type 'BYTES'"
+    assert refusal(request, schema) == (INVALID_ARGUMENT, text)

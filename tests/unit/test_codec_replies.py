@@ -1,0 +1,105 @@
+"""What the codec makes of replies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from scheduler._native import codec
+from tests.codec_messages import Response
+from tests.codec_vectors import (
+    ROW,
+    prepare,
+    vector_request,
+)
+from tests.codec_wire import number_field
+
+pytestmark = pytest.mark.native
+
+
+def reply_of(rows: int, **fields: object) -> Response:
+    response = Response(model_name="m", model_version="1", **fields)
+    response.outputs.add(name="O", datatype="FP32", shape=[rows, 4])
+    response.outputs.add(name="P", datatype="FP32", shape=[rows, 1])
+    response.raw_output_contents.extend([ROW * rows, bytes(4 * rows)])
+    return response
+
+
+def test_whole_reply_passes_through_but_for_the_id() -> None:
+    request = prepare(vector_request(id="mine"))
+    reply = codec.Reply(number_field(99, 1) + reply_of(1, id="batch").SerializeToString())
+
+    answer = codec.write_reply(request, [(reply, 0, 1)], whole=True)
+
+    expected = number_field(99, 1) + reply_of(1, id="mine").SerializeToString()
+    assert Response.FromString(answer) == Response.FromString(expected)
+
+
+def test_whole_reply_needs_no_raw_contents() -> None:
+    """Outputs in shared memory and replies of other shapes are none of the codec's business."""
+    response = Response(model_name="m", id="mine")
+    response.outputs.add(name="O", datatype="FP32", shape=[3])
+    request = prepare(vector_request(id="mine"))
+
+    answer = codec.write_reply(
+        request, [(codec.Reply(response.SerializeToString()), 0, 1)], whole=True
+    )
+
+    assert answer == response.SerializeToString()
+
+
+def broken_reply(change: Callable[[Response], object]) -> bytes:
+    response = reply_of(2)
+    change(response)
+    return response.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda r: r.outputs[0].shape.__setitem__(0, 3), "another number of rows"),
+        (lambda r: r.outputs[0].ClearField("shape"), "another number of rows"),
+        (lambda r: r.outputs[0].shape.__setitem__(1, 5), "byte size"),
+        (lambda r: r.outputs[0].shape.__setitem__(1, -4), "impossible shape"),
+        (lambda r: r.outputs[0].shape.__setitem__(1, 2**62), "impossible shape|byte size"),
+        (lambda r: setattr(r.outputs[0], "datatype", "FP8"), "no known datatype"),
+        (lambda r: setattr(r.outputs[0], "datatype", "BYTES"), "strings"),
+        (lambda r: r.outputs[0].contents.fp32_contents.append(1), "typed contents"),
+        (lambda r: r.raw_output_contents.pop(), "2 outputs but 1 raw"),
+        (lambda r: r.raw_output_contents.append(b""), "2 outputs but 3 raw"),
+    ],
+)
+def test_replies_that_cannot_be_split_say_why(
+    change: Callable[[Response], object], text: str
+) -> None:
+    reply = codec.Reply(broken_reply(change))
+
+    with pytest.raises(ValueError, match=text):
+        reply.splits_into(2)
+
+
+def test_malformed_reply() -> None:
+    with pytest.raises(ValueError, match="not a ModelInferResponse"):
+        codec.Reply(reply_of(1).SerializeToString()[:-1])
+
+
+def test_rows_beyond_the_reply_are_refused() -> None:
+    request = prepare(vector_request(2))
+    reply = codec.Reply(reply_of(2).SerializeToString())
+    reply.splits_into(2)
+
+    with pytest.raises(ValueError, match="fewer rows"):
+        codec.write_reply(request, [(reply, 1, 2)])
+
+
+def test_parts_that_disagree_are_refused() -> None:
+    first, second = reply_of(1), reply_of(1)
+    second.outputs[1].shape[1] = 0
+    second.raw_output_contents[1] = b""
+    replies = [codec.Reply(r.SerializeToString()) for r in (first, second)]
+    for reply in replies:
+        reply.splits_into(1)
+
+    with pytest.raises(ValueError, match="disagree about output 'P'"):
+        codec.write_reply(prepare(vector_request(2)), [(reply, 0, 1) for reply in replies])
