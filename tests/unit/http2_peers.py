@@ -6,6 +6,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import h2.config
 import h2.connection
@@ -43,6 +44,11 @@ def frames_of(data: bytes) -> list[tuple[int, int, int, bytes]]:
         frames.append((data[3], data[4], int.from_bytes(data[5:9], "big"), data[9 : 9 + size]))
         data = data[9 + size :]
     return frames
+
+
+def server(**options: Any) -> http2.ServerSession:
+    """A server session of the routes above."""
+    return http2.ServerSession(ROUTES, **options)
 
 
 @dataclass
@@ -188,9 +194,9 @@ class H2Client:
                 continue
             answer = self.answers[stream]
             if isinstance(event, h2.events.ResponseReceived):
-                answer.headers.update(event.headers)
+                answer.headers.update((str(n), str(v)) for n, v in event.headers)
             elif isinstance(event, h2.events.TrailersReceived):
-                answer.trailers.update(event.headers)
+                answer.trailers.update((str(n), str(v)) for n, v in event.headers)
             elif isinstance(event, h2.events.DataReceived):
                 answer.data += event.data
                 if self.acknowledge:
@@ -228,3 +234,12 @@ def answer_with(server: http2.ServerSession, reply: bytes) -> Callable[[http2.Ev
             server.release(event.bytes)
 
     return handle
+
+
+def refused(client: H2Client, stream: int) -> tuple[int | None, str]:
+    """Status and text of the answer to `stream`, of which the server announced nothing."""
+    events = client.exchange()
+    assert events == []
+    answer = client.answers[stream]
+    assert answer.ended
+    return answer.grpc_status, answer.grpc_message

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from scheduler._native import http2
@@ -15,7 +17,7 @@ CANCEL = 8
 class Relay:
     """front client - server session - relay - client session - back server, in memory."""
 
-    def __init__(self, **server_options: object) -> None:
+    def __init__(self, **server_options: Any) -> None:
         self.front = connect(http2.ServerSession(ROUTES, **server_options))
         # The back server forwards everything it is sent: its events show what arrived.
         self.back = connect(http2.ServerSession())
