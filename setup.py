@@ -252,8 +252,7 @@ class BuildExt(build_ext):
             raise SystemExit(
                 f"INFERSCHED_ONLY: unknown modules {unknown}; known: {[*MODULE_ROOMS]}"
             )
-        wanted = names or [*MODULE_ROOMS]
-        return [name for name in wanted if (ROOT / f"scheduler/_native/{name}.pyx").exists()]
+        return names or [*MODULE_ROOMS]
 
     def output_path(self, toolchain: Toolchain, module: str) -> Path:
         if toolchain.variant.name != "release":
