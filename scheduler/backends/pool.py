@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from scheduler.backends.catalog import ModelSpec
-from scheduler.backends.watch import BackendStatus, BackendWatch, ModelKey
+from scheduler.backends.remembered import ModelKey, RememberedModels
+from scheduler.backends.watch import BackendStatus, BackendWatch
 from scheduler.config.schema import Backend, Discovery
 from scheduler.telemetry.logs import log
 
@@ -45,6 +47,7 @@ class BackendPool:
         self,
         on_change: Callable[[], None],
         progress: Callable[[str], int] = lambda address: 0,
+        runtime_directory: Path | None = None,
         make_watch: Callable[..., BackendWatch] = BackendWatch,
     ) -> None:
         self.backends: dict[str, Backend] = {}
@@ -52,6 +55,7 @@ class BackendPool:
         self.catalog: dict[ModelKey, CatalogEntry] = {}
         self._on_change = on_change
         self._progress = progress
+        self._runtime_directory = runtime_directory
         self._make_watch = make_watch
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -65,19 +69,33 @@ class BackendPool:
             if address in self.watches:
                 self.watches[address].discovery = discovery
                 continue
-            watch = self._make_watch(
-                address, discovery, self._changed, lambda a=address: self._progress(a)
-            )
+            watch = self._watch(address, discovery)
             self.watches[address] = watch
             self._tasks[address] = asyncio.create_task(watch.run())
         self.backends = wanted
         self._changed()
+
+    def _watch(self, address: str, discovery: Discovery) -> BackendWatch:
+        directory = self._runtime_directory
+        remembered = RememberedModels(directory, address) if directory is not None else None
+        return self._make_watch(
+            address,
+            discovery,
+            self._changed,
+            lambda: self._progress(address),
+            remembered=remembered,
+        )
 
     async def close(self) -> None:
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def settled(self) -> bool:
+        """Whether every backend has been looked at once."""
+        return all(watch.settled for watch in self.watches.values())
 
     @property
     def any_serving(self) -> bool:

@@ -17,10 +17,11 @@ import logging
 from collections.abc import Callable
 from enum import Enum
 
-from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.grpc import service_pb2
 
 from scheduler.backends.catalog import READY, CatalogError, ModelSpec, batching_advice, model_spec
 from scheduler.backends.probe import Answer, CallError, ProbeResult, TritonCalls
+from scheduler.backends.remembered import Described, ModelKey, RememberedModels
 from scheduler.config.schema import Discovery
 from scheduler.telemetry.logs import log
 
@@ -28,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 TIMEOUTS_UNTIL_DOWN = 2
 PARALLEL_MODEL_READS = 4
-ModelKey = tuple[str, str]
-Described = tuple[service_pb2.ModelMetadataResponse, model_config_pb2.ModelConfig]
 
 
 class BackendStatus(Enum):
@@ -54,18 +53,22 @@ class BackendWatch:
         on_change: Callable[[], None],
         progress: Callable[[], int] = lambda: 0,
         calls: TritonCalls | None = None,
+        remembered: RememberedModels | None = None,
     ) -> None:
         self.address = address
         self.status = BackendStatus.DOWN
         self.reason = "not probed yet"
-        self.models: dict[ModelKey, ModelSpec] = {}
         self.ready_models: set[ModelKey] = set()
         self.server: service_pb2.ServerMetadataResponse | None = None
         self.discovery = discovery
         self._calls = calls or TritonCalls(address)
         self._on_change = on_change
         self._progress = progress
-        self._described: dict[ModelKey, Described] = {}
+        self._remembered = remembered
+        self._described = remembered.load() if remembered is not None else {}
+        self.models = _all_specs(self._described)
+        # Whether a first look has shown what is there; until then "down" is only ignorance.
+        self.settled = False
         self._timeouts_in_a_row = 0
         self._suspected = False  # it disowned a model; the next good refresh clears it
         self._suspicions = 0
@@ -136,6 +139,7 @@ class BackendWatch:
                 await self.refresh()
             except CallError as error:
                 log(logger, logging.DEBUG, "refresh failed", backend=self.address, reason=error)
+                self._settle()
 
     async def refresh(self) -> None:
         """Reads the index, and the models that are new, were reloaded, or have their turn.
@@ -186,14 +190,14 @@ class BackendWatch:
         return dict(one for one in read_models if one is not None)
 
     def _take_catalog(self, described: dict[ModelKey, Described], ready: set[ModelKey]) -> None:
-        plain = _specs(described, {})
-        steps = {name: spec.instances for (name, _), spec in plain.items()}
-        models = _specs(described, steps)
+        models = _all_specs(described)
         # Messages are kept by identity, so that an unchanged model compares cheaply.
         for key, spec in models.items():
             if self.models.get(key) == spec:
                 models[key] = self.models[key]
         changed = models != self.models or ready != self.ready_models
+        if self._remembered is not None and models != self.models:
+            self._remembered.store(described)
         self._described = described
         self.models, self.ready_models = models, ready & models.keys()
         for key in sorted(models.keys() - self._advised):
@@ -201,12 +205,20 @@ class BackendWatch:
             advice = batching_advice(models[key].config)
             if advice:
                 log(logger, logging.WARNING, f"model {key[0]}: {advice}", backend=self.address)
-        if changed:
+        settling, self.settled = not self.settled, True
+        if changed or settling:
+            self._on_change()
+
+    def _settle(self) -> None:
+        if not self.settled:
+            self.settled = True
             self._on_change()
 
     def _become(self, status: BackendStatus, reason: str) -> None:
         changed = status is not self.status
         self.reason = reason
+        if status is not BackendStatus.SERVING:
+            self._settle()
         if not changed:
             return
         level = logging.INFO if status is BackendStatus.SERVING else logging.WARNING
@@ -223,6 +235,12 @@ class BackendWatch:
 
 # A reload shows as LOADING or UNLOADING; UNAVAILABLE has been unloaded or failed to load.
 _KEPT = (READY, "LOADING", "UNLOADING")
+
+
+def _all_specs(described: dict[ModelKey, Described]) -> dict[ModelKey, ModelSpec]:
+    """Ensembles take their instances from the other models."""
+    plain = _specs(described, {})
+    return _specs(described, {name: spec.instances for (name, _), spec in plain.items()})
 
 
 def _specs(

@@ -46,11 +46,15 @@ def parse_version(text: str) -> str:
     if not text:
         return ""
     match = _STOL.match(text)
-    failed = f"failed to get model version from specified version string '{text}'"
     if match is None or int(match.group(1)) not in _INT64:
-        raise VersionTextError(f"{failed} (details: stol), version should be an integral value > 0")
+        raise VersionTextError(
+            f"failed to get model version from specified version string '{text}' (details: stol), "
+            "version should be an integral value > 0"
+        )
     if int(match.group(1)) < 0:
-        raise VersionTextError(f"{failed}, version should be an integral value > 0")
+        raise VersionTextError(
+            f"invalid model version specified '{text}' , version should be an integral value > 0"
+        )
     return str(int(match.group(1)))
 
 

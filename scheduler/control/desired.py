@@ -9,7 +9,8 @@ from pathlib import Path
 
 from scheduler.backends.catalog import ModelSpec, TensorSpec
 from scheduler.backends.pool import BackendPool, CatalogEntry
-from scheduler.backends.watch import BackendStatus, ModelKey
+from scheduler.backends.remembered import ModelKey
+from scheduler.backends.watch import BackendStatus
 from scheduler.config import Batching, Settings, batching_problems
 from scheduler.control.indices import BACKENDS_MAX, MODELS_MAX, IndexBook
 from scheduler.telemetry.logs import log

@@ -38,7 +38,8 @@ class ControlPlane:
         self.counters = CountersPage(parameters.counters_fd)
         self.desired = DesiredState(parameters.runtime_directory)
         self.steering = SteeringClient(parameters.steering_socket, self.on_event)
-        self.pool = BackendPool(self.refresh_state, self._replies_of)
+        self.pool = BackendPool(self.refresh_state, self._replies_of, parameters.runtime_directory)
+        self._looked_around = False
         self.readiness = Readiness(
             self.pool, lambda: self.settings.server.readiness, lambda: self.steering.connected
         )
@@ -75,7 +76,14 @@ class ControlPlane:
         )
 
     def refresh_state(self) -> None:
-        """Computes the wanted state again and says it to the data plane if it changed."""
+        """Computes the wanted state again and says it to the data plane if it changed.
+
+        Nothing is said before every backend has been looked at once: the data plane may serve with
+        the state of a control plane that died, and ignorance must not take that away.
+        """
+        self._looked_around = self._looked_around or self.pool.settled
+        if not self._looked_around:
+            return
         self.steering.want(self.desired.build(self.pool, self.settings))
         self.health.publish(self.readiness.by_name())
 
