@@ -108,9 +108,7 @@ Span Pieces::piece(std::size_t i) const {
     return {own_->data() + piece.offset, piece.size};
 }
 
-BufferRef Pieces::owner(std::size_t i) const {
-    return pieces_[i].owner ? pieces_[i].owner : own_;
-}
+BufferRef Pieces::owner(std::size_t i) const { return pieces_[i].owner ? pieces_[i].owner : own_; }
 
 std::vector<std::uint8_t> Pieces::join() const {
     std::vector<std::uint8_t> bytes;

@@ -1,8 +1,8 @@
 // Reference-counted byte buffers and the slices of them that travel between rooms.
 //
 // A message is received into one Buffer. What is passed on are Slices of it: tensor bytes are never
-// copied between rooms, a Buffer lives until the last Slice of it is gone. Counts are not atomic: one
-// data plane has one thread.
+// copied between rooms, a Buffer lives until the last Slice of it is gone. Counts are not atomic:
+// one data plane has one thread.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +29,7 @@ inline Span span_of(std::string_view text) {
 
 // Growable memory with an intrusive reference count; handled through BufferRef.
 class Buffer {
- public:
+  public:
     std::uint8_t* data() { return data_; }
     const std::uint8_t* data() const { return data_; }
     std::size_t size() const { return size_; }
@@ -43,7 +43,7 @@ class Buffer {
     [[nodiscard]] bool reserve(std::size_t capacity);
     void truncate(std::size_t size) { size_ = size; }
 
- private:
+  private:
     friend class BufferRef;
     Buffer() = default;
     ~Buffer();
@@ -57,7 +57,7 @@ class Buffer {
 };
 
 class BufferRef {
- public:
+  public:
     BufferRef() = default;
     BufferRef(const BufferRef& other) : buffer_(other.buffer_) { retain(); }
     BufferRef(BufferRef&& other) noexcept : buffer_(std::exchange(other.buffer_, nullptr)) {}
@@ -77,7 +77,7 @@ class BufferRef {
     std::uint32_t references() const { return buffer_ ? buffer_->references_ : 0; }
     Span span() const { return buffer_ ? Span{buffer_->data(), buffer_->size()} : Span{}; }
 
- private:
+  private:
     void retain() {
         if (buffer_) ++buffer_->references_;
     }
@@ -94,7 +94,7 @@ struct Slice {
 
 // The bytes of one outgoing message, in order: small pieces written here, tensor data by reference.
 class Pieces {
- public:
+  public:
     // Copies `bytes` into this message's own buffer.
     void append_copy(Span bytes);
     // `size` bytes of this message's own buffer to be written in place, before the next call here;
@@ -117,9 +117,9 @@ class Pieces {
     // The whole message in one run of bytes (tests and cold paths).
     std::vector<std::uint8_t> join() const;
 
- private:
+  private:
     struct Piece {
-        BufferRef owner;      // empty: the bytes lie in own_ at `offset`
+        BufferRef owner;  // empty: the bytes lie in own_ at `offset`
         const std::uint8_t* data;
         std::size_t offset;
         std::size_t size;

@@ -1,4 +1,4 @@
-"""The wire codec (csrc/kserve) for tests, tools and benchmarks; the data plane calls it from C++."""
+"""The wire codec (csrc/kserve) for tests and benchmarks; the data plane calls it from C++."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.string cimport memcpy
@@ -153,10 +153,10 @@ cdef class Codec:
         cdef BufferRef buffer = _buffer_of(message)
         cdef CPreparedRequest request
         cdef ModelName name
-        cdef size_t i
+        cdef size_t _i
         cdef uint64_t rows = 0
         with nogil:
-            for i in range(count):
+            for _i in range(count):
                 if c_peek_model(buffer.span(), &name):
                     self._reader.prepare(buffer, schema._schema, string_view(), &request)
                     rows += request.rows()
@@ -189,7 +189,7 @@ cdef vector[RequestRows] _request_rows(parts) except *:
 
 
 def merge(parts, uint32_t rows_padded=0):
-    """The ModelInferRequest that holds the given (request, row_begin, rows), all of one signature."""
+    """The ModelInferRequest of the given (request, row_begin, rows), all of one signature."""
     cdef vector[RequestRows] rows = _request_rows(parts)
     cdef Pieces message
     merge_requests(rows.data(), rows.size(), rows_padded, &message)
@@ -200,10 +200,10 @@ def repeat_merge(parts, size_t count):
     """Merges the same parts `count` times. Returns the bytes written."""
     cdef vector[RequestRows] rows = _request_rows(parts)
     cdef Pieces message
-    cdef size_t i
+    cdef size_t _i
     cdef uint64_t written = 0
     with nogil:
-        for i in range(count):
+        for _i in range(count):
             message.clear()
             merge_requests(rows.data(), rows.size(), 0, &message)
             written += message.size()
@@ -263,12 +263,12 @@ def repeat_split(bytes message, PreparedRequest request not None, uint32_t membe
     cdef string error
     cdef CReply reply
     cdef ReplyRows part
-    cdef size_t i
+    cdef size_t _i
     cdef uint32_t row
     cdef uint64_t written = 0
     cdef cbool fine = True
     with nogil:
-        for i in range(count):
+        for _i in range(count):
             fine = fine and reply.read(buffer, &error) and reply.splits_into(members, &error)
             for row in range(members):
                 if not fine:
