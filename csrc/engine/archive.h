@@ -1,6 +1,7 @@
 // The engine's state as bytes: one description, written by ArchiveWriter and read by ArchiveReader.
 //
-// Words of the host's byte order: a state is loaded where it was saved.
+// Words of the host's byte order: a state is loaded where it was saved. A checksum ends it, so that
+// a damaged or cut state is refused as a whole and its values need no further doubt.
 #pragma once
 
 #include <cstddef>
@@ -11,6 +12,13 @@
 #include <vector>
 
 namespace infersched::engine {
+
+// FNV-1a.
+inline std::uint64_t archive_checksum(const std::uint8_t* bytes, std::size_t size) {
+    std::uint64_t hash = 0xcbf29ce484222325ull;
+    for (std::size_t i = 0; i < size; ++i) hash = (hash ^ bytes[i]) * 0x100000001b3ull;
+    return hash;
+}
 
 class ArchiveWriter {
   public:
@@ -37,7 +45,12 @@ class ArchiveWriter {
         bytes_.insert(bytes_.end(), begin, begin + size);
     }
     bool require(bool) { return true; }
-    std::vector<std::uint8_t> take() { return std::move(bytes_); }
+    // The archive with its checksum; the writer is empty afterwards.
+    std::vector<std::uint8_t> take() {
+        std::uint64_t checksum = archive_checksum(bytes_.data(), bytes_.size());
+        (*this)(checksum);
+        return std::move(bytes_);
+    }
 
   private:
     std::vector<std::uint8_t> bytes_;
@@ -48,7 +61,13 @@ class ArchiveReader {
   public:
     static constexpr bool kReads = true;
 
-    explicit ArchiveReader(const std::vector<std::uint8_t>& bytes) : bytes_(bytes) {}
+    explicit ArchiveReader(const std::vector<std::uint8_t>& bytes) : bytes_(bytes) {
+        std::uint64_t checksum = 0;
+        if (!require(bytes_.size() >= sizeof(checksum))) return;
+        end_ = bytes_.size() - sizeof(checksum);
+        std::memcpy(&checksum, bytes_.data() + end_, sizeof(checksum));
+        require(checksum == archive_checksum(bytes_.data(), end_));
+    }
 
     template <class T>
     void operator()(T& value) {
@@ -71,11 +90,11 @@ class ArchiveReader {
     void vector_size(Container& values, std::size_t bytes_min) {
         std::uint64_t size = 0;
         (*this)(size);
-        if (!require(size <= (bytes_.size() - position_) / bytes_min)) size = 0;
+        if (!require(size <= (end_ - position_) / bytes_min)) size = 0;
         values.resize(static_cast<std::size_t>(size));
     }
     void raw(void* data, std::size_t size) {
-        if (!require(size <= bytes_.size() - position_)) {
+        if (!require(size <= end_ - position_)) {
             std::memset(data, 0, size);
             return;
         }
@@ -86,15 +105,16 @@ class ArchiveReader {
     bool require(bool holds) {
         if (!holds) {
             sound_ = false;
-            position_ = bytes_.size();
+            position_ = end_;
         }
         return sound_;
     }
-    bool complete() const { return sound_ && position_ == bytes_.size(); }
+    bool complete() const { return sound_ && position_ == end_; }
 
   private:
     const std::vector<std::uint8_t>& bytes_;
     std::size_t position_ = 0;
+    std::size_t end_ = 0;
     bool sound_ = true;
 };
 

@@ -176,7 +176,8 @@ cdef class Engine:
     def load(self, bytes state):
         cdef vector[uint8_t] copy
         copy.resize(len(state))
-        memcpy(copy.data(), <const char*>state, len(state))
+        if state:
+            memcpy(copy.data(), <const char*>state, len(state))
         return self._engine.load(copy)
 
     def counters(self, model):

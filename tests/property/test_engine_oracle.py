@@ -154,7 +154,7 @@ class Swarm:
         return self.pair
 
 
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize("block", range(20))
 def test_acts_as_the_oracle_in_random_runs(block: int) -> None:
     for seed in range(block * 100, block * 100 + 100):
         try:

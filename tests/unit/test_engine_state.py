@@ -70,11 +70,12 @@ def test_bytes_that_are_no_state_are_refused(cut: int) -> None:
     assert not Engine().load(state + b"\0")
 
 
-def test_damaged_sizes_are_refused_without_exhausting_memory() -> None:
-    state = bytearray(busy_driver().engine.save())
-    for offset in range(33, 200, 8):
-        damaged = bytes(state[:offset] + b"\xff" * 8 + state[offset + 8 :])
-        Engine().load(damaged)
+def test_a_damaged_state_is_refused() -> None:
+    state = busy_driver().engine.save()
+    for offset in range(0, len(state), 97):
+        damaged = bytearray(state)
+        damaged[offset] ^= 0x40
+        assert not Engine().load(bytes(damaged))
 
 
 def test_the_ledger_is_exact_in_every_state() -> None:
