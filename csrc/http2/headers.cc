@@ -38,6 +38,25 @@ int hex_value(char c) {
     return -1;
 }
 
+// gRPC clients refuse header blocks of more than about 8 KiB: a long error text must not cost them
+// the status.
+constexpr std::size_t kMessageBytesMax = 4096;  // encoded
+constexpr std::size_t kDetailsBytesMax = 2048;
+
+// Cuts an encoded text between characters.
+std::string shortened(std::string text) {
+    if (text.size() <= kMessageBytesMax) return text;
+    std::size_t end = kMessageBytesMax;
+    // Neither inside of %XX nor before a continuation byte (%80 to %BF) of UTF-8.
+    const auto inside = [&text](std::size_t at) {
+        if (text[at - 1] == '%' || text[at - 2] == '%') return true;
+        return text[at] == '%' && text[at + 1] >= '8' && text[at + 1] <= 'B';
+    };
+    while (end > kMessageBytesMax - 16 && inside(end)) --end;
+    text.resize(end);
+    return text;
+}
+
 bool is_plain(char c) { return c >= ' ' && c <= '~' && c != '%'; }
 
 }  // namespace
@@ -161,8 +180,8 @@ bool is_hop_header(std::string_view name) {
 
 StatusTrailers::StatusTrailers(const Status& status)
     : code_(std::to_string(static_cast<int>(status.code))),
-      message_(percent_encode(status.message)),
-      details_(base64_encode(status.details)) {
+      message_(shortened(percent_encode(status.message))) {
+    if (status.details.size() <= kDetailsBytesMax) details_ = base64_encode(status.details);
     if (status.retry_pushback_ms >= 0) pushback_ = std::to_string(status.retry_pushback_ms);
 }
 

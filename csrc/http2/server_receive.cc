@@ -41,6 +41,7 @@ const nghttp2_session_callbacks* ServerSession::State::callbacks() {
         nghttp2_session_callbacks_set_on_data_chunk_recv_callback(made, on_data);
         nghttp2_session_callbacks_set_on_frame_recv_callback(made, on_frame);
         nghttp2_session_callbacks_set_on_frame_send_callback(made, on_frame_sent);
+        nghttp2_session_callbacks_set_on_frame_not_send_callback(made, on_frame_not_sent);
         nghttp2_session_callbacks_set_on_stream_close_callback(made, on_stream_close);
         return made;
     }();

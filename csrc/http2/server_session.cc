@@ -60,11 +60,17 @@ void ServerSession::State::update_throttle() {
     if (unsent_bytes <= bytes_max / 2) throttled = false;
 }
 
+std::size_t ServerSession::State::queued_frames_max() const {
+    return 4096 + 4 * static_cast<std::size_t>(config->streams_max);
+}
+
 // A client whose own windows hold its answers back must be read: the window updates come that way.
 // Its new requests are refused instead.
 bool ServerSession::State::wants_read() {
     update_throttle();
-    return !(throttled && sendable);
+    if (!sendable) return true;
+    // Answers without a body, resets and acknowledgements count by number.
+    return !throttled && nghttp2_session_get_outbound_queue_size(session) <= queued_frames_max();
 }
 
 void ServerSession::State::answer(Stream* stream, Pieces&& message, const Headers* trailers) {
@@ -208,6 +214,15 @@ int ServerSession::State::on_frame_sent(nghttp2_session* session, const nghttp2_
     const Stream* stream = static_cast<State*>(pointer)->find(frame->hd.stream_id);
     if (stream != nullptr && !stream->remote_ended)
         nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, stream->id, NGHTTP2_NO_ERROR);
+    return 0;
+}
+
+// Whatever cannot be sent must still end its stream.
+int ServerSession::State::on_frame_not_sent(nghttp2_session* session, const nghttp2_frame* frame,
+                                            int, void*) {
+    if (frame->hd.type == NGHTTP2_HEADERS)
+        nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame->hd.stream_id,
+                                  NGHTTP2_INTERNAL_ERROR);
     return 0;
 }
 

@@ -62,6 +62,8 @@ class ServerSession::State : public SessionCore {
                        const std::uint8_t* data, std::size_t size, void* state);
     static int on_frame(nghttp2_session*, const nghttp2_frame* frame, void* state);
     static int on_frame_sent(nghttp2_session*, const nghttp2_frame* frame, void* state);
+    static int on_frame_not_sent(nghttp2_session*, const nghttp2_frame* frame, int error,
+                                 void* state);
     static int on_stream_close(nghttp2_session*, std::int32_t id, std::uint32_t code, void* state);
 
     void receive_pseudo_header(Stream* stream, std::string_view name, std::string_view value);
@@ -78,6 +80,7 @@ class ServerSession::State : public SessionCore {
     Status host_memory_refusal() const;
     void shut_down();
     void update_throttle();
+    std::size_t queued_frames_max() const;
 
     // The header block being received; blocks do not interleave.
     struct Block {

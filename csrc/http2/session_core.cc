@@ -13,6 +13,7 @@ extern "C" __attribute__((weak)) void nghttp2_option_set_stream_reset_rate_limit
 namespace infersched::http2 {
 
 namespace {
+constexpr std::size_t kSentHeaderBytesMax = 1u << 20;  // more than any block we accept to relay
 const nghttp2_nv kTrailersOk[] = {static_header("grpc-status", "0")};
 }
 
@@ -31,6 +32,7 @@ nghttp2_option* SessionCore::make_options() {
     if (nghttp2_option_new(&options) != 0) std::abort();
     nghttp2_option_set_no_auto_window_update(options, 1);
     nghttp2_option_set_no_closed_streams(options, 1);
+    nghttp2_option_set_max_send_header_block_length(options, kSentHeaderBytesMax);
     // gRPC clients reset at every expired deadline; resets are counted against work done instead.
     if (nghttp2_option_set_stream_reset_rate_limit != nullptr)
         nghttp2_option_set_stream_reset_rate_limit(options, UINT64_MAX, UINT64_MAX);

@@ -9,17 +9,11 @@ namespace {
 constexpr std::size_t kSpareStreamsMax = 1024;
 constexpr std::size_t kKeptRecords = 128;
 
-// Spare streams of this thread, for all its sessions: an idle connection holds none.
-struct SpareStreams {
-    std::vector<Stream*> streams;
-    ~SpareStreams() {
-        for (Stream* stream : streams) delete stream;
-    }
-};
-
-SpareStreams& spare_streams() {
-    thread_local SpareStreams spare;
-    return spare;
+// Spare streams of this thread, for all its sessions: an idle connection holds none. Never
+// destroyed: sessions of a thread may outlive its thread-local objects.
+std::vector<Stream*>& spare_streams() {
+    thread_local auto* spare = new std::vector<Stream*>();
+    return *spare;
 }
 
 }  // namespace
@@ -51,7 +45,7 @@ StreamList::~StreamList() {
 }
 
 Stream* StreamList::open(StreamId id) {
-    std::vector<Stream*>& spare = spare_streams().streams;
+    std::vector<Stream*>& spare = spare_streams();
     Stream* stream = nullptr;
     if (spare.empty()) {
         stream = new Stream();
@@ -71,7 +65,7 @@ void StreamList::remove(Stream* stream) {
     (stream->previous != nullptr ? stream->previous->next : first_) = stream->next;
     if (stream->next != nullptr) stream->next->previous = stream->previous;
     --size_;
-    std::vector<Stream*>& spare = spare_streams().streams;
+    std::vector<Stream*>& spare = spare_streams();
     if (spare.size() >= kSpareStreamsMax) {
         delete stream;
         return;

@@ -10,6 +10,7 @@ from scheduler._native import http2
 from tests.unit.http2_peers import (
     CANCELLED,
     RESOURCE_EXHAUSTED,
+    STREAM_INFER,
     H2Client,
     answer_with,
     frame_message,
@@ -280,6 +281,20 @@ def test_a_client_that_closes_its_windows_is_read_but_served_no_more() -> None:
     third = client.request(b"x")
     client.exchange(answer_with(client.server, b"again"))
     assert client.answers[third].message == b"again"
+
+
+def test_refusals_that_are_not_read_stop_the_reading() -> None:
+    session = server(streams_max=10)
+    client = H2Client(session)
+    block = client.h2.encoder.encode(client.headers(STREAM_INFER))
+    fed = 0
+    while session.wants_read() and fed < 20_000:
+        stream = 2 * fed + 1
+        session.feed(http2_frame(1, 5, stream, block) + http2_frame(3, 0, stream, bytes(4)))
+        fed += 1
+    assert 4000 < fed < 5000
+    session.pull()
+    assert session.wants_read()
 
 
 def test_a_pull_is_bounded_and_refers_to_large_pieces() -> None:

@@ -253,6 +253,14 @@ def test_resets_are_mapped_as_grpc_maps_them(http2_code: int, code: int, nothing
     assert (event.kind, event.code, event.nothing_ran) == ("reply", code, nothing_ran)
 
 
+def test_headers_of_a_reply_are_bounded() -> None:
+    server, stream = called()
+    fill = [(f"x-{i}", "v" * 1000) for i in range(70)]
+    server.h2.send_headers(stream, [*GRPC, *fill], end_stream=True)
+    (event,) = server.exchange()
+    assert (event.stream, event.code) == (stream, INTERNAL)
+
+
 def test_a_reply_before_the_request_is_out_ends_the_call() -> None:
     server = H2Server(http2.ClientSession(), initial_window_size=1000)
     stream = server.client.call(INFER, bytes(1 << 20))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import urllib.parse
 
 import pytest
 
@@ -107,6 +108,19 @@ def test_an_error_is_a_trailers_only_answer() -> None:
     }
     assert answer.ended
     assert answer.data == b""
+
+
+@pytest.mark.parametrize("text", ["x" * 200_000, "ü€" * 50_000, "a" + "ü" * 50_000, "%" * 9999])
+def test_a_long_error_text_is_cut_between_characters(text: str) -> None:
+    client = H2Client(server())
+    stream = client.request(b"")
+    client.exchange()
+    client.server.refuse(stream, INTERNAL, text, bytes(100_000))
+    client.exchange()
+    answer = client.answers[stream]
+    assert answer.grpc_status == INTERNAL
+    assert 4080 <= len(answer.grpc_message) <= 4096
+    assert text.startswith(urllib.parse.unquote(answer.grpc_message, errors="strict"))
 
 
 def test_answers_to_streams_that_are_gone_are_ignored() -> None:
