@@ -15,12 +15,16 @@ using State = RequestAccess::State;
 // Shorter runs are cheaper to copy than to refer to.
 constexpr std::size_t kCopyMax = 1024;
 
-Span rows_of(const SignatureInput& input, RequestTensor* tensor, std::uint32_t row_begin,
-             std::uint32_t rows) {
+// The rows of one part in its `index`-th input.
+Span rows_of(const SignatureInput& input, const RequestRows& part, std::size_t index) {
+    State& state = RequestAccess::state(*part.request);
+    RequestTensor* tensor = &state.inputs[index];
+    if (part.rows == state.rows) return tensor->data;
     if (input.is_bytes) {
-        return string_rows(tensor->data, input.elements_per_row, row_begin, rows, &tensor->cursor);
+        return string_rows(tensor->data, input.elements_per_row, part.row_begin, part.rows,
+                           &tensor->cursor);
     }
-    return {tensor->data.data + row_begin * input.row_bytes, rows * input.row_bytes};
+    return {tensor->data.data + part.row_begin * input.row_bytes, part.rows * input.row_bytes};
 }
 
 struct Batch {
@@ -91,30 +95,36 @@ void append_header(const Batch& batch, const Signature& signature, std::string_v
     message->shrink_space(bytes_max - static_cast<std::size_t>(at - begin));
 }
 
-void append_data(const State& state, const RequestTensor& tensor, Span data, Pieces* message) {
-    if (data.size <= kCopyMax) {
-        message->append_copy(data);
+void append_rows(const RequestRows& part, std::size_t index, Span rows, Pieces* message) {
+    const State& state = RequestAccess::state(*part.request);
+    if (rows.size <= kCopyMax) {
+        message->append_copy(rows);
     } else {
-        message->append_reference(tensor.converted ? state.converted : state.message, data);
+        message->append_reference(state.inputs[index].converted ? state.converted : state.message,
+                                  rows);
     }
+}
+
+// What a padded batch repeats.
+RequestRows last_row_of(const Batch& batch) {
+    const RequestRows& part = batch.parts[batch.count - 1];
+    return {part.request, part.row_begin + part.rows - 1, 1};
 }
 
 // Bytes of one input over all parts and the padding.
 std::size_t tensor_bytes(const Batch& batch, const SignatureInput& input, std::size_t index) {
     if (!input.is_bytes) return input.row_bytes * batch.rows_padded;
     std::size_t bytes = 0;
-    Span last_row;
     for (std::size_t i = 0; i < batch.count; ++i) {
-        const RequestRows& part = batch.parts[i];
-        RequestTensor* tensor = &RequestAccess::state(*part.request).inputs[index];
-        const RowCursor before = tensor->cursor;
-        bytes += rows_of(input, tensor, part.row_begin, part.rows).size;
-        tensor->cursor = before;
-        if (i + 1 != batch.count || batch.rows_padded == batch.rows) continue;
-        last_row = rows_of(input, tensor, part.row_begin + part.rows - 1, 1);
-        tensor->cursor = before;
+        // Measuring must not move the cursor: the rows themselves are still to be cut.
+        RowCursor& cursor = RequestAccess::state(*batch.parts[i].request).inputs[index].cursor;
+        const RowCursor before = cursor;
+        bytes += rows_of(input, batch.parts[i], index).size;
+        cursor = before;
     }
-    return bytes + last_row.size * (batch.rows_padded - batch.rows);
+    if (batch.rows_padded == batch.rows) return bytes;
+    const std::size_t last_row_bytes = rows_of(input, last_row_of(batch), index).size;
+    return bytes + last_row_bytes * (batch.rows_padded - batch.rows);
 }
 
 // Field 7: the rows of one input.
@@ -125,18 +135,13 @@ void append_tensor(const Batch& batch, const SignatureInput& input, std::size_t 
     const std::uint8_t* end = put_varint(head + 1, tensor_bytes(batch, input, index));
     message->append_copy({head, static_cast<std::size_t>(end - head)});
     for (std::size_t i = 0; i < batch.count; ++i) {
-        const RequestRows& part = batch.parts[i];
-        State& state = RequestAccess::state(*part.request);
-        RequestTensor& tensor = state.inputs[index];
-        append_data(state, tensor, rows_of(input, &tensor, part.row_begin, part.rows), message);
+        append_rows(batch.parts[i], index, rows_of(input, batch.parts[i], index), message);
     }
     if (batch.rows_padded == batch.rows) return;
-    const RequestRows& part = batch.parts[batch.count - 1];
-    State& state = RequestAccess::state(*part.request);
-    RequestTensor& tensor = state.inputs[index];
-    const Span last_row = rows_of(input, &tensor, part.row_begin + part.rows - 1, 1);
+    const RequestRows last = last_row_of(batch);
+    const Span last_row = rows_of(input, last, index);
     for (std::uint32_t i = batch.rows; i < batch.rows_padded; ++i) {
-        append_data(state, tensor, last_row, message);
+        append_rows(last, index, last_row, message);
     }
 }
 

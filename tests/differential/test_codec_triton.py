@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -14,7 +15,15 @@ from hypothesis import strategies as st
 from scheduler._native import codec
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
-from tests.codec_messages import MODELS, Model, Request, add_faults, random_request
+from tests.codec_messages import (
+    MODELS,
+    Model,
+    Request,
+    Response,
+    Tensor,
+    add_faults,
+    random_request,
+)
 from tests.codec_wire import Speller, field, mutate
 
 pytestmark = pytest.mark.e2e
@@ -22,6 +31,14 @@ pytestmark = pytest.mark.e2e
 UNDECODABLE = (13, "Unable to parse request")
 Infer = Callable[[bytes], bytes]
 SOURCE = Path(__file__).parent / "models" / "accepting.py"
+
+
+ECHOES = (
+    ("echo_fp32", "FP32", (16,)),
+    ("echo_fp16", "FP16", (-1,)),
+    ("echo_int64", "INT64", (2, -1)),
+    ("echo_bytes", "BYTES", (-1,)),
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +54,9 @@ def infer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Infer]:
             outputs=[models.Tensor(t.name, t.datatype, t.dims) for t in model.outputs],
             max_batch_size=model.max_batch_size,
         )
+    for name, datatype, dims in ECHOES:
+        models.identity(repository, name, datatype=datatype, dims=dims)
+    models.mixed(repository, "echo_mixed")
     with (
         EmbeddedTriton(repository) as triton,
         grpc.insecure_channel(triton.grpc_address) as channel,
@@ -159,3 +179,70 @@ def test_mutated_requests_decode_where_triton_decodes_them(infer: Infer, seed: i
 def test_corners_of_the_wire_decode_where_triton_decodes_them(infer: Infer, message: bytes) -> None:
     ours = our_verdict(message, MODELS[0])
     assert (ours == UNDECODABLE) == (triton_verdict(infer, message) == UNDECODABLE)
+
+
+def echo_model(name: str) -> Model:
+    for known, datatype, dims in ECHOES:
+        if known == name:
+            tensors = (Tensor("INPUT0", datatype, dims),)
+            return Model(name, tensors, (Tensor("OUTPUT0", datatype, dims),), 64)
+    inputs = (Tensor("VALUES", "FP32", (16,)), Tensor("LABEL", "BYTES", (1,)))
+    outputs = (
+        Tensor("VALUES_ECHO", "FP32", (16,)),
+        Tensor("LABEL_ECHO", "BYTES", (1,)),
+        Tensor("SUM", "FP32", (1,)),
+    )
+    return Model(name, inputs, outputs, 64)
+
+
+@pytest.mark.parametrize("name", [*(name for name, _, _ in ECHOES), "echo_mixed"])
+@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_merged_answer_is_the_answer_of_triton_to_the_request_alone(
+    infer: Infer, name: str, seed: int
+) -> None:
+    rng = random.Random(seed)
+    model = echo_model(name)
+    reader, schema = codec.Codec(), model.schema(rows_max=0)
+    tail = [dim if dim >= 0 else rng.randint(1, 4) for dim in model.inputs[0].dims]
+    fixed = replace(model, inputs=(replace(model.inputs[0], dims=tuple(tail)), *model.inputs[1:]))
+    messages = []
+    for _ in range(rng.randint(2, 6)):
+        request = random_request(rng, fixed, rows=rng.randint(1, 8))
+        if model.outputs[0].datatype == "FP32" and not request.outputs:
+            request.outputs.add(name=model.outputs[0].name)
+        messages.append(Speller(rng).request(request))
+    members = [reader.prepare(message, schema) for message in messages]
+    assert len({member.signature_id for member in members}) == 1
+    rows = sum(member.rows for member in members)
+
+    reply = codec.Reply(infer(codec.merge([(member, 0, member.rows) for member in members])))
+    reply.splits_into(rows)
+
+    begin = 0
+    for member, message in zip(members, messages, strict=True):
+        answer = codec.write_reply(member, [(reply, begin, member.rows)])
+        assert Response.FromString(answer) == Response.FromString(infer(message))
+        begin += member.rows
+
+
+def test_class_results_are_cut_by_row(infer: Infer) -> None:
+    model = echo_model("echo_fp32")
+    reader, schema, rng = codec.Codec(), model.schema(rows_max=0), random.Random(5)
+    messages = []
+    for rows in (1, 3, 2):
+        request = random_request(rng, model, rows=rows)
+        del request.outputs[:]
+        request.outputs.add(name="OUTPUT0").parameters["classification"].int64_param = 3
+        messages.append(request.SerializeToString())
+    members = [reader.prepare(message, schema) for message in messages]
+
+    reply = codec.Reply(infer(codec.merge([(member, 0, member.rows) for member in members])))
+    reply.splits_into(6)
+
+    begin = 0
+    for member, message in zip(members, messages, strict=True):
+        answer = Response.FromString(codec.write_reply(member, [(reply, begin, member.rows)]))
+        assert answer == Response.FromString(infer(message))
+        assert answer.outputs[0].datatype == "BYTES"
+        begin += member.rows
