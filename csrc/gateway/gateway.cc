@@ -48,7 +48,8 @@ ConnectionId Gateway::client_connected(const std::string& peer_address, Nanos no
     connection.server = std::make_unique<http2::ServerSession>(&state.server_config, &state.budget);
     connection.peer_address = peer_address;
     connection.received_at = now;
-    if (state.draining) connection.server->begin_drain();
+    // No GOAWAY for one that comes during a drain: its calls get the typed refusal, its health checks
+    // an answer.
     const ConnectionId id = state.connections.add(std::move(connection));
     ++state.client_count;
     ++state.page->connections_total;
@@ -117,12 +118,13 @@ bool Gateway::turn(Nanos now) {
     bool left_over = state.take_events(now);
     state.probe_backends(now);
     if (!state.leaving.empty()) state.release_leaving(now);
+    state.dispatch_again = false;
     state.engine.step(now);
     state.carry_out_actions(now);
     state.check_drained(now);
     state.last_turn = now;
     state.page->host_bytes = state.budget.used;
-    left_over |= !state.connections.active.empty();
+    left_over |= state.dispatch_again || !state.connections.active.empty();
     return left_over;
 }
 

@@ -121,6 +121,12 @@ class RawClient:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.flush()  # there may be more to read from a server that has closed
 
+    def read_to_the_end(self) -> None:
+        """Reads until the server closes."""
+        with contextlib.suppress(Closed):
+            while True:
+                self.receive()
+
     def wait_for(self, kind: type[h2.events.Event], stream: int | None = None) -> Any:
         """The first event of that kind (of that stream), read or still to come."""
         deadline = time.monotonic() + ANSWER_TIMEOUT_S

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from collections.abc import Iterator
 
@@ -25,7 +24,7 @@ from tests.wire.calls import (
     rows,
 )
 from tests.wire.fake_triton import FakeTriton
-from tests.wire.raw_client import Closed, RawClient, grpc_message
+from tests.wire.raw_client import RawClient, grpc_message
 
 UNIMPLEMENTED, RESOURCE_EXHAUSTED, INTERNAL = "12", "8", "13"
 
@@ -40,12 +39,6 @@ def others_are_served(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     fake.release()
     np.testing.assert_array_equal(output(call.result(30)), rows(7777.0))
-
-
-def read_to_the_end(client: RawClient) -> None:
-    with contextlib.suppress(Closed):
-        while True:
-            client.receive()
 
 
 @pytest.mark.parametrize(
@@ -82,7 +75,7 @@ def test_a_connection_error_ends_that_connection_with_goaway(
     with RawClient(plane.address) as client:
         client.send_raw(frame)
         client.wait_for(h2.events.ConnectionTerminated)
-        read_to_the_end(client)
+        client.read_to_the_end()
 
 
 def test_a_message_that_ends_early_is_an_error_of_its_stream(plane: DataPlane) -> None:
@@ -178,7 +171,7 @@ def test_connections_beyond_the_bound_are_closed(plane: DataPlane, fake: FakeTri
     with RawClient(plane.address), RawClient(plane.address):
         wait_until(lambda: plane.snapshot().client_connections == 3, "three are connected")
         with RawClient(plane.address) as fourth:
-            read_to_the_end(fourth)
+            fourth.read_to_the_end()
         assert plane.snapshot().client_connections == 3
     wait_until(lambda: plane.snapshot().client_connections == 1, "the two are gone")
     with RawClient(plane.address) as client:
@@ -219,7 +212,7 @@ def test_a_client_that_ignores_the_bound_it_knows_is_closed(
         client.h2.remote_settings.acknowledge()
         client.request_headers()
         client.wait_for(h2.events.ConnectionTerminated)
-        read_to_the_end(client)
+        client.read_to_the_end()
     plane.wait_queued(0)
 
 

@@ -1,0 +1,112 @@
+"""A client that does not read its answers costs bounded memory and nobody else's time."""
+
+from __future__ import annotations
+
+import contextlib
+
+import h2.events
+import numpy as np
+import psutil
+
+from tests.dataplane import DataPlane, identity_model, wait_until
+from tests.wire.calls import connected, infer_request, output, rows
+from tests.wire.fake_triton import FakeTriton
+from tests.wire.raw_client import RawClient, grpc_message
+
+ANSWER_FLOATS = 500_000  # 2 MB
+UNSENT_BYTES_MAX = 64 << 20
+
+
+def test_a_client_that_reads_nothing_is_not_read_from(plane: DataPlane, fake: FakeTriton) -> None:
+    plane.apply([identity_model(dims=(-1,), merge=False)], [fake.address])
+    process = psutil.Process(plane.process.pid)
+    request = infer_request(rows(1, 1, ANSWER_FLOATS))
+    message = grpc_message(request.SerializeToString())
+    with RawClient(plane.address, receive_buffer_bytes=4096) as slow:
+        slow.socket.settimeout(1.0)
+        before = process.memory_info().rss
+        sent = 0
+        with contextlib.suppress(TimeoutError):  # it is not read from any more
+            while sent < 100:
+                send_ignoring_answers(slow, slow.request_headers(), message)
+                sent += 1
+        assert sent < 100, "200 MB were taken from a client that reads nothing"
+        grown = process.memory_info().rss - before
+        assert grown < 3 * UNSENT_BYTES_MAX, f"{grown} bytes for one slow reader"
+        with connected(plane.address) as other:
+            for n in range(20):
+                response = other.ModelInfer(infer_request(rows(n)), timeout=10)
+                np.testing.assert_array_equal(output(response), rows(n))
+    wait_until(lambda: plane.snapshot().client_connections == 0, "both are gone")
+
+
+def send_ignoring_answers(client: RawClient, stream: int, message: bytes) -> None:
+    """Sends a message; answers are read only as far as windows make it necessary."""
+    view = memoryview(message)
+    while view:
+        window = min(client.h2.local_flow_control_window(stream), client.h2.max_outbound_frame_size)
+        if window == 0:
+            client.receive()
+            continue
+        client.h2.send_data(stream, bytes(view[:window]), end_stream=len(view) <= window)
+        view = view[window:]
+        client.flush()
+
+
+def test_a_client_that_opens_no_window_gets_its_answer_when_it_does(
+    plane: DataPlane, fake: FakeTriton
+) -> None:
+    plane.apply([identity_model(dims=(-1,))], [fake.address])
+    values = rows(1, 1, ANSWER_FLOATS)
+    with RawClient(plane.address) as client, connected(plane.address) as other:
+        stream = client.infer(infer_request(values))
+        while len(client.data(stream)) < 65_535:  # the initial windows; none is opened
+            client.receive()
+        response = other.ModelInfer(infer_request(rows(2)), timeout=10)
+        np.testing.assert_array_equal(output(response), rows(2))
+        assert plane.counters()["in_flight"] == 0
+        assert plane.snapshot().host_bytes == 0, "the request is answered, its bytes are free"
+        client.h2.increment_flow_control_window(1 << 30)
+        client.h2.increment_flow_control_window(1 << 30, stream)
+        client.flush()
+        client.wait_for(h2.events.StreamEnded, stream)
+        assert values.tobytes() in client.data(stream)
+
+
+def test_a_slow_sender_delays_nobody(plane: DataPlane, fake: FakeTriton) -> None:
+    plane.apply([identity_model()], [fake.address])
+    message = grpc_message(infer_request(rows(1)).SerializeToString())
+    with RawClient(plane.address) as slow, connected(plane.address) as other:
+        stream = slow.request_headers()
+        for n, byte in enumerate(message):
+            slow.send_data(stream, bytes([byte]), end_stream=n + 1 == len(message))
+            if n % 30 == 0:
+                response = other.ModelInfer(infer_request(rows(n)), timeout=10)
+                np.testing.assert_array_equal(output(response), rows(n))
+        assert slow.trailers(stream)["grpc-status"] == "0"
+
+
+def test_pings_of_a_patient_client_are_answered(plane: DataPlane, fake: FakeTriton) -> None:
+    plane.apply([identity_model()], [fake.address])
+    with RawClient(plane.address) as client:
+        for n in range(50):
+            client.h2.ping(n.to_bytes(8, "big"))
+            client.flush()
+            client.wait_for(h2.events.PingAckReceived)
+        assert client.trailers(client.infer(infer_request(rows(1))))["grpc-status"] == "0"
+
+
+def test_a_flood_of_pings_costs_bounded_memory(plane: DataPlane, fake: FakeTriton) -> None:
+    plane.apply([identity_model()], [fake.address])
+    process = psutil.Process(plane.process.pid)
+    ping = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + b"x" * 8
+    with RawClient(plane.address, receive_buffer_bytes=4096) as flood:
+        flood.socket.settimeout(1.0)
+        before = process.memory_info().rss
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            for _ in range(200):
+                flood.send_raw(ping * 10_000)  # 34 MB altogether, and no answer is read
+        with connected(plane.address) as other:
+            response = other.ModelInfer(infer_request(rows(1)), timeout=10)
+            np.testing.assert_array_equal(output(response), rows(1))
+        assert process.memory_info().rss - before < 32 << 20
