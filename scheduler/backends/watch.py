@@ -75,6 +75,7 @@ class BackendWatch:
         self._probe_now = asyncio.Event()
         self._refresh_now = asyncio.Event()
         self._advised: set[ModelKey] = set()
+        self._unreadable: set[tuple[ModelKey, str]] = set()
 
     async def run(self) -> None:
         """Probes and refreshes until cancelled."""
@@ -182,12 +183,17 @@ class BackendWatch:
                 try:
                     return key, await self._calls.model(*key)
                 except CallError as error:
-                    log(logger, logging.WARNING, "cannot read a model", backend=self.address,
-                        model=key[0], version=key[1], reason=error)  # fmt: skip
+                    self._report_unreadable(key, str(error))
                     return None
 
         read_models = await asyncio.gather(*(read(key) for key in sorted(keys)))
         return dict(one for one in read_models if one is not None)
+
+    def _report_unreadable(self, key: ModelKey, reason: str) -> None:
+        if (key, reason) not in self._unreadable:
+            self._unreadable.add((key, reason))
+            log(logger, logging.WARNING, "cannot read a model", backend=self.address,
+                model=key[0], version=key[1], reason=reason)  # fmt: skip
 
     def _take_catalog(self, described: dict[ModelKey, Described], ready: set[ModelKey]) -> None:
         models = _all_specs(described)
@@ -216,21 +222,23 @@ class BackendWatch:
 
     def _become(self, status: BackendStatus, reason: str) -> None:
         changed = status is not self.status
-        self.reason = reason
-        if status is not BackendStatus.SERVING:
-            self._settle()
-        if not changed:
-            return
-        level = logging.INFO if status is BackendStatus.SERVING else logging.WARNING
-        fields = {"backend": self.address, **({"reason": reason} if reason else {})}
-        log(logger, level, f"backend is {status.value}", **fields)
-        self.status = status
+        # A first look that finds nothing is news although the state is what it was.
+        settling = not self.settled and status is not BackendStatus.SERVING
+        self.status, self.reason = status, reason
+        self.settled = self.settled or settling
         if status is BackendStatus.DOWN:
             # The next process at this address may be another Triton with other models.
             self.server = None
             self.ready_models = set()
             self._suspected = False
-        self._on_change()
+        if changed or settling:
+            self._report()
+            self._on_change()
+
+    def _report(self) -> None:
+        level = logging.INFO if self.status is BackendStatus.SERVING else logging.WARNING
+        fields = {"backend": self.address, **({"reason": self.reason} if self.reason else {})}
+        log(logger, level, f"backend is {self.status.value}", **fields)
 
 
 # A reload shows as LOADING or UNLOADING; UNAVAILABLE has been unloaded or failed to load.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from typing import Any
 
 from scheduler._native.counters import CountersPage
 from scheduler.backends.pool import BackendPool, CatalogEntry
@@ -22,8 +23,12 @@ from scheduler.v1 import dataplane_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
-# Keys of `server` read once at start: sockets are bound and descriptors are passed by then.
-RESTART_ONLY = ("listen", "metrics_listen", "control_listen")
+# Keys read once at start: sockets are bound, and children started, by then. All others reload.
+RESTART_ONLY = {
+    "server": ("listen", "metrics_listen", "control_listen"),
+    "embedded": ("model_repository",),
+    "logging": ("level", "format"),
+}
 HEALTH_PERIOD_S = 0.25
 
 
@@ -152,14 +157,17 @@ class ControlPlane:
         return counters["batches"] - counters["inflight_batches"]
 
     def _with_restart_only_kept(self, loaded: LoadedSettings) -> LoadedSettings:
-        old, new = self.settings.server, loaded.settings.server
-        changed = [key for key in RESTART_ONLY if getattr(old, key) != getattr(new, key)]
-        if not changed:
-            return loaded
-        log(logger, logging.WARNING, "these keys need a restart", keys=",".join(changed))
-        kept = new.model_copy(update={key: getattr(old, key) for key in changed})
-        settings = loaded.settings.model_copy(update={"server": kept})
-        return LoadedSettings(settings, loaded.origins)
+        kept: dict[str, Any] = {}
+        for section, keys in RESTART_ONLY.items():
+            old, new = getattr(self.settings, section), getattr(loaded.settings, section)
+            changed = {
+                key: getattr(old, key) for key in keys if getattr(old, key) != getattr(new, key)
+            }
+            if changed:
+                names = ",".join(f"{section}.{key}" for key in changed)
+                log(logger, logging.WARNING, "these keys need a restart", keys=names)
+                kept[section] = new.model_copy(update=changed)
+        return LoadedSettings(loaded.settings.model_copy(update=kept), loaded.origins)
 
     async def _publish_health(self) -> None:
         """Also follows what no callback reports: the steering connection."""

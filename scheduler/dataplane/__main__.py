@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import logging
 
 import uvloop
 
 from scheduler.dataplane.process import Inherited, run
+from scheduler.telemetry import logs
 
 
-def parse_arguments() -> tuple[Inherited, str]:
+def parse_arguments() -> tuple[Inherited, str | None]:
     parser = argparse.ArgumentParser(prog="infersched-dataplane", description=__doc__)
     parser.add_argument("--listen-fd", type=int, action="append", default=[], required=True)
     parser.add_argument("--steering-fd", type=int, required=True)
     parser.add_argument("--counters-fd", type=int, required=True)
     parser.add_argument("--cold-socket", required=True)
-    parser.add_argument("--log-level", default="INFO")
+    parser.add_argument("--log-level", choices=logs.LEVELS, default=None)
     arguments = parser.parse_args()
     inherited = Inherited(
         listen_fds=tuple(arguments.listen_fd),
@@ -29,9 +29,7 @@ def parse_arguments() -> tuple[Inherited, str]:
 
 def main() -> None:
     inherited, log_level = parse_arguments()
-    logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s  %(message)s"
-    )
+    logs.configure("dataplane", log_level)
     uvloop.run(run(inherited))
 
 

@@ -10,6 +10,7 @@ import pytest
 from scheduler.backends.catalog import TensorSpec, batching_advice
 from scheduler.backends.pool import join_catalogs
 from scheduler.backends.probe import Answer, ProbeResult
+from scheduler.backends.remembered import RememberedModels
 from scheduler.backends.watch import BackendStatus, BackendWatch
 from scheduler.config.schema import Discovery, Settings
 from scheduler.control.indices import IndexBook
@@ -258,6 +259,41 @@ def test_the_default_version_is_the_highest_number_that_is_ready() -> None:
     asyncio.run(watch.refresh())
     catalog = join_catalogs({"a:1": watch}, catalog)
     assert [v for (_, v), entry in catalog.items() if entry.is_default_version] == ["2"]
+
+
+# -- restarts
+
+
+def test_models_of_a_backend_that_is_away_survive_a_restart(tmp_path: Path) -> None:
+    def watch_of(calls: ScriptedCalls) -> BackendWatch:
+        remembered = RememberedModels(tmp_path, "a:1")
+        return BackendWatch("a:1", Discovery(), lambda: None, calls=calls, remembered=remembered)  # type: ignore[arg-type]
+
+    calls = ScriptedCalls(identity=IDENTITY)
+    before = watch_of(calls)
+    asyncio.run(before.refresh())
+    after = watch_of(calls)
+    assert not after.settled
+    after.take_probe(ProbeResult(Answer.UNREACHABLE))
+    assert after.settled
+    assert after.models == before.models
+    assert not after.model_ready(MODEL)
+
+
+def test_a_torn_memory_is_no_memory(tmp_path: Path) -> None:
+    memory = RememberedModels(tmp_path, "a:1")
+    memory.store({MODEL: ScriptedCalls.describe("identity", "1", IDENTITY)})
+    assert list(memory.load()) == [MODEL]
+    (file,) = tmp_path.glob("backend-*.json")
+    file.write_text(file.read_text()[:-20])
+    assert memory.load() == {}
+
+
+def test_a_first_look_that_finds_nothing_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    watch = make_watch(ScriptedCalls())
+    for _ in range(3):
+        watch.take_probe(ProbeResult(Answer.UNREACHABLE, "refused"))
+    assert [record.message for record in caplog.records] == ["backend is down"]
 
 
 # -- stable numbers

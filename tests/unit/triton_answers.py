@@ -59,8 +59,13 @@ class ScriptedCalls:
     ) -> tuple[service_pb2.ModelMetadataResponse, model_config_pb2.ModelConfig]:
         self._check()
         self.model_reads.append((name, version))
-        metadata = service_pb2.ModelMetadataResponse(name=name, versions=[version])
-        return metadata, config(self.configs[name])
+        return self.describe(name, version, self.configs[name])
+
+    @staticmethod
+    def describe(
+        name: str, version: str, text: str
+    ) -> tuple[service_pb2.ModelMetadataResponse, model_config_pb2.ModelConfig]:
+        return service_pb2.ModelMetadataResponse(name=name, versions=[version]), config(text)
 
     def _check(self) -> None:
         if self.answer.answer not in (Answer.READY, Answer.NOT_READY):

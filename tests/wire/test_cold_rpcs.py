@@ -16,12 +16,14 @@ from pathlib import Path
 
 import grpc
 import pytest
+from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from scheduler.backends import triton_install
 from scheduler.backends.embedded_triton import EmbeddedTriton, free_port
+from scheduler.cli.main import main
 from scheduler.v1 import control_pb2, control_pb2_grpc
 from scheduler.v1 import dataplane_pb2 as pb
 from tests import models
@@ -417,6 +419,26 @@ def test_control_shows_models_backends_queues_and_batches(
     config = operator.GetEffectiveConfig(control_pb2.GetEffectiveConfigRequest(), timeout=TIMEOUT_S)
     values = {value.path: (json.loads(value.value_json), value.origin) for value in config.values}
     assert values["backends[0].address"] == (triton.grpc_address, "flag --backend")
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+@pytest.mark.parametrize("command", ["models list", "backends list", "status"])
+def test_the_command_line_shows_it(
+    control: ControlPlane, triton: EmbeddedTriton, command: str, output: str
+) -> None:
+    arguments = [*command.split(), "--control", control.control_address, "--output", output]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    if output == "json":
+        shown = json.loads(result.output)
+        assert shown["ready"] if command == "status" else len(shown) in (1, 3)
+    else:
+        wanted = {
+            "models list": "identity",
+            "backends list": triton.grpc_address,
+            "status": "3 of 3",
+        }
+        assert wanted[command] in result.output
 
 
 def test_queues_need_a_data_plane(
