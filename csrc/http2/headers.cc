@@ -178,18 +178,15 @@ bool is_hop_header(std::string_view name) {
            name == "content-length" || name == "host";
 }
 
-StatusTrailers::StatusTrailers(const Status& status)
-    : code_(std::to_string(static_cast<int>(status.code))),
-      message_(shortened(percent_encode(status.message))) {
-    if (status.details.size() <= kDetailsBytesMax) details_ = base64_encode(status.details);
-    if (status.retry_pushback_ms >= 0) pushback_ = std::to_string(status.retry_pushback_ms);
-}
-
-void StatusTrailers::append_to(std::vector<nghttp2_nv>* headers) const {
-    headers->push_back(copied_header("grpc-status", code_));
-    if (!message_.empty()) headers->push_back(copied_header("grpc-message", message_));
-    if (!details_.empty()) headers->push_back(copied_header("grpc-status-details-bin", details_));
-    if (!pushback_.empty()) headers->push_back(copied_header("grpc-retry-pushback-ms", pushback_));
+Headers status_trailers(const Status& status) {
+    Headers trailers{{"grpc-status", std::to_string(static_cast<int>(status.code))}};
+    if (!status.message.empty())
+        trailers.emplace_back("grpc-message", shortened(percent_encode(status.message)));
+    if (!status.details.empty() && status.details.size() <= kDetailsBytesMax)
+        trailers.emplace_back("grpc-status-details-bin", base64_encode(status.details));
+    if (status.retry_pushback_ms >= 0)
+        trailers.emplace_back("grpc-retry-pushback-ms", std::to_string(status.retry_pushback_ms));
+    return trailers;
 }
 
 }  // namespace infersched::http2

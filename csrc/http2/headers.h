@@ -12,6 +12,7 @@
 #include "base/bytes.h"
 #include "base/status.h"
 #include "base/time.h"
+#include "http2/session.h"
 
 namespace infersched::http2 {
 
@@ -58,17 +59,7 @@ inline nghttp2_nv copied_header(std::string_view name, std::string_view value) {
 // Headers of one connection only, which a relay neither passes on nor needs.
 bool is_hop_header(std::string_view name);
 
-// The trailers of `status` and the texts they refer to.
-class StatusTrailers {
- public:
-    explicit StatusTrailers(const Status& status);
-    void append_to(std::vector<nghttp2_nv>* headers) const;
-
- private:
-    std::string code_;
-    std::string message_;
-    std::string details_;
-    std::string pushback_;
-};
+// The trailers that carry `status`. Texts that would make clients refuse the block are cut.
+Headers status_trailers(const Status& status);
 
 }  // namespace infersched::http2

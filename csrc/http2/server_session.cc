@@ -106,8 +106,8 @@ void ServerSession::State::refuse(Stream* stream, const Status& status) {
     reset_tokens_ = std::min(kResetBurst, reset_tokens_ + kResetsPerAnswer);
     const std::string http_status = std::to_string(stream->http_status);
     std::vector<nghttp2_nv> headers{copied_header(":status", http_status), kResponseHeaders[1]};
-    const StatusTrailers trailers(status);
-    trailers.append_to(&headers);
+    const Headers trailers = status_trailers(status);
+    for (const auto& [name, value] : trailers) headers.push_back(copied_header(name, value));
     if (status.code == StatusCode::kUnimplemented) headers.push_back(kAcceptEncoding);
     nghttp2_submit_response(session, stream->id, headers.data(), headers.size(), nullptr);
 }
@@ -242,7 +242,12 @@ void ServerSession::answer(StreamId id, Pieces&& message, const Headers* trailer
 
 void ServerSession::refuse(StreamId id, const Status& status) {
     Stream* stream = state_->find(id);
-    if (stream != nullptr && !stream->headers_sent) state_->refuse(stream, status);
+    if (stream == nullptr) return;
+    if (!stream->headers_sent) {
+        state_->refuse(stream, status);
+    } else {
+        state_->forward_trailers(stream, status_trailers(status));
+    }
 }
 
 void ServerSession::release(std::uint64_t bytes) {

@@ -100,10 +100,12 @@ class ServerSession {
     // -- unary streams -----------------------------------------------------------------------------
     // Answers OK with one message. A stream that ended meanwhile is ignored.
     void answer(StreamId stream, Pieces&& message, const Headers* trailers = nullptr);
-    // Answers with an error and no message. Safe before the request is complete: further DATA is dropped and the stream
-    // reset with NO_ERROR afterwards.
+    // Answers with an error and no message. Safe before the request is complete: further DATA is
+    // dropped and the stream reset with NO_ERROR afterwards. A forwarded stream may be refused too;
+    // when its answer's headers are out, the error goes into its trailers.
     void refuse(StreamId stream, const Status& status);
-    // The request's bytes are no longer held: pays back budget and connection window.
+    // The bytes of a taken kRequest are no longer held: pays back budget and connection window. Due
+    // once for every kRequest, whether it was answered, cancelled or lost.
     void release(std::uint64_t bytes);
 
     // -- forwarded streams -------------------------------------------------------------------------
@@ -120,7 +122,8 @@ class ServerSession {
     bool wants_write() const;
     // Whether more should be read from this client now (false: too many unsent answer bytes).
     bool wants_read() const;
-    // GOAWAY: existing streams finish, new ones are not accepted.
+    // GOAWAY: existing streams finish, new ones are not accepted once the client has acknowledged
+    // the notice. A second call does not wait for that.
     void begin_drain();
     // Everything is answered and written after begin_drain() or an error: close the transport.
     bool finished() const;

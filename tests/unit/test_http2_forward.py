@@ -230,6 +230,21 @@ def test_the_answer_may_end_before_the_request() -> None:
     assert pair.client.open_streams == 0
 
 
+def test_a_call_may_be_refused_before_and_after_its_headers() -> None:
+    pair = connect(http2.ServerSession())
+    early, late = open_call(pair), open_call(pair)
+    pair.server.refuse(early, 14, "away")
+    pair.server.forward_headers(late, [(":status", "200")])
+    pair.server.forward_data(late, b"some")
+    pair.server.refuse(late, 14, "gone")
+    pair.pump()
+    ends = {e.stream: dict(e.headers) for e in pair.take_client() if e.kind == "forward_trailers"}
+    assert (ends[early]["grpc-status"], ends[early]["grpc-message"]) == ("14", "away")
+    assert (ends[late]["grpc-status"], ends[late]["grpc-message"]) == ("14", "gone")
+    assert pair.take_server() == []
+    assert pair.server.open_streams == 0
+
+
 def test_internal_and_hop_headers_of_a_client_are_stripped() -> None:
     pair = connect(http2.ServerSession(internal_headers=["x-principal"]))
     pair.client.forward_open(
