@@ -1,3 +1,4 @@
+import builtins
 from collections.abc import Iterable, Sequence
 
 class CodecError(Exception):
@@ -45,7 +46,7 @@ class PreparedRequest:
     @property
     def signature_id(self) -> int: ...
     @property
-    def id(self) -> bytes: ...
+    def id(self) -> builtins.bytes: ...
 
 class Codec:
     @property
