@@ -64,12 +64,26 @@ void Gateway::State::carry_out_actions(Nanos now) {
     engine.clear_actions();
 }
 
+// The batch could not be sent; the engine places its members again in the next turn.
+void Gateway::State::dispatch_unsent(const engine::Action& action, Nanos now) {
+    engine.dispatch_failed(action.batch, engine::FailureKind::kNothingRan, StatusCode::kUnavailable,
+                           now);
+    dispatch_again = true;
+}
+
+// What is passed on as grpc-timeout. Triton answers at the deadline while the execution goes on, and the
+// slot would be given away under a running batch; only a model that really stops is told (design.md, 5.2).
+Nanos Gateway::State::backend_timeout(const engine::Action& action, Nanos now) const {
+    const ModelConfig* model = catalog.at(action.model);
+    if (action.at == kNever || model == nullptr || !model->policy.cancellable) return kNever;
+    return std::max<Nanos>(action.at - now, 1);
+}
+
 void Gateway::State::dispatch(const engine::Action& action, Nanos now) {
     ConnectionId id = 0;
     Connection* connection = choose_connection(action.backend, &id);
     if (connection == nullptr) {
-        engine.dispatch_failed(action.batch, engine::FailureKind::kNothingRan,
-                               StatusCode::kUnavailable, now);
+        dispatch_unsent(action, now);
         return;
     }
     const auto first = engine.members().begin() + action.member_begin;
@@ -85,18 +99,15 @@ void Gateway::State::dispatch(const engine::Action& action, Nanos now) {
     std::uint32_t rows_present = 0;
     for (const kserve::RequestRows& part : merge_scratch) rows_present += part.rows;
     if (rows_present != action.rows) {
-        engine.dispatch_failed(action.batch, engine::FailureKind::kNothingRan,
-                               StatusCode::kUnavailable, now);
+        dispatch_unsent(action, now);
         return;
     }
     Pieces message;
     kserve::merge_requests(merge_scratch.data(), merge_scratch.size(), action.rows_padded, &message);
-    const Nanos timeout_ns = action.at == kNever ? kNever : std::max<Nanos>(action.at - now, 1);
-    const http2::StreamId stream =
-        connection->client->call(kModelInfer, timeout_ns, metadata, std::move(message));
+    const http2::StreamId stream = connection->client->call(
+        kModelInfer, backend_timeout(action, now), metadata, std::move(message));
     if (stream == 0) {
-        engine.dispatch_failed(action.batch, engine::FailureKind::kNothingRan,
-                               StatusCode::kUnavailable, now);
+        dispatch_unsent(action, now);
         return;
     }
     const BatchId batch_id = batches.emplace();

@@ -81,6 +81,8 @@ struct Gateway::State {
     // dispatch.cc
     void carry_out_actions(Nanos now);
     void dispatch(const engine::Action& action, Nanos now);
+    void dispatch_unsent(const engine::Action& action, Nanos now);
+    Nanos backend_timeout(const engine::Action& action, Nanos now) const;
     void abandon(const engine::Action& action, Nanos now);
     Connection* choose_connection(std::uint32_t backend, ConnectionId* id);
     void take_reply(ConnectionId id, Connection* connection, http2::Event* event, Nanos now);
@@ -125,6 +127,7 @@ struct Gateway::State {
     Nanos engine_wake = kNever;
     Nanos last_turn = 0;
     bool loop_was_late = false;
+    bool dispatch_again = false;  // a batch could not be sent in this turn
     bool draining = false;
     bool drained = false;
     Nanos drain_deadline = kNever;
