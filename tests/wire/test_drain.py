@@ -48,13 +48,13 @@ def test_admitted_work_is_finished_and_new_work_refused(
 def test_connections_get_goaway_and_close_when_their_streams_are_done(
     stub: Stub, plane: DataPlane, fake: FakeTriton
 ) -> None:
-    with RawClient(plane.address) as idle:
+    with connected(plane.address) as idle, RawClient(plane.address) as observer:
+        idle.ModelInfer(infer_request(rows(1)), timeout=30)
         call = fake.occupy(stub)
-        wait_until(lambda: plane.snapshot().client_connections == 2, "both are connected")
+        assert plane.snapshot().client_connections == 3
         plane.drain(deadline_ms=20_000)
-        idle.wait_for(h2.events.ConnectionTerminated)
-        idle.read_to_the_end()
-        assert plane.snapshot().client_connections == 1
+        observer.wait_for(h2.events.ConnectionTerminated)
+        wait_until(lambda: plane.snapshot().client_connections == 2, "the idle one is closed")
     fake.release()
     np.testing.assert_array_equal(output(call.result()), rows(7777.0))
     wait_until(lambda: plane.snapshot().client_connections == 0, "the other one is closed")
