@@ -99,13 +99,10 @@ class Core {
     template <class Archive>
     void archive(Archive& archive);
 
-    const ModelState* model(std::uint32_t index) const {
-        return index < models_.size() ? &models_[index] : nullptr;
-    }
+    // ledger.cc
+    QueueStatus queue_status(std::uint32_t index) const;
     std::uint64_t requests_inflight() const { return requests_.size(); }
-    Nanos oldest(const ModelState& model) const {
-        return model.by_age.first == kNoSlot ? kNever : requests_[model.by_age.first].arrival;
-    }
+    bool needs_step() const { return !dirty_.empty(); }
 
     std::vector<Action> actions;
     std::vector<BatchMember> members;

@@ -50,15 +50,14 @@ void Engine::clear_actions() {
 }
 
 QueueStatus Engine::queue_status(std::uint32_t index) const {
-    const ModelState* model = state_->core.model(index);
-    if (model == nullptr) return {0, 0, 0, kNever, 0, false};
-    return {model->queued_requests,      model->queued_rows,      model->queued_bytes,
-            state_->core.oldest(*model), model->inflight_batches, model->merging()};
+    return state_->core.queue_status(index);
 }
 
 std::uint64_t Engine::requests_inflight() const { return state_->core.requests_inflight(); }
 
 void Engine::check_invariants() const { state_->core.check_invariants(); }
+
+bool Engine::needs_step() const { return state_->core.needs_step(); }
 
 std::vector<std::uint8_t> Engine::save() const {
     ArchiveWriter writer;

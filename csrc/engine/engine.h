@@ -91,7 +91,8 @@ struct BatchMember {
 enum class ActionKind : std::uint8_t {
     kDispatch,  // send `batch` to `backend`: members [member_begin, member_begin + member_count)
     kAnswer,    // answer request `user`: outcome, reason; ok when outcome is kCompleted
-    kAbandon,   // nobody waits for `batch` any more and it may be reset at the backend now
+    kAbandon,   // nobody waits for `batch` any more and it may be reset at the backend now; its
+                // slot is free and its handle stale, its reply may have come in the same turn
     kWake,      // call tick() at `at` (replaces earlier wakes); kNever = no wake is needed
 };
 
@@ -151,6 +152,8 @@ class Engine {
 
     // -- requests --------------------------------------------------------------------------------
     // A refused request leaves no trace but its counters. Actions (a dispatch) come with step().
+    // A model whose last backend was lost admits for another second and fails what is queued after
+    // five (kUnavailable / kNoBackend); one that never had a backend refuses.
     Admission submit(const Request& request, Nanos now);
     // The client went away: no answer is wanted, capacity is freed. kAnswer(kCancelled) is emitted
     // all the same.
@@ -162,12 +165,19 @@ class Engine {
     // The reply has come and can be split. Members are answered (kCompleted) once all their parts
     // are there.
     void complete(BatchHandle batch, Nanos now);
+    // What may run again goes again before other work: the same members as a fixed group, elsewhere
+    // where that is possible, eight times at most; a rejected one in halves. A backend that ran
+    // nothing rests for 10 ms, doubled with every failure in a row up to 1 s, or until set_backend
+    // makes it available. Merging that kUnsplittable ended comes back with a policy that batches
+    // differently.
     void dispatch_failed(BatchHandle batch, FailureKind kind, StatusCode code, Nanos now);
 
     // -- time ------------------------------------------------------------------------------------
     // Expires deadlines, forms batches, dispatches. Call once per loop turn after the turn's events
     // and at every kWake.
     void step(Nanos now);
+    // Whether events have come since the last step: one more is due, whatever the last kWake said.
+    bool needs_step() const;
 
     // Actions since the last clear_actions(), in order; members of dispatches in members().
     const std::vector<Action>& actions() const;

@@ -91,6 +91,15 @@ void Core::count_failure(const BatchRecord& batch) {
     if (BackendCounters* backend = backend_counters(batch.backend)) ++backend->failed_batches;
 }
 
+QueueStatus Core::queue_status(std::uint32_t index) const {
+    if (index >= models_.size()) return {0, 0, 0, kNever, 0, false};
+    const ModelState& model = models_[index];
+    const std::uint32_t first = model.by_age.first;
+    const Nanos oldest = first == kNoSlot ? kNever : requests_[first].arrival;
+    return {model.queued_requests,  model.queued_rows, model.queued_bytes, oldest,
+            model.inflight_batches, model.merging()};
+}
+
 void Core::publish_queue(std::uint32_t index) {
     const ModelState& model = models_[index];
     ModelCounters& page = counters(index);

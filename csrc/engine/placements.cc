@@ -12,7 +12,9 @@ Nanos averaged(Nanos average, Nanos sample) {
     return average == 0 ? sample : average + (sample - average) / 8;
 }
 
+// All the batches that one lost connection takes along are one failure.
 void PlacementState::rest(Nanos now) {
+    if (resting(now)) return;
     const std::uint32_t doublings = std::min(failures, kRestDoublingsMax);
     rest_until = add_saturating(now, std::min(kRestMinNs << doublings, kRestMaxNs));
     ++failures;

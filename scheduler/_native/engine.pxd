@@ -95,7 +95,9 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
 
     cdef cppclass CppEngine "infersched::engine::Engine":
         CppEngine(CountersPage* page) except +
-        void configure_model(uint32_t, const ModelPolicy&, const vector[Placement]&, int64_t) except +
+        void configure_model(
+            uint32_t, const ModelPolicy&, const vector[Placement]&, int64_t
+        ) except +
         void set_backend(uint32_t, cbool, int64_t) except +
         void set_draining(cbool)
         Admission submit(const Request&, int64_t) except +
@@ -106,6 +108,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         void step(int64_t) except +
         const vector[Action]& actions()
         const vector[BatchMember]& members()
+        cbool needs_step()
         void clear_actions()
         QueueStatus queue_status(uint32_t)
         uint64_t requests_inflight()

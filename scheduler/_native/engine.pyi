@@ -109,6 +109,9 @@ class Engine:
     def dispatch_failed(self, batch: int, kind: str, code: int, now: int) -> None:
         """`kind` is one of FAILURE_KINDS, `code` a gRPC status code."""
     def step(self, now: int) -> None: ...
+    @property
+    def needs_step(self) -> bool:
+        """Whether events have come since the last step."""
     def take_actions(self) -> list[Dispatch | Answer | Abandon | Wake]:
         """The actions since the last call, in order, and forgets them."""
     def queue_status(self, model: int) -> QueueState: ...

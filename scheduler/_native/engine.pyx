@@ -131,6 +131,10 @@ cdef class Engine:
     def step(self, now):
         self._engine.step(now)
 
+    @property
+    def needs_step(self):
+        return self._engine.needs_step()
+
     def take_actions(self):
         """The actions since the last call, in order, and forgets them."""
         cdef vector[BatchMember] members = self._engine.members()

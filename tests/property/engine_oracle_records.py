@@ -164,6 +164,8 @@ class Placement:
             batch.started_at = now if batch.started_at == NEVER else batch.started_at
 
     def rest(self, now: int) -> None:
+        if self.rest_until > now:
+            return
         self.rest_until = now + min(REST_MIN << min(self.failures, 7), REST_MAX)
         self.failures += 1
 

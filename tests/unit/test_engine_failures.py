@@ -65,6 +65,15 @@ def test_the_only_backend_rests_longer_after_every_failure_in_a_row() -> None:
     assert len(driver.after(10 * MS).step()) == 1
 
 
+def test_batches_lost_together_are_one_failure() -> None:
+    driver = Driver([(0, 4, True)])
+    driver.submit_many(range(4))
+    for batch in driver.step():
+        driver.fail(batch, "connection")
+    assert driver.after(10 * MS - 1).step() == []
+    assert len(driver.after(1).step()) == 4
+
+
 def test_a_reconnected_backend_need_not_rest() -> None:
     driver = Driver(1)
     driver.submit(1)
@@ -73,6 +82,16 @@ def test_a_reconnected_backend_need_not_rest() -> None:
     driver.fail(batch, "connection")
     driver.engine.set_backend(0, True, driver.now)
     assert len(driver.step()) == 1
+
+
+def test_a_failure_after_the_step_asks_for_another_one() -> None:
+    driver = Driver(2)
+    driver.submit(1)
+    assert driver.engine.needs_step
+    (batch,) = driver.step()
+    assert not driver.engine.needs_step
+    driver.fail(batch, "nothing_ran")
+    assert driver.engine.needs_step
 
 
 def test_eight_tries_are_the_end() -> None:
