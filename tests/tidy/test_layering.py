@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.tidy.sources import imported_rooms, included_rooms, name, room, sources
+from tests.tidy.sources import ROOT, imported_rooms, included_rooms, name, room, sources
 
 # Room -> the other rooms it may include.
 CSRC: dict[str, set[str]] = {
@@ -24,7 +26,7 @@ SCHEDULER: dict[str, set[str]] = {
     "v1": set(),
     "config": set(),
     "telemetry": {"config", "_native"},
-    "dataplane": {"_native", "v1"},
+    "dataplane": {"_native", "telemetry", "v1"},
     "backends": {"config", "telemetry"},
     "control": {"_native", "backends", "config", "telemetry", "v1"},
     "supervisor": {"_native", "backends", "config", "control", "telemetry", "v1"},
@@ -65,3 +67,14 @@ def test_the_layers_have_no_cycle(table: dict[str, set[str]]) -> None:
         ready = {here for here, below in table.items() if here not in placed and below <= placed}
         assert ready, f"a cycle among {sorted(set(table) - placed)}"
         placed |= ready
+
+
+def test_the_data_plane_loads_nothing_of_the_control_plane() -> None:
+    program = "import sys, scheduler.dataplane.__main__; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = {module.partition(".")[0] for module in done.stdout.split()}
+    control_plane_only = {"grpc", "numpy", "prometheus_client", "pydantic", "rich", "tritonclient"}
+    assert not loaded & control_plane_only
+    assert "scheduler.config" not in done.stdout.split()
