@@ -19,7 +19,7 @@ namespace infersched {
 inline constexpr std::string_view kErrorDomain = "infersched";
 
 class ErrorDetails {
- public:
+  public:
     using Metadata = std::initializer_list<std::pair<std::string_view, std::string_view>>;
 
     // google.rpc.ErrorInfo in our domain.
@@ -34,7 +34,7 @@ class ErrorDetails {
     // The google.rpc.Status that carries what was added so far.
     std::string serialise(StatusCode code, std::string_view message) const;
 
- private:
+  private:
     void add(std::string_view type, std::string_view value);
 
     std::string details_;  // field 3 of google.rpc.Status, repeated

@@ -35,15 +35,21 @@ Status status_of_reset(std::uint32_t http2_error_code) {
 
 StatusCode status_of_http(unsigned http_status) {
     switch (http_status) {
-        case 400: return StatusCode::kInternal;
-        case 401: return StatusCode::kUnauthenticated;
-        case 403: return StatusCode::kPermissionDenied;
-        case 404: return StatusCode::kUnimplemented;
+        case 400:
+            return StatusCode::kInternal;
+        case 401:
+            return StatusCode::kUnauthenticated;
+        case 403:
+            return StatusCode::kPermissionDenied;
+        case 404:
+            return StatusCode::kUnimplemented;
         case 429:
         case 502:
         case 503:
-        case 504: return StatusCode::kUnavailable;
-        default: return StatusCode::kUnknown;
+        case 504:
+            return StatusCode::kUnavailable;
+        default:
+            return StatusCode::kUnknown;
     }
 }
 
@@ -64,8 +70,8 @@ const nghttp2_session_callbacks* ClientSession::State::callbacks() {
 
 ClientSession::State::State(const ClientConfig& the_config) : config(the_config) {
     static const nghttp2_option* const options = make_options();
-    if (nghttp2_session_client_new3(&session, callbacks(), this, options, session_memory()) !=
-        0) std::abort();
+    if (nghttp2_session_client_new3(&session, callbacks(), this, options, session_memory()) != 0)
+        std::abort();
     const nghttp2_settings_entry settings[] = {
         {NGHTTP2_SETTINGS_ENABLE_PUSH, 0},
         {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, config.stream_window_bytes},
@@ -73,8 +79,8 @@ ClientSession::State::State(const ClientConfig& the_config) : config(the_config)
         {NGHTTP2_SETTINGS_NO_RFC7540_PRIORITIES, 1},
     };
     nghttp2_submit_settings(session, NGHTTP2_FLAG_NONE, settings, std::size(settings));
-    nghttp2_session_set_local_window_size(session, NGHTTP2_FLAG_NONE, 0,
-                                          static_cast<std::int32_t>(config.connection_window_bytes));
+    nghttp2_session_set_local_window_size(
+        session, NGHTTP2_FLAG_NONE, 0, static_cast<std::int32_t>(config.connection_window_bytes));
     sendable = true;
 }
 

@@ -147,8 +147,8 @@ bool ClientSession::State::draining() const {
 
 bool ClientSession::State::ready() const {
     if (!settings_seen_ || draining()) return false;
-    return open_streams < nghttp2_session_get_remote_settings(
-                              session, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS);
+    return open_streams <
+           nghttp2_session_get_remote_settings(session, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS);
 }
 
 ClientSession::ClientSession(const ClientConfig& config)
@@ -176,8 +176,7 @@ StreamId ClientSession::forward_open(const Headers& headers, bool end_stream) {
     return state_->forward_open(headers, end_stream);
 }
 
-void ClientSession::forward_data(StreamId id, const BufferRef& owner, Span bytes,
-                                 bool end_stream) {
+void ClientSession::forward_data(StreamId id, const BufferRef& owner, Span bytes, bool end_stream) {
     Stream* stream = state_->find_call(id);
     if (stream == nullptr || stream->finished || stream->body_end != BodyEnd::kOpen) return;
     state_->forward_data(stream, owner, bytes);

@@ -11,7 +11,7 @@
 namespace infersched::http2 {
 
 class ClientSession::State : public SessionCore {
- public:
+  public:
     explicit State(const ClientConfig& config);
     ~State() override = default;
 
@@ -30,7 +30,7 @@ class ClientSession::State : public SessionCore {
     ClientConfig config;
     std::size_t open_streams = 0;
 
- private:
+  private:
     static const nghttp2_session_callbacks* callbacks();
     static int on_begin_headers(nghttp2_session*, const nghttp2_frame* frame, void* state);
     static int on_header(nghttp2_session*, const nghttp2_frame* frame, const std::uint8_t* name,

@@ -14,7 +14,8 @@ void write_prefix(std::uint8_t* prefix, std::size_t length) {
 }
 
 FramingError MessageAssembler::finish_prefix(std::size_t bytes_max) {
-    length_ = static_cast<std::size_t>(prefix_[1]) << 24 | static_cast<std::size_t>(prefix_[2]) << 16 |
+    length_ = static_cast<std::size_t>(prefix_[1]) << 24 |
+              static_cast<std::size_t>(prefix_[2]) << 16 |
               static_cast<std::size_t>(prefix_[3]) << 8 | prefix_[4];
     if (prefix_[0] == 1) return FramingError::kCompressed;
     if (prefix_[0] != 0) return FramingError::kBadFlag;

@@ -22,9 +22,9 @@ enum class FramingError : std::uint8_t {
 };
 
 class MessageAssembler {
- public:
-    // Takes `bytes`, which begin with `frame_left` (>= bytes.size) bytes of one DATA frame. After an
-    // error the assembler holds nothing and takes no more.
+  public:
+    // Takes `bytes`, which begin with `frame_left` (>= bytes.size) bytes of one DATA frame. After
+    // an error the assembler holds nothing and takes no more.
     FramingError feed(Span bytes, std::size_t frame_left, std::size_t bytes_max);
 
     bool started() const { return prefix_size_ > 0; }
@@ -34,7 +34,7 @@ class MessageAssembler {
     BufferRef take();
     void clear();
 
- private:
+  private:
     std::size_t filled() const { return message_ ? message_->size() : 0; }
     FramingError finish_prefix(std::size_t bytes_max);
     bool make_room(std::size_t incoming, std::size_t frame_left);

@@ -13,12 +13,9 @@ struct TimeoutUnit {
     char letter;
     Nanos nanos;
 };
-constexpr TimeoutUnit kTimeoutUnits[] = {{'n', 1},
-                                         {'u', kMicrosecond},
-                                         {'m', kMillisecond},
-                                         {'S', kSecond},
-                                         {'M', 60 * kSecond},
-                                         {'H', 3600 * kSecond}};
+constexpr TimeoutUnit kTimeoutUnits[] = {
+    {'n', 1},       {'u', kMicrosecond}, {'m', kMillisecond},
+    {'S', kSecond}, {'M', 60 * kSecond}, {'H', 3600 * kSecond}};
 
 constexpr char kBase64[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 constexpr char kHex[] = "0123456789ABCDEF";
@@ -74,7 +71,8 @@ bool parse_decimal(std::string_view text, std::uint64_t* value) {
 
 bool parse_timeout(std::string_view text, Nanos* timeout_ns) {
     std::uint64_t value = 0;
-    if (text.size() < 2 || text.size() > 9 || !parse_decimal(text.substr(0, text.size() - 1), &value))
+    if (text.size() < 2 || text.size() > 9 ||
+        !parse_decimal(text.substr(0, text.size() - 1), &value))
         return false;
     for (const TimeoutUnit& unit : kTimeoutUnits) {
         if (unit.letter != text.back()) continue;

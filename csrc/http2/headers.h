@@ -1,5 +1,5 @@
-// The text forms of gRPC's headers: timeouts, percent encoding of messages, base64 of binary values,
-// and name/value pairs as nghttp2 takes them.
+// The text forms of gRPC's headers: timeouts, percent encoding of messages, base64 of binary
+// values, and name/value pairs as nghttp2 takes them.
 #pragma once
 
 #include <nghttp2/nghttp2.h>

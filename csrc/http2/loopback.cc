@@ -41,7 +41,7 @@ Pieces message_of(const BufferRef& payload) {
 }
 
 class Loopback {
- public:
+  public:
     Loopback(const LoopbackLoad& load, std::uint64_t (*ticks)())
         : load_(load), ticks_(ticks), server_(&server_config_, &budget_), client_(client_config_) {
         const std::string request(load.request_bytes, 'q');
@@ -50,22 +50,9 @@ class Loopback {
         reply_ = BufferRef::copy_of(span_of(reply));
     }
 
-    LoopbackResult run() {
-        const std::uint64_t start = ticks_();
-        turn();
-        turn();
-        std::uint64_t called = 0;
-        while (result_.answered + failed_ < load_.requests) {
-            for (; in_flight_ < load_.in_flight && called < load_.requests; ++called, ++in_flight_)
-                client_.call(kPath, kTimeout, {}, message_of(request_));
-            turn();
-            if (++rounds_ > load_.requests * 1000 + 1000) break;
-        }
-        result_.total_ticks = ticks_() - start;
-        return result_;
-    }
+    LoopbackResult run();
 
- private:
+  private:
     static ServerConfig make_server_config() {
         ServerConfig config;
         config.routes.push_back({std::string(kPath), RouteKind::kUnary, {}});
@@ -77,29 +64,7 @@ class Loopback {
         return config;
     }
 
-    void turn() {
-        up_.pull(&client_);
-        result_.client_bytes += up_.join();
-        const std::uint64_t start = ticks_();
-        server_.feed(up_.span(), ++now_);
-        while (server_.next_event(&event_)) {
-            if (event_.kind != EventKind::kRequest) continue;
-            server_.answer(event_.stream, message_of(reply_));
-            server_.release(event_.bytes);
-        }
-        down_.pull(&server_);
-        result_.server_ticks += ticks_() - start;
-        result_.server_bytes += down_.join();
-        client_.feed(down_.span(), now_);
-        while (client_.next_event(&event_)) {
-            if (event_.kind != EventKind::kReply) continue;
-            --in_flight_;
-            const bool good = event_.status.ok() && event_.message.span().size == reply_->size() &&
-                              std::memcmp(event_.message->data(), reply_->data(),
-                                          reply_->size()) == 0;
-            good ? ++result_.answered : ++failed_;
-        }
-    }
+    void turn();
 
     const LoopbackLoad load_;
     std::uint64_t (*ticks_)();
@@ -119,6 +84,44 @@ class Loopback {
     std::uint64_t rounds_ = 0;
     LoopbackResult result_;
 };
+
+LoopbackResult Loopback::run() {
+    const std::uint64_t start = ticks_();
+    turn();
+    turn();
+    std::uint64_t called = 0;
+    while (result_.answered + failed_ < load_.requests) {
+        for (; in_flight_ < load_.in_flight && called < load_.requests; ++called, ++in_flight_)
+            client_.call(kPath, kTimeout, {}, message_of(request_));
+        turn();
+        if (++rounds_ > load_.requests * 1000 + 1000) break;
+    }
+    result_.total_ticks = ticks_() - start;
+    return result_;
+}
+
+void Loopback::turn() {
+    up_.pull(&client_);
+    result_.client_bytes += up_.join();
+    const std::uint64_t start = ticks_();
+    server_.feed(up_.span(), ++now_);
+    while (server_.next_event(&event_)) {
+        if (event_.kind != EventKind::kRequest) continue;
+        server_.answer(event_.stream, message_of(reply_));
+        server_.release(event_.bytes);
+    }
+    down_.pull(&server_);
+    result_.server_ticks += ticks_() - start;
+    result_.server_bytes += down_.join();
+    client_.feed(down_.span(), now_);
+    while (client_.next_event(&event_)) {
+        if (event_.kind != EventKind::kReply) continue;
+        --in_flight_;
+        const bool good = event_.status.ok() && event_.message.span().size == reply_->size() &&
+                          std::memcmp(event_.message->data(), reply_->data(), reply_->size()) == 0;
+        good ? ++result_.answered : ++failed_;
+    }
+}
 
 }  // namespace
 

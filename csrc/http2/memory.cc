@@ -24,13 +24,13 @@ struct FreeBlock {
 };
 
 class Pool {
- public:
+  public:
     Pool() : memory_{this, allocate, release, allocate_zeroed, resize} {}
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
     nghttp2_mem* memory() { return &memory_; }
 
- private:
+  private:
     static Header* header_of(void* block) { return static_cast<Header*>(block) - 1; }
     static std::size_t capacity(std::size_t size_class) { return size_class * kStepBytes; }
 

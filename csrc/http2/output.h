@@ -14,7 +14,7 @@ inline constexpr std::size_t kGatherBytesMax = 16u << 10;
 
 // Collects one pull.
 class Output {
- public:
+  public:
     void begin(std::size_t bytes_max, std::vector<Slice>* slices);
     void write(Span bytes);
     void refer(const BufferRef& owner, Span bytes);
@@ -23,7 +23,7 @@ class Output {
 
     bool full() const { return written_ >= bytes_max_; }
 
- private:
+  private:
     // A run of the gather buffer; its address is known when the buffer no longer grows.
     struct Run {
         std::size_t slice;
@@ -41,9 +41,10 @@ class Output {
     std::vector<Run> runs_;
 };
 
-// The bytes of one stream that wait to be sent: one gRPC message with its prefix, or relayed pieces.
+// The bytes of one stream that wait to be sent: one gRPC message with its prefix, or relayed
+// pieces.
 class OutBody {
- public:
+  public:
     void set_message(Pieces&& message);
     void append(const BufferRef& owner, Span bytes);
     // Moves the next `size` (<= remaining) bytes to `output`.
@@ -51,7 +52,7 @@ class OutBody {
     std::size_t remaining() const { return remaining_; }
     void clear();
 
- private:
+  private:
     void send_message(std::size_t size, Output* output);
     void send_relayed(std::size_t size, Output* output);
 

@@ -1,5 +1,5 @@
-// What a server session does while it is fed. Callbacks only record: events, refusals to be sent and
-// window credit; nothing is written here.
+// What a server session does while it is fed. Callbacks only record: events, refusals to be sent
+// and window credit; nothing is written here.
 #include <algorithm>
 #include <cstdlib>
 #include <iterator>
@@ -51,8 +51,8 @@ const nghttp2_session_callbacks* ServerSession::State::callbacks() {
 ServerSession::State::State(const ServerConfig* the_config, ByteBudget* the_budget)
     : config(the_config), budget(the_budget) {
     static const nghttp2_option* const options = make_options();
-    if (nghttp2_session_server_new3(&session, callbacks(), this, options, session_memory()) !=
-        0) std::abort();
+    if (nghttp2_session_server_new3(&session, callbacks(), this, options, session_memory()) != 0)
+        std::abort();
     const nghttp2_settings_entry settings[] = {
         {NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, config->streams_max},
         {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, config->stream_window_bytes},
@@ -61,8 +61,8 @@ ServerSession::State::State(const ServerConfig* the_config, ByteBudget* the_budg
         {NGHTTP2_SETTINGS_NO_RFC7540_PRIORITIES, 1},
     };
     nghttp2_submit_settings(session, NGHTTP2_FLAG_NONE, settings, std::size(settings));
-    nghttp2_session_set_local_window_size(session, NGHTTP2_FLAG_NONE, 0,
-                                          static_cast<std::int32_t>(config->connection_window_bytes));
+    nghttp2_session_set_local_window_size(
+        session, NGHTTP2_FLAG_NONE, 0, static_cast<std::int32_t>(config->connection_window_bytes));
     sendable = true;
 }
 
@@ -92,9 +92,9 @@ int ServerSession::State::on_header(nghttp2_session*, const nghttp2_frame*,
     const std::size_t bytes_max = state->config->header_list_bytes_max;
     if (size > bytes_max - std::min<std::size_t>(stream->header_bytes, bytes_max)) {
         stream->header_bytes = static_cast<std::uint32_t>(bytes_max);
-        stream->refusal = Status::error(StatusCode::kResourceExhausted,
-                                        "received metadata size exceeds limit of " +
-                                            std::to_string(bytes_max) + " bytes");
+        stream->refusal = Status::error(
+            StatusCode::kResourceExhausted,
+            "received metadata size exceeds limit of " + std::to_string(bytes_max) + " bytes");
         stream->headers.clear();
         return 0;
     }
@@ -172,8 +172,8 @@ void ServerSession::State::request_headers_done(Stream* stream, bool end_stream)
         stream->refusal =
             Status::error(StatusCode::kInvalidArgument, "invalid gRPC request content-type");
     } else if (throttled && stream->refusal.ok()) {
-        stream->refusal = Status::error(StatusCode::kResourceExhausted,
-                                        "the client does not read its answers");
+        stream->refusal =
+            Status::error(StatusCode::kResourceExhausted, "the client does not read its answers");
     }
     if (!stream->refusal.ok()) {
         refuse(stream, Status(stream->refusal));
@@ -219,9 +219,9 @@ int ServerSession::State::on_data(nghttp2_session* session, std::uint8_t, std::i
 }
 
 Status ServerSession::State::host_memory_refusal() const {
-    Status status = Status::error(StatusCode::kResourceExhausted,
-                                  "host memory for requests is exhausted (" +
-                                      std::to_string(budget->max) + " bytes)");
+    Status status =
+        Status::error(StatusCode::kResourceExhausted, "host memory for requests is exhausted (" +
+                                                          std::to_string(budget->max) + " bytes)");
     status.retry_pushback_ms = 100;
     status.details = ErrorDetails()
                          .error_info("HOST_MEMORY")
@@ -303,9 +303,9 @@ void ServerSession::State::remote_ended(Stream* stream) {
 
 void ServerSession::State::request_complete(Stream* stream) {
     if (!stream->in.complete()) {
-        refuse(stream, Status::error(StatusCode::kInternal,
-                                     stream->in.started() ? "the request message is truncated"
-                                                          : "Half-closed without a request"));
+        refuse(stream, Status::error(StatusCode::kInternal, stream->in.started()
+                                                                ? "the request message is truncated"
+                                                                : "Half-closed without a request"));
         return;
     }
     held_bytes += stream->charged_bytes;
@@ -374,9 +374,9 @@ void ServerSession::State::close_stream(Stream* stream) {
     stream->charged_bytes = 0;
     drop_body(stream);
     if (stream->announced && !stream->finished) {
-        events.push(stream->kind == StreamKind::kForward ? EventKind::kForwardReset
-                                                         : EventKind::kCancelled,
-                    stream->id);
+        events.push(
+            stream->kind == StreamKind::kForward ? EventKind::kForwardReset : EventKind::kCancelled,
+            stream->id);
     }
     stream->finished = true;
     drop_if_unused(stream);

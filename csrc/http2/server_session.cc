@@ -236,8 +236,7 @@ bool ServerSession::has_events() const { return !state_->events.empty(); }
 void ServerSession::connection_lost() { state_->lose(); }
 
 void ServerSession::answer(StreamId id, Pieces&& message, const Headers* trailers) {
-    if (Stream* stream = state_->find(id))
-        state_->answer(stream, std::move(message), trailers);
+    if (Stream* stream = state_->find(id)) state_->answer(stream, std::move(message), trailers);
 }
 
 void ServerSession::refuse(StreamId id, const Status& status) {

@@ -18,7 +18,7 @@ inline constexpr std::int64_t kResetsPerSecond = 10'000;
 inline constexpr std::int64_t kResetsPerAnswer = 10;
 
 class ServerSession::State : public SessionCore {
- public:
+  public:
     State(const ServerConfig* config, ByteBudget* budget);
     ~State() override;
 
@@ -50,7 +50,7 @@ class ServerSession::State : public SessionCore {
     std::uint64_t resets_received = 0;
     bool throttled = false;  // too many unsent answer bytes
 
- private:
+  private:
     // -- callbacks of nghttp2 (server_receive.cc) ----
     static const nghttp2_session_callbacks* callbacks();
     static int on_begin_headers(nghttp2_session*, const nghttp2_frame* frame, void* state);

@@ -1,12 +1,12 @@
 // gRPC over HTTP/2, sans-IO: bytes in, events out; answers in, bytes out.
 //
 // A ServerSession faces one client connection, a ClientSession one connection to a Triton or to the
-// control plane. Callbacks of nghttp2 only record. The owner, once per loop turn: feeds what was read,
-// takes events, submits answers, and pulls what is to be written. No session is fed, pulled or deleted
-// inside a callback, and nothing here knows models, sockets or clocks.
+// control plane. Callbacks of nghttp2 only record. The owner, once per loop turn: feeds what was
+// read, takes events, submits answers, and pulls what is to be written. No session is fed, pulled
+// or deleted inside a callback, and nothing here knows models, sockets or clocks.
 //
-// Streams are either *unary* (terminated here: one message in, one answer out) or *forwarded* (headers,
-// data and trailers relayed as they are, with flow control and cancellation).
+// Streams are either *unary* (terminated here: one message in, one answer out) or *forwarded*
+// (headers, data and trailers relayed as they are, with flow control and cancellation).
 #pragma once
 
 #include <cstddef>
@@ -49,46 +49,59 @@ struct ServerConfig {
     std::uint32_t stream_window_bytes = 1u << 20;
     std::uint32_t frame_bytes_max = 1u << 16;
     std::uint32_t header_list_bytes_max = 64u << 10;
-    std::uint32_t unsent_answer_bytes_max = 64u << 20;  // a reader slower than this stops being read
+    // A reader slower than this stops being read.
+    std::uint32_t unsent_answer_bytes_max = 64u << 20;
     std::vector<std::string> forward_metadata;  // lower-case names
     // Headers that must never come from outside (stripped from forwarded calls).
     std::vector<std::string> internal_headers;
 };
 
 enum class EventKind : std::uint8_t {
-    kRequest,         // server: a whole unary request; `message`, `deadline`, `metadata`, `route`
-    kCancelled,       // server: the client reset the stream or the connection ended (once per open stream that was
-                      // announced by an event and not yet finished by us)
-    kReply,           // client: a unary call ended; `status`, `message` (may be empty on error), `nothing_ran`
-    kForwardHeaders,  // a forwarded stream opened (server) / answered with headers (client); `headers`
-    kForwardData,     // `message` = a piece of its DATA; pay back with forward_consumed()
-    kForwardTrailers, // client: `headers` = trailers (or trailers-only response); the stream is over
-    kForwardEnd,      // server: the client half-closed
-    kForwardReset,    // the other side reset the stream (client: also connection lost)
-    kForwardSent,     // `bytes` given to forward_data() have left
+    // server: a whole unary request; `message`, `deadline`, `metadata`, `route`
+    kRequest,
+    // server: the client reset the stream or the connection ended (once per open stream that was
+    // announced by an event and not yet finished by us)
+    kCancelled,
+    // client: a unary call ended; `status`, `message` (may be empty on error), `nothing_ran`
+    kReply,
+    // a forwarded stream opened (server) / answered with headers (client); `headers`
+    kForwardHeaders,
+    // `message` = a piece of its DATA; pay back with forward_consumed()
+    kForwardData,
+    // client: `headers` = trailers (or trailers-only response); the stream is over
+    kForwardTrailers,
+    // server: the client half-closed
+    kForwardEnd,
+    // the other side reset the stream (client: also connection lost)
+    kForwardReset,
+    // `bytes` given to forward_data() have left
+    kForwardSent,
 };
 
 struct Event {
     EventKind kind;
     StreamId stream = 0;
-    std::uint16_t route = 0;      // index in ServerConfig::routes
-    bool nothing_ran = false;     // kReply: surely not executed (REFUSED_STREAM, GOAWAY below the id, never sent)
-    bool end_stream = false;      // kForwardHeaders/Data: nothing follows from that side
-    Nanos arrival = 0;            // kRequest: when its HEADERS came
-    Nanos deadline = kNever;      // kRequest: from grpc-timeout
-    std::uint64_t bytes = 0;      // kRequest: charged to the budget until release(); kForwardSent
-    BufferRef message;            // one gRPC message without its 5-byte prefix; kForwardData: raw DATA
-    std::string metadata;         // kRequest: canonical "name\0value\0..." of forward_metadata found, sorted
+    std::uint16_t route = 0;  // index in ServerConfig::routes
+    // kReply: surely not executed (REFUSED_STREAM, GOAWAY below the id, never sent)
+    bool nothing_ran = false;
+    bool end_stream = false;  // kForwardHeaders/Data: nothing follows from that side
+    Nanos arrival = 0;        // kRequest: when its HEADERS came
+    Nanos deadline = kNever;  // kRequest: from grpc-timeout
+    std::uint64_t bytes = 0;  // kRequest: charged to the budget until release(); kForwardSent
+    BufferRef message;        // one gRPC message without its 5-byte prefix; kForwardData: raw DATA
+    // kRequest: canonical "name\0value\0..." of forward_metadata found, sorted
+    std::string metadata;
     Headers headers;
-    Status status;                // kReply
+    Status status;  // kReply
 };
 
 class ServerSession {
- public:
+  public:
     ServerSession(const ServerConfig* config, ByteBudget* budget);
     ~ServerSession();
 
-    // -- bytes in ----------------------------------------------------------------------------------
+    // -- bytes in --
+
     // False: the connection is beyond repair; pull once more (GOAWAY) and close it.
     bool feed(Span bytes, Nanos now);
     // Next recorded event; false when there is none. Limits per turn are the caller's.
@@ -97,7 +110,8 @@ class ServerSession {
     // The transport is gone: every stream announced becomes kCancelled / kForwardReset.
     void connection_lost();
 
-    // -- unary streams -----------------------------------------------------------------------------
+    // -- unary streams --
+
     // Answers OK with one message. A stream that ended meanwhile is ignored.
     void answer(StreamId stream, Pieces&& message, const Headers* trailers = nullptr);
     // Answers with an error and no message. Safe before the request is complete: further DATA is
@@ -108,16 +122,18 @@ class ServerSession {
     // once for every kRequest, whether it was answered, cancelled or lost.
     void release(std::uint64_t bytes);
 
-    // -- forwarded streams -------------------------------------------------------------------------
+    // -- forwarded streams --
     void forward_headers(StreamId stream, const Headers& headers, bool end_stream);
     void forward_data(StreamId stream, const BufferRef& owner, Span bytes);
     void forward_trailers(StreamId stream, const Headers& trailers);
     void forward_consumed(StreamId stream, std::uint64_t bytes);
     void reset(StreamId stream, std::uint32_t http2_error_code);
 
-    // -- bytes out ---------------------------------------------------------------------------------
-    // Appends what can be written now, about `bytes_max` at most. Pieces up to 16 KiB are gathered, larger ones are
-    // referred to. Nothing appended = nothing to write (or the peer's window is closed).
+    // -- bytes out --
+
+    // Appends what can be written now, about `bytes_max` at most. Pieces up to 16 KiB are gathered,
+    // larger ones are referred to. Nothing appended = nothing to write (or the peer's window is
+    // closed).
     void pull(std::size_t bytes_max, std::vector<Slice>* out);
     bool wants_write() const;
     // Whether more should be read from this client now (false: too many unsent answer bytes).
@@ -130,8 +146,8 @@ class ServerSession {
     std::size_t open_streams() const;
     std::uint64_t resets_received() const;
 
- private:
-    struct State;
+  private:
+    class State;
     std::unique_ptr<State> state_;
 };
 
@@ -145,7 +161,7 @@ struct ClientConfig {
 };
 
 class ClientSession {
- public:
+  public:
     explicit ClientSession(const ClientConfig& config);
     ~ClientSession();
 
@@ -155,31 +171,36 @@ class ClientSession {
     // Every open call gets its kReply (UNAVAILABLE) / kForwardReset.
     void connection_lost();
 
-    // -- unary calls -------------------------------------------------------------------------------
-    // `path` outlives the session ("/inference.GRPCInferenceService/ModelInfer"); `timeout_ns` kNever = no
-    // grpc-timeout; `metadata` in the canonical form of Event::metadata. Returns 0 when no stream can be opened.
-    StreamId call(std::string_view path, Nanos timeout_ns, std::string_view metadata, Pieces&& message);
+    // -- unary calls --
+
+    // `path` outlives the session ("/inference.GRPCInferenceService/ModelInfer"); `timeout_ns`
+    // kNever = no grpc-timeout; `metadata` in the canonical form of Event::metadata. Returns 0 when
+    // no stream can be opened.
+    StreamId call(std::string_view path, Nanos timeout_ns, std::string_view metadata,
+                  Pieces&& message);
     // RST_STREAM CANCEL; no kReply follows.
     void cancel(StreamId stream);
-    // Whether a call would start at once: not draining, peer's SETTINGS seen, below its stream limit.
+    // Whether a call would start at once: not draining, peer's SETTINGS seen, below its stream
+    // limit.
     bool ready() const;
-    // GOAWAY received, stream ids exhausted or an error: take another connection, this one ends by itself.
+    // GOAWAY received, stream ids exhausted or an error: take another connection, this one ends by
+    // itself.
     bool draining() const;
 
-    // -- forwarded streams -------------------------------------------------------------------------
+    // -- forwarded streams --
     StreamId forward_open(const Headers& headers, bool end_stream);
     void forward_data(StreamId stream, const BufferRef& owner, Span bytes, bool end_stream);
     void forward_consumed(StreamId stream, std::uint64_t bytes);
     void reset(StreamId stream, std::uint32_t http2_error_code);
 
-    // -- bytes out ---------------------------------------------------------------------------------
+    // -- bytes out --
     void pull(std::size_t bytes_max, std::vector<Slice>* out);
     bool wants_write() const;
     bool finished() const;
     std::size_t open_streams() const;
 
- private:
-    struct State;
+  private:
+    class State;
     std::unique_ptr<State> state_;
 };
 

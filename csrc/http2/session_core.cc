@@ -15,7 +15,7 @@ namespace infersched::http2 {
 namespace {
 constexpr std::size_t kSentHeaderBytesMax = 1u << 20;  // more than any block we accept to relay
 const nghttp2_nv kTrailersOk[] = {static_header("grpc-status", "0")};
-}
+}  // namespace
 
 SessionCore::~SessionCore() { nghttp2_session_del(session); }
 
@@ -65,9 +65,7 @@ void SessionCore::pull(std::size_t bytes_max, std::vector<Slice>* out) {
     output_.finish();
 }
 
-bool SessionCore::wants_write() const {
-    return !lost && nghttp2_session_want_write(session) != 0;
-}
+bool SessionCore::wants_write() const { return !lost && nghttp2_session_want_write(session) != 0; }
 
 bool SessionCore::over() const {
     if (lost) return true;

@@ -1,4 +1,5 @@
-// What server and client sessions share: the nghttp2 session, sending bodies, relaying data, pulling.
+// What server and client sessions share: the nghttp2 session, sending bodies, relaying data,
+// pulling.
 #pragma once
 
 #include <nghttp2/nghttp2.h>
@@ -15,7 +16,7 @@ namespace infersched::http2 {
 inline constexpr std::size_t kSentFrameBytesMax = 1u << 20;
 
 class SessionCore {
- public:
+  public:
     SessionCore() = default;
     virtual ~SessionCore();
     SessionCore(const SessionCore&) = delete;
@@ -54,13 +55,13 @@ class SessionCore {
     bool lost = false;    // the transport is gone
     bool broken = false;  // nghttp2 refused to go on
 
- protected:
+  protected:
     // Callbacks common to both sides, on top of which each adds its own.
     static nghttp2_session_callbacks* make_callbacks();
     // Options common to both sides.
     static nghttp2_option* make_options();
 
- private:
+  private:
     static ssize_t read_body(nghttp2_session*, std::int32_t id, std::uint8_t* buffer,
                              std::size_t size, std::uint32_t* flags, nghttp2_data_source* source,
                              void* core);

@@ -26,14 +26,14 @@ struct Stream {
     StreamKind kind = StreamKind::kUnary;
     BodyEnd body_end = BodyEnd::kOpen;
     std::uint16_t route = 0;
-    bool announced : 1;     // the owner knows it
-    bool finished : 1;      // nothing more is told to the owner
-    bool closed : 1;        // nghttp2 no longer knows it
-    bool remote_ended : 1;  // END_STREAM came
-    bool headers_sent : 1;  // server: answer headers submitted; client: HEADERS left
-    bool headers_seen : 1;  // client: the final answer headers were received
-    bool body_queued : 1;   // nghttp2 has a data provider for it
-    bool sent_recorded : 1; // a kForwardSent is queued
+    bool announced : 1;         // the owner knows it
+    bool finished : 1;          // nothing more is told to the owner
+    bool closed : 1;            // nghttp2 no longer knows it
+    bool remote_ended : 1;      // END_STREAM came
+    bool headers_sent : 1;      // server: answer headers submitted; client: HEADERS left
+    bool headers_seen : 1;      // client: the final answer headers were received
+    bool body_queued : 1;       // nghttp2 has a data provider for it
+    bool sent_recorded : 1;     // a kForwardSent is queued
     std::uint32_t records = 0;  // queued records that point here
 
     Nanos arrival = 0;
@@ -67,7 +67,7 @@ struct Stream {
 
 // The open streams of a session. Closed ones are kept for reuse by all sessions of the thread.
 class StreamList {
- public:
+  public:
     StreamList() = default;
     ~StreamList();
     StreamList(const StreamList&) = delete;
@@ -78,7 +78,7 @@ class StreamList {
     Stream* first() const { return first_; }
     std::size_t size() const { return size_; }
 
- private:
+  private:
     Stream* first_ = nullptr;
     std::size_t size_ = 0;
 };
@@ -86,7 +86,7 @@ class StreamList {
 // Events in the order they were recorded. A kRequest or kForwardSent is only a pointer to its
 // stream, other kinds carry the event.
 class EventQueue {
- public:
+  public:
     struct Record {
         Stream* stream;  // null for a carried event
         EventKind kind;
@@ -99,7 +99,7 @@ class EventQueue {
     Record pop();
     void clear();
 
- private:
+  private:
     std::vector<Record> records_;
     std::size_t head_ = 0;
 };
