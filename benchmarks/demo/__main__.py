@@ -35,7 +35,7 @@ def main() -> int:
     network, test_set = classifier.train()
     with tempfile.TemporaryDirectory(prefix="infersched-demo-") as directory:
         repository = Path(directory)
-        classifier.write_repository(repository, network)
+        classifier.write_repository(repository, network, compare_batchers=True)
         console.print("starting Triton")
         with EmbeddedTriton(repository) as triton:
             console.print(f"starting the scheduler in front of {triton.grpc_address}")

@@ -43,9 +43,13 @@ def train() -> tuple[MLPClassifier, TestSet]:
     return network, TestSet(unseen, unseen_digits)
 
 
-def write_repository(repository: Path, network: MLPClassifier) -> None:
-    """Writes the model twice: for a scheduler in front, and with Triton's own batcher."""
-    batchers = {MODEL: None, MODEL_WITH_TRITONS_BATCHER: models.DynamicBatching()}
+def write_repository(
+    repository: Path, network: MLPClassifier, *, compare_batchers: bool = False
+) -> None:
+    """Writes the model for a scheduler in front, to compare also with Triton's own batcher."""
+    batchers: dict[str, models.DynamicBatching | None] = {MODEL: None}
+    if compare_batchers:
+        batchers[MODEL_WITH_TRITONS_BATCHER] = models.DynamicBatching()
     for name, dynamic_batching in batchers.items():
         models.write_model(
             repository,

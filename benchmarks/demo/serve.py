@@ -6,6 +6,7 @@ Arguments go to `infersched serve`.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[2] / "build" / "demo" / "repositor
 
 
 def main() -> None:
+    shutil.rmtree(REPOSITORY, ignore_errors=True)
     network, _ = classifier.train()
     classifier.write_repository(REPOSITORY, network)
     print(f"model {classifier.MODEL!r}: IMAGE FP32[n, 64] -> DIGIT INT32[n, 1], PROBABILITIES")
