@@ -36,6 +36,7 @@ cdef extern from "base/bytes.h" namespace "infersched" nogil:
 
     cdef cppclass BufferRef:
         BufferRef()
+
         @staticmethod
         BufferRef copy_of(Span)
         Span span()
