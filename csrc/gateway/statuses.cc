@@ -77,6 +77,9 @@ Status answer_status(const engine::Action& action, const RequestRecord& request)
             return expired("EXPIRED_IN_FLIGHT", "elapsedMs", action.queued_ns);
         case engine::Reason::kBackendError:
             if (request.failure && request.failure->code == action.code) return *request.failure;
+            // Nothing ran, wherever it was sent.
+            if (action.code == StatusCode::kUnavailable)
+                return for_reason(engine::Reason::kNoBackend, request.prepared.id(), 0);
             return Status::error(action.code, "the backend failed the request");
         default:
             return for_reason(action.reason, request.prepared.id(), 0);

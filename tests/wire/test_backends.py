@@ -1,0 +1,299 @@
+"""Several backends: spread, death, return, and leaving without anybody noticing."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import grpc
+import numpy as np
+import pytest
+
+from scheduler.v1 import dataplane_pb2 as pb
+from tests.dataplane import DataPlane, identity_model, wait_until
+from tests.wire.calls import (
+    Stub,
+    connected,
+    error_info,
+    error_of,
+    infer_error,
+    infer_request,
+    output,
+    rows,
+)
+from tests.wire.fake_triton import FakeTriton, Request, Response, identity
+from tests.wire.proxy import Proxy
+
+
+@pytest.fixture
+def pair(plane: DataPlane) -> Iterator[tuple[FakeTriton, FakeTriton]]:
+    """Two fakes that serve the same model, applied."""
+    with FakeTriton() as one, FakeTriton() as two:
+        model = identity_model(backends=(0, 1), staged_batches_max=0)
+        assert plane.apply([model], [one.address, two.address]) == ""
+        yield one, two
+        one.release()
+        two.release()
+
+
+def serving(plane: DataPlane, backend: int) -> bool:
+    states = {entry.index: entry.state for entry in plane.snapshot().backends}
+    return states[backend] == pb.BACKEND_STATE_SERVING
+
+
+def occupy_both(stub: Stub, one: FakeTriton, two: FakeTriton) -> list[grpc.Future]:
+    """One request in flight at each, held until it is released there; their values are 0 and 1."""
+    one.hold()
+    two.hold()
+    calls = []
+    for n in (0, 1):
+        calls.append(stub.ModelInfer.future(infer_request(rows(n)), timeout=30))
+        wait_until(lambda n=n: len(one.requests) + len(two.requests) == n + 1, "it is out")  # type: ignore[misc]
+    assert len(one.requests) == len(two.requests) == 1
+    return calls
+
+
+@contextmanager
+def load(address: str, clients: int = 8) -> Iterator[list[Exception]]:
+    """Clients that send one request after the other; the errors they saw."""
+    errors: list[Exception] = []
+    stop = threading.Event()
+    answered = threading.Semaphore(0)
+
+    def run(stub: Stub, number: int) -> None:
+        for n in range(1_000_000):
+            if stop.is_set():
+                return
+            value = rows(number * 1000 + n % 1000)
+            try:
+                response = stub.ModelInfer(infer_request(value), timeout=20)
+                np.testing.assert_array_equal(output(response), value)
+            except Exception as error:  # told by the caller
+                errors.append(error)
+            answered.release()
+
+    with ExitStack() as stack:
+        stubs = [stack.enter_context(connected(address)) for _ in range(clients)]
+        threads = [
+            threading.Thread(target=run, args=(stub, number)) for number, stub in enumerate(stubs)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(2 * clients):
+                assert answered.acquire(timeout=20), "the load is running"
+            yield errors
+            for _ in range(2 * clients):
+                assert answered.acquire(timeout=20), "the load goes on"
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+
+def test_work_is_spread_over_free_backends(
+    plane: DataPlane, pair: tuple[FakeTriton, FakeTriton]
+) -> None:
+    one, two = pair
+    with connected(plane.address) as stub:
+        calls = occupy_both(stub, one, two)
+        calls.append(stub.ModelInfer.future(infer_request(rows(2)), timeout=30))
+        plane.wait_queued(1)
+        one.release()
+        two.release()
+        for value, call in enumerate(calls):
+            np.testing.assert_array_equal(output(call.result()), rows(value))
+
+
+def test_an_oversize_request_is_spread_and_put_together(
+    plane: DataPlane, pair: tuple[FakeTriton, FakeTriton]
+) -> None:
+    one, two = pair
+    with connected(plane.address) as stub:
+        values = rows(1, 400)
+        response = stub.ModelInfer(infer_request(values), timeout=30)
+        np.testing.assert_array_equal(output(response), values)
+    assert sum(one.batch_rows() + two.batch_rows()) == 400
+    assert one.requests
+    assert two.requests
+
+
+def test_a_backend_that_dies_under_load_costs_no_request(plane: DataPlane) -> None:
+    with FakeTriton() as one, FakeTriton() as two, Proxy(two.address) as wire:
+        plane.apply([identity_model(backends=(0, 1))], [one.address, wire.address])
+        with load(plane.address) as errors:
+            for _ in range(3):
+                wire.cut()
+                wait_until(lambda: not serving(plane, 1), "its death is seen", timeout_s=1)
+                before = len(one.requests)
+                wait_until(lambda n=before: len(one.requests) > n + 10, "the other one serves")  # type: ignore[misc]
+                wire.restore()
+                before = len(two.requests)
+                wait_until(lambda n=before: len(two.requests) > n + 5, "it is used again")  # type: ignore[misc]
+    assert errors == []
+
+
+def test_work_in_flight_at_a_dead_backend_goes_elsewhere(plane: DataPlane) -> None:
+    with FakeTriton() as one, FakeTriton() as two, Proxy(two.address) as wire:
+        model = identity_model(backends=(0, 1), staged_batches_max=0)
+        plane.apply([model], [one.address, wire.address])
+        with connected(plane.address) as stub:
+            calls = occupy_both(stub, one, two)
+            wire.cut()
+            one.release()
+            for n, call in enumerate(calls):
+                np.testing.assert_array_equal(output(call.result()), rows(n))
+
+
+def test_a_silent_backend_is_given_up_within_about_a_second(plane: DataPlane) -> None:
+    """A stopped process: its kernel takes what is sent, and nothing comes back."""
+    with FakeTriton() as one, FakeTriton() as two, Proxy(two.address) as wire:
+        plane.apply([identity_model(backends=(0, 1))], [one.address, wire.address])
+        with load(plane.address) as errors:
+            started = time.monotonic()
+            wire.stall()
+            wait_until(lambda: not serving(plane, 1), "its silence is noticed", timeout_s=5)
+            noticed_s = time.monotonic() - started
+            wire.restore()
+            before = len(two.requests)
+            wait_until(lambda: len(two.requests) > before + 5, "it is used again")
+    assert errors == []
+    assert noticed_s < 1.5
+
+
+def test_a_backend_that_never_speaks_is_not_used(plane: DataPlane) -> None:
+    """It accepts connections, but sends no SETTINGS."""
+    with FakeTriton() as one, socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        model = identity_model(backends=(0, 1), staged_batches_max=0)
+        plane.apply([model], [one.address, address], connected=False)
+        with connected(plane.address) as stub:
+            for n in range(20):
+                response = stub.ModelInfer(infer_request(rows(n)), timeout=10)
+                np.testing.assert_array_equal(output(response), rows(n))
+        assert not serving(plane, 1)
+
+
+def test_lost_work_that_is_not_idempotent_is_unavailable(plane: DataPlane) -> None:
+    with FakeTriton() as one, Proxy(one.address) as wire, connected(plane.address) as stub:
+        plane.apply([identity_model(idempotent=False)], [wire.address])
+        call = one.occupy(stub)
+        wire.cut()
+        assert error_of(call).code() == grpc.StatusCode.UNAVAILABLE
+
+
+def leaving(request: Request, context: grpc.ServicerContext) -> Response:
+    """What Triton says to new requests after SIGTERM."""
+    text = f"Request for unknown model: '{request.model_name}' has no available versions"
+    context.abort(grpc.StatusCode.NOT_FOUND, text)
+    raise AssertionError("abort raises")
+
+
+def test_a_leaving_backend_leaks_no_error(
+    plane: DataPlane, pair: tuple[FakeTriton, FakeTriton]
+) -> None:
+    one, two = pair
+    with load(plane.address) as errors:
+        two.behaviour = leaving
+        event = plane.wait_event("backend_leaving").backend_leaving
+        assert (event.backend_index, event.model_index) == (1, 0)
+        before = len(one.requests)
+        wait_until(lambda: len(one.requests) > before + 20, "the other one serves")
+        two.kill()
+    assert errors == []
+
+
+def test_a_leaving_backend_that_stays_is_tried_again(
+    plane: DataPlane, pair: tuple[FakeTriton, FakeTriton]
+) -> None:
+    """The control plane decides; without news from it the data plane asks again."""
+    _, two = pair
+    with load(plane.address) as errors:
+        two.behaviour = leaving
+        plane.wait_event("backend_leaving")
+        two.behaviour = identity
+        before = len(two.requests)
+        wait_until(lambda: len(two.requests) > before + 5, "it is used again")
+    assert errors == []
+
+
+def test_all_backends_leaving_is_unavailable_not_unknown(plane: DataPlane) -> None:
+    with FakeTriton(leaving) as one, connected(plane.address) as stub:
+        plane.apply([identity_model()], [one.address])
+        error = infer_error(stub, infer_request(rows(1)))
+        assert error.code() == grpc.StatusCode.UNAVAILABLE
+        assert error_info(error).reason == "NO_BACKEND"
+
+
+def test_a_drained_backend_gets_nothing_new(
+    plane: DataPlane, pair: tuple[FakeTriton, FakeTriton]
+) -> None:
+    one, two = pair
+    with connected(plane.address) as stub:
+        calls = occupy_both(stub, one, two)
+        backends = [
+            pb.Backend(index=0, address=one.address, state=pb.BACKEND_STATE_SERVING),
+            pb.Backend(index=1, address=two.address, state=pb.BACKEND_STATE_DRAINING),
+        ]
+        model = identity_model(backends=(0, 1), staged_batches_max=0)
+        plane.apply([model], backends, connected=False)
+        one.release()
+        for n in range(5):
+            stub.ModelInfer(infer_request(rows(n)), timeout=30)
+        two.release()
+        for n, call in enumerate(calls):
+            np.testing.assert_array_equal(output(call.result()), rows(n))
+    assert len(two.requests) == 1
+
+
+def test_a_removed_backend_gives_its_work_back(
+    plane: DataPlane, pair: tuple[FakeTriton, FakeTriton]
+) -> None:
+    one, two = pair
+    with connected(plane.address) as stub:
+        calls = occupy_both(stub, one, two)
+        plane.apply([identity_model(staged_batches_max=0)], [one.address])
+        one.release()
+        for n, call in enumerate(calls):
+            np.testing.assert_array_equal(output(call.result()), rows(n))
+
+
+def test_a_removed_model_is_unknown_and_its_queue_answered(
+    stub: Stub, plane: DataPlane, fake: FakeTriton
+) -> None:
+    running = fake.occupy(stub)
+    queued = stub.ModelInfer.future(infer_request(rows(1)), timeout=30)
+    plane.wait_queued(1)
+    plane.apply([], [fake.address])
+    assert error_of(queued).code() == grpc.StatusCode.UNAVAILABLE
+    error = infer_error(stub, infer_request(rows(1)))
+    assert error.code() == grpc.StatusCode.NOT_FOUND
+    fake.release()
+    np.testing.assert_array_equal(output(running.result()), rows(7777.0))
+
+
+def test_a_queue_survives_until_its_backend_is_back(plane: DataPlane) -> None:
+    with FakeTriton() as one, connected(plane.address) as stub:
+        plane.apply([identity_model()], [one.address])
+        stub.ModelInfer(infer_request(rows(0)), timeout=30)
+        one.kill()
+        wait_until(
+            lambda: plane.snapshot().backends[0].state == pb.BACKEND_STATE_DOWN, "it is seen"
+        )
+        calls = [stub.ModelInfer.future(infer_request(rows(n)), timeout=30) for n in range(5)]
+        one.start()
+        for n, call in enumerate(calls):
+            np.testing.assert_array_equal(output(call.result()), rows(n))
+
+
+def test_an_invalid_apply_changes_nothing(plane: DataPlane, stub: Stub, fake: FakeTriton) -> None:
+    models = [identity_model(), identity_model(name="other")]  # both of index 0
+    error = plane.apply(models, [fake.address], connected=False)
+    assert "twice" in error
+    stub.ModelInfer(infer_request(rows(1)), timeout=30)
+    assert infer_error(stub, infer_request(rows(1), model="other")).code() == (
+        grpc.StatusCode.NOT_FOUND
+    )
