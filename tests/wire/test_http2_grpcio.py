@@ -145,8 +145,9 @@ def test_a_drain_lets_calls_finish_and_moves_new_ones() -> None:
             await until(lambda: len(held) == 1)
             pumps[0].session.begin_drain()
             pumps[0].turn()
-            assert await channel.unary_unary(ECHO)(b"elsewhere") == b"elsewhere"
-            assert len(pumps) == 2
+            # Calls go on without an error; once grpcio has read the GOAWAY, elsewhere.
+            while len(pumps) < 2:
+                assert await channel.unary_unary(ECHO)(b"on") == b"on"
             session, event = held[0]
             session.answer(event.stream, b"done")
             pumps[0].turn()
