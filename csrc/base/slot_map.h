@@ -10,7 +10,7 @@ namespace infersched {
 
 template <typename T>
 class SlotMap {
- public:
+  public:
     using Handle = std::uint64_t;  // 0 names nothing
 
     template <typename... Args>
@@ -61,7 +61,7 @@ class SlotMap {
         }
     }
 
- private:
+  private:
     struct Entry {
         T value{};
         std::uint32_t generation = 1;

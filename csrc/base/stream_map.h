@@ -10,7 +10,7 @@
 namespace infersched {
 
 class StreamMap {
- public:
+  public:
     // 0 when absent.
     std::uint64_t find(std::int32_t stream) const {
         if (places_.empty()) return 0;
@@ -56,7 +56,7 @@ class StreamMap {
             if (entry.stream != 0) visit(entry.stream, entry.value);
     }
 
- private:
+  private:
     struct Place {
         std::int32_t stream = 0;
         std::uint64_t value = 0;

@@ -9,14 +9,16 @@ void Gateway::State::answer(const engine::Action& action, Nanos) {
     RequestRecord* request = requests.find(action.user);
     if (request == nullptr) return;
     Connection* connection = connections.find(request->connection);
-    if (connection == nullptr || connection->lost || action.outcome == engine::Outcome::kCancelled) {
+    if (connection == nullptr || connection->lost ||
+        action.outcome == engine::Outcome::kCancelled) {
         finish_request(action.user, request, connection);
         return;
     }
     if (action.outcome == engine::Outcome::kCompleted) {
         auto& further = request->further_parts;
         reply_scratch.clear();
-        reply_scratch.push_back({request->part.reply.get(), request->part.row_begin, request->part.rows});
+        reply_scratch.push_back(
+            {request->part.reply.get(), request->part.row_begin, request->part.rows});
         if (!further.empty()) {
             further.push_back(request->part);
             std::sort(further.begin(), further.end(), [](const ReplyPart& a, const ReplyPart& b) {
@@ -33,8 +35,9 @@ void Gateway::State::answer(const engine::Action& action, Nanos) {
             connection->server->answer(request->stream, std::move(message));
         } else {
             connection->server->refuse(
-                request->stream, Status::error(StatusCode::kInternal,
-                                               "the parts of the reply do not fit together: " + error));
+                request->stream,
+                Status::error(StatusCode::kInternal,
+                              "the parts of the reply do not fit together: " + error));
         }
     } else {
         connection->server->refuse(request->stream, answer_status(action, *request));

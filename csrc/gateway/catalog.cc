@@ -6,11 +6,12 @@ namespace infersched::gateway {
 
 namespace {
 
-// Triton reads versions with std::stol: leading blanks and a sign are taken, trailing text is not looked
-// at. Returns false with Triton's wording when there is no number.
+// Triton reads versions with std::stol: leading blanks and a sign are taken, trailing text is not
+// looked at. Returns false with Triton's wording when there is no number.
 bool parse_version(std::string_view text, long* version, Status* error) {
     std::string_view digits = text;
-    while (!digits.empty() && (digits.front() == ' ' || (digits.front() >= '\t' && digits.front() <= '\r')))
+    while (!digits.empty() &&
+           (digits.front() == ' ' || (digits.front() >= '\t' && digits.front() <= '\r')))
         digits.remove_prefix(1);
     if (!digits.empty() && digits.front() == '+') digits.remove_prefix(1);
     const auto [end, failure] =

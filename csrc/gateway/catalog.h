@@ -1,8 +1,8 @@
 // The models of the last Apply, found by the names that requests use.
 #pragma once
 
-#include <memory>
 #include <map>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -12,16 +12,17 @@
 namespace infersched::gateway {
 
 class Catalog {
- public:
+  public:
     // Replaces all models. Addresses of entries whose index stays remain valid.
     void replace(const std::vector<ModelConfig>& models);
 
-    // The entry a request for (name, version) is meant for; otherwise nullptr and `error` in Triton's words.
+    // The entry a request for (name, version) is meant for; otherwise nullptr and `error` in
+    // Triton's words.
     const ModelConfig* find(std::string_view name, std::string_view version, Status* error) const;
     const ModelConfig* at(std::uint32_t index) const;
     bool empty() const { return by_name_.empty(); }
 
- private:
+  private:
     struct Versions {
         const ModelConfig* default_version = nullptr;
         std::map<std::string, const ModelConfig*, std::less<>> by_version;

@@ -1,4 +1,5 @@
-// What the control plane wants of the data plane, as plain data (scheduler.v1.Apply without protobuf).
+// What the control plane wants of the data plane, as plain data (scheduler.v1.Apply without
+// protobuf).
 #pragma once
 
 #include <cstdint>

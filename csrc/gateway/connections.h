@@ -36,7 +36,7 @@ struct Connection {
 };
 
 class Connections {
- public:
+  public:
     ConnectionId add(Connection&& connection) {
         const ConnectionId id = open_.emplace();
         *open_.find(id) = std::move(connection);
@@ -70,7 +70,7 @@ class Connections {
     std::vector<ConnectionId> active;   // have recorded events
     std::vector<ConnectionId> closing;  // to be closed by the shell
 
- private:
+  private:
     SlotMap<Connection> open_;
 };
 

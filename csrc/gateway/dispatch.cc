@@ -1,5 +1,6 @@
 // Step 3 of a turn: the engine's actions are carried out; and what became of the batches.
 #include <algorithm>
+#include <cassert>
 
 #include "gateway/state.h"
 
@@ -13,11 +14,14 @@ bool contains(std::string_view text, std::string_view part) {
     return text.find(part) != std::string_view::npos;
 }
 
-// A Triton that is leaving finishes what runs and denies its models to everything new (protocol.md §1).
+// A Triton that is leaving finishes what runs and denies its models to everything new (protocol.md
+// §1).
 bool says_leaving(const Status& status) {
-    if (status.code == StatusCode::kNotFound) return contains(status.message, "Request for unknown model");
+    if (status.code == StatusCode::kNotFound)
+        return contains(status.message, "Request for unknown model");
     return status.code == StatusCode::kUnavailable &&
-           (contains(status.message, "not at ready state") || contains(status.message, "Server is stopping") ||
+           (contains(status.message, "not at ready state") ||
+            contains(status.message, "Server is stopping") ||
             contains(status.message, "not ready"));
 }
 
@@ -68,11 +72,11 @@ void Gateway::State::carry_out_actions(Nanos now) {
 void Gateway::State::dispatch_unsent(const engine::Action& action, Nanos now) {
     engine.dispatch_failed(action.batch, engine::FailureKind::kNothingRan, StatusCode::kUnavailable,
                            now);
-    dispatch_again = true;
 }
 
-// What is passed on as grpc-timeout. Triton answers at the deadline while the execution goes on, and the
-// slot would be given away under a running batch; only a model that really stops is told (design.md, 5.2).
+// What is passed on as grpc-timeout. Triton answers at the deadline while the execution goes on,
+// and the slot would be given away under a running batch; only a model that really stops is told
+// (design.md, 5.2).
 Nanos Gateway::State::backend_timeout(const engine::Action& action, Nanos now) const {
     const ModelConfig* model = catalog.at(action.model);
     if (action.at == kNever || model == nullptr || !model->policy.cancellable) return kNever;
@@ -92,18 +96,13 @@ void Gateway::State::dispatch(const engine::Action& action, Nanos now) {
     std::string_view metadata;
     for (const engine::BatchMember& member : members) {
         const RequestRecord* request = requests.find(member.user);
-        if (request == nullptr) continue;  // answered earlier in this very turn
+        assert(request != nullptr);  // the engine dispatches only what waits for an answer
         merge_scratch.push_back({&request->prepared, member.row_begin, member.rows});
         metadata = request->metadata;
     }
-    std::uint32_t rows_present = 0;
-    for (const kserve::RequestRows& part : merge_scratch) rows_present += part.rows;
-    if (rows_present != action.rows) {
-        dispatch_unsent(action, now);
-        return;
-    }
     Pieces message;
-    kserve::merge_requests(merge_scratch.data(), merge_scratch.size(), action.rows_padded, &message);
+    kserve::merge_requests(merge_scratch.data(), merge_scratch.size(), action.rows_padded,
+                           &message);
     const http2::StreamId stream = connection->client->call(
         kModelInfer, backend_timeout(action, now), metadata, std::move(message));
     if (stream == 0) {
@@ -112,8 +111,8 @@ void Gateway::State::dispatch(const engine::Action& action, Nanos now) {
     }
     const BatchId batch_id = batches.emplace();
     BatchRecord* batch = batches.find(batch_id);
-    *batch = {action.batch, action.model,        action.backend, id, stream,
-              action.rows,  action.rows_padded,  now,            std::move(members)};
+    *batch = {action.batch,       action.model, action.backend,    id, stream, action.rows,
+              action.rows_padded, now,          std::move(members)};
     // Silence counts from the moment when there is something to hear.
     if (connection->requests.size() == 0) connection->received_at = now;
     connection->requests.insert(stream, batch_id);
@@ -201,8 +200,9 @@ void Gateway::State::reply_arrived(const BatchRecord& batch, const BufferRef& me
     const auto reply = std::make_shared<kserve::Reply>();
     std::string error;
     if (!reply->read(message, &error)) {
-        reply_failed(batch, Status::error(StatusCode::kInternal, "malformed reply of the backend: " + error),
-                     false, now);
+        reply_failed(
+            batch, Status::error(StatusCode::kInternal, "malformed reply of the backend: " + error),
+            false, now);
         return;
     }
     bool whole = false;
@@ -213,9 +213,10 @@ void Gateway::State::reply_arrived(const BatchRecord& batch, const BufferRef& me
     if (!whole && !reply->splits_into(batch.rows_padded, &error)) {
         const ModelConfig* model = catalog.at(batch.model);
         if (engine.queue_status(batch.model).merging && model != nullptr)
-            notices.push_back({Notice::Kind::kMergingSwitchedOff, batch.backend, batch.model, false, 0, error});
-        engine.dispatch_failed(batch.handle, engine::FailureKind::kUnsplittable, StatusCode::kInternal,
-                               now);
+            notices.push_back(
+                {Notice::Kind::kMergingSwitchedOff, batch.backend, batch.model, false, 0, error});
+        engine.dispatch_failed(batch.handle, engine::FailureKind::kUnsplittable,
+                               StatusCode::kInternal, now);
         return;
     }
     std::uint32_t row = 0;

@@ -29,7 +29,9 @@ Gateway::State::State(engine::CountersPage* counters)
 Gateway::Gateway(engine::CountersPage* page) : state_(std::make_unique<State>(page)) {}
 Gateway::~Gateway() = default;
 
-std::string Gateway::apply(const WantedState& wanted, Nanos now) { return state_->apply(wanted, now); }
+std::string Gateway::apply(const WantedState& wanted, Nanos now) {
+    return state_->apply(wanted, now);
+}
 
 void Gateway::drain(Nanos deadline, Nanos now) { state_->begin_drain(deadline, now); }
 
@@ -48,8 +50,8 @@ ConnectionId Gateway::client_connected(const std::string& peer_address, Nanos no
     connection.server = std::make_unique<http2::ServerSession>(&state.server_config, &state.budget);
     connection.peer_address = peer_address;
     connection.received_at = now;
-    // No GOAWAY for one that comes during a drain: its calls get the typed refusal, its health checks
-    // an answer.
+    // No GOAWAY for one that comes during a drain: its calls get the typed refusal, its health
+    // checks an answer.
     const ConnectionId id = state.connections.add(std::move(connection));
     ++state.client_count;
     ++state.page->connections_total;
@@ -118,13 +120,12 @@ bool Gateway::turn(Nanos now) {
     bool left_over = state.take_events(now);
     state.probe_backends(now);
     if (!state.leaving.empty()) state.release_leaving(now);
-    state.dispatch_again = false;
     state.engine.step(now);
     state.carry_out_actions(now);
     state.check_drained(now);
     state.last_turn = now;
     state.page->host_bytes = state.budget.used;
-    left_over |= state.dispatch_again || !state.connections.active.empty();
+    left_over |= state.engine.needs_step() || !state.connections.active.empty();
     return left_over;
 }
 
@@ -178,20 +179,23 @@ std::vector<BackendStatus> Gateway::backends() const {
     std::vector<BackendStatus> statuses;
     for (const Backend& backend : state_->backends)
         if (backend.in_use)
-            statuses.push_back({backend.config.index,
-                                static_cast<std::uint32_t>(backend.connections.size()),
-                                backend.config.state == BackendState::kDown ? 0 : backend.config.connections,
-                                backend.inflight_batches, backend.inflight_rows,
-                                backend.available ? BackendState::kServing : backend.config.state == BackendState::kServing ? BackendState::kDown : backend.config.state,
-                                backend.config.address});
+            statuses.push_back(
+                {backend.config.index, static_cast<std::uint32_t>(backend.connections.size()),
+                 backend.config.state == BackendState::kDown ? 0 : backend.config.connections,
+                 backend.inflight_batches, backend.inflight_rows,
+                 backend.available                                ? BackendState::kServing
+                 : backend.config.state == BackendState::kServing ? BackendState::kDown
+                                                                  : backend.config.state,
+                 backend.config.address});
     return statuses;
 }
 
 std::vector<BatchStatus> Gateway::batches(Nanos now) const {
     std::vector<BatchStatus> statuses;
     state_->batches.each([&](BatchId, const BatchRecord& batch) {
-        statuses.push_back({batch.model, batch.backend, static_cast<std::uint32_t>(batch.members.size()),
-                            batch.rows, now - batch.dispatched_at});
+        statuses.push_back({batch.model, batch.backend,
+                            static_cast<std::uint32_t>(batch.members.size()), batch.rows,
+                            now - batch.dispatched_at});
     });
     return statuses;
 }

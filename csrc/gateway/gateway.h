@@ -1,7 +1,8 @@
 // The data plane without its sockets: connections in, batches out, answers back.
 //
-// The gateway is where the rooms meet. It owns the HTTP/2 sessions, the requests they brought (codec),
-// the engine that decides, and the calls to the backends; the loop shell owns sockets, clock and wake-ups:
+// The gateway is where the rooms meet. It owns the HTTP/2 sessions, the requests they brought
+// (codec), the engine that decides, and the calls to the backends; the loop shell owns sockets,
+// clock and wake-ups:
 //
 //     received(connection, bytes)   feed one session; callbacks only record
 //     turn(now)                     1. take the recorded events  2. step the engine
@@ -27,7 +28,12 @@ using ConnectionId = std::uint64_t;  // 0 names nothing
 
 // What the control plane must learn at once (scheduler.v1.Event).
 struct Notice {
-    enum class Kind : std::uint8_t { kBackendConnection, kBackendLeaving, kMergingSwitchedOff, kDrained };
+    enum class Kind : std::uint8_t {
+        kBackendConnection,
+        kBackendLeaving,
+        kMergingSwitchedOff,
+        kDrained
+    };
     Kind kind;
     std::uint32_t backend = 0;
     std::uint32_t model = 0;
@@ -50,7 +56,7 @@ struct BatchStatus {
 };
 
 class Gateway {
- public:
+  public:
     // `page` outlives the gateway.
     explicit Gateway(engine::CountersPage* page);
     ~Gateway();
@@ -95,7 +101,7 @@ class Gateway {
     std::uint32_t client_connections() const;
     const engine::Engine& scheduler() const;
 
- private:
+  private:
     struct State;
     std::unique_ptr<State> state_;
 };

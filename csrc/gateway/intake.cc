@@ -13,7 +13,8 @@ constexpr Nanos kLongestTimeoutNs = kNever / 2;
 Nanos request_deadline(const http2::Event& event, const kserve::SchedulingParameters& scheduling) {
     if (scheduling.timeout_us <= 0) return event.deadline;
     Nanos budget = 0;
-    if (__builtin_mul_overflow(scheduling.timeout_us, kMicrosecond, &budget)) budget = kLongestTimeoutNs;
+    if (__builtin_mul_overflow(scheduling.timeout_us, kMicrosecond, &budget))
+        budget = kLongestTimeoutNs;
     return std::min(event.deadline, add_saturating(event.arrival, budget));
 }
 
@@ -21,8 +22,8 @@ engine::ModelCounters& model_counters(engine::CountersPage* page, std::uint32_t 
     return page->models[model];
 }
 
-// A sequence's state lives at one backend: until sequences are scheduled (Part 2) all of a model's go to
-// the first ready one.
+// A sequence's state lives at one backend: until sequences are scheduled (Part 2) all of a model's
+// go to the first ready one.
 std::uint32_t sequence_backend(const ModelConfig& model) {
     for (const engine::Placement& placement : model.placements)
         if (placement.ready) return placement.backend;
@@ -125,7 +126,8 @@ void Gateway::State::take_request(ConnectionId id, Connection* connection, http2
     Status status;
     const ModelConfig* model = catalog.find(name.name, name.version, &status);
     if (model == nullptr) {
-        if (wanted.generation == 0) status = refusal_status({0, engine::Reason::kNoBackend, 0}, name.id);
+        if (wanted.generation == 0)
+            status = refusal_status({0, engine::Reason::kNoBackend, 0}, name.id);
         ++page->unknown_model_total;
         refuse(id, connection, *event, status);
         return;
@@ -133,8 +135,9 @@ void Gateway::State::take_request(ConnectionId id, Connection* connection, http2
     if (model->schema.decoupled) {
         count_invalid(page, model->index);
         refuse(id, connection, *event,
-               Status::error(StatusCode::kUnimplemented,
-                             "ModelInfer RPC doesn't support models with decoupled transaction policy"));
+               Status::error(
+                   StatusCode::kUnimplemented,
+                   "ModelInfer RPC doesn't support models with decoupled transaction policy"));
         return;
     }
     const RequestId request_id = requests.emplace();
@@ -194,8 +197,8 @@ void Gateway::State::lose_connection(ConnectionId id, const std::string& reason,
         Backend& backend = backends[connection->backend];
         auto& open = backend.connections;
         open.erase(std::remove(open.begin(), open.end(), id), open.end());
-        notices.push_back({Notice::Kind::kBackendConnection, connection->backend, 0,
-                           !open.empty(), 0, reason});
+        notices.push_back(
+            {Notice::Kind::kBackendConnection, connection->backend, 0, !open.empty(), 0, reason});
         refresh_backend(connection->backend, now);
     }
     if (id == cold) cold = 0;

@@ -1,5 +1,6 @@
-// Is a silent backend still there? Triton answers pings with GOAWAY, so ServerLive on the data connection
-// is the probe, sent only while work is out and nothing has come for a while (protocol.md section 1).
+// Is a silent backend still there? Triton answers pings with GOAWAY, so ServerLive on the data
+// connection is the probe, sent only while work is out and nothing has come for a while
+// (protocol.md section 1).
 #include <algorithm>
 
 #include "gateway/state.h"
@@ -16,7 +17,8 @@ void Gateway::State::probe_backends(Nanos now) {
         // A connection given up leaves the list.
         const std::vector<ConnectionId> ids = backend.connections;
         for (const ConnectionId id : ids)
-            if (Connection* connection = connections.find(id)) probe_connection(id, connection, now);
+            if (Connection* connection = connections.find(id))
+                probe_connection(id, connection, now);
     }
 }
 

@@ -27,8 +27,8 @@ void Gateway::State::relay_client_event(ConnectionId id, Connection* connection,
     if (relay == nullptr || control == nullptr) return;
     switch (event->kind) {
         case http2::EventKind::kForwardData:
-            control->client->forward_data(relay->cold_stream, event->message,
-                                          event->message.span(), event->end_stream);
+            control->client->forward_data(relay->cold_stream, event->message, event->message.span(),
+                                          event->end_stream);
             break;
         case http2::EventKind::kForwardEnd:
             control->client->forward_data(relay->cold_stream, BufferRef(), Span{}, true);
@@ -108,7 +108,8 @@ void Gateway::State::relay_cold_event(Connection* connection, http2::Event* even
 void Gateway::State::end_relay(std::uint64_t relay_id) {
     const Relay* relay = relays.find(relay_id);
     if (relay == nullptr) return;
-    if (Connection* client = connections.find(relay->client)) client->relays.take(relay->client_stream);
+    if (Connection* client = connections.find(relay->client))
+        client->relays.take(relay->client_stream);
     if (Connection* control = connections.find(cold)) control->relays.take(relay->cold_stream);
     relays.erase(relay_id);
 }

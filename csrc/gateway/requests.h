@@ -19,7 +19,7 @@ using BatchId = std::uint64_t;
 // Rows of a backend's reply that belong to one request.
 struct ReplyPart {
     std::shared_ptr<kserve::Reply> reply;
-    std::uint32_t row_begin = 0;          // in the reply
+    std::uint32_t row_begin = 0;  // in the reply
     std::uint32_t rows = 0;
     std::uint32_t request_row_begin = 0;  // in the request
     bool whole = false;                   // the reply answers this request alone, unsplit

@@ -24,8 +24,8 @@ inline constexpr Nanos kProbePeriodNs = 150 * kMillisecond;
 inline constexpr Nanos kProbeTimeoutNs = 750 * kMillisecond;
 // A loop that was itself late by more than this proves nothing about a backend.
 inline constexpr Nanos kLoopLateNs = 100 * kMillisecond;
-// How long a placement stays out of rotation after its backend said "unknown model": longer than the
-// control plane needs to see it.
+// How long a placement stays out of rotation after its backend said "unknown model": longer than
+// the control plane needs to see it.
 inline constexpr Nanos kLeavingHoldNs = 1 * kSecond;
 
 // A client stream relayed to the control plane.
@@ -45,7 +45,8 @@ struct Backend {
     std::uint64_t inflight_rows = 0;
 };
 
-// A placement whose backend said that it does not serve the model, while the catalog still says it does.
+// A placement whose backend said that it does not serve the model, while the catalog still says it
+// does.
 struct Leaving {
     std::uint32_t model = 0;
     std::uint32_t backend = 0;
@@ -127,7 +128,6 @@ struct Gateway::State {
     Nanos engine_wake = kNever;
     Nanos last_turn = 0;
     bool loop_was_late = false;
-    bool dispatch_again = false;  // a batch could not be sent in this turn
     bool draining = false;
     bool drained = false;
     Nanos drain_deadline = kNever;

@@ -30,8 +30,9 @@ bool same(const engine::ModelPolicy& a, const engine::ModelPolicy& b) {
            a.queue_delay_max_ns == b.queue_delay_max_ns && a.priority_levels == b.priority_levels &&
            a.default_priority == b.default_priority && a.slo_ns == b.slo_ns &&
            a.queue_requests_max == b.queue_requests_max && a.queue_bytes_max == b.queue_bytes_max &&
-           a.queue_age_max_ns == b.queue_age_max_ns && a.staged_batches_max == b.staged_batches_max &&
-           a.idempotent == b.idempotent && a.cancellable == b.cancellable;
+           a.queue_age_max_ns == b.queue_age_max_ns &&
+           a.staged_batches_max == b.staged_batches_max && a.idempotent == b.idempotent &&
+           a.cancellable == b.cancellable;
 }
 
 bool same(const engine::Placement& a, const engine::Placement& b) {
@@ -100,7 +101,8 @@ void Gateway::State::apply_backends(const std::vector<BackendConfig>& next, Nano
         if (moved || down) {
             const std::vector<ConnectionId> ids = backend.connections;
             for (const ConnectionId id : ids) {
-                if (Connection* connection = connections.find(id)) connections.mark_closing(id, connection);
+                if (Connection* connection = connections.find(id))
+                    connections.mark_closing(id, connection);
                 lose_connection(id, moved ? "the address changed" : "taken down", now);
             }
         }
@@ -112,7 +114,8 @@ void Gateway::State::apply_backends(const std::vector<BackendConfig>& next, Nano
         page->backends[index].in_use = 0;
         const std::vector<ConnectionId> ids = backends[index].connections;
         for (const ConnectionId id : ids) {
-            if (Connection* connection = connections.find(id)) connections.mark_closing(id, connection);
+            if (Connection* connection = connections.find(id))
+                connections.mark_closing(id, connection);
             lose_connection(id, "removed from the configuration", now);
         }
         refresh_backend(index, now);
