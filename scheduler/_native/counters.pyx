@@ -42,7 +42,7 @@ cdef tuple _rows(const RowHistogram *histogram):
 
 
 cdef class CountersPage:
-    """Maps the page of `fd` for reading. Raises OSError when it is too small or cannot be mapped."""
+    """Maps the page of `fd` for reading. Raises OSError when it is too small or not mappable."""
 
     cdef const CCountersPage *_page
 

@@ -27,9 +27,9 @@ class IndexBook:
 
     def assign(self, keys: Iterable[str]) -> dict[str, int]:
         """The numbers of exactly these keys; keys beyond the limit get none."""
-        wanted = list(dict.fromkeys(keys))
+        wanted = dict.fromkeys(keys)
         before = (dict(self._index_of), self._next)
-        for key in [key for key in self._index_of if key not in set(wanted)]:
+        for key in [key for key in self._index_of if key not in wanted]:
             self._freed.append(self._index_of.pop(key))
         for key in wanted:
             if key not in self._index_of:

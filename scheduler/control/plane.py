@@ -29,7 +29,6 @@ RESTART_ONLY = {
     "embedded": ("model_repository",),
     "logging": ("level", "format"),
 }
-HEALTH_PERIOD_S = 0.25
 
 
 class ControlPlane:
@@ -42,7 +41,9 @@ class ControlPlane:
         self.reload_failures = 0
         self.counters = CountersPage(parameters.counters_fd)
         self.desired = DesiredState(parameters.runtime_directory)
-        self.steering = SteeringClient(parameters.steering_socket, self.on_event)
+        self.steering = SteeringClient(
+            parameters.steering_socket, self.on_event, self.publish_health
+        )
         self.pool = BackendPool(self.refresh_state, self._replies_of, parameters.runtime_directory)
         self._looked_around = False
         self.readiness = Readiness(
@@ -55,12 +56,9 @@ class ControlPlane:
         return self.loaded.settings
 
     def start(self) -> list[asyncio.Task[None]]:
-        """Starts discovery, steering and the health table."""
+        """Starts discovery and steering."""
         self.pool.configure(self.parameters.backends(self.settings), self.settings.discovery)
-        return [
-            asyncio.create_task(self.steering.run()),
-            asyncio.create_task(self._publish_health()),
-        ]
+        return [asyncio.create_task(self.steering.run())]
 
     def batching_for(self, model_name: str) -> Batching:
         return self.settings.batching_for(model_name)
@@ -87,9 +85,11 @@ class ControlPlane:
         the state of a control plane that died, and ignorance must not take that away.
         """
         self._looked_around = self._looked_around or self.pool.settled
-        if not self._looked_around:
-            return
-        self.steering.want(self.desired.build(self.pool, self.settings))
+        if self._looked_around:
+            self.steering.want(self.desired.build(self.pool, self.settings))
+        self.publish_health()
+
+    def publish_health(self) -> None:
         self.health.publish(self.readiness.by_name())
 
     def on_event(self, event: pb.Event) -> None:
@@ -126,7 +126,7 @@ class ControlPlane:
         """NOT_SERVING, the propagation wait, then no new work and the end of the admitted one."""
         drain = self.settings.server.drain
         self.readiness.draining = True
-        self.health.publish(self.readiness.by_name())
+        self.publish_health()
         await asyncio.sleep(drain.propagation_wait / 1e9)
         unanswered = await self.steering.drain(drain.deadline // 1_000_000)
         log(logger, logging.INFO, "the data plane has drained", unanswered_requests=unanswered)
@@ -168,12 +168,6 @@ class ControlPlane:
                 log(logger, logging.WARNING, "these keys need a restart", keys=names)
                 kept[section] = new.model_copy(update=changed)
         return LoadedSettings(loaded.settings.model_copy(update=kept), loaded.origins)
-
-    async def _publish_health(self) -> None:
-        """Also follows what no callback reports: the steering connection."""
-        while True:
-            self.health.publish(self.readiness.by_name())
-            await asyncio.sleep(HEALTH_PERIOD_S)
 
     async def close(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):

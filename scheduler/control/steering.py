@@ -82,9 +82,15 @@ async def drain_once(path: Path, deadline_ms: int) -> int:
 class SteeringClient:
     """Keeps one connection to the data plane and brings it to the wanted state."""
 
-    def __init__(self, path: Path, on_event: Callable[[pb.Event], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        on_event: Callable[[pb.Event], None],
+        on_connection: Callable[[], None] = lambda: None,
+    ) -> None:
         self._path = path
         self._on_event = on_event
+        self._on_connection = on_connection
         self._writer: asyncio.StreamWriter | None = None
         self._wanted: pb.Apply | None = None
         self._said: pb.Apply | None = None
@@ -151,6 +157,7 @@ class SteeringClient:
         self._said = None
         self.data_plane_pid = hello.pid
         self._generation = max(self._generation, hello.generation)
+        self._on_connection()
         self._say()
         while True:
             self._received(await read_frame(reader))
@@ -196,3 +203,4 @@ class SteeringClient:
         self._snapshots.clear()
         if self._drained is not None and not self._drained.done():
             self._drained.set_exception(lost)
+        self._on_connection()

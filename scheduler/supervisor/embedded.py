@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from scheduler.supervisor.child import STABLE_AFTER_S, exit_text
 from scheduler.telemetry.logs import log
 
 logger = logging.getLogger(__name__)
+
+_ERROR_LINE = re.compile(r"E[0-9]{4} |error:")
 
 WATCH_PERIOD_S = 0.2
 BACKOFF_MAX_S = 5.0
@@ -60,9 +63,9 @@ class EmbeddedSupervisor:
         status = exit_text(self._triton.returncode or 0)
         lived_s = time.monotonic() - self._started_at
         self._deaths_in_a_row = 1 if lived_s >= STABLE_AFTER_S else self._deaths_in_a_row + 1
-        tail = self._triton.log_tail(8)
+        complaints = error_lines(self._triton.log_tail(200))
         if not self._has_served and self._deaths_in_a_row >= FIRST_STARTS_MAX:
-            raise TritonStartError(f"tritonserver ended with status {status}:\n{tail}")
+            raise TritonStartError(f"tritonserver ended with status {status}:\n{complaints}")
         pause_s = 0.0
         if self._deaths_in_a_row > 1:
             pause_s = min(BACKOFF_MAX_S, 0.2 * 2.0 ** min(self._deaths_in_a_row - 2, 16))
@@ -75,7 +78,7 @@ class EmbeddedSupervisor:
             pause_s=pause_s,
         )
         if not self._has_served:
-            log(logger, logging.ERROR, "end of its log", log=tail)
+            log(logger, logging.ERROR, "tritonserver's errors", log=complaints)
         self._triton.kill()  # its stubs may have outlived it
         await asyncio.sleep(pause_s)
         self.start()
@@ -87,3 +90,10 @@ class EmbeddedSupervisor:
     async def close(self) -> None:
         """SIGTERM and the wait for its end."""
         await asyncio.to_thread(self._triton.close)
+
+
+def error_lines(text: str, lines_max: int = 8) -> str:
+    """The errors of a tritonserver's log without its tables; its end where it names none."""
+    lines = text.splitlines()
+    errors = [line for line in lines if _ERROR_LINE.match(line)]
+    return "\n".join((errors or lines)[-lines_max:])

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from scheduler._native.counters import PAGE_BYTES
+from scheduler.backends import triton_install
 from tests.control_plane import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -211,3 +212,17 @@ def test_a_taken_port_is_named_with_the_fix(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}: the port is taken" in done.stderr
     assert "--listen HOST:PORT" in done.stderr
+
+
+def test_a_repository_that_cannot_be_loaded_ends_with_tritons_errors(tmp_path: Path) -> None:
+    if triton_install.locate() is None:
+        pytest.skip("no tritonserver is installed")
+    model = tmp_path / "m"
+    (model / "1").mkdir(parents=True)
+    (model / "config.pbtxt").write_text('name: "m" backend: "nope"')
+    command = [sys.executable, "-m", "scheduler.cli", "serve", "--embedded", str(tmp_path)]
+    command += ["--listen", "127.0.0.1:0", "--metrics-listen", "none", "--control-listen", "none"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "giving up: tritonserver ended with status 1" in done.stderr
+    assert "failed to load all models" in done.stderr
