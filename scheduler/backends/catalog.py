@@ -134,13 +134,15 @@ def batching_advice(config: model_config_pb2.ModelConfig) -> str:
         return ""
     batching = config.dynamic_batching
     waits = batching.max_queue_delay_microseconds > 0
-    prefers = any(size > 1 for size in batching.preferred_batch_size)
+    # Triton fills [max_batch_size] into an empty block itself; it never waits for it without a delay.
+    sizes = list(batching.preferred_batch_size)
+    prefers = sizes != [config.max_batch_size] and any(size > 1 for size in sizes)
     if not waits and not prefers:
         return ""
     what = (
         f"max_queue_delay_microseconds: {batching.max_queue_delay_microseconds}"
         if waits
-        else f"preferred_batch_size: {list(batching.preferred_batch_size)}"
+        else f"preferred_batch_size: {sizes}"
     )
     return (
         f"{what} in its dynamic_batching makes Triton wait again for rows that were merged here; "

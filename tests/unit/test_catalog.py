@@ -98,6 +98,7 @@ def test_flags() -> None:
         ("dynamic_batching { preferred_batch_size: 1 }", False),
         ("dynamic_batching { max_queue_delay_microseconds: 100 }", True),
         ("dynamic_batching { preferred_batch_size: [4, 8] }", True),
+        ("max_batch_size: 8 dynamic_batching { preferred_batch_size: [8] }", False),
     ],
 )
 def test_a_batcher_that_waits_is_flagged_with_the_fix(block: str, flagged: bool) -> None:
