@@ -6,20 +6,25 @@ namespace infersched::gateway {
 
 namespace {
 
+bool is_blank(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+
 // Triton reads versions with std::stol: leading blanks and a sign are taken, trailing text is not
-// looked at. Returns false with Triton's wording when there is no number.
+// looked at. False with Triton's wording when there is no number or a negative one.
 bool parse_version(std::string_view text, long* version, Status* error) {
     std::string_view digits = text;
-    while (!digits.empty() &&
-           (digits.front() == ' ' || (digits.front() >= '\t' && digits.front() <= '\r')))
-        digits.remove_prefix(1);
-    if (!digits.empty() && digits.front() == '+') digits.remove_prefix(1);
-    const auto [end, failure] =
-        std::from_chars(digits.data(), digits.data() + digits.size(), *version);
-    if (failure == std::errc() && *version > 0) return true;
-    std::string message = "failed to get model version from specified version string '";
-    message.append(text).append("' (details: stol), version should be an integral value > 0");
-    *error = Status::error(StatusCode::kInvalidArgument, std::move(message));
+    while (!digits.empty() && is_blank(digits.front())) digits.remove_prefix(1);
+    // from_chars knows no plus sign; "+-1" is no number.
+    if (digits.size() > 1 && digits[0] == '+' && digits[1] != '-') digits.remove_prefix(1);
+    const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), *version);
+    if (parsed.ec == std::errc() && *version >= 0) return true;
+    const std::string quoted = "'" + std::string(text) + "'";
+    *error =
+        Status::error(StatusCode::kInvalidArgument,
+                      parsed.ec == std::errc()
+                          ? "invalid model version specified " + quoted +
+                                " , version should be an integral value > 0"
+                          : "failed to get model version from specified version string " + quoted +
+                                " (details: stol), version should be an integral value > 0");
     return false;
 }
 

@@ -6,6 +6,7 @@ inside C++; nothing here is on its path.
 
 from typing import NamedTuple
 
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.memory cimport unique_ptr
@@ -128,6 +129,7 @@ cdef class ByteBudget:
         return self.budget.used
 
 
+@cython.no_gc_clear  # the session uses the budget until it is gone
 cdef class ServerSession:
     """The server's side of one connection."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
@@ -13,10 +14,15 @@ from scheduler._native.gateway import Gateway
 from scheduler._native.timerfd import TimerFd
 from scheduler.dataplane.dialer import Dialer
 from scheduler.dataplane.steering import Steering
+from scheduler.v1 import dataplane_pb2 as pb
 
 log = logging.getLogger("infersched.dataplane")
 
 LISTEN_BACKLOG = 4096
+# A data plane that (re)starts lets clients wait in the listen backlog until it can serve them, this
+# long at the most: what is wrong by then is told to them.
+ACCEPT_WITHIN_S = 1.0
+_POLL_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,15 @@ class Inherited:
     steering_fd: int
     counters_fd: int
     cold_socket: str
+
+
+async def able_to_serve(gateway: Gateway) -> None:
+    """Returns once the first Apply has come and the backends it wants in rotation are connected."""
+    while gateway.generation == 0 or any(
+        wanted > 0 and state == pb.BACKEND_STATE_DOWN
+        for _, _, _, wanted, _, _, state in gateway.backends()
+    ):
+        await asyncio.sleep(_POLL_S)
 
 
 async def run(inherited: Inherited) -> None:
@@ -47,13 +62,15 @@ async def run(inherited: Inherited) -> None:
 
     # The loop holds no reference to its servers: one that is dropped stops accepting.
     servers: list[asyncio.AbstractServer] = []
+    steering_listener = socket.socket(fileno=inherited.steering_fd)
+    servers.append(await loop.create_unix_server(steering.protocol, sock=steering_listener))
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(able_to_serve(gateway), ACCEPT_WITHIN_S)
     for fd in inherited.listen_fds:
         listener = socket.socket(fileno=fd)
         servers.append(
             await loop.create_server(gateway.client_protocol, sock=listener, backlog=LISTEN_BACKLOG)
         )
-    steering_listener = socket.socket(fileno=inherited.steering_fd)
-    servers.append(await loop.create_unix_server(steering.protocol, sock=steering_listener))
 
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
