@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 
 import grpc
 import numpy as np
@@ -14,6 +12,7 @@ import pytest
 
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.dataplane import DataPlane, identity_model, wait_until
+from tests.load import load
 from tests.wire.calls import (
     Stub,
     connected,
@@ -56,44 +55,6 @@ def occupy_both(stub: Stub, one: FakeTriton, two: FakeTriton) -> list[grpc.Futur
     return calls
 
 
-@contextmanager
-def load(address: str, clients: int = 8) -> Iterator[list[Exception]]:
-    """Clients that send one request after the other; the errors they saw."""
-    errors: list[Exception] = []
-    stop = threading.Event()
-    answered = threading.Semaphore(0)
-
-    def run(stub: Stub, number: int) -> None:
-        for n in range(1_000_000):
-            if stop.is_set():
-                return
-            value = rows(number * 1000 + n % 1000)
-            try:
-                response = stub.ModelInfer(infer_request(value), timeout=20)
-                np.testing.assert_array_equal(output(response), value)
-            except Exception as error:  # told by the caller
-                errors.append(error)
-            answered.release()
-
-    with ExitStack() as stack:
-        stubs = [stack.enter_context(connected(address)) for _ in range(clients)]
-        threads = [
-            threading.Thread(target=run, args=(stub, number)) for number, stub in enumerate(stubs)
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            for _ in range(2 * clients):
-                assert answered.acquire(timeout=20), "the load is running"
-            yield errors
-            for _ in range(2 * clients):
-                assert answered.acquire(timeout=20), "the load goes on"
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
-
-
 def test_work_is_spread_over_free_backends(
     plane: DataPlane, pair: tuple[FakeTriton, FakeTriton]
 ) -> None:
@@ -124,7 +85,7 @@ def test_an_oversize_request_is_spread_and_put_together(
 def test_a_backend_that_dies_under_load_costs_no_request(plane: DataPlane) -> None:
     with FakeTriton() as one, FakeTriton() as two, Proxy(two.address) as wire:
         plane.apply([identity_model(backends=(0, 1))], [one.address, wire.address])
-        with load(plane.address) as errors:
+        with load(plane.address) as seen:
             for _ in range(3):
                 wire.cut()
                 wait_until(lambda: not serving(plane, 1), "its death is seen", timeout_s=1)
@@ -133,7 +94,7 @@ def test_a_backend_that_dies_under_load_costs_no_request(plane: DataPlane) -> No
                 wire.restore()
                 before = len(two.requests)
                 wait_until(lambda n=before: len(two.requests) > n + 5, "it is used again")  # type: ignore[misc]
-    assert errors == []
+    assert seen.errors == []
 
 
 def test_work_in_flight_at_a_dead_backend_goes_elsewhere(plane: DataPlane) -> None:
@@ -152,7 +113,7 @@ def test_a_silent_backend_is_given_up_within_about_a_second(plane: DataPlane) ->
     """A stopped process: its kernel takes what is sent, and nothing comes back."""
     with FakeTriton() as one, FakeTriton() as two, Proxy(two.address) as wire:
         plane.apply([identity_model(backends=(0, 1))], [one.address, wire.address])
-        with load(plane.address) as errors:
+        with load(plane.address) as seen:
             started = time.monotonic()
             wire.stall()
             wait_until(lambda: not serving(plane, 1), "its silence is noticed", timeout_s=5)
@@ -160,7 +121,7 @@ def test_a_silent_backend_is_given_up_within_about_a_second(plane: DataPlane) ->
             wire.restore()
             before = len(two.requests)
             wait_until(lambda: len(two.requests) > before + 5, "it is used again")
-    assert errors == []
+    assert seen.errors == []
     assert noticed_s < 1.5
 
 
@@ -196,14 +157,14 @@ def test_a_leaving_backend_leaks_no_error(
     plane: DataPlane, pair: tuple[FakeTriton, FakeTriton]
 ) -> None:
     one, two = pair
-    with load(plane.address) as errors:
+    with load(plane.address) as seen:
         two.behaviour = leaving
         event = plane.wait_event("backend_leaving").backend_leaving
         assert (event.backend_index, event.model_index) == (1, 0)
         before = len(one.requests)
         wait_until(lambda: len(one.requests) > before + 20, "the other one serves")
         two.kill()
-    assert errors == []
+    assert seen.errors == []
 
 
 def test_a_leaving_backend_that_stays_is_tried_again(
@@ -211,13 +172,13 @@ def test_a_leaving_backend_that_stays_is_tried_again(
 ) -> None:
     """The control plane decides; without news from it the data plane asks again."""
     _, two = pair
-    with load(plane.address) as errors:
+    with load(plane.address) as seen:
         two.behaviour = leaving
         plane.wait_event("backend_leaving")
         two.behaviour = identity
         before = len(two.requests)
         wait_until(lambda: len(two.requests) > before + 5, "it is used again")
-    assert errors == []
+    assert seen.errors == []
 
 
 def test_all_backends_leaving_is_unavailable_not_unknown(plane: DataPlane) -> None:
