@@ -1,10 +1,16 @@
-"""Everything here runs against the embedded Triton."""
+"""Everything here runs against the embedded Triton and the whole of `infersched serve`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from scheduler.backends import triton_install
+from scheduler.backends.embedded_triton import EmbeddedTriton
+from tests import models
+from tests.serving import ServedScheduler
 
 HERE = Path(__file__).parent
 
@@ -13,3 +19,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(scope="session")
+def scheduler(triton: EmbeddedTriton) -> Iterator[ServedScheduler]:
+    """A scheduler before the Triton of the whole run, without any configuration."""
+    with ServedScheduler(["--backend", triton.grpc_address]) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An identity and a slow model (50 ms): a Triton of these starts quickly."""
+    if triton_install.locate() is None:
+        pytest.skip("no embedded Triton: make setup installs it")
+    repository = tmp_path_factory.mktemp("small")
+    models.identity(repository)
+    models.slow(repository, per_execution_s=0.05)
+    return repository
+
+
+@pytest.fixture
+def tritons(small_repository: Path) -> Iterator[tuple[EmbeddedTriton, EmbeddedTriton]]:
+    """Two Tritons of the small repository, for a test to break."""
+    with EmbeddedTriton(small_repository) as one, EmbeddedTriton(small_repository) as two:
+        yield one, two

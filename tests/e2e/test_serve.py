@@ -1,0 +1,148 @@
+"""`infersched serve` without configuration: what clients of Triton ask, answered as by Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_client
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tritonclient.grpc import service_pb2
+
+from scheduler.backends.embedded_triton import EmbeddedTriton
+from tests.serving import ServedScheduler
+from tests.wire.calls import Stub, connected, infer_error, infer_request, output, rows
+
+UNBATCHED_OR_PLAIN = ("identity", "identity_bytes", "identity_small", "unbatched", "mixed", "slow")
+
+
+@pytest.fixture
+def client(scheduler: ServedScheduler) -> Iterator[Any]:
+    with triton_client.InferenceServerClient(scheduler.address) as opened:
+        yield opened
+
+
+@pytest.fixture
+def direct(triton: EmbeddedTriton) -> Iterator[Any]:
+    with triton_client.InferenceServerClient(triton.grpc_address) as opened:
+        yield opened
+
+
+def test_server_and_models_are_ready(client: Any) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("identity")
+    assert client.is_model_ready("identity", "1")
+    assert not client.is_model_ready("nope")
+    assert not client.is_model_ready("identity", "7")
+
+
+@pytest.mark.parametrize("model", UNBATCHED_OR_PLAIN)
+def test_model_metadata_is_that_of_triton(model: str, client: Any, direct: Any) -> None:
+    assert client.get_model_metadata(model) == direct.get_model_metadata(model)
+
+
+@pytest.mark.parametrize("model", UNBATCHED_OR_PLAIN)
+def test_model_config_is_that_of_triton(model: str, client: Any, direct: Any) -> None:
+    ours, theirs = client.get_model_config(model).config, direct.get_model_config(model).config
+    assert (ours.name, ours.max_batch_size) == (theirs.name, theirs.max_batch_size)
+    assert list(ours.input) == list(theirs.input)
+    assert list(ours.output) == list(theirs.output)
+
+
+def test_server_metadata_names_triton(client: Any, direct: Any) -> None:
+    ours, theirs = client.get_server_metadata(), direct.get_server_metadata()
+    assert (ours.name, ours.version) == (theirs.name, theirs.version) == ("triton", "2.51.0")
+
+
+def test_health_is_served_and_watched(scheduler: ServedScheduler) -> None:
+    with grpc.insecure_channel(scheduler.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        serving = health_pb2.HealthCheckResponse.SERVING
+        for service in ("", "identity"):
+            request = health_pb2.HealthCheckRequest(service=service)
+            assert stub.Check(request, timeout=10).status == serving
+            watch = stub.Watch(request, timeout=10)
+            assert next(watch).status == serving
+            watch.cancel()
+
+
+ERRORS = {
+    "unknown model": infer_request(rows(1), model="nope"),
+    "unknown version": infer_request(rows(1), version="7"),
+    "version text": infer_request(rows(1), version="abc"),
+    "wrong shape": infer_request(rows(1, 1, 8)),
+    "unknown output": infer_request(rows(1), outputs=["X"]),
+    "priority type": infer_request(rows(1), parameters={"priority": "high"}),
+    "decoupled": infer_request(rows(1), model="decoupled"),
+    "failing": infer_request(-rows(1), model="failing"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_are_those_of_triton(
+    name: str, scheduler: ServedScheduler, triton: EmbeddedTriton
+) -> None:
+    with connected(scheduler.address) as ours, connected(triton.grpc_address) as theirs:
+        expected = infer_error(theirs, ERRORS[name])
+        error = infer_error(ours, ERRORS[name])
+    assert error.code() == expected.code()
+    assert expected.details() in error.details()
+
+
+def test_a_batch_beyond_the_models_limit_is_split(
+    scheduler: ServedScheduler, triton: EmbeddedTriton
+) -> None:
+    """Triton refuses it; here it runs in parts."""
+    values = rows(1, 100)
+    request = infer_request(values, model="identity_small")
+    with connected(triton.grpc_address) as theirs:
+        assert infer_error(theirs, request).code() == grpc.StatusCode.INVALID_ARGUMENT
+    with connected(scheduler.address) as ours:
+        np.testing.assert_array_equal(output(ours.ModelInfer(request, timeout=20)), values)
+
+
+def test_a_poisoned_neighbour_of_a_real_model_fails_alone(scheduler: ServedScheduler) -> None:
+    with connected(scheduler.address) as stub:
+        values = [rows(n) if n % 10 else -rows(n + 1) for n in range(40)]
+        calls = [
+            stub.ModelInfer.future(infer_request(value, model="failing"), timeout=30)
+            for value in values
+        ]
+        for n, (value, call) in enumerate(zip(values, calls, strict=True)):
+            if n % 10:
+                np.testing.assert_array_equal(output(call.result()), value)
+            else:
+                assert "negative number" in call.exception().details()
+
+
+def test_optional_inputs_may_be_left_out(scheduler: ServedScheduler) -> None:
+    with connected(scheduler.address) as stub:
+        plain = infer_request(rows(1), model="optional")
+        biased = infer_request(rows(1), model="optional")
+        biased.inputs.add(name="BIAS", datatype="FP32", shape=[1, 16])
+        biased.raw_input_contents.append(rows(5).tobytes())
+        calls = [stub.ModelInfer.future(request, timeout=30) for request in [plain, biased] * 20]
+        for n, call in enumerate(calls):
+            expected = rows(1) + rows(5) if n % 2 else rows(1)
+            np.testing.assert_array_equal(output(call.result()), expected)
+
+
+def test_what_is_not_built_yet_says_so(scheduler: ServedScheduler) -> None:
+    with connected(scheduler.address) as stub:
+        stream = stub.ModelStreamInfer(iter([infer_request(rows(1))]), timeout=10)
+        with pytest.raises(grpc.RpcError) as raised:
+            next(stream)
+        assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        error = cold_error(stub)
+        assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def cold_error(stub: Stub) -> grpc.RpcError:
+    call = stub.TraceSetting.future(service_pb2.TraceSettingRequest(), timeout=10)
+    error = call.exception()
+    assert isinstance(error, grpc.RpcError)
+    return error
