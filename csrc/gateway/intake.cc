@@ -126,7 +126,8 @@ void Gateway::State::take_request(ConnectionId id, Connection* connection, http2
     Status status;
     const ModelConfig* model = catalog.find(name.name, name.version, &status);
     if (model == nullptr) {
-        if (wanted.generation == 0)
+        // Without any model the catalog is not known yet: no backend was ever reached.
+        if (wanted.models.empty())
             status = refusal_status({0, engine::Reason::kNoBackend, 0}, name.id);
         ++page->unknown_model_total;
         refuse(id, connection, *event, status);

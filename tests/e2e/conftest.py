@@ -44,3 +44,21 @@ def tritons(small_repository: Path) -> Iterator[tuple[EmbeddedTriton, EmbeddedTr
     """Two Tritons of the small repository, for a test to break."""
     with EmbeddedTriton(small_repository) as one, EmbeddedTriton(small_repository) as two:
         yield one, two
+        # Quicker than to let them end by themselves.
+        one.kill()
+        two.kill()
+
+
+@pytest.fixture(scope="session")
+def _small_triton(small_repository: Path) -> Iterator[EmbeddedTriton]:
+    with EmbeddedTriton(small_repository) as running:
+        yield running
+        running.kill()
+
+
+@pytest.fixture
+def small_triton(_small_triton: EmbeddedTriton) -> EmbeddedTriton:
+    """A Triton of the small repository that a test may kill."""
+    if not _small_triton.running:
+        _small_triton.start_ready()
+    return _small_triton

@@ -228,7 +228,7 @@ def test_a_removed_model_is_unknown_and_its_queue_answered(
     running = fake.occupy(stub)
     queued = stub.ModelInfer.future(infer_request(rows(1)), timeout=30)
     plane.wait_queued(1)
-    plane.apply([], [fake.address])
+    plane.apply([identity_model(1, "other")], [fake.address])
     assert error_of(queued).code() == grpc.StatusCode.UNAVAILABLE
     error = infer_error(stub, infer_request(rows(1)))
     assert error.code() == grpc.StatusCode.NOT_FOUND

@@ -265,11 +265,16 @@ def test_no_backend_is_unavailable(plane: DataPlane) -> None:
         assert retry_delay_ms(second) == 1000
 
 
-def test_before_the_first_apply_nothing_is_known_to_be_missing(plane: DataPlane) -> None:
+def test_before_the_first_catalog_nothing_is_known_to_be_missing(
+    plane: DataPlane, fake: FakeTriton
+) -> None:
     with connected(plane.address) as stub:
-        error = infer_error(stub, infer_request(rows(1)))
-    assert error.code() == grpc.StatusCode.UNAVAILABLE
-    assert error_info(error).reason == "NO_BACKEND"
+        for applied in (False, True):
+            if applied:
+                plane.apply([], [fake.address])
+            error = infer_error(stub, infer_request(rows(1)))
+            assert error.code() == grpc.StatusCode.UNAVAILABLE
+            assert error_info(error).reason == "NO_BACKEND"
 
 
 def test_a_request_may_name_its_version(stub: Stub) -> None:
