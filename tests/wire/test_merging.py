@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc
 import numpy as np
+import pytest
 from tritonclient.grpc import service_pb2
 
 from tests.dataplane import DataPlane, identity_model, wait_until
@@ -231,9 +232,12 @@ def test_an_unbatched_model_runs_each_request_alone(plane: DataPlane, fake: Fake
     assert [list(request.inputs[0].shape) for request in fake.requests] == [[16]] * 3
 
 
-def test_a_merged_batch_carries_the_longest_remaining_deadline(
-    stub: Stub, fake: FakeTriton, plane: DataPlane
+@pytest.mark.parametrize("cancellable", [True, False])
+def test_a_merged_batch_carries_the_longest_remaining_deadline_where_the_model_stops_for_it(
+    stub: Stub, fake: FakeTriton, plane: DataPlane, cancellable: bool
 ) -> None:
+    model = identity_model(staged_batches_max=0, cancellable=cancellable)
+    plane.apply([model], [fake.address])
     fake.occupy(stub)
     calls = [
         stub.ModelInfer.future(infer_request(rows(n)), timeout=timeout_s)
@@ -245,7 +249,10 @@ def test_a_merged_batch_carries_the_longest_remaining_deadline(
         call.result()
     remaining_s = fake.remaining_s[1]
     assert remaining_s is not None
-    assert 60 < remaining_s < 102, "gRPC rounds long time-outs up by a hundredth"
+    if cancellable:
+        assert 60 < remaining_s < 102, "gRPC rounds long time-outs up by a hundredth"
+    else:
+        assert remaining_s > 1e9, "Triton would answer while the batch still holds its slot"
 
 
 def test_forwarded_metadata_reaches_the_backend_and_keeps_batches_apart(
