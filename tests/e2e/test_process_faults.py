@@ -66,13 +66,14 @@ def test_a_stopped_control_plane_does_not_touch_inference(served: ServedSchedule
 
 def test_a_killed_data_plane_is_replaced_behind_the_same_socket(served: ServedScheduler) -> None:
     """Calls out are lost with it; connections that come meanwhile wait in the socket's queue."""
-    with load(served.address, wait_for_ready=True) as seen:
+    with load(served.address, clients=8, wait_for_ready=True) as seen:
         data_plane = served.child(DATA_PLANE)
         data_plane.kill()
         wait_until(lambda: replaced(served, DATA_PLANE, data_plane.pid), "it is started again")
         seen.wait_answers(200)
     assert seen.codes() <= {grpc.StatusCode.UNAVAILABLE}
-    assert len(seen.errors) <= 8 + 8, "what was out, and what came before the catalog"
+    # What was out; and a client may send once more on a connection whose end it has not seen.
+    assert len(seen.errors) <= 8 + 8
     wait_until(served.ready, "all is well again")
 
 
