@@ -106,6 +106,8 @@ def test_a_real_prometheus_takes_the_metrics(scheduler: ServedScheduler, tmp_pat
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
+        with connected(scheduler.address) as stub:
+            stub.ModelInfer(infer_request(rows(1)), timeout=30)
         query = "sum(infersched_requests_total)"
         url = f"http://{address}/api/v1/query?query={query}"
         wait_until(lambda: bool(query_result(url)), "Prometheus has a value", timeout_s=30)

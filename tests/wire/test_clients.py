@@ -128,7 +128,7 @@ def test_tritonclient_with_keepalive_stays_connected(address: str, plane: DataPl
         for n in range(10):
             client.infer("identity", infer_input(rows(n)))
         # Each ping is a turn of the loop.
-        wait_until(lambda: plane.page()["loop_turns"] > turns + 30, "pings are answered")
+        wait_until(lambda: plane.page()["loop_turns"] > turns + 20, "pings are answered")
         client.infer("identity", infer_input(rows(1)))
     assert plane.page()["connections_total"] == 1
 

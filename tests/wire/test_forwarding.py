@@ -91,6 +91,7 @@ def servicer() -> ColdServicer:
 
 @pytest.fixture
 def cold(plane: DataPlane, servicer: ColdServicer) -> Iterator[health.HealthServicer]:
+    plane.apply([], [])
     with cold_server(plane, servicer) as checks:
         yield checks
 
