@@ -51,6 +51,7 @@ void Gateway::State::finish_request(RequestId id, RequestRecord* request, Connec
         connection->server->release(request->bytes);
         connections.mark_dirty(request->connection, connection);
     }
+    budget.used -= request->overhead;
     requests.erase(id);
 }
 

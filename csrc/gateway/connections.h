@@ -24,6 +24,8 @@ struct Connection {
     bool active = false;                           // in the active list
     bool lost = false;                             // the transport is gone
     bool closing = false;                          // the shell was asked to close it
+    bool settled = false;                          // kBackend: the peer's SETTINGS have come
+    bool retiring = false;                         // closed when its calls are done, gets no new
     // kClient: stream -> request and stream -> relay. kBackend: stream -> batch. kCold: -> relay.
     StreamMap requests;
     StreamMap relays;
@@ -31,7 +33,10 @@ struct Connection {
     Nanos received_at = 0;
     http2::StreamId probe = 0;
     Nanos probe_started = 0;
+    std::uint64_t resets_counted = 0;  // kClient
 
+    // kBackend: may be given calls. At the peer's stream limit they wait in the session.
+    bool usable() const { return settled && !retiring && !lost && !client->draining(); }
     bool has_events() const { return server ? server->has_events() : client->has_events(); }
 };
 
@@ -66,9 +71,17 @@ class Connections {
         closing.push_back(id);
     }
 
+    // Its calls go on, but another connection is to be dialled in its place.
+    void mark_retired(ConnectionId id, Connection* connection) {
+        if (connection->retiring || connection->lost) return;
+        connection->retiring = true;
+        retired.push_back(id);
+    }
+
     std::vector<ConnectionId> dirty;    // may have something to write
     std::vector<ConnectionId> active;   // have recorded events
     std::vector<ConnectionId> closing;  // to be closed by the shell
+    std::vector<ConnectionId> retired;  // to be replaced by the shell
 
   private:
     SlotMap<Connection> open_;

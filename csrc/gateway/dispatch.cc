@@ -58,7 +58,7 @@ void Gateway::State::carry_out_actions(Nanos now) {
                 answer(action, now);
                 break;
             case engine::ActionKind::kAbandon:
-                abandon(action, now);
+                abandon(action);
                 break;
             case engine::ActionKind::kWake:
                 engine_wake = action.at;
@@ -113,8 +113,14 @@ void Gateway::State::dispatch(const engine::Action& action, Nanos now) {
     BatchRecord* batch = batches.find(batch_id);
     *batch = {action.batch,       action.model, action.backend,    id, stream, action.rows,
               action.rows_padded, now,          std::move(members)};
+    const auto slot = static_cast<std::uint32_t>(action.batch);
+    if (slot >= batch_of_slot.size()) batch_of_slot.resize(slot + 1);
+    batch_of_slot[slot] = batch_id;
     // Silence counts from the moment when there is something to hear.
-    if (connection->requests.size() == 0) connection->received_at = now;
+    if (connection->requests.size() == 0) {
+        connection->received_at = now;
+        probe_at = std::min(probe_at, now + kProbePeriodNs);
+    }
     connection->requests.insert(stream, batch_id);
     connections.mark_dirty(id, connection);
     ++backends[action.backend].inflight_batches;
@@ -129,9 +135,14 @@ Connection* Gateway::State::choose_connection(std::uint32_t backend, ConnectionI
     for (std::size_t i = 0; i < count; ++i) {
         const ConnectionId candidate = entry.connections[(entry.next_connection + i) % count];
         Connection* connection = connections.find(candidate);
-        if (connection == nullptr || connection->lost || !connection->client->ready()) continue;
-        if (best != nullptr && best->client->open_streams() <= connection->client->open_streams())
-            continue;
+        if (connection == nullptr || !connection->usable()) continue;
+        if (best != nullptr) {
+            const bool ready = connection->client->ready();
+            if (best->client->ready() != ready
+                    ? !ready
+                    : best->client->open_streams() <= connection->client->open_streams())
+                continue;
+        }
         best = connection;
         *id = candidate;
     }
@@ -139,21 +150,18 @@ Connection* Gateway::State::choose_connection(std::uint32_t backend, ConnectionI
     return best;
 }
 
-void Gateway::State::abandon(const engine::Action& action, Nanos now) {
-    BatchId found = 0;
-    batches.each([&](BatchId id, BatchRecord& batch) {
-        if (batch.handle == action.batch) found = id;
-    });
+// The engine has taken the batch back already.
+void Gateway::State::abandon(const engine::Action& action) {
+    const auto slot = static_cast<std::uint32_t>(action.batch);
+    const BatchId found = slot < batch_of_slot.size() ? batch_of_slot[slot] : 0;
     BatchRecord* batch = batches.find(found);
-    if (batch == nullptr) return;
+    if (batch == nullptr || batch->handle != action.batch) return;
     if (Connection* connection = connections.find(batch->connection)) {
         connection->requests.take(batch->stream);
         connection->client->cancel(batch->stream);
         connections.mark_dirty(batch->connection, connection);
     }
-    const engine::BatchHandle handle = batch->handle;
     close_batch(found, batch);
-    engine.dispatch_failed(handle, engine::FailureKind::kFinal, StatusCode::kCancelled, now);
 }
 
 void Gateway::State::close_batch(BatchId id, BatchRecord* batch) {
@@ -190,13 +198,25 @@ void Gateway::State::reply_failed(const BatchRecord& batch, Status status, bool 
     }
     const StatusCode code = status.code;
     const engine::FailureKind kind = failure_kind(status, nothing_ran);
-    const auto failure = std::make_shared<const Status>(std::move(status));
-    for (const engine::BatchMember& member : batch.members)
-        if (RequestRecord* request = requests.find(member.user)) request->failure = failure;
+    note_failure(batch, std::move(status));
     engine.dispatch_failed(batch.handle, kind, code, now);
 }
 
+// Kept for the members that are not sent again.
+void Gateway::State::note_failure(const BatchRecord& batch, Status status) {
+    const auto failure = std::make_shared<const Status>(std::move(status));
+    for (const engine::BatchMember& member : batch.members)
+        if (RequestRecord* request = requests.find(member.user)) request->failure = failure;
+}
+
 void Gateway::State::reply_arrived(const BatchRecord& batch, const BufferRef& message, Nanos now) {
+    const auto waits = [this](const engine::BatchMember& member) {
+        return requests.find(member.user) != nullptr;
+    };
+    if (std::none_of(batch.members.begin(), batch.members.end(), waits)) {
+        engine.complete(batch.handle, now);
+        return;
+    }
     const auto reply = std::make_shared<kserve::Reply>();
     std::string error;
     if (!reply->read(message, &error)) {
@@ -212,9 +232,12 @@ void Gateway::State::reply_arrived(const BatchRecord& batch, const BufferRef& me
     }
     if (!whole && !reply->splits_into(batch.rows_padded, &error)) {
         const ModelConfig* model = catalog.at(batch.model);
-        if (engine.queue_status(batch.model).merging && model != nullptr)
+        if (batch.members.size() > 1 && model != nullptr &&
+            engine.queue_status(batch.model).merging)
             notices.push_back(
                 {Notice::Kind::kMergingSwitchedOff, batch.backend, batch.model, false, 0, error});
+        note_failure(batch, Status::error(StatusCode::kInternal,
+                                          "the reply of the backend cannot be split: " + error));
         engine.dispatch_failed(batch.handle, engine::FailureKind::kUnsplittable,
                                StatusCode::kInternal, now);
         return;

@@ -29,11 +29,11 @@ Gateway::State::State(engine::CountersPage* counters)
 Gateway::Gateway(engine::CountersPage* page) : state_(std::make_unique<State>(page)) {}
 Gateway::~Gateway() = default;
 
-std::string Gateway::apply(const WantedState& wanted, Nanos now) {
+std::string Gateway::apply(const WantedState& wanted, Nanos now) noexcept {
     return state_->apply(wanted, now);
 }
 
-void Gateway::drain(Nanos deadline, Nanos now) { state_->begin_drain(deadline, now); }
+void Gateway::drain(Nanos deadline, Nanos now) noexcept { state_->begin_drain(deadline, now); }
 
 bool Gateway::take_notice(Notice* notice) {
     if (state_->notices.empty()) return false;
@@ -42,7 +42,7 @@ bool Gateway::take_notice(Notice* notice) {
     return true;
 }
 
-ConnectionId Gateway::client_connected(const std::string& peer_address, Nanos now) {
+ConnectionId Gateway::client_connected(const std::string& peer_address, Nanos now) noexcept {
     State& state = *state_;
     if (state.client_count >= state.wanted.limits.connections_max) return 0;
     Connection connection;
@@ -60,10 +60,15 @@ ConnectionId Gateway::client_connected(const std::string& peer_address, Nanos no
     return id;
 }
 
-ConnectionId Gateway::backend_connected(std::uint32_t index, Nanos now) {
+ConnectionId Gateway::backend_connected(std::uint32_t index, const std::string& address,
+                                        Nanos now) noexcept {
     State& state = *state_;
-    if (index >= state.backends.size() || !state.backends[index].in_use) return 0;
+    if (index >= state.backends.size()) return 0;
     Backend& backend = state.backends[index];
+    // What was dialled before the last Apply may come after it.
+    if (!backend.in_use || backend.config.state == BackendState::kDown ||
+        backend.config.address != address)
+        return 0;
     http2::ClientConfig config;
     config.authority = backend.config.address;
     Connection connection;
@@ -79,9 +84,14 @@ ConnectionId Gateway::backend_connected(std::uint32_t index, Nanos now) {
     return id;
 }
 
-ConnectionId Gateway::cold_connected(Nanos now) {
+ConnectionId Gateway::cold_connected(Nanos now) noexcept {
     State& state = *state_;
-    state.lose_connection(state.cold, "replaced", now);
+    // One that is retiring keeps the streams it has.
+    Connection* before = state.connections.find(state.cold);
+    if (before != nullptr && !before->retiring) {
+        state.connections.mark_closing(state.cold, before);
+        state.lose_connection(state.cold, "replaced", now);
+    }
     http2::ClientConfig config;
     config.authority = "control-plane";
     Connection connection;
@@ -93,7 +103,7 @@ ConnectionId Gateway::cold_connected(Nanos now) {
     return state.cold;
 }
 
-void Gateway::received(ConnectionId id, Span bytes, Nanos now) {
+void Gateway::received(ConnectionId id, Span bytes, Nanos now) noexcept {
     State& state = *state_;
     Connection* connection = state.connections.find(id);
     if (connection == nullptr || connection->lost) return;
@@ -101,17 +111,29 @@ void Gateway::received(ConnectionId id, Span bytes, Nanos now) {
     const bool sound = connection->server ? connection->server->feed(bytes, now)
                                           : connection->client->feed(bytes, now);
     if (!sound) state.connections.mark_closing(id, connection);
+    if (connection->server) {
+        const std::uint64_t resets = connection->server->resets_received();
+        state.page->streams_reset_total += resets - connection->resets_counted;
+        connection->resets_counted = resets;
+    }
     state.connections.mark_active(id, connection);
 }
 
-void Gateway::connection_lost(ConnectionId id, const std::string& reason, Nanos now) {
+void Gateway::connection_lost(ConnectionId id, const std::string& reason, Nanos now) noexcept {
     state_->lose_connection(id, reason, now);
 }
 
-bool Gateway::turn(Nanos now) {
+void Gateway::retire(ConnectionId id) noexcept {
+    Connection* connection = state_->connections.find(id);
+    if (connection == nullptr || connection->lost) return;
+    connection->retiring = true;
+    state_->connections.mark_active(id, connection);
+}
+
+bool Gateway::turn(Nanos now) noexcept {
     State& state = *state_;
     // An idle loop is not late: only gaps while a wake was due count.
-    const Nanos due = std::min(state.engine_wake, state.next_probe());
+    const Nanos due = std::min(state.engine_wake, state.next_look());
     const Nanos lag = due == kNever ? 0 : std::max<Nanos>(now - due, 0);
     state.loop_was_late = lag > kLoopLateNs;
     state.page->loop_lag_max_ns =
@@ -123,14 +145,13 @@ bool Gateway::turn(Nanos now) {
     state.engine.step(now);
     state.carry_out_actions(now);
     state.check_drained(now);
-    state.last_turn = now;
     state.page->host_bytes = state.budget.used;
     left_over |= state.engine.needs_step() || !state.connections.active.empty();
     return left_over;
 }
 
 Nanos Gateway::next_wake() const {
-    Nanos next = std::min(state_->engine_wake, state_->next_probe());
+    Nanos next = std::min(state_->engine_wake, state_->next_look());
     if (state_->draining && !state_->drained) next = std::min(next, state_->drain_deadline);
     return next;
 }
@@ -147,7 +168,16 @@ void Gateway::take_closing(std::vector<ConnectionId>* ids) {
     ids->swap(state_->connections.closing);
 }
 
-void Gateway::pull(ConnectionId id, std::size_t bytes_max, std::vector<Slice>* out) {
+void Gateway::take_retired(std::vector<ConnectionId>* ids) {
+    ids->clear();
+    ids->swap(state_->connections.retired);
+}
+
+bool Gateway::wants_turn() const {
+    return !state_->connections.dirty.empty() || state_->drain_complete();
+}
+
+void Gateway::pull(ConnectionId id, std::size_t bytes_max, std::vector<Slice>* out) noexcept {
     State& state = *state_;
     Connection* connection = state.connections.find(id);
     if (connection == nullptr || connection->lost) return;

@@ -10,6 +10,9 @@
 //     pull(connection)              the bytes to write, once per dirty connection and turn
 //
 // Requests, batches and connections are named by handles of slot maps; a stale one finds nothing.
+//
+// What changes the state is noexcept: memory that is exhausted in the middle of a turn ends the
+// process (it is started again), for half a turn would leave requests without their answer.
 #pragma once
 
 #include <cstdint>
@@ -63,31 +66,39 @@ class Gateway {
 
     // -- steering --------------------------------------------------------------------------------
     // All or nothing; the error text is empty when it took effect.
-    std::string apply(const WantedState& wanted, Nanos now);
-    // Ends with the notice kDrained, at the latest at `deadline`.
-    void drain(Nanos deadline, Nanos now);
+    std::string apply(const WantedState& wanted, Nanos now) noexcept;
+    // Ends with the notice kDrained when all is answered and the answers are written, at the latest
+    // at `deadline`. May be asked for again.
+    void drain(Nanos deadline, Nanos now) noexcept;
     bool take_notice(Notice* notice);
 
     // -- connections -----------------------------------------------------------------------------
     // 0: too many connections, close it.
-    ConnectionId client_connected(const std::string& peer_address, Nanos now);
-    // 0: the backend is not wanted any more, close it.
-    ConnectionId backend_connected(std::uint32_t backend, Nanos now);
+    ConnectionId client_connected(const std::string& peer_address, Nanos now) noexcept;
+    // 0: the backend is not wanted any more, or at another address: close it.
+    ConnectionId backend_connected(std::uint32_t backend, const std::string& address,
+                                   Nanos now) noexcept;
     // The one connection to the control plane's cold servicers.
-    ConnectionId cold_connected(Nanos now);
-    void received(ConnectionId connection, Span bytes, Nanos now);
-    void connection_lost(ConnectionId connection, const std::string& reason, Nanos now);
+    ConnectionId cold_connected(Nanos now) noexcept;
+    void received(ConnectionId connection, Span bytes, Nanos now) noexcept;
+    void connection_lost(ConnectionId connection, const std::string& reason, Nanos now) noexcept;
+    // One connection to a backend is no longer wanted: closed once its calls are done.
+    void retire(ConnectionId connection) noexcept;
 
     // -- the loop turn ---------------------------------------------------------------------------
     // True: work was left over (fairness limits), call again in the next turn of the loop.
-    bool turn(Nanos now);
+    bool turn(Nanos now) noexcept;
     // When turn() must be called if nothing arrives before; kNever = not at all.
     Nanos next_wake() const;
-    // Connections that may have something to write, then those to close; each cleared by the call.
+    // Connections that may have something to write, those to close, and those that another one must
+    // be dialled for because they take no more calls; each list is cleared by the call.
     void take_dirty(std::vector<ConnectionId>* connections);
     void take_closing(std::vector<ConnectionId>* connections);
+    void take_retired(std::vector<ConnectionId>* connections);
+    // Whether the pulls have left something for a next turn.
+    bool wants_turn() const;
     // Appends what can be written now. Afterwards the connection is dirty again if more is left.
-    void pull(ConnectionId connection, std::size_t bytes_max, std::vector<Slice>* out);
+    void pull(ConnectionId connection, std::size_t bytes_max, std::vector<Slice>* out) noexcept;
     bool wants_read(ConnectionId connection) const;
 
     // -- what is seen from outside ---------------------------------------------------------------

@@ -8,6 +8,8 @@ namespace infersched::gateway {
 namespace {
 
 constexpr Nanos kLongestTimeoutNs = kNever / 2;
+// After this the budget may have room again: as the session says when DATA finds none.
+constexpr Nanos kHostMemoryRetryNs = 100 * kMillisecond;
 
 // The earlier of the gRPC deadline and the request's own budget.
 Nanos request_deadline(const http2::Event& event, const kserve::SchedulingParameters& scheduling) {
@@ -18,10 +20,6 @@ Nanos request_deadline(const http2::Event& event, const kserve::SchedulingParame
     return std::min(event.deadline, add_saturating(event.arrival, budget));
 }
 
-engine::ModelCounters& model_counters(engine::CountersPage* page, std::uint32_t model) {
-    return page->models[model];
-}
-
 // A sequence's state lives at one backend: until sequences are scheduled (Part 2) all of a model's
 // go to the first ready one.
 std::uint32_t sequence_backend(const ModelConfig& model) {
@@ -30,11 +28,15 @@ std::uint32_t sequence_backend(const ModelConfig& model) {
     return engine::kNoBackend;
 }
 
-void count_invalid(engine::CountersPage* page, std::uint32_t model) {
-    engine::ModelCounters& counters = model_counters(page, model);
+void count_refusal(engine::CountersPage* page, std::uint32_t model, engine::Reason reason) {
+    engine::ModelCounters& counters = page->models[model];
     ++counters.refused;
     ++counters.outcomes[static_cast<std::size_t>(engine::Outcome::kRefused)]
-                       [static_cast<std::size_t>(engine::Reason::kInvalid)];
+                       [static_cast<std::size_t>(reason)];
+}
+
+void count_invalid(engine::CountersPage* page, std::uint32_t model) {
+    count_refusal(page, model, engine::Reason::kInvalid);
 }
 
 }  // namespace
@@ -108,11 +110,22 @@ void Gateway::State::take_backend_events(ConnectionId id, Connection* connection
         }
         event = http2::Event();
     }
-    if (connection->peer == Peer::kBackend) {
-        if (connection->client->draining() && connection->client->open_streams() == 0)
-            connections.mark_closing(id, connection);
-        refresh_backend(connection->backend, now);
-    }
+    const http2::ClientSession& session = *connection->client;
+    connection->settled = connection->settled || session.ready();
+    if (session.draining()) connections.mark_retired(id, connection);
+    if (connection->retiring && session.open_streams() == 0)
+        connections.mark_closing(id, connection);
+    if (connection->peer == Peer::kBackend) refresh_backend(connection->backend, now);
+}
+
+// Counts what a request holds besides its message. False: the budget is exhausted.
+bool Gateway::State::charge_overhead(RequestRecord* record, std::uint64_t bytes) {
+    const std::uint64_t held = record->prepared.bytes() + sizeof(RequestRecord);
+    const std::uint64_t overhead = held - std::min(held, bytes);
+    if (overhead > budget.max - std::min(budget.used, budget.max)) return false;
+    budget.used += overhead;
+    record->overhead = overhead;
+    return true;
 }
 
 void Gateway::State::take_request(ConnectionId id, Connection* connection, http2::Event* event,
@@ -150,6 +163,14 @@ void Gateway::State::take_request(ConnectionId id, Connection* connection, http2
         requests.erase(request_id);
         return;
     }
+    if (!charge_overhead(record, event->bytes)) {
+        count_refusal(page, model->index, engine::Reason::kHostMemory);
+        refuse(id, connection, *event,
+               refusal_status({0, engine::Reason::kHostMemory, kHostMemoryRetryNs},
+                              record->prepared.id()));
+        requests.erase(request_id);
+        return;
+    }
     engine::Request request;
     request.user = request_id;
     request.model = model->index;
@@ -164,6 +185,7 @@ void Gateway::State::take_request(ConnectionId id, Connection* connection, http2
     const engine::Admission admission = engine.submit(request, now);
     if (admission.handle == 0) {
         refuse(id, connection, *event, refusal_status(admission, record->prepared.id()));
+        budget.used -= record->overhead;
         requests.erase(request_id);
         return;
     }
@@ -209,7 +231,9 @@ void Gateway::State::lose_connection(ConnectionId id, const std::string& reason,
 
 // The events of a lost connection are taken; what it still held is let go.
 void Gateway::State::bury_connection(ConnectionId id, Connection* connection) {
-    connection->relays.each([this](http2::StreamId, std::uint64_t relay) { relays.erase(relay); });
+    std::vector<std::uint64_t> left;
+    connection->relays.each([&](http2::StreamId, std::uint64_t relay) { left.push_back(relay); });
+    for (const std::uint64_t relay : left) end_relay(relay);
     // Batches whose reply the session did not announce cannot exist; requests left are cancelled by
     // their kCancelled events and carry a connection id that finds nothing from now on.
     connections.erase(id);

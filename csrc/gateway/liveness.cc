@@ -11,41 +11,48 @@ namespace {
 constexpr std::string_view kServerLive = "/inference.GRPCInferenceService/ServerLive";
 }
 
+// Looks at every connection with work out when the earliest of them is due. What was heard since
+// only makes it later: then this is done once too often, and never too late.
 void Gateway::State::probe_backends(Nanos now) {
+    if (now < probe_at) return;
+    probe_at = kNever;
     for (const Backend& backend : backends) {
-        if (!backend.in_use) continue;
+        if (backend.inflight_batches == 0) continue;
         // A connection given up leaves the list.
         const std::vector<ConnectionId> ids = backend.connections;
         for (const ConnectionId id : ids)
             if (Connection* connection = connections.find(id))
-                probe_connection(id, connection, now);
+                probe_at = std::min(probe_at, probe_connection(id, connection, now));
     }
 }
 
-void Gateway::State::probe_connection(ConnectionId id, Connection* connection, Nanos now) {
-    if (connection->lost || connection->requests.size() == 0) return;
+// Returns when the connection must be looked at again.
+Nanos Gateway::State::probe_connection(ConnectionId id, Connection* connection, Nanos now) {
+    if (connection->lost || connection->requests.size() == 0) return kNever;
     if (connection->probe != 0) {
         const Nanos heard = std::max(connection->probe_started, connection->received_at);
-        if (now - heard < kProbeTimeoutNs) return;
+        if (now < heard + kProbeTimeoutNs) return heard + kProbeTimeoutNs;
         if (loop_was_late) {
             connection->probe_started = now;
-            return;
+            return now + kProbeTimeoutNs;
         }
         connections.mark_closing(id, connection);
         lose_connection(id, "no answer to ServerLive while work was out", now);
-        return;
+        return kNever;
     }
-    if (now - connection->received_at < kProbePeriodNs) return;
-    if (connection->probe_started + kProbePeriodNs > now) return;
+    if (now < connection->received_at + kProbePeriodNs)
+        return connection->received_at + kProbePeriodNs;
+    // A probe that waits for a free stream says nothing about the backend.
+    if (!connection->client->ready()) return now + kProbePeriodNs;
     connection->probe_started = now;
     connection->probe = connection->client->call(kServerLive, kSecond, {}, Pieces());
     connections.mark_dirty(id, connection);
+    return now + kProbeTimeoutNs;
 }
 
-Nanos Gateway::State::next_probe() const {
-    Nanos next = kNever;
-    for (const Backend& backend : backends)
-        if (backend.in_use && backend.inflight_batches > 0) next = last_turn + kProbePeriodNs;
+// When a turn is due for liveness or a placement that was left out.
+Nanos Gateway::State::next_look() const {
+    Nanos next = probe_at;
     for (const Leaving& entry : leaving) next = std::min(next, entry.until);
     return next;
 }

@@ -23,8 +23,11 @@ void Gateway::State::relay_client_event(ConnectionId id, Connection* connection,
     }
     const std::uint64_t relay_id = connection->relays.find(event->stream);
     const Relay* relay = relays.find(relay_id);
-    Connection* control = connections.find(cold);
-    if (relay == nullptr || control == nullptr) return;
+    if (relay == nullptr) return;
+    // Not always the present one: another may have come since.
+    const ConnectionId control_id = relay->cold;
+    Connection* control = connections.find(control_id);
+    if (control == nullptr) return;
     switch (event->kind) {
         case http2::EventKind::kForwardData:
             control->client->forward_data(relay->cold_stream, event->message, event->message.span(),
@@ -43,7 +46,7 @@ void Gateway::State::relay_client_event(ConnectionId id, Connection* connection,
         default:
             break;
     }
-    connections.mark_dirty(cold, control);
+    connections.mark_dirty(control_id, control);
 }
 
 void Gateway::State::open_relay(ConnectionId id, Connection* connection, http2::Event* event) {
@@ -58,7 +61,7 @@ void Gateway::State::open_relay(ConnectionId id, Connection* connection, http2::
         return;
     }
     const std::uint64_t relay = relays.emplace();
-    *relays.find(relay) = {id, event->stream, stream};
+    *relays.find(relay) = {cold, id, event->stream, stream};
     connection->relays.insert(event->stream, relay);
     control->relays.insert(stream, relay);
     connections.mark_dirty(cold, control);
@@ -110,7 +113,8 @@ void Gateway::State::end_relay(std::uint64_t relay_id) {
     if (relay == nullptr) return;
     if (Connection* client = connections.find(relay->client))
         client->relays.take(relay->client_stream);
-    if (Connection* control = connections.find(cold)) control->relays.take(relay->cold_stream);
+    if (Connection* control = connections.find(relay->cold))
+        control->relays.take(relay->cold_stream);
     relays.erase(relay_id);
 }
 

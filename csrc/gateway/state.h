@@ -30,6 +30,7 @@ inline constexpr Nanos kLeavingHoldNs = 1 * kSecond;
 
 // A client stream relayed to the control plane.
 struct Relay {
+    ConnectionId cold = 0;
     ConnectionId client = 0;
     http2::StreamId client_stream = 0;
     http2::StreamId cold_stream = 0;
@@ -62,11 +63,13 @@ struct Gateway::State {
     void apply_backends(const std::vector<BackendConfig>& wanted, Nanos now);
     void apply_models(const std::vector<ModelConfig>& wanted, Nanos now);
     void configure_model(const ModelConfig& model, Nanos now);
+    void remove_model(std::uint32_t index, Nanos now);
     void refresh_backend(std::uint32_t backend, Nanos now);
     void mark_leaving(std::uint32_t model, std::uint32_t backend, Nanos now);
     void release_leaving(Nanos now);
     void begin_drain(Nanos deadline, Nanos now);
     void check_drained(Nanos now);
+    bool drain_complete();
     void count_connections();
 
     // intake.cc
@@ -78,17 +81,19 @@ struct Gateway::State {
                 const Status& status);
     void lose_connection(ConnectionId id, const std::string& reason, Nanos now);
     void bury_connection(ConnectionId id, Connection* connection);
+    bool charge_overhead(RequestRecord* record, std::uint64_t bytes);
 
     // dispatch.cc
     void carry_out_actions(Nanos now);
     void dispatch(const engine::Action& action, Nanos now);
     void dispatch_unsent(const engine::Action& action, Nanos now);
     Nanos backend_timeout(const engine::Action& action, Nanos now) const;
-    void abandon(const engine::Action& action, Nanos now);
+    void abandon(const engine::Action& action);
     Connection* choose_connection(std::uint32_t backend, ConnectionId* id);
     void take_reply(ConnectionId id, Connection* connection, http2::Event* event, Nanos now);
     void reply_failed(const BatchRecord& batch, Status status, bool nothing_ran, Nanos now);
     void reply_arrived(const BatchRecord& batch, const BufferRef& message, Nanos now);
+    void note_failure(const BatchRecord& batch, Status status);
     void close_batch(BatchId id, BatchRecord* batch);
 
     // answers.cc
@@ -97,8 +102,8 @@ struct Gateway::State {
 
     // liveness.cc
     void probe_backends(Nanos now);
-    void probe_connection(ConnectionId id, Connection* connection, Nanos now);
-    Nanos next_probe() const;
+    Nanos probe_connection(ConnectionId id, Connection* connection, Nanos now);
+    Nanos next_look() const;
 
     // relay.cc
     void relay_client_event(ConnectionId id, Connection* connection, http2::Event* event);
@@ -123,10 +128,11 @@ struct Gateway::State {
     std::uint32_t client_count = 0;
     SlotMap<RequestRecord> requests;
     SlotMap<BatchRecord> batches;
+    std::vector<BatchId> batch_of_slot;  // by the slot in the engine's handle
     SlotMap<Relay> relays;
 
     Nanos engine_wake = kNever;
-    Nanos last_turn = 0;
+    Nanos probe_at = kNever;  // when the liveness of a backend must be looked at again
     bool loop_was_late = false;
     bool draining = false;
     bool drained = false;

@@ -12,7 +12,8 @@ constexpr Nanos kUnavailableRetryNs = kSecond;
 std::int64_t rounded_up_ms(Nanos duration) { return (duration + kMillisecond - 1) / kMillisecond; }
 
 // An overload refusal: typed, with the time after which a retry may fit.
-Status overload(StatusCode code, std::string message, std::string_view reason, Nanos retry_after_ns) {
+Status overload(StatusCode code, std::string message, std::string_view reason,
+                Nanos retry_after_ns) {
     Status status = Status::error(code, std::move(message));
     ErrorDetails details;
     details.error_info(reason);

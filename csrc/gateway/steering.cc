@@ -1,5 +1,8 @@
 // What the control plane wants is made so: models, backends, limits, drain.
 #include <algorithm>
+#include <set>
+#include <string_view>
+#include <utility>
 
 #include "gateway/state.h"
 
@@ -46,8 +49,23 @@ bool same(const ModelConfig& a, const ModelConfig& b) {
                       b.placements.end(), [](const auto& x, const auto& y) { return same(x, y); });
 }
 
+std::string check_placements(const ModelConfig& model) {
+    std::vector<std::uint32_t> named;
+    for (const engine::Placement& placement : model.placements) {
+        if (placement.backend >= engine::kCountersBackendsMax)
+            return "model '" + model.schema.name + "' is placed on unknown backend index " +
+                   std::to_string(placement.backend);
+        if (std::find(named.begin(), named.end(), placement.backend) != named.end())
+            return "model '" + model.schema.name + "' is placed on backend index " +
+                   std::to_string(placement.backend) + " more than once";
+        named.push_back(placement.backend);
+    }
+    return {};
+}
+
 std::string check(const WantedState& wanted) {
     std::vector<bool> indices(engine::kCountersModelsMax);
+    std::set<std::pair<std::string_view, std::string_view>> names;
     for (const ModelConfig& model : wanted.models) {
         if (model.index >= engine::kCountersModelsMax)
             return "model index " + std::to_string(model.index) + " of '" + model.schema.name +
@@ -55,15 +73,21 @@ std::string check(const WantedState& wanted) {
         if (indices[model.index])
             return "model index " + std::to_string(model.index) + " is given twice";
         indices[model.index] = true;
-        for (const engine::Placement& placement : model.placements)
-            if (placement.backend >= engine::kCountersBackendsMax)
-                return "model '" + model.schema.name + "' is placed on unknown backend index " +
-                       std::to_string(placement.backend);
+        if (!names.emplace(model.schema.name, model.schema.version).second)
+            return "model '" + model.schema.name + "' version " + model.schema.version +
+                   " is given twice";
+        std::string error = check_placements(model);
+        if (!error.empty()) return error;
     }
-    for (const BackendConfig& backend : wanted.backends)
+    std::vector<bool> backends(engine::kCountersBackendsMax);
+    for (const BackendConfig& backend : wanted.backends) {
         if (backend.index >= engine::kCountersBackendsMax)
             return "backend index " + std::to_string(backend.index) + " of '" + backend.address +
                    "' is not below " + std::to_string(engine::kCountersBackendsMax);
+        if (backends[backend.index])
+            return "backend index " + std::to_string(backend.index) + " is given twice";
+        backends[backend.index] = true;
+    }
     return {};
 }
 
@@ -76,6 +100,9 @@ std::string Gateway::State::apply(const WantedState& next, Nanos now) {
     apply_backends(next.backends, now);
     apply_models(next.models, now);
     wanted = next;
+    // The engine shows every backend it has heard of.
+    for (std::uint32_t index = 0; index < backends.size(); ++index)
+        page->backends[index].in_use = backends[index].in_use;
     page->generation = next.generation;
     return {};
 }
@@ -97,7 +124,6 @@ void Gateway::State::apply_backends(const std::vector<BackendConfig>& next, Nano
         const bool down = config.state == BackendState::kDown;
         backend.in_use = true;
         backend.config = config;
-        page->backends[config.index].in_use = 1;
         if (moved || down) {
             const std::vector<ConnectionId> ids = backend.connections;
             for (const ConnectionId id : ids) {
@@ -111,7 +137,6 @@ void Gateway::State::apply_backends(const std::vector<BackendConfig>& next, Nano
     for (std::uint32_t index = 0; index < backends.size(); ++index) {
         if (!backends[index].in_use || kept[index]) continue;
         backends[index].in_use = false;
-        page->backends[index].in_use = 0;
         const std::vector<ConnectionId> ids = backends[index].connections;
         for (const ConnectionId id : ids) {
             if (Connection* connection = connections.find(id))
@@ -129,11 +154,22 @@ void Gateway::State::apply_models(const std::vector<ModelConfig>& next, Nanos no
         kept[model.index] = true;
         const ModelConfig* known = catalog.at(model.index);
         if (known == nullptr || !same(*known, model)) changed.push_back(&model);
+        // Another model has the number now: what is queued for the old one cannot run any more.
+        if (known != nullptr && (known->schema.name != model.schema.name ||
+                                 known->schema.version != model.schema.version))
+            remove_model(model.index, now);
     }
     for (const ModelConfig& model : wanted.models)
-        if (!kept[model.index]) engine.configure_model(model.index, engine::ModelPolicy(), {}, now);
+        if (!kept[model.index]) remove_model(model.index, now);
     catalog.replace(next);
     for (const ModelConfig* model : changed) configure_model(*model, now);
+}
+
+void Gateway::State::remove_model(std::uint32_t index, Nanos now) {
+    engine.configure_model(index, engine::ModelPolicy(), {}, now);
+    leaving.erase(std::remove_if(leaving.begin(), leaving.end(),
+                                 [index](const Leaving& entry) { return entry.model == index; }),
+                  leaving.end());
 }
 
 // Hands the model to the engine, less the placements that were seen leaving.
@@ -154,7 +190,7 @@ void Gateway::State::refresh_backend(std::uint32_t index, Nanos now) {
     if (backend.in_use && backend.config.state == BackendState::kServing)
         for (const ConnectionId id : backend.connections) {
             const Connection* connection = connections.find(id);
-            available |= connection != nullptr && !connection->lost && connection->client->ready();
+            available |= connection != nullptr && connection->usable();
         }
     if (available == backend.available) return;
     backend.available = available;
@@ -185,8 +221,10 @@ void Gateway::State::release_leaving(Nanos now) {
 }
 
 void Gateway::State::begin_drain(Nanos deadline, Nanos) {
-    draining = true;
     drain_deadline = deadline;
+    drained = false;
+    if (draining) return;
+    draining = true;
     engine.set_draining(true);
     connections.each([this](ConnectionId id, Connection& connection) {
         if (!connection.server || connection.lost) return;
@@ -197,14 +235,25 @@ void Gateway::State::begin_drain(Nanos deadline, Nanos) {
 
 void Gateway::State::check_drained(Nanos now) {
     if (!draining || drained) return;
+    if (now < drain_deadline && !drain_complete()) return;
     const std::uint64_t unanswered = engine.requests_inflight();
-    if (unanswered > 0 && now < drain_deadline) return;
     if (unanswered > 0) {
         engine.fail_all(engine::Reason::kDraining, now);
         carry_out_actions(now);
     }
     drained = true;
     notices.push_back({Notice::Kind::kDrained, 0, 0, false, unanswered, {}});
+}
+
+// All is answered, and nothing of an answer waits for its client; not reported yet.
+bool Gateway::State::drain_complete() {
+    bool written = draining && !drained && engine.requests_inflight() == 0;
+    if (!written) return false;
+    connections.each([&](ConnectionId, const Connection& connection) {
+        if (connection.server && !connection.lost)
+            written = written && connection.server->unsent_answer_bytes() == 0;
+    });
+    return written;
 }
 
 void Gateway::State::count_connections() {

@@ -290,6 +290,7 @@ bool ServerSession::wants_read() const { return state_->wants_read(); }
 void ServerSession::begin_drain() { state_->begin_drain(); }
 bool ServerSession::finished() const { return state_->finished(); }
 std::size_t ServerSession::open_streams() const { return state_->open_streams; }
+std::uint64_t ServerSession::unsent_answer_bytes() const { return state_->unsent_bytes; }
 std::uint64_t ServerSession::resets_received() const { return state_->resets_received; }
 
 }  // namespace infersched::http2

@@ -144,6 +144,8 @@ class ServerSession {
     // Everything is answered and written after begin_drain() or an error: close the transport.
     bool finished() const;
     std::size_t open_streams() const;
+    // Of answers and relayed data that pull() has not handed out yet.
+    std::uint64_t unsent_answer_bytes() const;
     std::uint64_t resets_received() const;
 
   private:

@@ -146,7 +146,7 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         void drain(Nanos deadline, Nanos now) except +
         cbool take_notice(Notice* notice)
         ConnectionId client_connected(const string& peer_address, Nanos now) except +
-        ConnectionId backend_connected(uint32_t backend, Nanos now) except +
+        ConnectionId backend_connected(uint32_t backend, const string& address, Nanos now) except +
         ConnectionId cold_connected(Nanos now) except +
         void received(ConnectionId connection, Span data, Nanos now) except +
         void connection_lost(ConnectionId connection, const string& reason, Nanos now) except +
@@ -154,6 +154,9 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         Nanos next_wake()
         void take_dirty(vector[ConnectionId]* connections) except +
         void take_closing(vector[ConnectionId]* connections) except +
+        void take_retired(vector[ConnectionId]* connections) except +
+        cbool wants_turn() except +
+        void retire(ConnectionId connection)
         void pull(ConnectionId connection, size_t bytes_max, vector[Slice]* out) except +
         cbool wants_read(ConnectionId connection)
         uint64_t generation()

@@ -19,6 +19,8 @@ cdef enum:
     READ_BUFFER_BYTES = 256 * 1024
     PULL_BYTES = 1024 * 1024
     WRITE_HIGH_WATER_BYTES = 1024 * 1024
+    # A client that is to be closed gets this time to read what was written for it.
+    CLOSE_TIMEOUT_S = 10
 
 cdef Nanos NEVER = 0x7FFFFFFFFFFFFFFF
 
@@ -30,7 +32,7 @@ cdef inline Nanos monotonic_now() noexcept nogil:
 
 
 cdef class Outgoing:
-    """Bytes to write, read by the transport through the buffer protocol; keeps their owner alive."""
+    """Bytes to write, exported by the buffer protocol; keeps their owner alive."""
 
     cdef Slice slice
 
@@ -50,13 +52,14 @@ cdef class Connection:
     cdef object on_open    # called with the transport's peer name; returns the connection id
     cdef object on_lost    # called once when the connection is gone; None for clients
     cdef bint write_paused
-    cdef bint write_pending
     cdef bint read_paused
+    cdef bint is_client
 
     def __cinit__(self, Gateway gateway, on_open, on_lost=None):
         self.gateway = gateway
         self.on_open = on_open
         self.on_lost = on_lost
+        self.is_client = on_lost is None
 
     def connection_made(self, transport):
         self.transport = transport
@@ -88,35 +91,58 @@ cdef class Connection:
             self.gateway.connections.pop(self.id, None)
             self.gateway.schedule_turn()
         self.transport = None
-        if self.on_lost is not None:
-            self.on_lost()
+        self.tell_lost()
+
+    def retire(self):
+        """Closes the connection when its calls are done; nobody wants another one for it."""
+        self.on_lost = None
+        if self.id != 0:
+            self.gateway.core.get().retire(self.id)
+            self.gateway.schedule_turn()
+
+    # Once: lost, or retired by the other side and to be replaced.
+    cdef tell_lost(self):
+        on_lost, self.on_lost = self.on_lost, None
+        if on_lost is not None:
+            on_lost()
 
     def pause_writing(self):
         self.write_paused = True
 
     def resume_writing(self):
         self.write_paused = False
-        if self.write_pending:
-            self.flush()
-            self.gateway.schedule_turn()
+        self.flush()
+        self.gateway.schedule_turn()
 
     cdef shut(self):
         if self.transport is None:
             return
-        if self.on_lost is None:
-            self.transport.close()  # after what is written for the client
-        else:
+        if not self.is_client:
             self.transport.abort()  # a backend given up may never read again
+            return
+        self.transport.close()  # after what is written for the client
+        if self.transport is not None and self.transport.get_write_buffer_size() > 0:
+            self.gateway.loop.call_later(CLOSE_TIMEOUT_S, self.transport.abort)
 
+    # What fails here fails this connection only: the others of the turn are still to be written.
     cdef flush(self):
+        if self.transport is None:
+            return
+        try:
+            if not self.write_paused:
+                self.write_out()
+            self.set_reading()
+        except Exception as error:
+            self.gateway.slices.clear()
+            self.gateway.loop.call_exception_handler(
+                {"message": "a connection cannot be written to", "exception": error}
+            )
+            self.transport.abort()
+
+    cdef write_out(self):
         cdef vector[Slice]* slices = &self.gateway.slices
         cdef Outgoing outgoing
         cdef size_t i
-        if self.transport is None:
-            return
-        self.write_pending = self.write_paused
-        if self.write_paused:
-            return
         slices.clear()
         self.gateway.core.get().pull(self.id, PULL_BYTES, slices)
         for i in range(slices.size()):
@@ -124,6 +150,8 @@ cdef class Connection:
             outgoing.slice = slices.at(i)
             self.transport.write(outgoing)
         slices.clear()
+
+    cdef set_reading(self):
         if self.gateway.core.get().wants_read(self.id) == self.read_paused:
             self.read_paused = not self.read_paused
             if self.transport.is_closing():
@@ -137,8 +165,9 @@ cdef class Connection:
 cdef class Gateway:
     """Owns the C++ gateway and drives its turns on `loop`.
 
-    `timer` is a TimerFd the owner reads in the loop and answers with `wake()`. `on_notice` is called
-    with (kind, backend, model, connected, unanswered, reason) for what the control plane must learn.
+    `timer` is a TimerFd the owner reads in the loop and answers with `wake()`. `on_notice` is
+    called with (kind, backend, model, connected, unanswered, reason) for what the control plane
+    must learn.
     """
 
     cdef unique_ptr[CppGateway] core
@@ -155,6 +184,7 @@ cdef class Gateway:
     cdef vector[Slice] slices
     cdef vector[ConnectionId] dirty
     cdef vector[ConnectionId] closing
+    cdef vector[ConnectionId] retired
 
     def __cinit__(self, loop, timer, int counters_fd, on_notice):
         cdef void* memory
@@ -185,10 +215,13 @@ cdef class Gateway:
         """A protocol for one accepted client connection."""
         return Connection(self, self._client_open)
 
-    def backend_protocol(self, uint32_t backend, on_lost):
-        """A protocol for one connection to the backend of that index."""
+    def backend_protocol(self, uint32_t backend, address, on_lost):
+        """A protocol for one connection to the backend of that index, dialled at `address`.
+
+        `on_lost` is called once: when the connection is gone or takes no more calls.
+        """
         def on_open(transport):
-            return self.core.get().backend_connected(backend, monotonic_now())
+            return self.core.get().backend_connected(backend, address.encode(), monotonic_now())
         return Connection(self, on_open, on_lost)
 
     def cold_protocol(self, on_lost):
@@ -232,13 +265,18 @@ cdef class Gateway:
             connection = self.connections.get(id)
             if connection is not None:
                 connection.shut()
-        self.tell_notices()
+        self.core.get().take_retired(&self.retired)
+        for id in self.retired:
+            connection = self.connections.get(id)
+            if connection is not None:
+                connection.tell_lost()
         cdef Nanos wake_at = self.core.get().next_wake()
         if wake_at != NEVER:
             self.timer.arm_ns(wake_at)
         self.page.loop_busy_ns += monotonic_now() - started
-        if left_over:
+        if left_over or self.core.get().wants_turn():
             self.schedule_turn()
+        self.tell_notices()
 
     cdef tell_notices(self):
         cdef Notice notice
@@ -251,17 +289,27 @@ cdef class Gateway:
     # -- steering ----------------------------------------------------------------------------------
 
     def apply(self, message):
-        """Makes a scheduler.v1.Apply so. Returns the error text, empty when all of it took effect."""
+        """Makes a scheduler.v1.Apply so. Returns the error text, empty where all took effect."""
         cdef WantedState wanted
         wanted.generation = message.generation
-        fill_limits(&wanted.limits, message.limits)
-        for model in message.models:
-            wanted.models.push_back(model_config(model))
-        for backend in message.backends:
-            wanted.backends.push_back(backend_config(backend))
+        try:
+            fill_limits(&wanted.limits, message.limits)
+            for model in message.models:
+                wanted.models.push_back(model_config(model))
+            for backend in message.backends:
+                wanted.backends.push_back(backend_config(backend))
+        except OverflowError as error:
+            return f"a number is out of range: {error}"
         error = self.core.get().apply(wanted, monotonic_now())
         self.schedule_turn()
         return error.decode()
+
+    def close_clients(self):
+        """Closes every client connection once what was written for it has left."""
+        cdef Connection connection
+        for connection in list(self.connections.values()):
+            if connection.is_client:
+                connection.shut()
 
     def drain(self, int64_t deadline_ms):
         """Stops admitting; the notice `drained` comes at the latest after `deadline_ms`."""
@@ -288,7 +336,7 @@ cdef class Gateway:
         return self.core.get().client_connections()
 
     def backends(self):
-        """(index, address, open, wanted, inflight batches, inflight rows, state) of each backend."""
+        """(index, address, open, wanted, in-flight batches, in-flight rows, state) by backend."""
         cdef BackendStatus status
         return [
             (status.index, status.address.decode(), status.connections_open,
@@ -306,7 +354,7 @@ cdef class Gateway:
         ]
 
     def queues(self):
-        """(model, requests, rows, bytes, oldest_age_ns, inflight batches, merging) of each model."""
+        """(model, requests, rows, bytes, oldest_age_ns, in-flight batches, merging) by model."""
         cdef Nanos now = monotonic_now()
         cdef QueueStatus status
         cdef uint32_t model

@@ -1,9 +1,10 @@
-"""Keeps the wanted connections open: to every backend, and to the control plane's cold servicers."""
+"""Keeps the wanted connections open: to the backends and the control plane's cold servicers."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from scheduler._native.gateway import Gateway
 
 log = logging.getLogger("infersched.dataplane")
 
-# Connection attempts: at once, then doubling pauses. A backend that comes back is found in a second.
+# Connection attempts: at once, then doubling pauses. A backend is found back within a second.
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 0.5
 CONNECT_TIMEOUT_S = 2.0
@@ -32,11 +33,16 @@ class Line:
         self._name = name
         self._connect = connect
         self._make_protocol = make_protocol
+        self._protocol: Protocol | None = None
+        self._closed = False
         self._task = asyncio.get_running_loop().create_task(self._keep_open())
 
     def close(self) -> None:
-        """Stops dialling. An open connection is closed by the gateway, which owns it."""
+        """Stops dialling. An open connection is closed when its calls are done."""
+        self._closed = True
         self._task.cancel()
+        if self._protocol is not None:
+            self._protocol.retire()
 
     async def _keep_open(self) -> None:
         pause_s = FIRST_PAUSE_S
@@ -45,15 +51,23 @@ class Line:
             lost = asyncio.Event()
             try:
                 attempt = self._connect(lambda lost=lost: self._make_protocol(lost.set))  # type: ignore[misc]
-                await asyncio.wait_for(attempt, CONNECT_TIMEOUT_S)
-            except (OSError, asyncio.TimeoutError) as error:
+                _, self._protocol = await asyncio.wait_for(attempt, CONNECT_TIMEOUT_S)
+            except (OSError, asyncio.TimeoutError, ValueError) as error:
                 if not said:
                     log.warning("%s cannot be reached, trying on: %s", self._name, error)
                     said = True
             else:
+                # A cancel that comes as the attempt succeeds is swallowed by wait_for.
+                if self._closed:
+                    self._protocol.retire()
+                    return
                 said = False
-                pause_s = FIRST_PAUSE_S
+                connected_s = time.monotonic()
                 await lost.wait()
+                self._protocol = None
+                # One that accepts and closes at once is not dialled ever faster.
+                if time.monotonic() - connected_s > LONGEST_PAUSE_S:
+                    pause_s = FIRST_PAUSE_S
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
@@ -93,7 +107,7 @@ class Dialer:
         return Line(
             f"backend {address}",
             lambda make: loop.create_connection(make, host.strip("[]"), int(port)),
-            lambda on_lost: self._gateway.backend_protocol(index, on_lost),
+            lambda on_lost: self._gateway.backend_protocol(index, address, on_lost),
         )
 
     def close(self) -> None:

@@ -19,6 +19,8 @@ from scheduler.v1 import dataplane_pb2 as pb
 log = logging.getLogger("infersched.dataplane")
 
 LISTEN_BACKLOG = 4096
+# For clients to take the last answers out of our buffers before the process ends.
+FINISH_TIMEOUT_S = 2.0
 # A data plane that (re)starts lets clients wait in the listen backlog until it can serve them, this
 # long at the most: what is wrong by then is told to them.
 ACCEPT_WITHIN_S = 1.0
@@ -35,11 +37,14 @@ class Inherited:
     cold_socket: str
 
 
-async def able_to_serve(gateway: Gateway) -> None:
+async def able_to_serve(gateway: Gateway, stopped: asyncio.Event) -> None:
     """Returns once the first Apply has come and the backends it wants in rotation are connected."""
-    while gateway.generation == 0 or any(
-        wanted > 0 and state == pb.BACKEND_STATE_DOWN
-        for _, _, _, wanted, _, _, state in gateway.backends()
+    while not stopped.is_set() and (
+        gateway.generation == 0
+        or any(
+            wanted > 0 and state == pb.BACKEND_STATE_DOWN
+            for _, _, _, wanted, _, _, state in gateway.backends()
+        )
     ):
         await asyncio.sleep(_POLL_S)
 
@@ -47,6 +52,9 @@ async def able_to_serve(gateway: Gateway) -> None:
 async def run(inherited: Inherited) -> None:
     """Serves until SIGTERM. The supervisor drains before it sends one."""
     loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
     timer = TimerFd()
     dialer: Dialer | None = None
 
@@ -65,16 +73,13 @@ async def run(inherited: Inherited) -> None:
     steering_listener = socket.socket(fileno=inherited.steering_fd)
     servers.append(await loop.create_unix_server(steering.protocol, sock=steering_listener))
     with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(able_to_serve(gateway), ACCEPT_WITHIN_S)
+        await asyncio.wait_for(able_to_serve(gateway, stopped), ACCEPT_WITHIN_S)
     for fd in inherited.listen_fds:
         listener = socket.socket(fileno=fd)
         servers.append(
             await loop.create_server(gateway.client_protocol, sock=listener, backlog=LISTEN_BACKLOG)
         )
 
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
     # What exists now lives as long as the process: the collector need not look at it again.
     gc.collect()
     gc.freeze()
@@ -83,3 +88,13 @@ async def run(inherited: Inherited) -> None:
     for server in servers:
         server.close()
     dialer.close()
+    await finish_writing(gateway)
+
+
+async def finish_writing(gateway: Gateway) -> None:
+    """Closes the client connections when what was written for them has left, within a bound."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + FINISH_TIMEOUT_S
+    gateway.close_clients()
+    while gateway.client_connections > 0 and loop.time() < deadline_s:
+        await asyncio.sleep(0.01)

@@ -43,7 +43,8 @@ def test_a_cancelled_request_leaves_the_queue(
     one = infer_request(rows(0, 60)).ByteSize()
     assert one <= snapshot.models[0].queued_bytes <= one + 5
     assert snapshot.models[0].queued_rows == 60
-    assert snapshot.host_bytes - held_bytes == snapshot.models[0].queued_bytes
+    # The records kept for it are charged as well.
+    assert one < snapshot.host_bytes - held_bytes < one + 1024
     fake.release()
     np.testing.assert_array_equal(output(calls[19].result()), rows(19, 60))
     assert fake.batch_rows() == [1, 60]
