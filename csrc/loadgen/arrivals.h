@@ -11,7 +11,7 @@ namespace infersched::loadgen {
 
 // SplitMix64 (Steele, Lea, Flood 2014): one multiply chain a number, any seed is good.
 class Random {
- public:
+  public:
     explicit Random(std::uint64_t seed) : state_(seed) {}
     std::uint64_t next() {
         std::uint64_t z = (state_ += 0x9e3779b97f4a7c15u);
@@ -22,13 +22,13 @@ class Random {
     // In (0, 1]: its logarithm is finite.
     double unit() { return (static_cast<double>(next() >> 11) + 1.0) * 0x1p-53; }
 
- private:
+  private:
     std::uint64_t state_;
 };
 
 // Offsets from the beginning of the load, non-decreasing.
 class Arrivals {
- public:
+  public:
     // None at all.
     Arrivals() : random_(0) {}
     // Exponential gaps with the mean 1 / rate_per_s.
@@ -40,7 +40,7 @@ class Arrivals {
     Nanos peek() const { return next_; }
     void advance();
 
- private:
+  private:
     double mean_gap_ns_ = 0;  // 0: offsets are given
     double at_ns_ = 0;        // unrounded, so that gaps do not lose their fractions
     Random random_;

@@ -64,7 +64,8 @@ bool echo_inputs(const BufferRef& request, Pieces* response, std::uint64_t* rows
     bool first = true;
     while (!reader.done()) {
         if (!reader.read_tag(&tag)) return false;
-        const bool echoed = tag == kModelName || tag == kModelVersion || tag == kId || tag == kTensor;
+        const bool echoed =
+            tag == kModelName || tag == kModelVersion || tag == kId || tag == kTensor;
         if (!echoed && tag != kRawInput) {
             if (!reader.skip(tag, 1)) return false;
             continue;

@@ -1,7 +1,8 @@
 // A backend that costs next to nothing: answers a ModelInferRequest with its inputs as outputs.
 //
-// It stands in for Triton where the scheduler alone is measured. Works for merged requests of any rows,
-// since an output tensor has the layout of an input tensor. Tensor bytes go back by reference.
+// It stands in for Triton where the scheduler alone is measured. Works for merged requests of any
+// rows, since an output tensor has the layout of an input tensor. Tensor bytes go back by
+// reference.
 #pragma once
 
 #include <cstdint>
@@ -15,12 +16,12 @@
 
 namespace infersched::loadgen {
 
-// The ModelInferResponse that echoes `request`. False when it is no ModelInferRequest. `rows` is the
-// first dimension of its first input.
+// The ModelInferResponse that echoes `request`. False when it is no ModelInferRequest. `rows` is
+// the first dimension of its first input.
 bool echo_inputs(const BufferRef& request, Pieces* response, std::uint64_t* rows);
 
 class EchoServer {
- public:
+  public:
     explicit EchoServer(std::string path);
 
     std::uint32_t connected();
@@ -34,7 +35,7 @@ class EchoServer {
     std::uint64_t executions() const { return executions_; }
     std::uint64_t rows() const { return rows_; }
 
- private:
+  private:
     void answer_request(http2::ServerSession* session, const http2::Event& event);
 
     http2::ServerConfig config_;

@@ -121,7 +121,8 @@ void Generator::turn(Nanos now) {
     if (began_ == kNever || stopped_) return;
     start_due(now);
     if (plan_.in_flight > 0)
-        for (std::uint32_t index = 0; index < connections_.size(); ++index) start_wanted(index, now);
+        for (std::uint32_t index = 0; index < connections_.size(); ++index)
+            start_wanted(index, now);
 }
 
 Nanos Generator::next_wake() const {

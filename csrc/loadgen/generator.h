@@ -2,10 +2,11 @@
 //
 // Open loop: a call is due at its intended start, whatever happened to the calls before it, and its
 // latency counts from there - a server that stalls is charged for every request that had to wait.
-// Closed loop: a fixed number of calls is in flight, a reply starts the next call on its connection.
+// Closed loop: a fixed number of calls is in flight, a reply starts the next call on its
+// connection.
 //
-// The owner feeds what was read, calls turn() once per loop turn and writes what the dirty connections
-// have. Latencies end at the moment the bytes of the reply were read.
+// The owner feeds what was read, calls turn() once per loop turn and writes what the dirty
+// connections have. Latencies end at the moment the bytes of the reply were read.
 #pragma once
 
 #include <array>
@@ -24,15 +25,15 @@
 namespace infersched::loadgen {
 
 struct LoadPlan {
-    std::string path;                  // "/package.Service/Method"
+    std::string path;  // "/package.Service/Method"
     std::string authority;
-    std::uint32_t in_flight = 0;       // closed loop: calls kept in flight, all connections together
-    double rate_per_s = 0;             // open loop, Poisson
-    std::vector<Nanos> arrivals;       // open loop, given offsets; goes before rate_per_s
+    std::uint32_t in_flight = 0;  // closed loop: calls kept in flight, all connections together
+    double rate_per_s = 0;        // open loop, Poisson
+    std::vector<Nanos> arrivals;  // open loop, given offsets; goes before rate_per_s
     std::uint64_t requests_max = ~0ull;
-    Nanos timeout_ns = kNever;         // sent as grpc-timeout
-    Nanos objective_ns = kNever;       // goodput counts OK answers within it
-    double sample_share = 0;           // of the OK replies kept for comparison
+    Nanos timeout_ns = kNever;    // sent as grpc-timeout
+    Nanos objective_ns = kNever;  // goodput counts OK answers within it
+    double sample_share = 0;      // of the OK replies kept for comparison
     std::uint64_t sample_bytes_max = 256u << 20;
     std::uint64_t seed = 1;
 };
@@ -46,22 +47,23 @@ struct Totals {
     std::uint64_t answered = 0;
     std::uint64_t ok = 0;
     std::uint64_t ok_rows = 0;
-    std::uint64_t ok_empty = 0;        // OK without a message: wrong for every method we load
+    std::uint64_t ok_empty = 0;  // OK without a message: wrong for every method we load
     std::uint64_t connections_lost = 0;
     std::array<std::uint64_t, kStatusCodes> statuses{};
 };
 
-// The measured window. Latencies are those of the calls that were due in it, also when they end later.
+// The measured window. Latencies are those of the calls that were due in it, also when they end
+// later.
 struct Window {
     Nanos began = 0;
     Nanos ended = 0;
-    std::uint64_t ok = 0;              // OK replies that came in the window
+    std::uint64_t ok = 0;  // OK replies that came in the window
     std::uint64_t ok_rows = 0;
     std::uint64_t due = 0;
-    std::uint64_t good = 0;            // of the due ones: OK within the objective
-    std::uint64_t failed = 0;          // of the due ones: another status
-    Histogram latency;                 // OK ones
-    Histogram start_delay;             // intended to actual start: the generator's own lateness
+    std::uint64_t good = 0;    // of the due ones: OK within the objective
+    std::uint64_t failed = 0;  // of the due ones: another status
+    Histogram latency;         // OK ones
+    Histogram start_delay;     // intended to actual start: the generator's own lateness
 };
 
 struct Sample {
@@ -70,7 +72,7 @@ struct Sample {
 };
 
 class Generator {
- public:
+  public:
     explicit Generator(LoadPlan plan);
     ~Generator();
 
@@ -103,7 +105,7 @@ class Generator {
     // Text of the first answer that was not OK.
     const std::string& first_error() const { return first_error_; }
 
- private:
+  private:
     struct Call {
         Nanos due;
         std::uint32_t payload;

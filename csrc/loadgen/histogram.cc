@@ -9,7 +9,8 @@ namespace {
 
 constexpr unsigned kSubBits = 7;
 constexpr std::uint64_t kSubBuckets = 1u << kSubBits;
-// Values below kSubBuckets have a bucket each; every further power of two up to 2^62 has kSubBuckets.
+// Values below kSubBuckets have a bucket each; every further power of two up to 2^62 has
+// kSubBuckets.
 constexpr std::size_t kBuckets = kSubBuckets * (63 - kSubBits + 1);
 
 std::size_t bucket_of(std::uint64_t value) {

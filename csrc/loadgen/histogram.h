@@ -1,5 +1,6 @@
-// Latencies counted in logarithmic buckets, as in HdrHistogram: constant memory, constant time, and an
-// error below 0.4 % of the value (128 buckets a power of two, quantiles answered at the bucket's middle).
+// Latencies counted in logarithmic buckets, as in HdrHistogram: constant memory, constant time, and
+// an error below 0.4 % of the value (128 buckets a power of two, quantiles answered at the bucket's
+// middle).
 #pragma once
 
 #include <cstddef>
@@ -11,7 +12,7 @@
 namespace infersched::loadgen {
 
 class Histogram {
- public:
+  public:
     Histogram();
 
     // Negative values count as zero.
@@ -22,8 +23,8 @@ class Histogram {
     Nanos sum() const { return sum_; }
     Nanos min() const { return count_ ? min_ : 0; }
     Nanos max() const { return max_; }
-    // The smallest recorded value (to the bucket's precision) that at least a share `q` of all values
-    // does not exceed; 0 when empty.
+    // The smallest recorded value (to the bucket's precision) that at least a share `q` of all
+    // values does not exceed; 0 when empty.
     Nanos quantile(double q) const;
 
     // Non-empty buckets, ascending.
@@ -34,7 +35,7 @@ class Histogram {
     };
     std::vector<Bucket> buckets() const;
 
- private:
+  private:
     std::vector<std::uint64_t> counts_;
     std::uint64_t count_ = 0;
     Nanos sum_ = 0;

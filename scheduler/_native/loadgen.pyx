@@ -34,7 +34,7 @@ cdef Span span_of(const unsigned char[::1] data):
 
 
 cdef class Outgoing:
-    """Bytes to write, read by the transport through the buffer protocol; keeps their owner alive."""
+    """Bytes to write, exported by the buffer protocol; keeps their owner alive."""
 
     cdef Slice slice
 
@@ -350,7 +350,7 @@ cdef class EchoConnection:
 
 
 cdef class EchoServer:
-    """The stub backend: its method `path` answers a ModelInferRequest with its inputs as outputs."""
+    """The stub backend: method `path` answers a ModelInferRequest with its inputs as outputs."""
 
     cdef unique_ptr[CppEchoServer] core
     cdef object read_memory

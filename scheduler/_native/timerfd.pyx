@@ -51,7 +51,7 @@ cdef class TimerFd:
         return self.fd
 
     def arm_ns(self, int64_t at_ns):
-        """Wakes at `at_ns` unless an earlier wake is armed: that one fires and the owner asks again."""
+        """Wakes at `at_ns`; an earlier armed wake stays: it fires and the owner asks again."""
         cdef itimerspec value
         if at_ns >= self.armed_ns:
             return

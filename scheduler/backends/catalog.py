@@ -134,7 +134,7 @@ def batching_advice(config: model_config_pb2.ModelConfig) -> str:
         return ""
     batching = config.dynamic_batching
     waits = batching.max_queue_delay_microseconds > 0
-    # Triton fills [max_batch_size] into an empty block itself; it never waits for it without a delay.
+    # Triton fills [max_batch_size] into an empty block; without a delay it never waits for it.
     sizes = list(batching.preferred_batch_size)
     prefers = sizes != [config.max_batch_size] and any(size > 1 for size in sizes)
     if not waits and not prefers:
