@@ -24,7 +24,8 @@ class SlotMap {
             free_.pop_back();
         }
         Entry& entry = entries_[slot];
-        entry.value = T(std::forward<Args>(args)...);
+        // An unused entry holds T() already.
+        if constexpr (sizeof...(Args) > 0) entry.value = T(std::forward<Args>(args)...);
         entry.used = true;
         ++used_;
         return handle(slot, entry.generation);

@@ -38,20 +38,16 @@ Status unknown_model(std::string_view name, std::string_view version) {
 
 }  // namespace
 
-void Catalog::replace(const std::vector<ModelConfig>& models) {
-    std::vector<std::unique_ptr<ModelConfig>> replaced(by_index_.size());
+void Catalog::replace(const std::vector<std::shared_ptr<const ModelConfig>>& models) {
     by_name_.clear();
-    for (const ModelConfig& model : models) {
-        if (model.index >= replaced.size()) replaced.resize(model.index + 1);
-        std::unique_ptr<ModelConfig>& entry = replaced[model.index];
-        if (model.index < by_index_.size()) entry = std::move(by_index_[model.index]);
-        if (!entry) entry = std::make_unique<ModelConfig>();
-        *entry = model;
-        Versions& versions = by_name_[model.schema.name];
-        versions.by_version[model.schema.version] = entry.get();
-        if (model.is_default_version) versions.default_version = entry.get();
+    by_index_.clear();
+    for (const std::shared_ptr<const ModelConfig>& model : models) {
+        if (model->index >= by_index_.size()) by_index_.resize(model->index + 1);
+        by_index_[model->index] = model;
+        Versions& versions = by_name_[model->schema.name];
+        versions.by_version[model->schema.version] = model.get();
+        if (model->is_default_version) versions.default_version = model.get();
     }
-    by_index_ = std::move(replaced);
 }
 
 const ModelConfig* Catalog::find(std::string_view name, std::string_view version,

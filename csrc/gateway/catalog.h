@@ -13,8 +13,8 @@ namespace infersched::gateway {
 
 class Catalog {
   public:
-    // Replaces all models. Addresses of entries whose index stays remain valid.
-    void replace(const std::vector<ModelConfig>& models);
+    // Replaces all models; what find and at gave before is no longer valid.
+    void replace(const std::vector<std::shared_ptr<const ModelConfig>>& models);
 
     // The entry a request for (name, version) is meant for; otherwise nullptr and `error` in
     // Triton's words.
@@ -29,7 +29,7 @@ class Catalog {
     };
 
     std::map<std::string, Versions, std::less<>> by_name_;
-    std::vector<std::unique_ptr<ModelConfig>> by_index_;
+    std::vector<std::shared_ptr<const ModelConfig>> by_index_;
 };
 
 }  // namespace infersched::gateway

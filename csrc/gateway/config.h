@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -43,7 +44,8 @@ struct Limits {
 
 struct WantedState {
     std::uint64_t generation = 0;
-    std::vector<ModelConfig> models;
+    // A model of which nothing changed keeps its address from one Apply to the next.
+    std::vector<std::shared_ptr<const ModelConfig>> models;
     std::vector<BackendConfig> backends;
     Limits limits;
 };

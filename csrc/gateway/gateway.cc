@@ -236,7 +236,7 @@ engine::QueueStatus Gateway::queue_status(std::uint32_t model) const {
 
 std::vector<std::uint32_t> Gateway::models() const {
     std::vector<std::uint32_t> indices;
-    for (const ModelConfig& model : state_->wanted.models) indices.push_back(model.index);
+    for (const auto& model : state_->wanted.models) indices.push_back(model->index);
     return indices;
 }
 

@@ -61,7 +61,7 @@ struct Gateway::State {
     std::string apply(const WantedState& wanted, Nanos now);
     void apply_limits(const Limits& limits);
     void apply_backends(const std::vector<BackendConfig>& wanted, Nanos now);
-    void apply_models(const std::vector<ModelConfig>& wanted, Nanos now);
+    void apply_models(const std::vector<std::shared_ptr<const ModelConfig>>& wanted, Nanos now);
     void configure_model(const ModelConfig& model, Nanos now);
     void remove_model(std::uint32_t index, Nanos now);
     void refresh_backend(std::uint32_t backend, Nanos now);

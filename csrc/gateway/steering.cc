@@ -10,45 +10,6 @@ namespace infersched::gateway {
 
 namespace {
 
-bool same(const kserve::TensorSchema& a, const kserve::TensorSchema& b) {
-    return a.name == b.name && a.data_type == b.data_type && a.dims == b.dims &&
-           a.optional == b.optional && a.shape_tensor == b.shape_tensor && a.ragged == b.ragged;
-}
-
-bool same(const std::vector<kserve::TensorSchema>& a, const std::vector<kserve::TensorSchema>& b) {
-    return a.size() == b.size() &&
-           std::equal(a.begin(), a.end(), b.begin(),
-                      [](const auto& x, const auto& y) { return same(x, y); });
-}
-
-bool same(const kserve::ModelSchema& a, const kserve::ModelSchema& b) {
-    return a.name == b.name && a.version == b.version && a.max_batch_size == b.max_batch_size &&
-           a.rows_max == b.rows_max && a.merge == b.merge && a.decoupled == b.decoupled &&
-           a.sequence == b.sequence && same(a.inputs, b.inputs) && same(a.outputs, b.outputs);
-}
-
-bool same(const engine::ModelPolicy& a, const engine::ModelPolicy& b) {
-    return a.in_use == b.in_use && a.merge == b.merge && a.rows_max == b.rows_max &&
-           a.preferred_rows == b.preferred_rows && a.mandatory_rows == b.mandatory_rows &&
-           a.queue_delay_max_ns == b.queue_delay_max_ns && a.priority_levels == b.priority_levels &&
-           a.default_priority == b.default_priority && a.slo_ns == b.slo_ns &&
-           a.queue_requests_max == b.queue_requests_max && a.queue_bytes_max == b.queue_bytes_max &&
-           a.queue_age_max_ns == b.queue_age_max_ns &&
-           a.staged_batches_max == b.staged_batches_max && a.idempotent == b.idempotent &&
-           a.cancellable == b.cancellable;
-}
-
-bool same(const engine::Placement& a, const engine::Placement& b) {
-    return a.backend == b.backend && a.instances == b.instances && a.ready == b.ready;
-}
-
-bool same(const ModelConfig& a, const ModelConfig& b) {
-    return a.is_default_version == b.is_default_version && same(a.schema, b.schema) &&
-           same(a.policy, b.policy) &&
-           std::equal(a.placements.begin(), a.placements.end(), b.placements.begin(),
-                      b.placements.end(), [](const auto& x, const auto& y) { return same(x, y); });
-}
-
 std::string check_placements(const ModelConfig& model) {
     std::vector<std::uint32_t> named;
     for (const engine::Placement& placement : model.placements) {
@@ -66,7 +27,8 @@ std::string check_placements(const ModelConfig& model) {
 std::string check(const WantedState& wanted) {
     std::vector<bool> indices(engine::kCountersModelsMax);
     std::set<std::pair<std::string_view, std::string_view>> names;
-    for (const ModelConfig& model : wanted.models) {
+    for (const std::shared_ptr<const ModelConfig>& entry : wanted.models) {
+        const ModelConfig& model = *entry;
         if (model.index >= engine::kCountersModelsMax)
             return "model index " + std::to_string(model.index) + " of '" + model.schema.name +
                    "' is not below " + std::to_string(engine::kCountersModelsMax);
@@ -147,20 +109,23 @@ void Gateway::State::apply_backends(const std::vector<BackendConfig>& next, Nano
     }
 }
 
-void Gateway::State::apply_models(const std::vector<ModelConfig>& next, Nanos now) {
+void Gateway::State::apply_models(const std::vector<std::shared_ptr<const ModelConfig>>& next,
+                                  Nanos now) {
+    if (next == wanted.models) return;
     std::vector<bool> kept(engine::kCountersModelsMax);
     std::vector<const ModelConfig*> changed;
-    for (const ModelConfig& model : next) {
-        kept[model.index] = true;
-        const ModelConfig* known = catalog.at(model.index);
-        if (known == nullptr || !same(*known, model)) changed.push_back(&model);
+    for (const std::shared_ptr<const ModelConfig>& model : next) {
+        kept[model->index] = true;
+        const ModelConfig* known = catalog.at(model->index);
+        if (known == model.get()) continue;
+        changed.push_back(model.get());
         // Another model has the number now: what is queued for the old one cannot run any more.
-        if (known != nullptr && (known->schema.name != model.schema.name ||
-                                 known->schema.version != model.schema.version))
-            remove_model(model.index, now);
+        if (known != nullptr && (known->schema.name != model->schema.name ||
+                                 known->schema.version != model->schema.version))
+            remove_model(model->index, now);
     }
-    for (const ModelConfig& model : wanted.models)
-        if (!kept[model.index]) remove_model(model.index, now);
+    for (const std::shared_ptr<const ModelConfig>& model : wanted.models)
+        if (!kept[model->index]) remove_model(model->index, now);
     catalog.replace(next);
     for (const ModelConfig* model : changed) configure_model(*model, now);
 }

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
+from libcpp.memory cimport shared_ptr
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
@@ -106,7 +107,7 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
 
     cdef cppclass WantedState:
         uint64_t generation
-        vector[ModelConfig] models
+        vector[shared_ptr[ModelConfig]] models
         vector[BackendConfig] backends
         Limits limits
 

@@ -8,7 +8,8 @@ import os
 
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport uint8_t
-from libcpp.memory cimport unique_ptr
+from libcpp.memory cimport make_shared, shared_ptr, unique_ptr
+from libcpp.string cimport string
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -162,6 +163,12 @@ cdef class Connection:
                 self.transport.resume_reading()
 
 
+cdef class KnownModel:
+    """A model of the last Apply."""
+
+    cdef shared_ptr[ModelConfig] config
+
+
 cdef class Gateway:
     """Owns the C++ gateway and drives its turns on `loop`.
 
@@ -179,6 +186,7 @@ cdef class Gateway:
     cdef object turn_callback
     cdef bint turn_scheduled
     cdef dict connections
+    cdef dict known_models  # serialised scheduler.v1.Model -> KnownModel
     cdef object read_memory
     cdef object read_buffer
     cdef vector[Slice] slices
@@ -200,6 +208,7 @@ cdef class Gateway:
         self.timer = timer
         self.on_notice = on_notice
         self.connections = {}
+        self.known_models = {}
         self.read_memory = bytearray(READ_BUFFER_BYTES)
         self.read_buffer = memoryview(self.read_memory)
         self.turn_callback = self.turn
@@ -294,15 +303,30 @@ cdef class Gateway:
         wanted.generation = message.generation
         try:
             fill_limits(&wanted.limits, message.limits)
-            for model in message.models:
-                wanted.models.push_back(model_config(model))
+            known = self.fill_models(&wanted, message.models)
             for backend in message.backends:
                 wanted.backends.push_back(backend_config(backend))
-        except OverflowError as error:
-            return f"a number is out of range: {error}"
-        error = self.core.get().apply(wanted, monotonic_now())
+        except OverflowError as overflow:
+            return f"a number is out of range: {overflow}"
+        cdef string error = self.core.get().apply(wanted, monotonic_now())
+        if error.empty():
+            self.known_models = known
         self.schedule_turn()
         return error.decode()
+
+    # Thousands of models are said again with every Apply: what has not changed is not read again.
+    cdef dict fill_models(self, WantedState* wanted, models):
+        cdef KnownModel known
+        cdef dict seen = {}
+        for model in models:
+            message = model.SerializeToString(deterministic=True)
+            known = self.known_models.get(message)
+            if known is None:
+                known = KnownModel.__new__(KnownModel)
+                known.config = make_shared[ModelConfig](model_config(model))
+            seen[message] = known
+            wanted.models.push_back(known.config)
+        return seen
 
     def close_clients(self):
         """Closes every client connection once what was written for it has left."""
