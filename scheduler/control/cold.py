@@ -84,7 +84,8 @@ class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> service_pb2.ModelReadyResponse:
         version = await _version(request.version, context)
         entry = self._pool.find(request.name, version)
-        return service_pb2.ModelReadyResponse(ready=entry is not None and entry.ready)
+        ready = entry is not None and self._readiness.serves(entry)
+        return service_pb2.ModelReadyResponse(ready=ready)
 
     async def ServerMetadata(
         self, request: Any, context: grpc.aio.ServicerContext

@@ -47,7 +47,10 @@ class ControlPlane:
         self.pool = BackendPool(self.refresh_state, self._replies_of, parameters.runtime_directory)
         self._looked_around = False
         self.readiness = Readiness(
-            self.pool, lambda: self.settings.server.readiness, lambda: self.steering.connected
+            self.pool,
+            lambda: self.settings.server.readiness,
+            lambda: self.steering.connected,
+            self._data_plane_reaches,
         )
         self.health = HealthServicer()
 
@@ -100,6 +103,7 @@ class ControlPlane:
             watch = self.pool.watches.get(address or "")
             if watch is not None:
                 watch.look_now()
+            self.publish_health()
         elif kind == "backend_leaving":
             address = self.desired.backend_at(event.backend_leaving.backend_index)
             watch = self.pool.watches.get(address or "")
@@ -147,6 +151,14 @@ class ControlPlane:
             reason=event.reason,
         )
         self.refresh_state()
+
+    def _data_plane_reaches(self, address: str) -> bool:
+        """Whether it has a connection open; a data plane that writes no counters is trusted."""
+        if not self.counters.valid:
+            return True
+        index = self.desired.backend_index.get(address)
+        counters = self.counters.backend(index) if index is not None else None
+        return counters is not None and counters["connections_open"] > 0
 
     def _replies_of(self, address: str) -> int:
         """Grows with every reply that the data plane got from this backend."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from scheduler.backends.pool import BackendPool
+from scheduler.backends.pool import BackendPool, CatalogEntry
 
 
 class Readiness:
     """strict: every served model has a ready backend. lenient: any model has, or there is none.
 
-    Never ready while draining, without a serving backend, or without a data plane.
+    Never ready while draining, without a serving backend, or without a data plane. A backend that
+    answers here but that the data plane has no connection to does not count: ready means that the
+    next request is served.
     """
 
     def __init__(
@@ -19,11 +21,20 @@ class Readiness:
         pool: BackendPool,
         mode: Callable[[], Literal["strict", "lenient"]],
         data_plane_connected: Callable[[], bool],
+        data_plane_reaches: Callable[[str], bool] = lambda address: True,
     ) -> None:
         self._pool = pool
         self._mode = mode
         self._data_plane_connected = data_plane_connected
+        self._data_plane_reaches = data_plane_reaches
         self.draining = False
+
+    def serves(self, entry: CatalogEntry) -> bool:
+        """Whether a request for this model version has somewhere to go."""
+        return any(
+            placement.ready and self._data_plane_reaches(placement.address)
+            for placement in entry.placements
+        )
 
     @property
     def ready(self) -> bool:
@@ -33,7 +44,7 @@ class Readiness:
         if not entries:
             # An empty repository is ready, as Triton has it, once it has been read.
             return any(watch.server is not None for watch in self._pool.watches.values())
-        names = {entry.spec.name for entry in entries if entry.ready}
+        names = {entry.spec.name for entry in entries if self.serves(entry)}
         if self._mode() == "lenient":
             return bool(names)
         return names == {entry.spec.name for entry in entries}
@@ -43,5 +54,6 @@ class Readiness:
         health = {"": self.ready}
         for entry in self._pool.catalog.values():
             name = entry.spec.name
-            health[name] = health.get(name, False) or (entry.ready and not self.draining)
+            serves = self.serves(entry) and not self.draining
+            health[name] = health.get(name, False) or serves
         return health

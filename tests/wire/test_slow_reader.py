@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import h2.events
+import h2.exceptions
 import numpy as np
 import psutil
 
@@ -17,7 +19,10 @@ ANSWER_FLOATS = 500_000  # 2 MB
 UNSENT_BYTES_MAX = 64 << 20
 
 
-def test_a_client_that_reads_nothing_is_not_read_from(plane: DataPlane, fake: FakeTriton) -> None:
+def test_a_client_that_reads_nothing_holds_bounded_memory(
+    plane: DataPlane, fake: FakeTriton
+) -> None:
+    """Its requests are refused or not read from some point on."""
     plane.apply([identity_model(dims=(-1,), merge=False)], [fake.address])
     process = psutil.Process(plane.process.pid)
     request = infer_request(rows(1, 1, ANSWER_FLOATS))
@@ -25,19 +30,27 @@ def test_a_client_that_reads_nothing_is_not_read_from(plane: DataPlane, fake: Fa
     with RawClient(plane.address, receive_buffer_bytes=4096) as slow:
         slow.socket.settimeout(1.0)
         before = process.memory_info().rss
-        sent = 0
-        with contextlib.suppress(TimeoutError):  # it is not read from any more
-            while sent < 100:
-                send_ignoring_answers(slow, slow.request_headers(), message)
-                sent += 1
-        assert sent < 100, "200 MB were taken from a client that reads nothing"
+        taken = 0
+        with contextlib.suppress(TimeoutError):
+            for _ in range(150):
+                with contextlib.suppress(h2.exceptions.StreamClosedError):
+                    send_ignoring_answers(slow, slow.request_headers(), message)
+                    taken += 1
+        admitted = plane.counters()["admitted"]
+        assert 10 <= admitted <= taken
+        assert admitted * 4 * ANSWER_FLOATS < 2 * UNSENT_BYTES_MAX, "answers nobody reads"
         grown = process.memory_info().rss - before
-        assert grown < 3 * UNSENT_BYTES_MAX, f"{grown} bytes for one slow reader"
+        assert grown < 3 * UNSENT_BYTES_MAX or under_asan(), f"{grown} bytes for one slow reader"
         with connected(plane.address) as other:
             for n in range(20):
                 response = other.ModelInfer(infer_request(rows(n)), timeout=10)
                 np.testing.assert_array_equal(output(response), rows(n))
     wait_until(lambda: plane.snapshot().client_connections == 0, "both are gone")
+
+
+def under_asan() -> bool:
+    """Its quarantine keeps freed memory."""
+    return "libasan" in os.environ.get("LD_PRELOAD", "")
 
 
 def send_ignoring_answers(client: RawClient, stream: int, message: bytes) -> None:
@@ -109,4 +122,4 @@ def test_a_flood_of_pings_costs_bounded_memory(plane: DataPlane, fake: FakeTrito
         with connected(plane.address) as other:
             response = other.ModelInfer(infer_request(rows(1)), timeout=10)
             np.testing.assert_array_equal(output(response), rows(1))
-        assert process.memory_info().rss - before < 32 << 20
+        assert process.memory_info().rss - before < 32 << 20 or under_asan()
