@@ -66,7 +66,7 @@ def _header_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return lowered
 
 
-AddressText = Annotated[Address, BeforeValidator(_address), PlainSerializer(str)]
+AddressText = Annotated[Address, BeforeValidator(_address), PlainSerializer(Address.__str__)]
 OptionalAddressText = Annotated[
     Address | None,
     BeforeValidator(_optional_address),

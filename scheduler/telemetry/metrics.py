@@ -35,7 +35,6 @@ _MODEL_GAUGES = {
     "inflight_batches": ("inflight_batches", "Batches sent to backends and not answered."),
 }
 _MODEL_COUNTERS = {
-    "admitted": ("admitted_requests", "Requests that were admitted."),
     "batches": ("batches", "Batches dispatched."),
     "batch_rows_capacity": ("batch_rows_capacity", "Sum of the batch limits of these batches."),
     "retried_batches": ("retries", "Batches dispatched again after a failure."),
@@ -177,16 +176,23 @@ def _model_families(models: Mapping[tuple[str, str], dict[str, Any]]) -> Iterato
         "infersched_ledger_imbalance", "Admitted requests without an answer or a place; zero.",
         labels=MODEL,
     )  # fmt: skip
+    decisions = CounterMetricFamily(
+        "infersched_admission_decisions", "Requests by what admission decided on arrival, and why.",
+        labels=[*MODEL, "decision", "reason"],
+    )  # fmt: skip
     now_ns = time.monotonic_ns()
     for labels, counters in models.items():
+        decisions.add_metric([*labels, "admitted", "none"], counters["admitted"])
         for (outcome, reason), count in counters["outcomes"].items():
             requests.add_metric([*labels, outcome, reason], count)
+            if outcome == "refused":
+                decisions.add_metric([*labels, outcome, reason], count)
         oldest_ns = counters["oldest_arrival_ns"]
         age.add_metric(labels, max(now_ns - oldest_ns, 0) / 1e9 if oldest_ns else 0.0)
         capacity = counters["batch_rows_capacity"]
         fill.add_metric(labels, counters["batch_rows"][1] / capacity if capacity else 0.0)
         ledger.add_metric(labels, ledger_imbalance(counters))
-    yield from (requests, age, fill, ledger)
+    yield from (requests, decisions, age, fill, ledger)
     for key, (name, text) in _MODEL_GAUGES.items():
         gauge = GaugeMetricFamily(f"infersched_{name}", text, labels=MODEL)
         for labels, counters in models.items():

@@ -87,6 +87,20 @@ def test_requests_by_outcome_and_reason(written: WrittenPage, sample: Sample) ->
     assert sample(name, **LABELS, outcome="failed", reason="backend_error") is None
 
 
+def test_admission_decisions_count_arrivals_not_endings(
+    written: WrittenPage, sample: Sample
+) -> None:
+    model = written.page.models[5]
+    model.in_use, model.admitted, model.in_flight, model.completed = 1, 9, 2, 7
+    for (name, reason), count in {("completed", "none"): 7, ("refused", "queue_full"): 2}.items():
+        o, r = outcome(name, reason)
+        model.outcomes[o][r] = count
+    name = "infersched_admission_decisions_total"
+    assert sample(name, **LABELS, decision="admitted", reason="none") == 9
+    assert sample(name, **LABELS, decision="refused", reason="queue_full") == 2
+    assert sample(name, **LABELS, decision="completed", reason="none") is None
+
+
 def test_the_ledger_is_zero_in_balance_and_shows_what_is_missing(
     written: WrittenPage, sample: Sample
 ) -> None:
@@ -153,7 +167,7 @@ def test_every_family_of_the_operators_page_is_there(
     written.page.models[5].in_use = 1
     families = text_string_to_metric_families(generate_latest(registry).decode())
     names = {family.name for family in families}
-    wanted = """requests queue_depth queue_bytes queue_oldest_age_seconds queue_wait_seconds
+    wanted = """requests admission_decisions queue_depth queue_bytes queue_oldest_age_seconds queue_wait_seconds
         batch_rows batch_fill_ratio backend_request_seconds request_seconds slo_good slo
         inflight_batches retries config_reload_failures loop_lag_seconds ledger_imbalance
         client_connections backend_up build_info"""
