@@ -1,0 +1,22 @@
+"""What every benchmark can be told, and how it talks to the reader."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """`seconds` is the measured window of one load; a figure is the median of `rounds`."""
+
+    seconds: float = 3.0
+    rounds: int = 3
+    seed: int = 1
+    pool: int = 1024
+    connections: int = 4
+
+
+def say(text: str) -> None:
+    """Progress and raw figures go to stderr: stdout has the JSON lines only."""
+    print(text, file=sys.stderr, flush=True)

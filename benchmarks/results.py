@@ -1,0 +1,160 @@
+"""Figures and the files they are kept in: one JSON object a line, a header line first.
+
+A figure that was not verified in its own run has the value 0, which no measured one has: those are
+kept at 0.0001 or above. So 0 is a failure whichever direction is better.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS_DIRECTORY = ROOT / "benchmarks" / "results"
+SMALLEST_VALUE = 0.0001
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a figure must reach and aims for. `better` is "higher" or "lower"."""
+
+    must: float
+    aim: float
+    unit: str
+    better: str
+
+
+# The table of figures, in the order they are reported.
+GOALS: dict[str, Goal] = {
+    "frontend_ratio": Goal(25, 60, "x", "higher"),
+    "throughput_ratio_64": Goal(2.5, 5, "x", "higher"),
+    "throughput_ratio_256": Goal(6, 10, "x", "higher"),
+    "mixed_part_of_simple_ratio": Goal(0.5, 0.8, "part", "higher"),
+    "cpu_per_request_part_of_triton": Goal(0.4, 0.15, "part", "lower"),
+    "data_plane_cpu_per_request": Goal(10, 4, "us", "lower"),
+    "added_median_latency_part": Goal(0.35, 0.15, "part", "lower"),
+    "added_p99_latency_part": Goal(1.0, 0.3, "part", "lower"),
+    "p99.9_with_scrape_ratio": Goal(3, 1.5, "x", "lower"),
+    "rss_growth_1m_requests": Goal(1.05, 1.0, "x", "lower"),
+    "rss_per_idle_connection": Goal(64, 24, "KB", "lower"),
+    "idle_cpu": Goal(1, 0.1, "%", "lower"),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of a result. `value` 0: not verified."""
+
+    figure: str
+    value: float
+    must: float
+    aim: float
+    unit: str
+    better: str
+
+    @classmethod
+    def of(cls, name: str, value: float, problem: str = "") -> Figure:
+        """The figure `name` of the table; a `problem` found in its run makes it 0."""
+        goal = GOALS[name]
+        shown = 0.0 if problem else max(float(f"{value:.4g}"), SMALLEST_VALUE)
+        return cls(name, shown, goal.must, goal.aim, goal.unit, goal.better)
+
+    @property
+    def verified(self) -> bool:
+        return self.value > 0
+
+    def reaches(self, bound: float) -> bool:
+        """Whether the value is verified and at `bound` or on its better side."""
+        if not self.verified:
+            return False
+        return self.value >= bound if self.better == "higher" else self.value <= bound
+
+    @property
+    def grade(self) -> str:
+        if not self.verified:
+            return "NOT VERIFIED"
+        if self.reaches(self.aim):
+            return "aim reached"
+        return "must reached" if self.reaches(self.must) else "BELOW MUST"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def header(seed: int, names: Iterable[str]) -> dict[str, Any]:
+    """Where, when and from what the figures of a file come."""
+    return {
+        "header": 1,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "seed": seed,
+        "benchmarks": list(names),
+        "machine": machine(),
+    }
+
+
+def machine() -> str:
+    """Processor, cores, memory, kernel and Python, in words."""
+    model = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{len(os.sched_getaffinity(0))} cores of {model}, {memory:.0f} GiB, "
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    )
+
+
+def commit() -> str:
+    """The short commit, with `+` when the sources differ from it; "unknown" outside git."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()
+
+
+def write_results(path: Path, head: dict[str, Any], figures: Iterable[Figure]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(head), *(figure.to_json() for figure in figures)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def read_results(path: Path) -> tuple[dict[str, Any], dict[str, Figure]]:
+    """Header (empty when there is none) and figures by name. Raises ValueError on other lines."""
+    head: dict[str, Any] = {}
+    figures: dict[str, Figure] = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+            if "header" in fields:
+                head = fields
+                continue
+            figure = Figure(**fields)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}:{number}: not a result line: {error}") from error
+        figures[figure.figure] = figure
+    return head, figures
+
+
+def default_path(head: dict[str, Any]) -> Path:
+    """A file name by date and commit in the directory of results."""
+    date = head["date"].replace(":", "").replace("+0000", "Z")
+    return RESULTS_DIRECTORY / f"{date}-{head['commit'].rstrip('+')}.jsonl"

@@ -1,0 +1,83 @@
+"""The servers under measurement: Triton with the benchmark's models, the scheduler before it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.loading import Triton
+from benchmarks.processes import process_tree
+from benchmarks.results import ROOT
+from scheduler.backends.embedded_triton import EmbeddedTriton
+from tests import models
+from tests.models import DynamicBatching
+from tests.serving import ServedScheduler
+
+os.environ.setdefault("INFERSCHED_TRITON_DIR", str(ROOT / ".tools" / "triton"))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to configure the same model in Triton."""
+
+    name: str
+    instances: int = 1
+    batching: DynamicBatching | None = None
+
+
+# Triton's own batcher is given its best: the default block and a small grid of delays, preferred
+# sizes and instances are tried at every load, the fastest one is compared with.
+TRITON_BATCHING = (
+    Variant("default", 1, DynamicBatching()),
+    Variant("default_2", 2, DynamicBatching()),
+    Variant("delay500us", 1, DynamicBatching((), 500)),
+    Variant("delay500us_2", 2, DynamicBatching((), 500)),
+    Variant("prefer32_1ms", 1, DynamicBatching((32,), 1000)),
+    Variant("prefer64_1ms_2", 2, DynamicBatching((64,), 1000)),
+)
+# The scheduler's models have no batcher in Triton; it may choose the instances as well.
+SCHEDULED = (Variant("scheduled"), Variant("scheduled_2", 2))
+
+_KINDS = {"simple": models.identity, "mixed": models.mixed}
+
+
+def model_name(workload: str, variant: Variant) -> str:
+    return f"{workload}_{variant.name}"
+
+
+@contextlib.contextmanager
+def running_triton(
+    workloads: tuple[str, ...], variants: tuple[Variant, ...]
+) -> Iterator[tuple[EmbeddedTriton, Triton]]:
+    """A Triton that serves each workload's model in each variant."""
+    with tempfile.TemporaryDirectory(prefix="infersched-bench-") as directory:
+        for workload in workloads:
+            for variant in variants:
+                _KINDS[workload](
+                    Path(directory),
+                    model_name(workload, variant),
+                    instances=variant.instances,
+                    dynamic_batching=variant.batching,
+                )
+        with EmbeddedTriton(directory) as triton:
+            yield triton, Triton(triton.grpc_address)
+
+
+def scheduler_pids(scheduler: ServedScheduler) -> dict[str, list[int]]:
+    """Process ids by role, for reading CPU and memory."""
+    data_plane = scheduler.child("scheduler.dataplane").pid
+    family = process_tree(scheduler.process.pid)
+    return {
+        "data_plane": [data_plane],
+        "control": [pid for pid in family if pid != data_plane],
+    }
+
+
+@contextlib.contextmanager
+def running_scheduler(backend: str) -> Iterator[ServedScheduler]:
+    with ServedScheduler(["--backend", backend]) as scheduler:
+        yield scheduler
