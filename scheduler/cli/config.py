@@ -27,7 +27,7 @@ def config() -> None:
 @config_file_option
 @setting_options
 def validate(file: Path | None, config_file: Path | None, **values: Any) -> None:
-    """Check FILE (or --config) with the environment and flags; exit 2 with every mistake."""
+    """Check FILE (or --config), environment and flags; print every mistake."""
     from scheduler.config import ConfigError, load_settings
 
     try:

@@ -40,6 +40,10 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, entry[2]) for name, entry in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 ok, 1 failed, 2 usage or configuration, 3 a gate failed (not ready).",
+)
 def main() -> None:
     """A batching inference scheduler in front of Triton Inference Servers."""

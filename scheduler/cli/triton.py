@@ -37,7 +37,7 @@ def install(directory: Path | None) -> None:
 @triton.command()
 @directory_option
 def path(directory: Path | None) -> None:
-    """Print the path of the installed tritonserver; exit 1 if there is none."""
+    """Print the path of the installed tritonserver."""
     found = triton_install.locate(directory)
     if found is None:
         where = directory or triton_install.default_tool_directory()

@@ -18,6 +18,8 @@ from scheduler.config.sources import (
     merge_layers,
 )
 
+BATCHING_SECTIONS = ("defaults", "models")
+
 
 @dataclass(frozen=True)
 class LoadedSettings:
@@ -63,11 +65,20 @@ def load_settings(
     try:
         settings = Settings.model_validate(merged.values)
     except ValidationError as error:
-        raise ConfigError(_placed(problems_of(error, Settings), origins)) from error
+        problems = problems_of(error, Settings) + _model_problems(_sound_batching(merged.values))
+        raise ConfigError(_placed(problems, origins)) from error
     problems = _model_problems(settings)
     if problems:
         raise ConfigError(_placed(problems, origins))
     return LoadedSettings(settings, origins)
+
+
+def _sound_batching(values: Mapping[str, Any]) -> Settings:
+    """Only what the models' own settings need, so that their mistakes show beside the others."""
+    try:
+        return Settings.model_validate({k: v for k, v in values.items() if k in BATCHING_SECTIONS})
+    except ValidationError:
+        return Settings()
 
 
 def _model_problems(settings: Settings) -> list[ConfigProblem]:

@@ -98,7 +98,7 @@ def test_defaults_are_valid_and_bounded() -> None:
 
 
 def test_an_unknown_key_names_its_path_line_and_the_nearest_key(tmp_path: Path) -> None:
-    text = problems(tmp_path, "server:\n  drain:\n    dedline: 3s\nmodels:\n  m: {sloo: 5ms}\n")
+    text = problems(tmp_path, "server:\n  drain:\n    dedline: 3s\n")
     assert text == "server.drain.dedline (infersched.yaml:3): unknown key; did you mean deadline?"
     text = problems(tmp_path, "models:\n  m: {sloo: 5ms}\n")
     assert text == "models.m.sloo (infersched.yaml:2): unknown key; did you mean slo?"
@@ -112,6 +112,18 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     assert "backends[1].adress (infersched.yaml:3): unknown key; did you mean address?" in text
     assert "defaults.max_queue_delay (infersched.yaml:5): 5 needs a unit: write 5ms or 5s" in text
     assert "defaults.slo (infersched.yaml:6): unknown unit 'year'" in text
+
+
+def test_mistakes_of_models_are_reported_beside_the_others(tmp_path: Path) -> None:
+    text = problems(
+        tmp_path,
+        "server:\n  drain:\n    dedline: 3s\nmodels:\n  m: {sloo: 5ms}\n  n: {slo: 5}\n",
+    )
+    assert text.splitlines() == [
+        "server.drain.dedline (infersched.yaml:3): unknown key; did you mean deadline?",
+        "models.m.sloo (infersched.yaml:5): unknown key; did you mean slo?",
+        "models.n.slo (infersched.yaml:6): 5 needs a unit: write 5ms or 5s",
+    ]
 
 
 @pytest.mark.parametrize(
