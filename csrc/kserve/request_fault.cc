@@ -2,6 +2,7 @@
 // InferAllocatorPayload, and the sequence of all checks.
 #include "kserve/request_fault.h"
 
+#include "base/error_details.h"
 #include "kserve/parameter.h"
 #include "kserve/typed_contents.h"
 
@@ -150,28 +151,48 @@ Status Examiner::examine_class_results() const {
     return Status();
 }
 
+// Each input by itself, in the order of the container.
+Status Examiner::examine_tensors() {
+    Status status;
+    for (const auto& [name, input] : inputs) {
+        bad_field = "inputs['" + name + "']";
+        status = examine_type_and_shape(name, input);
+        if (status.ok()) status = examine_size(name, input);
+        if (!status.ok()) return status;
+    }
+    for (const auto& [name, input] : inputs) {
+        bad_field = "inputs['" + name + "']";
+        status = examine_last_string(name, input);
+        if (!status.ok()) return status;
+    }
+    return status;
+}
+
 Status Examiner::examine() {
+    bad_field = "parameters";
     Status status = examine_parameters();
-    if (status.ok()) status = add_inputs();
+    if (!status.ok()) return status;
+    bad_field = "inputs";
+    status = add_inputs();
     // Only Triton knows its shared memory.
-    if (status.ok() && uses_shared_memory(scan)) return examine_class_results();
-    if (status.ok()) status = add_data();
+    const bool shared = status.ok() && uses_shared_memory(scan);
+    if (status.ok() && !shared) status = add_data();
+    if (!status.ok()) return status;
+    bad_field = "outputs";
+    if (shared) return examine_class_results();
     for (const ScannedOutput& output : scan.outputs) {
         if (status.ok()) status = examine_classification(output);
     }
     if (status.ok()) status = examine_outputs();
-    if (status.ok()) status = examine_input_names();
+    if (!status.ok()) return status;
+    bad_field = "inputs";
+    status = examine_input_names();
     if (status.ok()) status = find_batch_size();
     if (status.ok()) status = examine_batch_size();
-    for (const auto& [name, input] : inputs) {
-        if (status.ok()) status = examine_type_and_shape(name, input);
-        if (status.ok()) status = examine_size(name, input);
-    }
-    for (const auto& [name, input] : inputs) {
-        if (status.ok()) status = examine_last_string(name, input);
-    }
-    if (status.ok()) status = examine_class_results();
-    return status;
+    if (status.ok()) status = examine_tensors();
+    if (!status.ok()) return status;
+    bad_field = "outputs";
+    return examine_class_results();
 }
 
 std::string request_prefix(std::string_view id) {
@@ -179,8 +200,13 @@ std::string request_prefix(std::string_view id) {
 }
 
 Status explain_fault(const RequestScan& scan, const ModelSchema& schema, bool rows_limited) {
-    Examiner examiner{scan, schema, rows_limited, {}, 0};
-    return examiner.examine();
+    Examiner examiner{scan, schema, rows_limited, {}, 0, {}};
+    Status status = examiner.examine();
+    if (status.code == StatusCode::kInvalidArgument)
+        status.details = ErrorDetails()
+                             .bad_request(examiner.bad_field, status.message)
+                             .serialise(status.code, status.message);
+    return status;
 }
 
 }  // namespace infersched::kserve

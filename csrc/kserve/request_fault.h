@@ -40,6 +40,7 @@ struct Examiner {
     bool rows_limited;
     Inputs inputs;
     BatchSize batch_size = 0;
+    std::string bad_field = {};  // of the request, in which the fault lies
 
     std::string prefix() const { return request_prefix(scan.id); }
     std::string for_model() const { return "for model " + quoted(schema.name); }
@@ -47,6 +48,7 @@ struct Examiner {
     std::string for_named_model() const { return "for model " + quoted(scan.model_name); }
 
     Status examine();
+    Status examine_tensors();
     Status examine_parameters() const;
     Status add_inputs();
     Status add_data();

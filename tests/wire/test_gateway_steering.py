@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import grpc
 import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from tritonclient.grpc import service_pb2
 
 from scheduler._native.counters import CountersPage
 from scheduler.v1 import dataplane_pb2 as pb
@@ -21,6 +27,7 @@ from tests.wire.calls import (
 from tests.wire.fake_triton import FakeTriton, Request
 
 VALUES = 100_000
+TEXT = service_pb2.InferParameter(string_param="high")
 
 
 def test_a_number_given_to_another_model_answers_the_queue_of_the_first(
@@ -124,3 +131,29 @@ def test_contradictions_are_refused(plane: DataPlane, stub: Stub, fake: FakeTrit
     assert "out of range" in plane.apply([huge], [fake.address])
     response = stub.ModelInfer(infer_request(rows(1)), timeout=10)
     np.testing.assert_array_equal(output(response), rows(1))
+
+
+@pytest.mark.parametrize(
+    ("field", "spoil"),
+    [
+        ("inputs['INPUT0']", lambda request: setattr(request.inputs[0], "datatype", "INT32")),
+        ("inputs", lambda request: request.inputs.append(request.inputs[0])),
+        ("outputs", lambda request: request.outputs.add(name="nothing")),
+        ("parameters", lambda request: request.parameters["priority"].CopyFrom(TEXT)),
+    ],
+)
+def test_a_bad_request_names_its_bad_field(
+    field: str, spoil: Callable[[Request], object], stub: Stub
+) -> None:
+    request = infer_request(rows(1))
+    spoil(request)
+    error = infer_error(stub, request)
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    status = rpc_status.from_call(error)
+    assert status is not None
+    assert status.message == error.details()
+    details = error_details_pb2.BadRequest()
+    assert status.details[0].Unpack(details)
+    assert [(v.field, v.description) for v in details.field_violations] == [
+        (field, error.details())
+    ]
