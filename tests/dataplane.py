@@ -74,9 +74,11 @@ class DataPlane:
     Leaving the block checks that nothing is left in the data plane and that its ledger balances.
     """
 
-    def __init__(self, *, preload: str | None = None) -> None:
+    def __init__(self, *, preload: str | None = None, open_files: str | None = None) -> None:
+        """`open_files` is the soft and hard limit that the process starts with, as "256:512"."""
         self._directory = tempfile.TemporaryDirectory(prefix="infersched-test-")
         self._preload = preload
+        self._open_files = open_files
         self._reader = FrameReader()
         self._frames: list[pb.FromDataPlane] = []
         self._generation = 0
@@ -101,7 +103,8 @@ class DataPlane:
         environment = dict(os.environ)
         if self._preload:
             environment["LD_PRELOAD"] = self._preload
-        command = [sys.executable, "-m", "scheduler.dataplane", "--listen-fd", str(fds[0])]
+        command = ["prlimit", f"--nofile={self._open_files}"] if self._open_files else []
+        command += [sys.executable, "-m", "scheduler.dataplane", "--listen-fd", str(fds[0])]
         command += ["--steering-fd", str(fds[1]), "--counters-fd", str(fds[2])]
         command += ["--cold-socket", self.cold_socket]
         with self.stderr_path.open("wb") as stderr:

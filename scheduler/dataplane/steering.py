@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import cast
 
 from scheduler._native.gateway import Gateway
+from scheduler.dataplane.files import ConnectionLimit
 from scheduler.dataplane.frames import INTERFACE_VERSION, FrameError, FrameReader, pack_frame
 from scheduler.v1 import dataplane_pb2 as pb
 
@@ -16,6 +17,8 @@ log = logging.getLogger("infersched.dataplane")
 
 # Values of the binding's notice kinds, in its order.
 BACKEND_CONNECTION, BACKEND_LEAVING, MERGING_SWITCHED_OFF, DRAINED = range(4)
+# Where an Apply does not say.
+CONNECTIONS_MAX = 10_000
 
 
 class Steering:
@@ -25,6 +28,7 @@ class Steering:
         self._on_applied = on_applied
         self._peers: set[SteeringProtocol] = set()
         self._gateway: Gateway | None = None
+        self._connections = ConnectionLimit()
 
     def attach(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -53,6 +57,9 @@ class Steering:
     def receive(self, peer: SteeringProtocol, message: pb.ToDataPlane) -> None:
         kind = message.WhichOneof("message")
         if kind == "apply":
+            limits = message.apply.limits
+            wanted = limits.connections_max or CONNECTIONS_MAX
+            limits.connections_max = self._connections.within(wanted)
             error = self.gateway.apply(message.apply)
             self._on_applied()
             applied = pb.Applied(generation=message.apply.generation, error=error)

@@ -19,9 +19,12 @@ def first_values(fake: FakeTriton) -> list[float]:
 
 
 def submit(stub: Stub, plane: DataPlane, value: int, **request: object) -> grpc.Future:
-    """Sends one and waits until it is queued, so that arrivals have a known order."""
+    """Sends one and waits until it is queued, so that arrivals have a known order.
+
+    Without `timeout_s` it has no deadline: clients round theirs, which would order them too.
+    """
     before = plane.model_snapshot().queued_requests
-    timeout_s = request.pop("timeout_s", 60)
+    timeout_s = request.pop("timeout_s", None)
     call = stub.ModelInfer.future(infer_request(rows(value), **request), timeout=timeout_s)  # type: ignore[arg-type]
     plane.wait_queued(before + 1)
     return call
