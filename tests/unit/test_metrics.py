@@ -167,10 +167,10 @@ def test_every_family_of_the_operators_page_is_there(
     written.page.models[5].in_use = 1
     families = text_string_to_metric_families(generate_latest(registry).decode())
     names = {family.name for family in families}
-    wanted = """requests admission_decisions queue_depth queue_bytes
-        queue_oldest_age_seconds queue_wait_seconds batch_rows batch_fill_ratio backend_request_seconds request_seconds slo_good slo
-        inflight_batches retries config_reload_failures loop_lag_seconds ledger_imbalance
-        client_connections backend_up build_info"""
+    wanted = """requests admission_decisions queue_depth queue_bytes queue_oldest_age_seconds
+        queue_wait_seconds batch_rows batch_fill_ratio backend_request_seconds request_seconds
+        slo_good slo inflight_batches retries config_reload_failures loop_lag_seconds
+        ledger_imbalance client_connections backend_up build_info"""
     assert {f"infersched_{name}" for name in wanted.split()} <= names
 
 
