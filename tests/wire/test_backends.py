@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -123,6 +124,22 @@ def test_a_silent_backend_is_given_up_within_about_a_second(plane: DataPlane) ->
             wait_until(lambda: len(two.requests) > before + 5, "it is used again")
     assert seen.errors == []
     assert noticed_s < 1.5
+
+
+def test_a_data_plane_that_was_stopped_blames_no_backend(
+    stub: Stub, plane: DataPlane, fake: FakeTriton
+) -> None:
+    """Suspended with a call out, for longer than it gives a silent backend."""
+    call = fake.occupy(stub)
+    plane.process.send_signal(signal.SIGSTOP)
+    threading.Event().wait(1.5)
+    plane.process.send_signal(signal.SIGCONT)
+    probes = fake.probes
+    wait_until(lambda: fake.probes > probes + 1, "it runs and probes again")
+    assert serving(plane, 0)
+    assert fake.batch_rows() == [1], "nothing was sent again"
+    fake.release()
+    np.testing.assert_array_equal(output(call.result()), rows(7777.0))
 
 
 def test_a_backend_that_never_speaks_is_not_used(plane: DataPlane) -> None:
