@@ -1,7 +1,7 @@
-"""`python -m benchmarks [NAME ...]`: runs benchmarks, prints one JSON object a figure, keeps the file.
+"""`python -m benchmarks [NAME ...]`: runs benchmarks, prints one JSON object a figure, keeps them.
 
-Names: frontend, throughput, latency, memory; without a name all of them. Exit status 0: every figure
-reached its "must", 3: one did not or was not verified, 2: usage.
+Names: frontend, throughput, latency, memory; without a name all of them. Exit status 0: every
+figure reached its "must", 3: one did not or was not verified, 2: usage.
 """
 
 from __future__ import annotations

@@ -66,7 +66,9 @@ def main() -> int:
         print(f"compare: {error}", file=sys.stderr)
         return 2
     for word, head in (("old", old_head), ("new", new_head)):
-        print(f"{word}: {head.get('commit', '?')} {head.get('date', '?')} {head.get('machine', '')}")
+        print(
+            f"{word}: {head.get('commit', '?')} {head.get('date', '?')} {head.get('machine', '')}"
+        )
     if old_head.get("machine") != new_head.get("machine"):
         print("the machines differ: only ratios may be compared")
     lines, sound = compare(old, new, options.tolerance)

@@ -171,5 +171,3 @@ class Triton:
 def first_problem(results: list[LoadResult]) -> str:
     """The first thing that was wrong in any of the loads."""
     return next((result.problem for result in results if result.problem), "")
-
-

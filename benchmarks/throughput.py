@@ -67,12 +67,8 @@ def run(options: Options) -> list[Figure]:
         straight = Side("straight", server.grpc_address, TRITON_BATCHING, triton_pids)
         watch = {**triton_pids, **scheduler_pids(scheduler)}
         scheduled = Side("scheduled", scheduler.address, SCHEDULED, watch)
-        compared = {
-            load: compare(triton, straight, scheduled, *load, options) for load in LOADS
-        }
+        compared = {load: compare(triton, straight, scheduled, *load, options) for load in LOADS}
     return figures(compared)
-
-
 
 
 def compare(
@@ -91,9 +87,7 @@ def compare(
     specs = [best_variant(triton, side, base) for side in (straight, scheduled)]
     comparison = Comparison([], [])
     for _ in range(options.rounds):
-        for results, spec in zip(
-            (comparison.straight, comparison.scheduled), specs, strict=True
-        ):
+        for results, spec in zip((comparison.straight, comparison.scheduled), specs, strict=True):
             results.append(triton.verified_load(spec))
             say_result(f"{workload} {in_flight} {spec.model}", results[-1])
     say(f"{workload} {in_flight} in flight: {comparison.ratio:.2f}x {comparison.problem}")

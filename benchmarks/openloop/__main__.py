@@ -1,7 +1,7 @@
-"""`python -m benchmarks.openloop HOST:PORT --rate 5000 --seconds 10`: load a server, print latencies.
+"""`python -m benchmarks.openloop HOST:PORT --rate 5000 --seconds 10`: load a server, see latencies.
 
-Open loop with --rate (Poisson) or --arrivals (a file with one offset in seconds a line), closed loop
-with --in-flight. Latencies of an open loop count from the intended start of each request.
+Open loop with --rate (Poisson) or --arrivals (a file with one offset in seconds a line), closed
+loop with --in-flight. Latencies of an open loop count from the intended start of each request.
 """
 
 from __future__ import annotations
