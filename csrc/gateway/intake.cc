@@ -122,7 +122,7 @@ void Gateway::State::take_backend_events(ConnectionId id, Connection* connection
 bool Gateway::State::charge_overhead(RequestRecord* record, std::uint64_t bytes) {
     const std::uint64_t held = record->prepared.bytes() + sizeof(RequestRecord);
     const std::uint64_t overhead = held - std::min(held, bytes);
-    if (overhead > budget.max - std::min(budget.used, budget.max)) return false;
+    if (overhead > budget.room()) return false;
     budget.used += overhead;
     record->overhead = overhead;
     return true;

@@ -65,7 +65,7 @@ StreamId ClientSession::State::call(std::string_view path, Nanos timeout_ns,
     Stream* stream = open(0, StreamKind::kUnary);
     stream->out.set_message(std::move(message));
     stream->body_end = BodyEnd::kEndStream;
-    unsent_bytes += stream->out.remaining();
+    add_unsent(stream->out.remaining());
     header_block_ = {kMethodPost,
                      kSchemeHttp,
                      static_header(":path", path),

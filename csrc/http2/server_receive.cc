@@ -64,9 +64,13 @@ ServerSession::State::State(const ServerConfig* the_config, ByteBudget* the_budg
     nghttp2_session_set_local_window_size(
         session, NGHTTP2_FLAG_NONE, 0, static_cast<std::int32_t>(config->connection_window_bytes));
     sendable = true;
+    unsent_budget = budget;
 }
 
-ServerSession::State::~State() { budget->used -= charged_bytes; }
+ServerSession::State::~State() {
+    budget->used -= charged_bytes;
+    budget->unsent -= unsent_bytes;
+}
 
 int ServerSession::State::on_begin_headers(nghttp2_session* session, const nghttp2_frame* frame,
                                            void* pointer) {

@@ -9,6 +9,7 @@ namespace infersched::http2 {
 namespace {
 
 constexpr std::size_t kFairAnswerBytes = 64u << 10;
+constexpr std::uint64_t kUnsentShareMin = 1u << 20;
 constexpr std::uint8_t kDrainPing[8] = {'d', 'r', 'a', 'i', 'n', 0, 0, 1};
 
 const nghttp2_nv kResponseHeaders[] = {static_header(":status", "200"),
@@ -29,7 +30,7 @@ std::string join_metadata(Headers* headers) {
 }  // namespace
 
 bool ServerSession::State::charge(std::uint64_t bytes) {
-    if (bytes > budget->max - std::min(budget->used, budget->max)) return false;
+    if (bytes > budget->room()) return false;
     budget->used += bytes;
     charged_bytes += bytes;
     return true;
@@ -55,7 +56,9 @@ void ServerSession::State::release_held(std::uint64_t bytes) {
 }
 
 void ServerSession::State::update_throttle() {
-    const std::uint64_t bytes_max = config->unsent_answer_bytes_max;
+    // The less room, the less for each: many slow readers leave an eighth of theirs to others.
+    const std::uint64_t share = std::max(budget->room() / 8, kUnsentShareMin);
+    const std::uint64_t bytes_max = std::min<std::uint64_t>(config->unsent_answer_bytes_max, share);
     if (unsent_bytes > bytes_max) throttled = true;
     if (unsent_bytes <= bytes_max / 2) throttled = false;
 }
@@ -80,7 +83,7 @@ void ServerSession::State::answer(Stream* stream, Pieces&& message, const Header
     stream->out.set_message(std::move(message));
     stream->body_end = BodyEnd::kTrailers;
     if (trailers != nullptr) stream->trailers = *trailers;
-    unsent_bytes += stream->out.remaining();
+    add_unsent(stream->out.remaining());
     sendable = true;
     reset_tokens_ = std::min(kResetBurst, reset_tokens_ + kResetsPerAnswer);
     const nghttp2_data_provider body = body_of(stream);

@@ -9,6 +9,7 @@
 // (headers, data and trailers relayed as they are, with flow control and cancellation).
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -26,10 +27,14 @@ namespace infersched::http2 {
 using StreamId = std::int32_t;
 using Headers = std::vector<std::pair<std::string, std::string>>;
 
-// Bytes held for requests, over all connections; charged as DATA arrives.
+// Bytes held over all connections: of requests, charged as DATA arrives, and of answers that their
+// clients have not read. Answers are never refused, requests are while both together have no room.
 struct ByteBudget {
     std::uint64_t used = 0;
+    std::uint64_t unsent = 0;
     std::uint64_t max = 4ull << 30;
+
+    std::uint64_t room() const { return max - std::min(max, used + unsent); }
 };
 
 enum class RouteKind : std::uint8_t { kUnary, kUnimplemented, kForward };
@@ -49,7 +54,7 @@ struct ServerConfig {
     std::uint32_t stream_window_bytes = 1u << 20;
     std::uint32_t frame_bytes_max = 1u << 16;
     std::uint32_t header_list_bytes_max = 64u << 10;
-    // A reader slower than this stops being read.
+    // A reader slower than this stops being read; than an eighth of the budget's room as well.
     std::uint32_t unsent_answer_bytes_max = 64u << 20;
     std::vector<std::string> forward_metadata;  // lower-case names
     // Headers that must never come from outside (stripped from forwarded calls).

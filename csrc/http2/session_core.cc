@@ -88,7 +88,7 @@ nghttp2_data_provider SessionCore::body_of(Stream* stream) {
 
 void SessionCore::forward_data(Stream* stream, const BufferRef& owner, Span bytes) {
     stream->out.append(owner, bytes);
-    unsent_bytes += bytes.size;
+    add_unsent(bytes.size);
     sendable = true;
     if (stream->body_queued) nghttp2_session_resume_data(session, stream->id);
 }
@@ -125,8 +125,18 @@ void SessionCore::drop_if_unused(Stream* stream) {
     if (stream->closed && stream->records == 0) streams.remove(stream);
 }
 
+void SessionCore::add_unsent(std::uint64_t bytes) {
+    unsent_bytes += bytes;
+    if (unsent_budget != nullptr) unsent_budget->unsent += bytes;
+}
+
+void SessionCore::remove_unsent(std::uint64_t bytes) {
+    unsent_bytes -= bytes;
+    if (unsent_budget != nullptr) unsent_budget->unsent -= bytes;
+}
+
 void SessionCore::drop_body(Stream* stream) {
-    unsent_bytes -= stream->out.remaining();
+    remove_unsent(stream->out.remaining());
     stream->out.clear();
 }
 
@@ -185,7 +195,7 @@ int SessionCore::send_data(nghttp2_session*, nghttp2_frame*, const std::uint8_t*
     if (size > stream->out.remaining()) return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
     core->output_.write({frame_header, kFrameHeaderBytes});
     stream->out.send(size, &core->output_);
-    core->unsent_bytes -= size;
+    core->remove_unsent(size);
     if (stream->kind == StreamKind::kForward && size > 0) core->record_sent(stream, size);
     return 0;
 }

@@ -49,7 +49,10 @@ class SessionCore {
     EventQueue events;
     StreamList streams;
     Nanos now = 0;
+    void add_unsent(std::uint64_t bytes);
+    void remove_unsent(std::uint64_t bytes);
     std::uint64_t unsent_bytes = 0;
+    ByteBudget* unsent_budget = nullptr;  // where a server session's are counted too
     // The last pull stopped at its byte bound or something was submitted since.
     bool sendable = false;
     bool lost = false;    // the transport is gone

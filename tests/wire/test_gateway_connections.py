@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import ExitStack, suppress
 
 import h2.events
 import numpy as np
+import psutil
 from h2.connection import H2Connection
+from h2.exceptions import StreamClosedError
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
 
@@ -17,7 +20,8 @@ from tests.load import load
 from tests.wire.calls import connected, infer_request, output, rows
 from tests.wire.fake_triton import FakeTriton, Request, identity
 from tests.wire.h2_backend import H2Backend, answer
-from tests.wire.raw_client import RawClient
+from tests.wire.raw_client import RawClient, grpc_message
+from tests.wire.test_slow_reader import send_ignoring_answers
 
 ANSWER_FLOATS = 2_000_000  # 8 MB, more than one pull and any socket buffer take
 WINDOW_BYTES = (1 << 31) - 1
@@ -150,3 +154,28 @@ def test_each_drain_is_reported(plane: DataPlane, fake: FakeTriton) -> None:
     for _ in range(2):
         plane.drain(deadline_ms=1000)
         assert plane.wait_drained().unanswered_requests == 0
+
+
+def test_many_slow_readers_share_the_memory_there_is(plane: DataPlane, fake: FakeTriton) -> None:
+    model = identity_model(dims=(-1,), merge=False)
+    limits = pb.Limits(host_bytes_max=16 << 20)
+    assert plane.apply([model], [fake.address], limits) == ""
+    process = psutil.Process(plane.process.pid)
+    message = grpc_message(infer_request(rows(1, 1, ANSWER_FLOATS // 8)).SerializeToString())
+    before = process.memory_info().rss
+    with ExitStack() as stack:
+        for _ in range(8):
+            slow = stack.enter_context(RawClient(plane.address, receive_buffer_bytes=4096))
+            slow.socket.settimeout(1.0)
+            with suppress(TimeoutError):  # it is not read from any more
+                for _ in range(20):
+                    with suppress(StreamClosedError):  # refused before it is sent
+                        send_ignoring_answers(slow, slow.request_headers(), message)
+        grown = process.memory_info().rss - before
+    assert grown < 4 * limits.host_bytes_max, f"{grown} bytes for answers that nobody reads"
+    wait_until(lambda: plane.snapshot().client_connections == 0, "all are gone")
+    values = rows(1, 1, ANSWER_FLOATS // 2)
+    with connected(plane.address) as stub:
+        np.testing.assert_array_equal(
+            output(stub.ModelInfer(infer_request(values), timeout=10)), values
+        )
