@@ -47,7 +47,7 @@ class LoadResult:
     def cpu_us(self, *groups: str) -> float:
         """CPU time a request of the watched groups together, in microseconds."""
         used = sum(self.cpu_s[group] for group in groups)
-        return used / max(self.window["ok"], 1) * 1e6
+        return used / max(int(self.window["ok"]), 1) * 1e6
 
 
 def run_load(spec: LoadSpec) -> LoadResult:

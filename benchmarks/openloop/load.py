@@ -124,7 +124,7 @@ def _make_load(spec: LoadSpec, loop: asyncio.AbstractEventLoop, timer: TimerFd) 
 
 async def _connect(spec: LoadSpec, load: Load) -> list[asyncio.BaseTransport]:
     loop = asyncio.get_running_loop()
-    transports = []
+    transports: list[asyncio.BaseTransport] = []
     try:
         for _ in range(spec.connections):
             if spec.target.startswith("unix:"):
