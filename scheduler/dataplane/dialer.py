@@ -16,6 +16,8 @@ log = logging.getLogger("infersched.dataplane")
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 0.5
 CONNECT_TIMEOUT_S = 2.0
+# Processes that start or end together miss each other for a moment; that is no news.
+QUIET_S = 3.0
 
 Protocol = Any
 Connect = Callable[[Callable[[], Protocol]], Awaitable[Any]]
@@ -47,13 +49,14 @@ class Line:
     async def _keep_open(self) -> None:
         pause_s = FIRST_PAUSE_S
         said = False
+        failing_since_s = time.monotonic()
         while True:
             lost = asyncio.Event()
             try:
                 attempt = self._connect(lambda lost=lost: self._make_protocol(lost.set))  # type: ignore[misc]
                 _, self._protocol = await asyncio.wait_for(attempt, CONNECT_TIMEOUT_S)
             except (OSError, asyncio.TimeoutError, ValueError) as error:
-                if not said:
+                if not said and time.monotonic() - failing_since_s > QUIET_S:
                     log.warning("%s cannot be reached, trying on: %s", self._name, error)
                     said = True
             else:
@@ -66,7 +69,8 @@ class Line:
                 await lost.wait()
                 self._protocol = None
                 # One that accepts and closes at once is not dialled ever faster.
-                if time.monotonic() - connected_s > LONGEST_PAUSE_S:
+                failing_since_s = time.monotonic()
+                if failing_since_s - connected_s > LONGEST_PAUSE_S:
                     pause_s = FIRST_PAUSE_S
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)

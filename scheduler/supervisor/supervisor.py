@@ -248,10 +248,11 @@ class Supervisor:
         for child in (self._control_plane, self._data_plane):
             if child is not None and child.pid is not None:
                 await child.stop(CHILD_EXIT_TIMEOUT_S)
-        if self._embedded is not None:
-            await self._embedded.close()
+        # Before Triton ends, which takes seconds: a client that connects now is refused at once.
         for one in (*self._listeners, *self._held):
             one.close()
+        if self._embedded is not None:
+            await self._embedded.close()
         if self._counters_fd >= 0:
             os.close(self._counters_fd)
             self._counters_fd = -1
