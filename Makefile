@@ -3,8 +3,8 @@
 PYTHON_VENV := .venv/bin/python
 export INFERSCHED_TRITON_DIR ?= $(CURDIR)/.tools/triton
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-debug build-asan serve run demo test test-asan lint format bench \
-	wheel clean
+.PHONY: help setup build build-debug build-asan serve run demo test test-asan test-lowest lint \
+	format bench wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test: setup ## all tests (ARGS="tests/unit -k codec" goes to pytest)
 
 test-asan: setup ## codec, engine and transport tests under ASan and UBSan
 	@.ci/test-asan $(ARGS)
+
+test-lowest: setup ## tests without Triton, with the oldest dependencies pyproject.toml allows
+	@.ci/test-lowest $(ARGS)
 
 lint: setup ## ruff, mypy, clang-format and the tidy tests
 	@$(PYTHON_VENV) -m pytest -q tests/tidy
