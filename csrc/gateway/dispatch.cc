@@ -14,8 +14,7 @@ bool contains(std::string_view text, std::string_view part) {
     return text.find(part) != std::string_view::npos;
 }
 
-// A Triton that is leaving finishes what runs and denies its models to everything new (protocol.md
-// §1).
+// A Triton that is leaving finishes what runs and denies its models to everything new.
 bool says_leaving(const Status& status) {
     if (status.code == StatusCode::kNotFound)
         return contains(status.message, "Request for unknown model");
@@ -75,8 +74,7 @@ void Gateway::State::dispatch_unsent(const engine::Action& action, Nanos now) {
 }
 
 // What is passed on as grpc-timeout. Triton answers at the deadline while the execution goes on,
-// and the slot would be given away under a running batch; only a model that really stops is told
-// (design.md, 5.2).
+// and the slot would be given away under a running batch; only a model that really stops is told.
 Nanos Gateway::State::backend_timeout(const engine::Action& action, Nanos now) const {
     const ModelConfig* model = catalog.at(action.model);
     if (action.at == kNever || model == nullptr || !model->policy.cancellable) return kNever;

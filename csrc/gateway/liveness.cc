@@ -1,6 +1,5 @@
 // Is a silent backend still there? Triton answers pings with GOAWAY, so ServerLive on the data
-// connection is the probe, sent only while work is out and nothing has come for a while
-// (protocol.md section 1).
+// connection is the probe, sent only while work is out and nothing has come for a while.
 #include <algorithm>
 
 #include "gateway/state.h"

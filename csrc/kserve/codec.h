@@ -7,7 +7,8 @@
 //     write_reply       rows of one or several replies -> the reply of one member
 //
 // Nothing here knows queues, connections or time. Malformed input is an error value, never a crash
-// and never a read outside the message. Field layout: protocol.md section 3.
+// and never a read outside the message. The fields are those of KServe's
+// grpc_predict_v2.proto as Triton has it.
 #pragma once
 
 #include <cstdint>
@@ -43,7 +44,7 @@ class SignatureTable {
     std::unique_ptr<State> state_;
 };
 
-// The scheduling parameters of protocol.md section 4, consumed here and not forwarded.
+// Triton's scheduling parameters, consumed here and not forwarded.
 struct SchedulingParameters {
     std::uint64_t priority = 0;   // 0 = the model's default level, 1 = highest
     std::int64_t timeout_us = 0;  // budget of the whole request; 0 = none
@@ -95,7 +96,7 @@ class RequestReader {
 
     // `message` holds exactly one ModelInferRequest. `metadata` is the canonical form of the
     // forwarded headers (part of the signature, opaque here). On an error the request is unchanged;
-    // the texts are those of protocol.md section 5.
+    // the texts are Triton's.
     Status prepare(const BufferRef& message, const ModelSchema& schema, std::string_view metadata,
                    PreparedRequest* request);
 
