@@ -13,6 +13,7 @@ from libcpp.string cimport string
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from scheduler._native.apply cimport backend_config, fill_limits, model_config
 from scheduler._native.gateway cimport *
 
 # One read takes at most this; all connections of the loop share the buffer.
@@ -389,82 +390,3 @@ cdef class Gateway:
             queues.append((model, status.requests, status.rows, status.bytes, age_ns,
                            status.inflight_batches, status.merging))
         return queues
-
-
-cdef fill_limits(Limits* limits, message):
-    if message.message_bytes_max:
-        limits.message_bytes_max = message.message_bytes_max
-    if message.host_bytes_max:
-        limits.host_bytes_max = message.host_bytes_max
-    if message.connections_max:
-        limits.connections_max = message.connections_max
-    if message.streams_per_connection_max:
-        limits.streams_per_connection_max = message.streams_per_connection_max
-    for name in message.forward_metadata:
-        limits.forward_metadata.push_back(name.encode())
-
-
-cdef BackendConfig backend_config(message):
-    cdef BackendConfig config
-    config.index = message.index
-    config.address = message.address.encode()
-    config.connections = max(message.connections, 1)
-    config.state = <BackendState><int>message.state
-    return config
-
-
-cdef TensorSchema tensor_schema(message):
-    cdef TensorSchema tensor
-    tensor.name = message.name.encode()
-    tensor.data_type = parse_data_type(message.datatype.encode())
-    tensor.dims = list(message.dims)
-    tensor.optional = message.optional
-    tensor.shape_tensor = message.shape_tensor
-    tensor.ragged = message.ragged
-    return tensor
-
-
-cdef ModelPolicy model_policy(batching, max_batch_size):
-    cdef ModelPolicy policy
-    policy.in_use = True
-    policy.merge = batching.merge
-    policy.rows_max = batching.rows_max or max(max_batch_size, 1)
-    policy.preferred_rows = sorted(batching.preferred_rows)
-    policy.mandatory_rows = sorted(batching.mandatory_rows)
-    policy.queue_delay_max_ns = batching.queue_delay_max_ns
-    policy.priority_levels = max(batching.priority_levels, 1)
-    policy.default_priority = max(batching.default_priority, 1)
-    policy.slo_ns = batching.slo_ns
-    policy.queue_requests_max = batching.queue_requests_max
-    policy.queue_bytes_max = batching.queue_bytes_max
-    policy.queue_age_max_ns = batching.queue_age_max_ns
-    policy.staged_batches_max = batching.staged_batches_max
-    policy.idempotent = batching.idempotent
-    policy.cancellable = batching.cancellable
-    return policy
-
-
-cdef ModelConfig model_config(message):
-    cdef ModelConfig config
-    cdef Placement placement
-    config.index = message.index
-    config.is_default_version = message.is_default_version
-    config.schema.name = message.name.encode()
-    config.schema.version = message.version.encode()
-    config.schema.max_batch_size = message.max_batch_size
-    config.schema.merge = message.batching.merge
-    config.schema.decoupled = message.decoupled
-    config.schema.sequence = message.sequence
-    for tensor in message.inputs:
-        config.schema.inputs.push_back(tensor_schema(tensor))
-    for tensor in message.outputs:
-        config.schema.outputs.push_back(tensor_schema(tensor))
-    config.policy = model_policy(message.batching, message.max_batch_size)
-    # What cannot be merged cannot be split either: its size is checked as Triton does.
-    config.schema.rows_max = 0 if message.batching.merge else message.max_batch_size
-    for wanted in message.placements:
-        placement.backend = wanted.backend_index
-        placement.instances = max(wanted.instances, 1)
-        placement.ready = wanted.ready
-        config.placements.push_back(placement)
-    return config

@@ -15,6 +15,9 @@ from scheduler.v1 import dataplane_pb2 as pb
 
 log = logging.getLogger("infersched.dataplane")
 
+# What a control plane may leave unread; then it is told everything again when it comes back.
+UNREAD_BYTES_MAX = 16 << 20
+
 # Values of the binding's notice kinds, in its order.
 BACKEND_CONNECTION, BACKEND_LEAVING, MERGING_SWITCHED_OFF, DRAINED = range(4)
 # Where an Apply does not say.
@@ -117,8 +120,13 @@ class SteeringProtocol(asyncio.Protocol):
         self._transport = None
 
     def send(self, message: pb.FromDataPlane) -> None:
-        if self._transport is not None:
-            self._transport.write(pack_frame(message.SerializeToString()))
+        if self._transport is None:
+            return
+        if self._transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
+            log.error("a control plane reads nothing: its steering connection is closed")
+            self._transport.abort()
+            return
+        self._transport.write(pack_frame(message.SerializeToString()))
 
     def close(self) -> None:
         if self._transport is not None:

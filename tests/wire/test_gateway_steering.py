@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -12,6 +14,7 @@ from grpc_status import rpc_status
 from tritonclient.grpc import service_pb2
 
 from scheduler._native.counters import CountersPage
+from scheduler.dataplane.frames import pack_frame
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.dataplane import DataPlane, identity_model, wait_until
 from tests.wire.calls import (
@@ -157,3 +160,19 @@ def test_a_bad_request_names_its_bad_field(
     assert [(v.field, v.description) for v in details.field_violations] == [
         (field, error.details())
     ]
+
+
+def test_a_control_plane_that_reads_nothing_is_let_go(
+    plane: DataPlane, stub: Stub, fake: FakeTriton
+) -> None:
+    """Its unread answers are bounded, and serving goes on."""
+    models = [identity_model(), *(identity_model(n, f"model-{n}") for n in range(1, 200))]
+    assert plane.apply(models, [fake.address]) == ""
+    request = pack_frame(pb.ToDataPlane(snapshot=pb.SnapshotRequest()).SerializeToString())
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.settimeout(20)
+        mute.connect(str(Path(plane.cold_socket).with_name("steering.sock")))
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            mute.sendall(request * 100_000)
+    response = stub.ModelInfer(infer_request(rows(1)), timeout=10)
+    np.testing.assert_array_equal(output(response), rows(1))
