@@ -47,6 +47,7 @@ class Side:
     h2load_rates: list[float] = field(default_factory=list)
     own_rates: list[float] = field(default_factory=list)
     utilisations: list[float] = field(default_factory=list)
+    cpu_us: list[float] = field(default_factory=list)
     problem: str = ""
 
     def found(self, problem: str) -> None:
@@ -122,6 +123,7 @@ def measure_h2load(side: Side, options: Options, load_core: int) -> None:
     side.found(result.problem or problem_of_counts(executed, requests))
     side.h2load_rates.append(result.requests_per_s)
     side.utilisations.append(busy)
+    side.cpu_us.append(busy * result.elapsed_s / requests * 1e6)
     beside = "" if side.pid == side.stub.pid else f", stub {stub_busy:.0%}"
     say(
         f"  h2load, {side.word}: {result.requests_per_s:.0f} requests/s, {requests} requests in "
@@ -190,6 +192,8 @@ def figure(plane: Side, aio: Side, with_h2load: bool) -> Figure:
         f"h2load: {median(plane.h2load_rates):.0f} against {median(aio.h2load_rates):.0f} "
         f"requests/s, {ratio:.1f}x {plane.problem or aio.problem}"
     )
+    cpu = [median(side.cpu_us) for side in (plane, aio)]
+    say(f"server CPU a request: {cpu[0]:.2f} against {cpu[1]:.1f} us, {cpu[1] / cpu[0]:.1f}x")
     if busy < SATURATED:
         say(
             f"the data plane used {busy:.0%} of its core: load and stub backend on the other one "
