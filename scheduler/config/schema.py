@@ -79,7 +79,8 @@ HeaderNames = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidato
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # pydantic before 2.10 warns of every key that begins with `model_`.
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class Drain(Section):
