@@ -144,7 +144,7 @@ def read_results(path: Path) -> tuple[dict[str, Any], dict[str, Figure]]:
             continue
         try:
             fields = json.loads(line)
-            if "header" in fields:
+            if isinstance(fields, dict) and "header" in fields:
                 head = fields
                 continue
             figure = Figure(**fields)

@@ -24,6 +24,8 @@
 
 namespace infersched::engine {
 
+// What a batch that is sent for its deadline gets beyond its expected time, at the least.
+inline constexpr Nanos kAnswerMarginMinNs = 2 * kMillisecond;
 // How long queued work waits for a backend to come back before it is failed.
 inline constexpr Nanos kUnservedMaxNs = 5 * kSecond;
 // How long after the loss of the last backend requests are still admitted.

@@ -107,7 +107,8 @@ struct CountersPage {
     std::uint64_t forwarded_streams_total;
     std::uint64_t host_bytes;
     std::uint64_t unknown_model_total;
-    std::uint64_t reserved[16];
+    std::uint64_t undecodable_total;  // messages that are no ModelInferRequest
+    std::uint64_t reserved[15];
     BackendCounters backends[kCountersBackendsMax];
     ModelCounters models[kCountersModelsMax];
 };

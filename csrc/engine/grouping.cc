@@ -53,7 +53,8 @@ bool Core::merges(const ModelState& model, const Group& group, Nanos now) const 
 }
 
 // A group waits for more rows until its oldest request has waited queue_delay_max, or its lead must
-// leave to meet the deadline: a batch takes batch_ns on average, and a quarter of that as margin.
+// leave to meet the deadline: a batch takes batch_ns on average, and a quarter of that, or what the
+// way there and back may take, is the margin.
 Nanos Core::ready_time(const ModelState& model, const Group& group) const {
     constexpr Nanos kAtOnce = std::numeric_limits<Nanos>::min();
     const ModelPolicy& policy = model.policy;
@@ -62,7 +63,8 @@ Nanos Core::ready_time(const ModelState& model, const Group& group) const {
     const Nanos oldest = requests_[group.by_age.first].arrival;
     const Nanos waited = add_saturating(oldest, policy.queue_delay_max_ns);
     if (group.head().deadline == kNever) return waited;
-    return std::min(waited, group.head().deadline - model.batch_ns - model.batch_ns / 4);
+    const Nanos margin_ns = std::max(model.batch_ns / 4, kAnswerMarginMinNs);
+    return std::min(waited, group.head().deadline - model.batch_ns - margin_ns);
 }
 
 void Core::unindex(ModelState& model, std::uint32_t index) {

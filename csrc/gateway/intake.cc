@@ -132,6 +132,7 @@ void Gateway::State::take_request(ConnectionId id, Connection* connection, http2
                                   Nanos now) {
     kserve::ModelName name;
     if (!kserve::peek_model(event->message.span(), &name)) {
+        ++page->undecodable_total;
         refuse(id, connection, *event,
                Status::error(StatusCode::kInternal, "Unable to parse request"));
         return;

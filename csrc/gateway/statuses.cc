@@ -6,6 +6,8 @@ namespace infersched::gateway {
 
 namespace {
 
+// Where the engine cannot tell yet how fast the queue drains.
+constexpr Nanos kOverloadRetryNs = 100 * kMillisecond;
 // Before this a retry after "draining" or "no backend" finds the same.
 constexpr Nanos kUnavailableRetryNs = kSecond;
 
@@ -14,14 +16,13 @@ std::int64_t rounded_up_ms(Nanos duration) { return (duration + kMillisecond - 1
 // An overload refusal: typed, with the time after which a retry may fit.
 Status overload(StatusCode code, std::string message, std::string_view reason,
                 Nanos retry_after_ns) {
+    if (retry_after_ns <= 0) retry_after_ns = kOverloadRetryNs;
     Status status = Status::error(code, std::move(message));
-    ErrorDetails details;
-    details.error_info(reason);
-    if (retry_after_ns > 0) {
-        details.retry_info(retry_after_ns);
-        status.retry_pushback_ms = rounded_up_ms(retry_after_ns);
-    }
-    status.details = details.serialise(status.code, status.message);
+    status.retry_pushback_ms = rounded_up_ms(retry_after_ns);
+    status.details = ErrorDetails()
+                         .error_info(reason)
+                         .retry_info(retry_after_ns)
+                         .serialise(status.code, status.message);
     return status;
 }
 

@@ -73,5 +73,6 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
         uint64_t forwarded_streams_total
         uint64_t host_bytes
         uint64_t unknown_model_total
+        uint64_t undecodable_total
         BackendCounters *backends
         ModelCounters *models

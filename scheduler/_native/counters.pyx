@@ -80,6 +80,7 @@ cdef class CountersPage:
             "forwarded_streams_total": page.forwarded_streams_total,
             "host_bytes": page.host_bytes,
             "unknown_model_total": page.unknown_model_total,
+            "undecodable_total": page.undecodable_total,
         }
 
     def backend(self, size_t index):

@@ -68,6 +68,7 @@ _PAGE_COUNTERS = {
     "streams_reset_total": ("streams_reset", "Client streams reset.", 1.0),
     "forwarded_streams_total": ("forwarded_streams", "Calls passed to the control plane.", 1.0),
     "unknown_model_total": ("unknown_model_requests", "Requests for no known model.", 1.0),
+    "undecodable_total": ("undecodable_requests", "Messages that are no ModelInferRequest.", 1.0),
     "loop_turns": ("loop_turns", "Turns of the data plane's loop.", 1.0),
     "loop_busy_ns": ("loop_busy_seconds", "Time the data plane's loop spent working.", 1e-9),
 }

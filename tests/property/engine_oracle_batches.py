@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.property.engine_oracle_records import (
+    ANSWER_MARGIN_MIN,
     BISECT_TENTHS_MAX,
     LONG_AGO,
     NEVER,
@@ -60,7 +61,9 @@ class Batching:
         lead = members[0]
         if lead.deadline == NEVER:
             return waited
-        return min(waited, lead.deadline - model.batch_ns - model.batch_ns // 4)
+        return min(
+            waited, lead.deadline - model.batch_ns - max(model.batch_ns // 4, ANSWER_MARGIN_MIN)
+        )
 
     # -- dispatch --------------------------------------------------------------------------------
 

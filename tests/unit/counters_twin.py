@@ -47,8 +47,8 @@ class Page(ctypes.Structure):
         ("pid", ctypes.c_uint32),
         *_words("page_bytes generation loop_turns loop_lag_max_ns loop_busy_ns"),
         *_words("client_connections connections_total streams_reset_total"),
-        *_words("forwarded_streams_total host_bytes unknown_model_total"),
-        ("reserved", ctypes.c_uint64 * 16),
+        *_words("forwarded_streams_total host_bytes unknown_model_total undecodable_total"),
+        ("reserved", ctypes.c_uint64 * 15),
         ("backends", Backend * 256),
         ("models", Model * 4096),
     ]

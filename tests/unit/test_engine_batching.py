@@ -187,14 +187,19 @@ def test_the_rest_of_a_cut_queue_waits_its_own_delay() -> None:
     assert users(batch) == [3]
 
 
-def test_the_deadline_shortens_the_wait_by_the_time_a_batch_takes() -> None:
+@pytest.mark.parametrize(
+    ("batch_ms", "waits_ms"),
+    [(8, 10), (12, 5), (1, 17)],  # a quarter of margin, at least 2 ms
+)
+def test_the_deadline_shortens_the_wait_by_the_time_a_batch_takes(
+    batch_ms: int, waits_ms: int
+) -> None:
     driver = Driver(rows_max=4, queue_delay_max_ns=50 * MS)
     driver.submit(0)
     (batch,) = driver.after(50 * MS).step()
-    driver.after(8 * MS).complete(batch)
+    driver.after(batch_ms * MS).complete(batch)
     driver.submit(1, deadline=driver.now + 20 * MS)
-    # 8 ms and a quarter of margin before the deadline.
-    assert driver.after(10 * MS - 1).step() == []
+    assert driver.after(waits_ms * MS - 1).step() == []
     (batch,) = driver.after(1).step()
     assert users(batch) == [1]
 
