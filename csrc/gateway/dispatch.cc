@@ -111,6 +111,7 @@ void Gateway::State::dispatch(const engine::Action& action, Nanos now) {
     BatchRecord* batch = batches.find(batch_id);
     *batch = {action.batch,       action.model, action.backend,    id, stream, action.rows,
               action.rows_padded, now,          std::move(members)};
+    stay_awake(*batch, now);
     const auto slot = static_cast<std::uint32_t>(action.batch);
     if (slot >= batch_of_slot.size()) batch_of_slot.resize(slot + 1);
     batch_of_slot[slot] = batch_id;
@@ -162,7 +163,15 @@ void Gateway::State::abandon(const engine::Action& action) {
     close_batch(found, batch);
 }
 
+// A lone request whose model was quick the last time is waited for without sleeping.
+void Gateway::State::stay_awake(const BatchRecord& batch, Nanos now) {
+    const Nanos expected_ns = batch.model < round_trip_ns.size() ? round_trip_ns[batch.model] : 0;
+    const bool lone = batches.size() == 1 && batch.members.size() == 1;
+    awake_until = lone && expected_ns > 0 && expected_ns < kAwakeMaxNs ? now + kAwakeMaxNs : 0;
+}
+
 void Gateway::State::close_batch(BatchId id, BatchRecord* batch) {
+    awake_until = 0;
     if (batch->backend < backends.size()) {
         Backend& backend = backends[batch->backend];
         --backend.inflight_batches;
@@ -177,6 +186,8 @@ void Gateway::State::take_reply(ConnectionId, Connection* connection, http2::Eve
     BatchRecord* batch = batches.find(id);
     if (batch == nullptr) return;
     const BatchRecord closed = std::move(*batch);
+    if (closed.model >= round_trip_ns.size()) round_trip_ns.resize(closed.model + 1);
+    round_trip_ns[closed.model] = now - closed.dispatched_at;
     close_batch(id, batch);
     if (event->status.ok() && event->message) {
         reply_arrived(closed, event->message, now);

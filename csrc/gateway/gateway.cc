@@ -146,6 +146,7 @@ bool Gateway::turn(Nanos now) noexcept {
     state.carry_out_actions(now);
     state.check_drained(now);
     state.page->host_bytes = state.budget.used;
+    left_over |= now < state.awake_until;
     left_over |= state.engine.needs_step() || !state.connections.active.empty();
     return left_over;
 }

@@ -28,6 +28,11 @@ inline constexpr Nanos kLoopLateNs = 100 * kMillisecond;
 // the control plane needs to see it.
 inline constexpr Nanos kLeavingHoldNs = 1 * kSecond;
 
+// The reply to a lone request that is expected sooner than this is awaited by turning the loop:
+// waking a thread that sleeps would cost as much as the rest of the hop. Under more load, and for
+// models that take longer, the loop sleeps.
+inline constexpr Nanos kAwakeMaxNs = 250 * kMicrosecond;
+
 // A client stream relayed to the control plane.
 struct Relay {
     ConnectionId cold = 0;
@@ -94,6 +99,7 @@ struct Gateway::State {
     void reply_failed(const BatchRecord& batch, Status status, bool nothing_ran, Nanos now);
     void reply_arrived(const BatchRecord& batch, const BufferRef& message, Nanos now);
     void note_failure(const BatchRecord& batch, Status status);
+    void stay_awake(const BatchRecord& batch, Nanos now);
     void close_batch(BatchId id, BatchRecord* batch);
 
     // answers.cc
@@ -132,7 +138,9 @@ struct Gateway::State {
     SlotMap<Relay> relays;
 
     Nanos engine_wake = kNever;
-    Nanos probe_at = kNever;  // when the liveness of a backend must be looked at again
+    Nanos awake_until = 0;             // no sleep before: a lone request is about to come back
+    std::vector<Nanos> round_trip_ns;  // of the last reply, by model; 0 = none yet
+    Nanos probe_at = kNever;           // when the liveness of a backend must be looked at again
     bool loop_was_late = false;
     bool draining = false;
     bool drained = false;
