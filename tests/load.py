@@ -23,13 +23,20 @@ class Load:
         self._lock = threading.Lock()
         self.errors: list[Exception] = []
         self.answered = 0
+        # How often a client that had good answers began to see errors.
+        self.interruptions = 0
+        self._interrupted: set[int] = set()
 
-    def add(self, error: Exception | None) -> None:
+    def add(self, client: int, error: Exception | None) -> None:
         with self._lock:
             if error is None:
                 self.answered += 1
-            else:
-                self.errors.append(error)
+                self._interrupted.discard(client)
+                return
+            self.errors.append(error)
+            if client not in self._interrupted:
+                self._interrupted.add(client)
+                self.interruptions += 1
 
     def wait_answers(self, more: int, timeout_s: float = CALL_TIMEOUT_S) -> None:
         """Waits for that many further good answers."""
@@ -63,9 +70,9 @@ def load(address: str, *, clients: int = 8, model: str = "identity", **call: Any
                 response = stub.ModelInfer(infer_request(value, model=model), **call)
                 np.testing.assert_array_equal(output(response), value)
             except Exception as error:  # told by the caller
-                seen.add(error)
+                seen.add(number, error)
             else:
-                seen.add(None)
+                seen.add(number, None)
 
     with ExitStack() as stack:
         stubs = [stack.enter_context(connected(address)) for _ in range(clients)]

@@ -32,8 +32,9 @@ inline constexpr Nanos kUnservedMaxNs = 5 * kSecond;
 inline constexpr Nanos kUnservedAdmitNs = kSecond;
 // Attempts of one batch, the first included, before its members get the error.
 inline constexpr std::uint32_t kTriesMax = 8;
-// Executions that bisecting may use: one in ten of the others, and this many at once.
-inline constexpr std::int32_t kBisectTenthsMax = 320;
+// Executions that bisecting may use: one in ten of the others, and this many at once: a batch
+// of 64 is taken apart to the last however many of its members fail.
+inline constexpr std::int32_t kBisectTenthsMax = 1280;
 inline constexpr std::int32_t kBisectCostTenths = 10;
 
 // A signature whose merged batches were rejected. It is dispatched unmerged while now < until.

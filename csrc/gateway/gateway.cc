@@ -80,7 +80,6 @@ ConnectionId Gateway::backend_connected(std::uint32_t index, const std::string& 
     backend.connections.push_back(id);
     state.count_connections();
     state.connections.mark_dirty(id, state.connections.find(id));
-    state.notices.push_back({Notice::Kind::kBackendConnection, index, 0, true, 0, {}});
     return id;
 }
 

@@ -111,7 +111,14 @@ void Gateway::State::take_backend_events(ConnectionId id, Connection* connection
         event = http2::Event();
     }
     const http2::ClientSession& session = *connection->client;
-    connection->settled = connection->settled || session.ready();
+    if (!connection->settled && session.ready()) {
+        connection->settled = true;
+        if (connection->peer == Peer::kBackend) {
+            count_connections();
+            notices.push_back(
+                {Notice::Kind::kBackendConnection, connection->backend, 0, true, 0, {}});
+        }
+    }
     if (session.draining()) connections.mark_retired(id, connection);
     if (connection->retiring && session.open_streams() == 0)
         connections.mark_closing(id, connection);

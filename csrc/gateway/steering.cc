@@ -223,8 +223,14 @@ bool Gateway::State::drain_complete() {
 
 void Gateway::State::count_connections() {
     page->client_connections = client_count;
-    for (std::uint32_t index = 0; index < backends.size(); ++index)
-        page->backends[index].connections_open = backends[index].connections.size();
+    for (std::uint32_t index = 0; index < backends.size(); ++index) {
+        std::uint64_t open = 0;
+        for (const ConnectionId id : backends[index].connections) {
+            const Connection* connection = connections.find(id);
+            open += connection != nullptr && connection->settled ? 1 : 0;
+        }
+        page->backends[index].connections_open = open;
+    }
 }
 
 }  // namespace infersched::gateway

@@ -153,14 +153,15 @@ class EmbeddedTriton:
             )
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Blocks until the gRPC port accepts. Raises TritonStartError on exit or after timeout."""
+        """Blocks until the ports accept. Raises TritonStartError on exit or after timeout."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if not self.running:
                 raise TritonStartError(
                     f"tritonserver ended with status {self.returncode}:\n{self.log_errors()}"
                 )
-            if self.accepting():
+            # The metrics port opens a little after the gRPC port.
+            if self.accepting() and (self.metrics_port is None or self._accepts(self.metrics_port)):
                 return
             time.sleep(_POLL_INTERVAL_S)
         raise TritonStartError(
@@ -185,7 +186,10 @@ class EmbeddedTriton:
 
     def accepting(self) -> bool:
         """Whether the gRPC port takes connections now."""
-        with contextlib.suppress(OSError), socket.create_connection((self.host, self.grpc_port), 1):
+        return self._accepts(self.grpc_port)
+
+    def _accepts(self, port: int) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((self.host, port), 1):
             return True
         return False
 

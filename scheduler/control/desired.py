@@ -144,6 +144,19 @@ def _model(
     return model
 
 
+def served_placements(applied: pb.Apply | None) -> set[tuple[int | None, int | None]]:
+    """The (model, backend) indices that a state gives requests to."""
+    if applied is None:
+        return set()
+    serving = {b.index for b in applied.backends if b.state == pb.BACKEND_STATE_SERVING}
+    return {
+        (model.index, placement.backend_index)
+        for model in applied.models
+        for placement in model.placements
+        if placement.ready and placement.backend_index in serving
+    }
+
+
 def tensor_message(tensor: TensorSpec) -> pb.Tensor:
     return pb.Tensor(
         name=tensor.name,

@@ -10,9 +10,10 @@ from typing import Any
 
 from scheduler._native.counters import CountersPage
 from scheduler.backends.pool import BackendPool, CatalogEntry
+from scheduler.backends.remembered import ModelKey
 from scheduler.backends.watch import BackendStatus
 from scheduler.config import Batching, ConfigError, LoadedSettings, Settings
-from scheduler.control.desired import DesiredState
+from scheduler.control.desired import DesiredState, served_placements
 from scheduler.control.health import HealthServicer
 from scheduler.control.parameters import Parameters
 from scheduler.control.readiness import Readiness
@@ -42,15 +43,17 @@ class ControlPlane:
         self.counters = CountersPage(parameters.counters_fd)
         self.desired = DesiredState(parameters.runtime_directory)
         self.steering = SteeringClient(
-            parameters.steering_socket, self.on_event, self.publish_health
+            parameters.steering_socket, self.on_event, self._data_plane_changed
         )
+        # (model, backend) indices that the data plane sends requests by.
+        self._served: set[tuple[int | None, int | None]] = set()
         self.pool = BackendPool(self.refresh_state, self._replies_of, parameters.runtime_directory)
         self._looked_around = False
         self.readiness = Readiness(
             self.pool,
             lambda: self.settings.server.readiness,
             lambda: self.steering.connected,
-            self._data_plane_reaches,
+            self._data_plane_serves,
         )
         self.health = HealthServicer()
 
@@ -152,13 +155,22 @@ class ControlPlane:
         )
         self.refresh_state()
 
-    def _data_plane_reaches(self, address: str) -> bool:
-        """Whether it has a connection open; a data plane that writes no counters is trusted."""
-        if not self.counters.valid:
-            return True
-        index = self.desired.backend_index.get(address)
-        counters = self.counters.backend(index) if index is not None else None
-        return counters is not None and counters["connections_open"] > 0
+    def _data_plane_changed(self) -> None:
+        self._served = served_placements(self.steering.applied)
+        self.publish_health()
+
+    def _data_plane_serves(self, key: ModelKey, address: str) -> bool:
+        """Whether the data plane has taken over this placement and has a connection open there.
+
+        A data plane that writes no counters is trusted for the latter.
+        """
+        model, backend = self.desired.model_index.get(key), self.desired.backend_index.get(address)
+        if (model, backend) not in self._served:
+            return False
+        counters = self.counters.backend(backend) if backend is not None else None
+        return not self.counters.valid or (
+            counters is not None and counters["connections_open"] > 0
+        )
 
     def _replies_of(self, address: str) -> int:
         """Grows with every reply that the data plane got from this backend."""

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from typing import Literal
 
 from scheduler.backends.pool import BackendPool, CatalogEntry
+from scheduler.backends.remembered import ModelKey
 
 
 class Readiness:
     """strict: every served model has a ready backend. lenient: any model has, or there is none.
 
-    Never ready while draining, without a serving backend, or without a data plane. A backend that
-    answers here but that the data plane has no connection to does not count: ready means that the
-    next request is served.
+    Never ready while draining, without a serving backend, or without a data plane. A placement
+    counts once the data plane has confirmed it and has a connection to its backend: ready means
+    that the next request is served.
     """
 
     def __init__(
@@ -21,18 +22,19 @@ class Readiness:
         pool: BackendPool,
         mode: Callable[[], Literal["strict", "lenient"]],
         data_plane_connected: Callable[[], bool],
-        data_plane_reaches: Callable[[str], bool] = lambda address: True,
+        data_plane_serves: Callable[[ModelKey, str], bool] = lambda key, address: True,
     ) -> None:
         self._pool = pool
         self._mode = mode
         self._data_plane_connected = data_plane_connected
-        self._data_plane_reaches = data_plane_reaches
+        self._data_plane_serves = data_plane_serves
         self.draining = False
 
     def serves(self, entry: CatalogEntry) -> bool:
         """Whether a request for this model version has somewhere to go."""
+        key = (entry.spec.name, entry.spec.version)
         return any(
-            placement.ready and self._data_plane_reaches(placement.address)
+            placement.ready and self._data_plane_serves(key, placement.address)
             for placement in entry.placements
         )
 

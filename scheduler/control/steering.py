@@ -86,17 +86,22 @@ class SteeringClient:
         self,
         path: Path,
         on_event: Callable[[pb.Event], None],
-        on_connection: Callable[[], None] = lambda: None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_change` is called when the connection or `applied` has changed."""
         self._path = path
         self._on_event = on_event
-        self._on_connection = on_connection
+        self._on_change = on_change
         self._writer: asyncio.StreamWriter | None = None
         self._wanted: pb.Apply | None = None
         self._said: pb.Apply | None = None
+        # By generation, until the data plane says that it took effect.
+        self._unconfirmed: dict[int, pb.Apply] = {}
         self._generation = 0
         self._snapshots: list[asyncio.Future[pb.Snapshot]] = []
         self._drained: asyncio.Future[int] | None = None
+        # What the data plane serves by; None before it has confirmed anything.
+        self.applied: pb.Apply | None = None
         self.applied_generation = 0
         self.apply_error = ""
         self.data_plane_pid = 0
@@ -157,7 +162,7 @@ class SteeringClient:
         self._said = None
         self.data_plane_pid = hello.pid
         self._generation = max(self._generation, hello.generation)
-        self._on_connection()
+        self._on_change()
         self._say()
         while True:
             self._received(await read_frame(reader))
@@ -170,6 +175,7 @@ class SteeringClient:
         self._generation += 1
         message = pb.ToDataPlane(apply=self._wanted)
         message.apply.generation = self._generation
+        self._unconfirmed[self._generation] = self._said
         write_frame(self._writer, message)
 
     def _received(self, frame: pb.FromDataPlane) -> None:
@@ -180,6 +186,10 @@ class SteeringClient:
                 log(logger, logging.ERROR, "the data plane refused the state",
                     error=frame.applied.error)  # fmt: skip
             self.apply_error = frame.applied.error
+            state = self._unconfirmed.pop(frame.applied.generation, None)
+            if state is not None and not frame.applied.error:
+                self.applied = state
+                self._on_change()
         elif kind == "snapshot":
             # Answers come in the order of the requests; one that timed out is skipped here.
             if self._snapshots:
@@ -196,6 +206,8 @@ class SteeringClient:
         writer.close()
         self._writer = None
         self.data_plane_pid = 0
+        self.applied = None
+        self._unconfirmed.clear()
         lost = ConnectionError("the data plane went away")
         for future in self._snapshots:
             if not future.done():
@@ -203,4 +215,4 @@ class SteeringClient:
         self._snapshots.clear()
         if self._drained is not None and not self._drained.done():
             self._drained.set_exception(lost)
-        self._on_connection()
+        self._on_change()

@@ -185,21 +185,30 @@ def test_a_model_that_is_not_idempotent_is_not_bisected() -> None:
     assert set(driver.answers().values()) == {("failed", "backend_error")}
 
 
-def test_bisecting_stops_at_its_budget_and_everybody_gets_the_error() -> None:
+def test_a_batch_of_64_is_taken_apart_to_the_last() -> None:
     driver = Driver(rows_max=64, staged_batches_max=0)
     driver.submit_many(range(64))
-    sent = run_rejecting(driver, set(range(64)))
-    assert sent == 1 + 32
-    assert len(driver.answers()) == 64
-    driver.submit_many([100, 101])
-    assert run_rejecting(driver, {100}) == 1
+    poisoned = {n for n in range(64) if n % 2}
+    run_rejecting(driver, poisoned)
+    failed = {user for user, (outcome, _) in driver.answers().items() if outcome == "failed"}
+    assert failed == poisoned
+
+
+def test_bisecting_stops_at_its_budget_and_everybody_gets_the_error() -> None:
+    driver = Driver(rows_max=128, staged_batches_max=0)
+    driver.submit_many(range(128))
+    sent = run_rejecting(driver, set(range(128)))
+    assert sent == 1 + 128
+    assert len(driver.answers()) == 128
+    driver.submit_many([200, 201])
+    assert run_rejecting(driver, {200}) == 1
 
 
 @pytest.mark.parametrize(("good", "sent"), [(18, 1), (19, 3)])
 def test_the_budget_grows_by_one_execution_in_ten(good: int, sent: int) -> None:
-    driver = Driver(rows_max=64, staged_batches_max=0)
-    driver.submit_many(range(64))
-    run_rejecting(driver, set(range(64)))
+    driver = Driver(rows_max=128, staged_batches_max=0)
+    driver.submit_many(range(128))
+    run_rejecting(driver, set(range(128)))
     driver.after(10 * SECOND)
     # The failing batch earns a tenth itself; with 19 more there is enough for two halves.
     for user in range(1000, 1000 + good):
