@@ -31,6 +31,23 @@ using BatchHandle = std::uint64_t;
 
 inline constexpr std::uint32_t kNoBackend = 0xffffffff;
 
+// The dynamic_batching block of a Triton model configuration (model_config.proto).
+struct TritonQueuePolicy {
+    bool delay_timed_out = false;    // TimeoutAction DELAY; false: REJECT
+    Nanos timeout_ns = 0;            // default_timeout_microseconds; 0: none
+    bool timeout_override = false;   // allow_timeout_override
+    std::uint32_t requests_max = 0;  // max_queue_size; 0: unbounded
+};
+
+struct TritonBatching {
+    bool dynamic = false;  // false: no dynamic_batching block, every request alone
+    std::vector<std::uint32_t> preferred_rows;
+    Nanos queue_delay_max_ns = 0;
+    bool preserve_ordering = false;
+    std::vector<TritonQueuePolicy> levels;  // of priority level 1, 2, ...; at least one
+    std::uint32_t default_level = 1;
+};
+
 struct ModelPolicy {
     bool in_use = false;
     bool merge = true;           // false: every request is dispatched alone
@@ -48,6 +65,20 @@ struct ModelPolicy {
     std::uint32_t staged_batches_max = 1;
     bool idempotent = true;
     bool cancellable = false;
+    // > 0: not bound by instances. Requests go to the backend as they come, alone, this many at
+    // once (sequence and decoupled models, whose backend schedules them itself).
+    std::uint32_t direct_max = 0;
+    // A sequence is pinned to its backend from its start until its end or this long after its last
+    // request was answered; 0: no sequences.
+    Nanos sequence_idle_ns = 0;
+    // false: new requests are refused with kUnloading, queued ones are served.
+    bool admitting = true;
+    // Batches are held until this many requests are queued, once after the model was configured
+    // first (Triton's TRITONSERVER_DELAY_SCHEDULER, for deterministic tests); 0: never.
+    std::uint32_t hold_requests = 0;
+    // `batching: triton`: act as Triton's dynamic batcher does. The fields above that have no
+    // meaning there are ignored.
+    std::shared_ptr<const TritonBatching> triton;
 };
 
 struct Placement {
@@ -68,6 +99,14 @@ struct Request {
         kNever;  // absolute; the engine applies the model's slo as well, the earliest wins
     bool mergeable = true;
     std::uint32_t pinned_backend = kNoBackend;
+    // Requests of one sequence go to one backend, in the order of their admission. One is sent when
+    // the reply to the one before has come, or at once when both came by the same ordered path
+    // (client stream, named by a number; 0: none).
+    std::uint64_t sequence = 0;  // 0: none
+    bool sequence_start = false;
+    bool sequence_end = false;
+    std::uint64_t path = 0;
+    Nanos timeout_ns = 0;  // the `timeout` parameter, for TritonBatching only
     // Room for what later parts attach.
     std::uint64_t labels = 0;
     std::uint32_t target = 0;
@@ -122,6 +161,28 @@ enum class FailureKind : std::uint8_t {
     kUnsplittable,  // the reply cannot be cut: every member runs alone, merging is off for the
                     // model
     kFinal,         // any other status: every member gets it
+    kGivenUp,       // the backend answered at the deadline while the execution goes on: as kFinal,
+                    // but the slot stays taken until the batch's predicted end
+};
+
+// What ModelStatistics shows, since the engine was made (or the model was removed).
+struct BatchSizeStats {
+    std::uint32_t rows = 0;  // as dispatched
+    std::uint64_t batches = 0;
+    std::uint64_t backend_ns = 0;  // start to reply, summed up
+};
+
+struct ModelStats {
+    std::uint64_t rows = 0;     // inferences: rows of completed requests
+    std::uint64_t batches = 0;  // executions that were answered
+    std::uint64_t completed = 0, completed_ns = 0;
+    std::uint64_t failed = 0, failed_ns = 0;      // failed, expired after dispatch
+    std::uint64_t rejected = 0, rejected_ns = 0;  // refused, expired in the queue
+    std::uint64_t cancelled = 0, cancelled_ns = 0;
+    std::uint64_t queue_ns = 0;    // of completed requests, summed up
+    std::uint64_t backend_ns = 0;  // of completed requests, summed up
+    Nanos last_answer = 0;
+    std::vector<BatchSizeStats> batch_sizes;  // by rows
 };
 
 struct QueueStatus {
@@ -186,6 +247,7 @@ class Engine {
 
     // -- what is seen from outside ---------------------------------------------------------------
     QueueStatus queue_status(std::uint32_t model) const;
+    ModelStats model_stats(std::uint32_t model) const;
     std::uint64_t requests_inflight() const;  // admitted and not answered
     // Aborts when a truth of the design does not hold (tests, debug builds): ledger, slots, heaps.
     void check_invariants() const;

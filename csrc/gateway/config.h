@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "http2/session.h"
 #include "kserve/schema.h"
 
 namespace infersched::gateway {
@@ -19,10 +20,12 @@ struct BackendConfig {
     std::string address;
     std::uint32_t connections = 1;
     BackendState state = BackendState::kServing;
+    http2::Compression compression = http2::Compression::kNone;
 
     bool operator==(const BackendConfig& other) const {
         return index == other.index && address == other.address &&
-               connections == other.connections && state == other.state;
+               connections == other.connections && state == other.state &&
+               compression == other.compression;
     }
 };
 
@@ -31,6 +34,8 @@ struct ModelConfig {
     bool is_default_version = false;
     kserve::ModelSchema schema;
     engine::ModelPolicy policy;
+    // Lower-case names of request headers that must agree for two requests to share a batch.
+    std::vector<std::string> key_headers;
     std::vector<engine::Placement> placements;
 };
 
@@ -40,6 +45,17 @@ struct Limits {
     std::uint32_t connections_max = 10'000;
     std::uint32_t streams_per_connection_max = 1000;
     std::vector<std::string> forward_metadata;
+    http2::Compression response_compression = http2::Compression::kNone;
+};
+
+// A shared-memory region that a client registered: requests that name it go there only.
+struct SharedMemoryRegion {
+    std::string name;
+    std::vector<std::uint32_t> backends;
+
+    bool operator==(const SharedMemoryRegion& other) const {
+        return name == other.name && backends == other.backends;
+    }
 };
 
 struct WantedState {
@@ -47,6 +63,7 @@ struct WantedState {
     // A model of which nothing changed keeps its address from one Apply to the next.
     std::vector<std::shared_ptr<const ModelConfig>> models;
     std::vector<BackendConfig> backends;
+    std::vector<SharedMemoryRegion> regions;
     Limits limits;
 };
 

@@ -76,13 +76,14 @@ bool ServerSession::State::wants_read() {
     return !throttled && nghttp2_session_get_outbound_queue_size(session) <= queued_frames_max();
 }
 
-void ServerSession::State::answer(Stream* stream, Pieces&& message, const Headers* trailers) {
+void ServerSession::State::answer(Stream* stream, Pieces&& message,
+                                  const AnswerMetadata* metadata) {
     if (stream->finished || stream->kind != StreamKind::kUnary) return;
     stream->finished = true;
     stream->headers_sent = true;
     stream->out.set_message(std::move(message));
     stream->body_end = BodyEnd::kTrailers;
-    if (trailers != nullptr) stream->trailers = *trailers;
+    if (metadata != nullptr) stream->trailers = metadata->trailers;
     add_unsent(stream->out.remaining());
     sendable = true;
     reset_tokens_ = std::min(kResetBurst, reset_tokens_ + kResetsPerAnswer);
@@ -238,8 +239,8 @@ bool ServerSession::next_event(Event* event) { return state_->take_event(event);
 bool ServerSession::has_events() const { return !state_->events.empty(); }
 void ServerSession::connection_lost() { state_->lose(); }
 
-void ServerSession::answer(StreamId id, Pieces&& message, const Headers* trailers) {
-    if (Stream* stream = state_->find(id)) state_->answer(stream, std::move(message), trailers);
+void ServerSession::answer(StreamId id, Pieces&& message, const AnswerMetadata* metadata) {
+    if (Stream* stream = state_->find(id)) state_->answer(stream, std::move(message), metadata);
 }
 
 void ServerSession::refuse(StreamId id, const Status& status) {

@@ -23,7 +23,7 @@ class ServerSession::State : public SessionCore {
     ~State() override;
 
     // -- answers (server_session.cc) ----
-    void answer(Stream* stream, Pieces&& message, const Headers* trailers);
+    void answer(Stream* stream, Pieces&& message, const AnswerMetadata* metadata);
     void refuse(Stream* stream, const Status& status);
     void forward_headers(Stream* stream, const Headers& headers, bool end_stream);
     void forward_trailers(Stream* stream, const Headers& trailers);

@@ -5,8 +5,10 @@
 // read, takes events, submits answers, and pulls what is to be written. No session is fed, pulled
 // or deleted inside a callback, and nothing here knows models, sockets or clocks.
 //
-// Streams are either *unary* (terminated here: one message in, one answer out) or *forwarded*
-// (headers, data and trailers relayed as they are, with flow control and cancellation).
+// Streams are *unary* (terminated here: one message in, one answer out), *message streams*
+// (terminated here: any number of messages each way) or *forwarded* (headers, data and trailers
+// relayed as they are, with flow control and cancellation). Messages of the first two kinds are
+// compressed and inflated here; the owner sees them plain.
 #pragma once
 
 #include <algorithm>
@@ -37,7 +39,17 @@ struct ByteBudget {
     std::uint64_t room() const { return max - std::min(max, used + unsent); }
 };
 
-enum class RouteKind : std::uint8_t { kUnary, kUnimplemented, kForward };
+enum class RouteKind : std::uint8_t { kUnary, kMessageStream, kUnimplemented, kForward };
+
+// Of messages we send. Received ones may use any of these.
+enum class Compression : std::uint8_t { kNone, kGzip, kDeflate };
+
+// Custom metadata around an answer: headers before its first message, trailers after its last.
+struct AnswerMetadata {
+    Headers headers;
+    Headers trailers;
+    bool empty() const { return headers.empty() && trailers.empty(); }
+};
 
 struct Route {
     std::string path;  // "/package.Service/Method"
@@ -57,6 +69,10 @@ struct ServerConfig {
     // A reader slower than this stops being read; than an eighth of the budget's room as well.
     std::uint32_t unsent_answer_bytes_max = 64u << 20;
     std::vector<std::string> forward_metadata;  // lower-case names
+    // Lower-case names of headers that are told in Event::headers of kRequest and kStreamOpened.
+    std::vector<std::string> watched_headers;
+    // Of answers to clients that accept it (grpc-accept-encoding).
+    Compression response_compression = Compression::kNone;
     // Headers that must never come from outside (stripped from forwarded calls).
     std::vector<std::string> internal_headers;
 };
@@ -67,7 +83,15 @@ enum class EventKind : std::uint8_t {
     // server: the client reset the stream or the connection ended (once per open stream that was
     // announced by an event and not yet finished by us)
     kCancelled,
-    // client: a unary call ended; `status`, `message` (may be empty on error), `nothing_ran`
+    // server: a message stream opened; `deadline`, `metadata`, `route`, `headers` (watched ones)
+    kStreamOpened,
+    // one whole message of a message stream; server: `bytes`, `arrival`, due to release();
+    // client: `bytes`, due to consumed()
+    kMessage,
+    // server: the client sends no further messages on this message stream
+    kHalfClosed,
+    // client: a unary call ended; `status`, `message` (may be empty on error), `nothing_ran`,
+    // `answer`; or a message stream ended: the same without a message, after all its kMessage
     kReply,
     // a forwarded stream opened (server) / answered with headers (client); `headers`
     kForwardHeaders,
@@ -97,7 +121,8 @@ struct Event {
     // kRequest: canonical "name\0value\0..." of forward_metadata found, sorted
     std::string metadata;
     Headers headers;
-    Status status;  // kReply
+    Status status;          // kReply
+    AnswerMetadata answer;  // kReply: custom metadata of the reply, without what is the transport's
 };
 
 class ServerSession {
@@ -118,14 +143,24 @@ class ServerSession {
     // -- unary streams --
 
     // Answers OK with one message. A stream that ended meanwhile is ignored.
-    void answer(StreamId stream, Pieces&& message, const Headers* trailers = nullptr);
+    void answer(StreamId stream, Pieces&& message, const AnswerMetadata* metadata = nullptr);
     // Answers with an error and no message. Safe before the request is complete: further DATA is
     // dropped and the stream reset with NO_ERROR afterwards. A forwarded stream may be refused too;
     // when its answer's headers are out, the error goes into its trailers.
     void refuse(StreamId stream, const Status& status);
-    // The bytes of a taken kRequest are no longer held: pays back budget and connection window. Due
-    // once for every kRequest, whether it was answered, cancelled or lost.
+    // The bytes of a taken kRequest or kMessage are no longer held: pays back budget and connection
+    // window. Due once for every one of them, whether it was answered, cancelled or lost.
     void release(std::uint64_t bytes);
+
+    // -- message streams --
+
+    // One message of the answer; the response headers go before the first. A stream that ended
+    // meanwhile is ignored. Ends with finish() or refuse().
+    void send(StreamId stream, Pieces&& message);
+    // The trailers, after all that was sent; `status` may be OK. What still arrives is dropped.
+    void finish(StreamId stream, const Status& status, const AnswerMetadata* metadata = nullptr);
+    // Sent and not yet handed out by pull(): of one stream, for back-pressure to who produces.
+    std::uint64_t unsent_bytes(StreamId stream) const;
 
     // -- forwarded streams --
     void forward_headers(StreamId stream, const Headers& headers, bool end_stream);
@@ -165,6 +200,7 @@ struct ClientConfig {
     std::uint32_t connection_window_bytes = 64u << 20;
     std::uint32_t stream_window_bytes = 16u << 20;
     std::uint32_t frame_bytes_max = 1u << 20;
+    Compression compression = Compression::kNone;  // of the messages sent
 };
 
 class ClientSession {
@@ -185,8 +221,16 @@ class ClientSession {
     // no stream can be opened.
     StreamId call(std::string_view path, Nanos timeout_ns, std::string_view metadata,
                   Pieces&& message);
-    // RST_STREAM CANCEL; no kReply follows.
+    // RST_STREAM CANCEL; no kReply follows. Message streams too.
     void cancel(StreamId stream);
+
+    // -- message streams --
+
+    // As call(), without a message. Its kMessage events hold up the peer until consumed().
+    StreamId open_stream(std::string_view path, Nanos timeout_ns, std::string_view metadata);
+    void send(StreamId stream, Pieces&& message);
+    void half_close(StreamId stream);
+    void consumed(StreamId stream, std::uint64_t bytes);
     // Whether a call would start at once: not draining, peer's SETTINGS seen, below its stream
     // limit.
     bool ready() const;

@@ -49,6 +49,12 @@ struct SchedulingParameters {
     std::uint64_t priority = 0;   // 0 = the model's default level, 1 = highest
     std::int64_t timeout_us = 0;  // budget of the whole request; 0 = none
     bool has_sequence = false;    // any sequence_* parameter
+    // Key of the correlation id (integer or string; never 0); 0: no sequence. Two ids share a key
+    // with the probability of a 64-bit hash collision.
+    std::uint64_t sequence = 0;
+    bool sequence_start = false;
+    bool sequence_end = false;
+    bool wants_empty_final = false;  // triton_enable_empty_final_response
 };
 
 // A request that passed all checks. Owns (a share of) its message; movable; freed when answered.
@@ -71,6 +77,10 @@ class PreparedRequest {
     const SchedulingParameters& scheduling() const;
     const SignatureRef& signature() const;
     std::string_view id() const;
+    // The correlation id as error texts show it; empty: no sequence.
+    std::string_view sequence_text() const;
+    // Names of the shared-memory regions of its inputs and outputs, each once; usually none.
+    const std::vector<std::string_view>& regions() const;
 
   private:
     friend class RequestReader;
@@ -152,5 +162,34 @@ struct ReplyRows {
 // False with `error` when the parts disagree (other outputs, dtypes or shapes[1:]).
 bool write_reply(const PreparedRequest& request, const ReplyRows* parts, std::size_t count,
                  bool whole, Pieces* message, std::string* error);
+
+// -- ModelStreamInfer ----------------------------------------------------------------------------
+
+// The request alone, as it goes over a stream of the backend, where replies are told apart by their
+// id: `id` stands for the client's. Sequence parameters stay; an empty final response is asked for
+// when `empty_final`.
+void write_stream_request(const PreparedRequest& request, std::string_view id, bool empty_final,
+                          Pieces* message);
+
+// One ModelStreamInferResponse of a backend. Views point into the message.
+struct StreamReply {
+    BufferRef message;
+    std::string_view error_message;  // empty: a response
+    std::string_view id;
+    Span response;       // the ModelInferResponse
+    bool final = false;  // triton_final_response is true
+    bool empty = false;  // no outputs: only says that the last response was the last
+};
+// False when the message is malformed; `error` then says how.
+bool read_stream_reply(const BufferRef& message, StreamReply* reply, std::string* error);
+// The same reply with the client's id; bytes pass through but for that. In an error text
+// "[request id: <ours>]" becomes the client's.
+void write_stream_reply(const StreamReply& reply, std::string_view our_id, std::string_view id,
+                        Pieces* message);
+// Makes a ModelInferResponse (as write_reply() gives it) a message of the stream: wrapped, with
+// triton_final_response true.
+void wrap_stream_reply(Pieces* message);
+// A failed request of a stream: error_message, and the id where Triton has it.
+void write_stream_error(std::string_view text, std::string_view id, Pieces* message);
 
 }  // namespace infersched::kserve

@@ -34,6 +34,18 @@ std::size_t element_bytes(DataType type);
 // Whether Triton can turn outputs of this type into class results.
 bool has_class_results(DataType type);
 
+// Variable lengths of one input made equal, so that requests of different lengths share a batch.
+// The dimension `axis` (0 = the first after the batch dimension) is filled up with `value` to the
+// smallest of `buckets` that fits; a longer one keeps its length.
+struct Padding {
+    std::uint32_t axis = 0;
+    std::vector<std::int64_t> buckets;  // ascending; empty: no padding
+    std::string value;                  // bytes of one element; for BYTES the element's text
+    // Inputs that the scheduler fills in when the client leaves them out; empty: none.
+    std::string mask_input;    // [rows, length]: 1 where the tensor has data, 0 where it is padding
+    std::string length_input;  // [rows, 1]: the length before padding
+};
+
 struct TensorSchema {
     std::string name;
     DataType data_type = DataType::kInvalid;
@@ -41,6 +53,10 @@ struct TensorSchema {
     bool optional = false;
     bool shape_tensor = false;
     bool ragged = false;
+    Padding padding;  // of an input
+    // Output: name of the padded input whose length its `trim_axis` has; cut back to that length.
+    std::string trim_to;
+    std::uint32_t trim_axis = 0;
 };
 
 struct ModelSchema {

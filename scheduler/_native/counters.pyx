@@ -24,6 +24,8 @@ REASONS = (
     "draining",
     "no_backend",
     "backend_error",
+    "sequence_lost",
+    "unloading",
 )
 # Upper bounds of all buckets but the last, which has none.
 DURATION_BOUNDS_NS = tuple(kFirstDurationBoundNs << i for i in range(kDurationBuckets - 1))

@@ -25,6 +25,8 @@ REASONS = (
     "draining",
     "no_backend",
     "backend_error",
+    "sequence_lost",
+    "unloading",
 )
 FAILURE_KINDS = ("nothing_ran", "connection", "rejected", "unsplittable", "final")
 
@@ -194,7 +196,7 @@ cdef class Engine:
         counters = {name: copied[name] for name in _WORDS}
         counters["outcomes"] = {
             (OUTCOMES[o], REASONS[r]): page.outcomes[o][r]
-            for o in range(5) for r in range(13) if page.outcomes[o][r]
+            for o in range(5) for r in range(15) if page.outcomes[o][r]
         }
         counters["batch_rows"] = {
             "counts": list(page.batch_rows.counts), "sum": page.batch_rows.sum_rows

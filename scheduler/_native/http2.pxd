@@ -82,8 +82,13 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
 
     cdef enum class RouteKind(uint8_t):
         kUnary
+        kMessageStream
         kUnimplemented
         kForward
+
+    cdef cppclass AnswerMetadata:
+        Headers headers
+        Headers trailers
 
     cdef cppclass Route:
         string path
@@ -105,6 +110,9 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
     cdef enum class EventKind(uint8_t):
         kRequest
         kCancelled
+        kStreamOpened
+        kMessage
+        kHalfClosed
         kReply
         kForwardHeaders
         kForwardData
@@ -133,7 +141,7 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
         cbool next_event(EventCpp *)
         cbool has_events()
         void connection_lost()
-        void answer(StreamId, Pieces, const Headers *)
+        void answer(StreamId, Pieces, const AnswerMetadata *)
         void refuse(StreamId, const Status &)
         void release(uint64_t)
         void forward_headers(StreamId, const Headers &, cbool)

@@ -22,6 +22,9 @@ cdef Nanos NEVER = 0x7FFFFFFFFFFFFFFF
 EVENT_KINDS = (
     "request",
     "cancelled",
+    "stream_opened",
+    "message",
+    "half_closed",
     "reply",
     "forward_headers",
     "forward_data",
@@ -30,7 +33,7 @@ EVENT_KINDS = (
     "forward_reset",
     "forward_sent",
 )
-ROUTE_KINDS = ("unary", "unimplemented", "forward")
+ROUTE_KINDS = ("unary", "message_stream", "unimplemented", "forward")
 
 
 class Event(NamedTuple):
@@ -201,12 +204,10 @@ cdef class ServerSession:
 
     def answer(self, StreamId stream, message, trailers=None):
         cdef Pieces pieces = pieces_of(message)
-        cdef Headers headers
-        if trailers is None:
-            self.session.get().answer(stream, move(pieces), NULL)
-        else:
-            headers = headers_of(trailers)
-            self.session.get().answer(stream, move(pieces), &headers)
+        cdef AnswerMetadata metadata
+        if trailers is not None:
+            metadata.trailers = headers_of(trailers)
+        self.session.get().answer(stream, move(pieces), &metadata)
 
     def refuse(self, StreamId stream, int code, str text, bytes details=b"", retry_pushback_ms=-1):
         cdef Status status
