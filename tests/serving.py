@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -102,6 +103,14 @@ class ServedScheduler:
             with contextlib.suppress(grpc.RpcError):
                 answer = stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=1.0)
                 return bool(answer.ready)
+        return False
+
+    def healthy(self) -> bool:
+        """/healthz of the metrics listener, which is never encrypted."""
+        with contextlib.suppress(OSError):
+            url = f"http://{self.metrics_address}/healthz"
+            with urllib.request.urlopen(url, timeout=1.0) as answer:
+                return bool(answer.status == 200)
         return False
 
     def wait_ready(self, timeout_s: float) -> None:

@@ -56,6 +56,7 @@ cdef class Connection:
     cdef bint write_paused
     cdef bint read_paused
     cdef bint is_client
+    cdef bint encrypted    # its transport takes no other buffers than memoryviews
 
     def __cinit__(self, Gateway gateway, on_open, on_lost=None):
         self.gateway = gateway
@@ -65,6 +66,7 @@ cdef class Connection:
 
     def connection_made(self, transport):
         self.transport = transport
+        self.encrypted = transport.get_extra_info("ssl_object") is not None
         transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES)
         self.id = self.on_open(transport)
         if self.id == 0:
@@ -150,7 +152,7 @@ cdef class Connection:
         for i in range(slices.size()):
             outgoing = Outgoing.__new__(Outgoing)
             outgoing.slice = slices.at(i)
-            self.transport.write(outgoing)
+            self.transport.write(memoryview(outgoing) if self.encrypted else outgoing)
         slices.clear()
 
     cdef set_reading(self):

@@ -62,20 +62,22 @@ class BackendPool:
     def configure(self, backends: Sequence[Backend], discovery: Discovery) -> None:
         """Starts watching what is new, stops what is gone, keeps the rest as it is."""
         wanted = {str(backend.address): backend for backend in backends}
-        for address in self.watches.keys() - wanted.keys():
+        moved = {a for a in wanted if a in self.backends and wanted[a].tls != self.backends[a].tls}
+        for address in self.watches.keys() - (wanted.keys() - moved):
             self._tasks.pop(address).cancel()
             del self.watches[address]
-        for address in wanted:
+        for address, backend in wanted.items():
             if address in self.watches:
                 self.watches[address].discovery = discovery
                 continue
-            watch = self._watch(address, discovery)
+            watch = self._watch(backend, discovery)
             self.watches[address] = watch
             self._tasks[address] = asyncio.create_task(watch.run())
         self.backends = wanted
         self._changed()
 
-    def _watch(self, address: str, discovery: Discovery) -> BackendWatch:
+    def _watch(self, backend: Backend, discovery: Discovery) -> BackendWatch:
+        address = str(backend.address)
         directory = self._runtime_directory
         remembered = RememberedModels(directory, address) if directory is not None else None
         return self._make_watch(
@@ -84,6 +86,7 @@ class BackendPool:
             self._changed,
             lambda: self._progress(address),
             remembered=remembered,
+            tls=backend.tls.files if backend.tls is not None else None,
         )
 
     async def close(self) -> None:

@@ -7,12 +7,15 @@ import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import grpc
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
+
+from scheduler.security.tls import ClientTls, Stamp, stamp
 
 INT32_MAX = 2**31 - 1
 CATALOG_TIMEOUT_S = 2.0
@@ -52,15 +55,50 @@ class CallError(Exception):
     """A catalog call to the backend failed."""
 
 
+def _make_client(address: str, tls: ClientTls | None) -> triton_aio.InferenceServerClient:
+    if tls is None:
+        return triton_aio.InferenceServerClient(address, channel_args=_CHANNEL_OPTIONS)
+    options: list[tuple[str, Any]] = list(_CHANNEL_OPTIONS)
+    if tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    return triton_aio.InferenceServerClient(
+        address,
+        ssl=True,
+        root_certificates=_path(tls.ca),
+        private_key=_path(tls.key),
+        certificate_chain=_path(tls.certificate),
+        channel_args=options,
+    )
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
 class TritonCalls:
     """A tritonclient of one backend. All calls have time-outs in seconds."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tls: ClientTls | None = None) -> None:
         self.address = address
-        self._client = triton_aio.InferenceServerClient(address, channel_args=_CHANNEL_OPTIONS)
+        self._tls = tls
+        self._made_with: Stamp = ()
+        self._made: triton_aio.InferenceServerClient | None = None
+        self._earlier: triton_aio.InferenceServerClient | None = None
+
+    @property
+    def _client(self) -> triton_aio.InferenceServerClient:
+        """Made anew when a file of its credentials has changed."""
+        now = stamp(self._tls.files) if self._tls is not None else ()
+        if self._made is None or now != self._made_with:
+            # Calls that are out go on by the earlier one.
+            self._made_with, self._earlier = now, self._made
+            self._made = _make_client(self.address, self._tls)
+        return self._made
 
     async def close(self) -> None:
-        await self._client.close()
+        for client in (self._earlier, self._made):
+            if client is not None:
+                await client.close()
 
     async def ready(self, timeout_s: float) -> ProbeResult:
         """Never raises for a failed call."""

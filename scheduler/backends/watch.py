@@ -23,6 +23,7 @@ from scheduler.backends.catalog import READY, CatalogError, ModelSpec, batching_
 from scheduler.backends.probe import Answer, CallError, ProbeResult, TritonCalls
 from scheduler.backends.remembered import Described, ModelKey, RememberedModels
 from scheduler.config.schema import Discovery
+from scheduler.security.tls import ClientTls
 from scheduler.telemetry.logs import log
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class BackendWatch:
         progress: Callable[[], int] = lambda: 0,
         calls: TritonCalls | None = None,
         remembered: RememberedModels | None = None,
+        tls: ClientTls | None = None,
     ) -> None:
         self.address = address
         self.status = BackendStatus.DOWN
@@ -61,7 +63,7 @@ class BackendWatch:
         self.ready_models: set[ModelKey] = set()
         self.server: service_pb2.ServerMetadataResponse | None = None
         self.discovery = discovery
-        self._calls = calls or TritonCalls(address)
+        self._calls = calls or TritonCalls(address, tls)
         self._on_change = on_change
         self._progress = progress
         self._remembered = remembered

@@ -11,15 +11,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     model_validator,
 )
 
 from scheduler.config.address import Address, parse_address
+from scheduler.config.section import Section
+from scheduler.config.tls import BackendTls, ListenerTls
 from scheduler.config.units import (
     format_duration,
     format_size,
@@ -76,13 +76,6 @@ BatchSizes = Annotated[tuple[int, ...], BeforeValidator(_listed), AfterValidator
 HeaderNames = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_header_names)]
 
 
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values never change."""
-
-    # pydantic before 2.10 warns of every key that begins with `model_`.
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
 class Drain(Section):
     """What SIGTERM does: health turns NOT_SERVING, a wait, then no new work, then the end."""
 
@@ -122,6 +115,7 @@ class Server(Section):
         description="strict: ready when every model has a ready backend; lenient: when any has",
     )
     drain: Drain = Drain()
+    tls: ListenerTls = ListenerTls()
 
 
 class Backend(Section):
@@ -131,6 +125,11 @@ class Backend(Section):
     connections: Annotated[int, Field(ge=1, le=64)] = Field(
         default=2, description="data connections held to it"
     )
+    tls: Annotated[
+        BackendTls | None,
+        BeforeValidator(lambda value: None if value is False else value),
+        Field(description="encrypt; true trusts the system's authorities"),
+    ] = None
 
     @model_validator(mode="before")
     @classmethod

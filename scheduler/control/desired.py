@@ -13,6 +13,7 @@ from scheduler.backends.remembered import ModelKey
 from scheduler.backends.watch import BackendStatus
 from scheduler.config import Batching, Settings, batching_problems
 from scheduler.control.indices import BACKENDS_MAX, MODELS_MAX, IndexBook
+from scheduler.security.tls import ClientTls
 from scheduler.telemetry.logs import log
 from scheduler.v1 import dataplane_pb2 as pb
 
@@ -59,6 +60,9 @@ class DesiredState:
             backend = apply.backends.add(index=index, address=address)
             backend.connections = pool.backends[address].connections
             backend.state = _STATES[pool.watches[address].status]
+            tls = pool.backends[address].tls
+            if tls is not None:
+                backend.tls.CopyFrom(tls_message(tls.files))
         for key, index in sorted(self.model_index.items(), key=lambda item: item[1]):
             entry = pool.catalog[key]
             batching = self._batching(key, entry.spec, settings)
@@ -155,6 +159,15 @@ def served_placements(applied: pb.Apply | None) -> set[tuple[int | None, int | N
         for placement in model.placements
         if placement.ready and placement.backend_index in serving
     }
+
+
+def tls_message(tls: ClientTls) -> pb.Tls:
+    return pb.Tls(
+        ca_file=str(tls.ca or ""),
+        certificate_file=str(tls.certificate or ""),
+        key_file=str(tls.key or ""),
+        server_name=tls.server_name,
+    )
 
 
 def tensor_message(tensor: TensorSpec) -> pb.Tensor:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 # Keys read once at start: sockets are bound, and children started, by then. All others reload.
 RESTART_ONLY = {
-    "server": ("listen", "metrics_listen", "control_listen"),
+    "server": ("listen", "metrics_listen", "control_listen", "tls"),
     "embedded": ("model_repository",),
     "logging": ("level", "format"),
 }

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from scheduler._native.gateway import Gateway
+from scheduler.security.tls import ClientTls, TlsError
+from scheduler.v1 import dataplane_pb2 as pb
 
 log = logging.getLogger("infersched.dataplane")
 
@@ -20,7 +23,26 @@ CONNECT_TIMEOUT_S = 2.0
 QUIET_S = 3.0
 
 Protocol = Any
+# Backend index, address, how it is trusted (None: plain).
+LineKey = tuple[int, str, ClientTls | None]
 Connect = Callable[[Callable[[], Protocol]], Awaitable[Any]]
+
+
+def tls_of(backend: pb.Backend) -> ClientTls | None:
+    """How an Apply wants a backend's connections encrypted; None: not."""
+    if not backend.HasField("tls"):
+        return None
+    tls = backend.tls
+    return ClientTls(
+        ca=_path(tls.ca_file),
+        certificate=_path(tls.certificate_file),
+        key=_path(tls.key_file),
+        server_name=tls.server_name,
+    )
+
+
+def _path(text: str) -> Path | None:
+    return Path(text) if text else None
 
 
 class Line:
@@ -55,7 +77,7 @@ class Line:
             try:
                 attempt = self._connect(lambda lost=lost: self._make_protocol(lost.set))  # type: ignore[misc]
                 _, self._protocol = await asyncio.wait_for(attempt, CONNECT_TIMEOUT_S)
-            except (OSError, asyncio.TimeoutError, ValueError) as error:
+            except (OSError, asyncio.TimeoutError, ValueError, TlsError) as error:
                 if not said and time.monotonic() - failing_since_s > QUIET_S:
                     log.warning("%s cannot be reached, trying on: %s", self._name, error)
                     said = True
@@ -81,7 +103,7 @@ class Dialer:
 
     def __init__(self, gateway: Gateway, cold_socket: str) -> None:
         self._gateway = gateway
-        self._lines: dict[tuple[int, str], list[Line]] = {}
+        self._lines: dict[LineKey, list[Line]] = {}
         loop = asyncio.get_running_loop()
         self._cold = Line(
             "the control plane",
@@ -89,10 +111,10 @@ class Dialer:
             gateway.cold_protocol,
         )
 
-    def refresh(self) -> None:
-        """Opens and closes lines after an Apply."""
+    def refresh(self, tls: Mapping[int, ClientTls | None]) -> None:
+        """Opens and closes lines after an Apply; `tls` by backend index."""
         wanted = {
-            (index, address): connections
+            (index, address, tls.get(index)): connections
             for index, address, _, connections, _, _, _ in self._gateway.backends()
         }
         for key in [key for key in self._lines if key not in wanted]:
@@ -105,12 +127,23 @@ class Dialer:
             while len(lines) < connections:
                 lines.append(self._dial_backend(*key))
 
-    def _dial_backend(self, index: int, address: str) -> Line:
+    def _dial_backend(self, index: int, address: str, tls: ClientTls | None) -> Line:
         host, _, port = address.rpartition(":")
+        host = host.strip("[]")
         loop = asyncio.get_running_loop()
+
+        async def connect(make: Callable[[], Protocol]) -> Any:
+            if tls is None:
+                return await loop.create_connection(make, host, int(port))
+            # The files as they are now: a certificate that was renewed is used from here on.
+            name = tls.server_name or host
+            return await loop.create_connection(
+                make, host, int(port), ssl=tls.context(), server_hostname=name
+            )
+
         return Line(
             f"backend {address}",
-            lambda make: loop.create_connection(make, host.strip("[]"), int(port)),
+            connect,
             lambda on_lost: self._gateway.backend_protocol(index, address, on_lost),
         )
 

@@ -9,11 +9,13 @@ import logging
 import signal
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 from scheduler._native.gateway import Gateway
 from scheduler._native.timerfd import TimerFd
-from scheduler.dataplane.dialer import Dialer
+from scheduler.dataplane.dialer import Dialer, tls_of
 from scheduler.dataplane.steering import Steering
+from scheduler.security.tls import ServerTls, reloading_server_context
 from scheduler.v1 import dataplane_pb2 as pb
 
 log = logging.getLogger("infersched.dataplane")
@@ -24,6 +26,8 @@ FINISH_TIMEOUT_S = 2.0
 # A data plane that (re)starts lets clients wait in the listen backlog until it can serve them, this
 # long at the most: what is wrong by then is told to them.
 ACCEPT_WITHIN_S = 1.0
+# A peer that connects and does not finish its handshake holds a descriptor this long.
+TLS_HANDSHAKE_TIMEOUT_S = 10.0
 _POLL_S = 0.005
 
 
@@ -35,6 +39,7 @@ class Inherited:
     steering_fd: int
     counters_fd: int
     cold_socket: str
+    tls: ServerTls | None = None
 
 
 async def able_to_serve(gateway: Gateway, stopped: asyncio.Event) -> None:
@@ -58,9 +63,9 @@ async def run(inherited: Inherited) -> None:
     timer = TimerFd()
     dialer: Dialer | None = None
 
-    def on_applied() -> None:
+    def on_applied(state: pb.Apply) -> None:
         if dialer is not None:
-            dialer.refresh()
+            dialer.refresh({backend.index: tls_of(backend) for backend in state.backends})
 
     steering = Steering(on_applied)
     gateway = Gateway(loop, timer, inherited.counters_fd, steering.on_notice)
@@ -74,11 +79,13 @@ async def run(inherited: Inherited) -> None:
     servers.append(await loop.create_unix_server(steering.protocol, sock=steering_listener))
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(able_to_serve(gateway, stopped), ACCEPT_WITHIN_S)
+    options: dict[str, Any] = {"backlog": LISTEN_BACKLOG}
+    if inherited.tls is not None:
+        options["ssl"] = reloading_server_context(inherited.tls)
+        options["ssl_handshake_timeout"] = TLS_HANDSHAKE_TIMEOUT_S
     for fd in inherited.listen_fds:
         listener = socket.socket(fileno=fd)
-        servers.append(
-            await loop.create_server(gateway.client_protocol, sock=listener, backlog=LISTEN_BACKLOG)
-        )
+        servers.append(await loop.create_server(gateway.client_protocol, sock=listener, **options))
 
     # What exists now lives as long as the process: the collector need not look at it again.
     gc.collect()

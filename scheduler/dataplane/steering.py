@@ -27,7 +27,7 @@ CONNECTIONS_MAX = 10_000
 class Steering:
     """Applies what control planes say, and tells every connected one what happens."""
 
-    def __init__(self, on_applied: Callable[[], None]) -> None:
+    def __init__(self, on_applied: Callable[[pb.Apply], None]) -> None:
         self._on_applied = on_applied
         self._peers: set[SteeringProtocol] = set()
         self._gateway: Gateway | None = None
@@ -64,7 +64,7 @@ class Steering:
             wanted = limits.connections_max or CONNECTIONS_MAX
             limits.connections_max = self._connections.within(wanted)
             error = self.gateway.apply(message.apply)
-            self._on_applied()
+            self._on_applied(message.apply)
             applied = pb.Applied(generation=message.apply.generation, error=error)
             peer.send(pb.FromDataPlane(applied=applied))
         elif kind == "snapshot":

@@ -170,6 +170,12 @@ class Supervisor:
         arguments += ["--steering-fd", str(steering.fileno())]
         arguments += ["--counters-fd", str(self._counters_fd)]
         arguments += ["--cold-socket", str(self._path("cold"))]
+        tls = self._loaded.settings.server.tls.files
+        if tls is not None:
+            arguments += ["--tls-certificate", str(tls.certificate), "--tls-key", str(tls.key)]
+            arguments += ["--tls-min-version", tls.min_version]
+            if tls.client_ca is not None:
+                arguments += ["--tls-client-ca", str(tls.client_ca)]
         return ChildSpec(
             name="data plane",
             command=[*command, *arguments],

@@ -24,11 +24,12 @@ CSRC: dict[str, set[str]] = {
 SCHEDULER: dict[str, set[str]] = {
     "_native": set(),
     "v1": set(),
-    "config": set(),
+    "security": set(),
+    "config": {"security"},
     "telemetry": {"config", "_native"},
-    "dataplane": {"_native", "telemetry", "v1"},
-    "backends": {"config", "telemetry"},
-    "control": {"_native", "backends", "config", "telemetry", "v1"},
+    "dataplane": {"_native", "security", "telemetry", "v1"},
+    "backends": {"config", "security", "telemetry"},
+    "control": {"_native", "backends", "config", "security", "telemetry", "v1"},
     "supervisor": {"_native", "backends", "config", "control", "telemetry", "v1"},
     "cli": {"backends", "config", "control", "supervisor", "telemetry", "v1"},
 }

@@ -1,0 +1,1 @@
+"""TLS: who may read and who may speak."""
