@@ -168,6 +168,19 @@ Status Examiner::examine_tensors() {
     return status;
 }
 
+// Not a check of Triton's: its python backend never answers such a request, whose slot would stay
+// taken for ever.
+Status Examiner::examine_emptiness() {
+    if (schema.max_batch_size == 0 || batch_size != 0) return Status();
+    for (const auto& [name, input] : inputs) {
+        if (input.schema->shape_tensor || !input.data.empty()) continue;
+        bad_field = "inputs['" + name + "']";
+        return invalid(prefix() + "request of zero rows has no data for input " + quoted(name) +
+                       " " + for_model());
+    }
+    return Status();
+}
+
 Status Examiner::examine() {
     bad_field = "parameters";
     Status status = examine_parameters();
@@ -190,6 +203,7 @@ Status Examiner::examine() {
     if (status.ok()) status = find_batch_size();
     if (status.ok()) status = examine_batch_size();
     if (status.ok()) status = examine_tensors();
+    if (status.ok()) status = examine_emptiness();
     if (!status.ok()) return status;
     bad_field = "outputs";
     return examine_class_results();

@@ -49,6 +49,7 @@ struct Examiner {
 
     Status examine();
     Status examine_tensors();
+    Status examine_emptiness();
     Status examine_parameters() const;
     Status add_inputs();
     Status add_data();

@@ -31,29 +31,58 @@ Span rows_of(ReplyOutput* output, const ReplyRows& part) {
     return {output->data.data + part.row_begin * output->row_bytes, part.rows * output->row_bytes};
 }
 
+// The output `name` of a reply, nullptr when it has none; `guess` is where it probably is.
+ReplyOutput* find_output(ReplyState* reply, std::string_view name, std::uint32_t guess) {
+    if (guess < reply->outputs.size() && reply->outputs[guess].name == name)
+        return &reply->outputs[guess];
+    for (ReplyOutput& output : reply->outputs) {
+        if (output.name == name) return &output;
+    }
+    return nullptr;
+}
+
+std::uint32_t count_wanted(const RequestState& request, const ReplyState& reply) {
+    if (request.outputs.empty()) return reply.outputs.size();
+    std::uint32_t count = 0;
+    for (const ReplyOutput& output : reply.outputs) count += is_wanted(request, output) ? 1 : 0;
+    return count;
+}
+
+// Whether the outputs that the request wants are the same in two replies. Others may differ: each
+// part was merged with requests that wanted something else.
+bool check_outputs(const RequestState& request, const ReplyState& first, ReplyState* other,
+                   std::string* error) {
+    if (count_wanted(request, first) != count_wanted(request, *other)) {
+        *error = "replies to the parts have different outputs";
+        return false;
+    }
+    for (std::uint32_t o = 0; o < first.outputs.size(); ++o) {
+        const ReplyOutput& a = first.outputs[o];
+        if (!is_wanted(request, a)) continue;
+        const ReplyOutput* b = find_output(other, a.name, o);
+        const bool same = b != nullptr && a.data_type == b->data_type &&
+                          first.text(a.tail_dims) == other->text(b->tail_dims);
+        if (same) continue;
+        *error = "replies to the parts disagree about output '" + std::string(a.name) + "'";
+        return false;
+    }
+    return true;
+}
+
 // Whether the parts can be put together: same outputs of same datatype and row shape.
-bool check_parts(const ReplyRows* parts, std::size_t count, std::uint32_t* rows,
-                 std::string* error) {
+bool check_parts(const RequestState& request, const ReplyRows* parts, std::size_t count,
+                 std::uint32_t* rows, std::string* error) {
     const ReplyState& first = ReplyAccess::state(*parts[0].reply);
     *rows = 0;
     for (std::size_t i = 0; i < count; ++i) {
-        const ReplyState& state = ReplyAccess::state(*parts[i].reply);
+        ReplyState& state = ReplyAccess::state(*parts[i].reply);
         const std::uint64_t row_end = std::uint64_t{parts[i].row_begin} + parts[i].rows;
-        if (row_end > state.rows || state.outputs.size() != first.outputs.size()) {
-            *error = row_end > state.rows ? "reply has fewer rows than were asked for"
-                                          : "replies to the parts have different outputs";
+        if (row_end > state.rows) {
+            *error = "reply has fewer rows than were asked for";
             return false;
         }
+        if (i != 0 && !check_outputs(request, first, &state, error)) return false;
         *rows += parts[i].rows;
-        for (std::uint32_t o = 0; i != 0 && o < state.outputs.size(); ++o) {
-            const ReplyOutput& a = first.outputs[o];
-            const ReplyOutput& b = state.outputs[o];
-            const bool same = a.name == b.name && a.data_type == b.data_type &&
-                              first.text(a.tail_dims) == state.text(b.tail_dims);
-            if (same) continue;
-            *error = "replies to the parts disagree about output '" + std::string(a.name) + "'";
-            return false;
-        }
     }
     return true;
 }
@@ -86,12 +115,13 @@ void append_header(const RequestState& request, const ReplyState& reply, std::ui
     message->shrink_space(bytes_max - static_cast<std::size_t>(at - begin));
 }
 
-// Field 6: the rows of one output.
-void append_tensor(const ReplyRows* parts, std::size_t count, std::uint32_t index,
-                   Pieces* message) {
+// Field 6: the rows of one output, which every part has. `guess` is where it probably is.
+void append_tensor(const ReplyRows* parts, std::size_t count, std::string_view name,
+                   std::uint32_t guess, Pieces* message) {
     std::size_t bytes = 0;
     for (std::size_t i = 0; i < count; ++i) {
-        ReplyOutput output = ReplyAccess::state(*parts[i].reply).outputs[index];
+        // A copy: measuring must not move the cursor.
+        ReplyOutput output = *find_output(&ReplyAccess::state(*parts[i].reply), name, guess);
         bytes += rows_of(&output, parts[i]).size;
     }
     std::uint8_t* const begin = message->append_space(11);
@@ -100,7 +130,7 @@ void append_tensor(const ReplyRows* parts, std::size_t count, std::uint32_t inde
     message->shrink_space(11 - static_cast<std::size_t>(end - begin));
     for (std::size_t i = 0; i < count; ++i) {
         ReplyState& reply = ReplyAccess::state(*parts[i].reply);
-        const Span rows = rows_of(&reply.outputs[index], parts[i]);
+        const Span rows = rows_of(find_output(&reply, name, guess), parts[i]);
         if (rows.size <= kCopyMax) {
             message->append_copy(rows);
         } else {
@@ -145,10 +175,11 @@ bool write_reply(const PreparedRequest& request, const ReplyRows* parts, std::si
         return true;
     }
     std::uint32_t rows = 0;
-    if (!check_parts(parts, count, &rows, error)) return false;
+    if (!check_parts(state, parts, count, &rows, error)) return false;
     append_header(state, first, rows, message);
     for (std::uint32_t i = 0; i < first.outputs.size(); ++i) {
-        if (is_wanted(state, first.outputs[i])) append_tensor(parts, count, i, message);
+        if (!is_wanted(state, first.outputs[i])) continue;
+        append_tensor(parts, count, first.outputs[i].name, i, message);
     }
     return true;
 }

@@ -192,3 +192,15 @@ def test_class_results_of_strings_are_refused() -> None:
 
     text = "class result not available for output due to unsupported type 'BYTES'"
     assert refusal(request, schema) == (INVALID_ARGUMENT, text)
+
+
+def test_no_rows_and_no_data_are_refused() -> None:
+    """Triton's python backend never answers such a request, whose slot would be lost."""
+    schema = codec.ModelSchema("m", max_batch_size=8)
+    schema.add_input("I", "FP32", [-1]).add_input("J", "FP32", [1])
+    request = Request(model_name="m", id="7", raw_input_contents=[b"", bytes(4)])
+    request.inputs.add(name="I", datatype="FP32", shape=[0, 0])
+    request.inputs.add(name="J", datatype="FP32", shape=[0, 1])
+
+    text = R + "request of zero rows has no data for input 'I' for model 'm'"
+    assert refusal(request, schema) == (INVALID_ARGUMENT, text)

@@ -103,3 +103,34 @@ def test_parts_that_disagree_are_refused() -> None:
 
     with pytest.raises(ValueError, match="disagree about output 'P'"):
         codec.write_reply(prepare(vector_request(2)), [(reply, 0, 1) for reply in replies])
+
+
+def test_parts_may_differ_in_outputs_that_the_request_does_not_want() -> None:
+    """Each part of a large request is merged with others, which want other outputs."""
+    wanted = vector_request(2, id="large")
+    wanted.outputs.add(name="P")
+    alone = reply_of(1)
+    del alone.outputs[0], alone.raw_output_contents[0]
+    together = reply_of(3)
+    parts = []
+    for response, rows in ((together, 3), (alone, 1)):
+        reply = codec.Reply(response.SerializeToString())
+        reply.splits_into(rows)
+        parts.append((reply, rows - 1, 1))
+
+    for order in (parts, parts[::-1]):
+        answer = Response.FromString(codec.write_reply(prepare(wanted), order))
+
+        assert [(output.name, list(output.shape)) for output in answer.outputs] == [("P", [2, 1])]
+        assert list(answer.raw_output_contents) == [bytes(8)]
+
+
+def test_a_part_without_an_output_that_the_request_wants_is_told() -> None:
+    lacking = reply_of(1)
+    del lacking.outputs[0], lacking.raw_output_contents[0]
+    replies = [codec.Reply(r.SerializeToString()) for r in (reply_of(1), lacking)]
+    for reply in replies:
+        reply.splits_into(1)
+
+    with pytest.raises(ValueError, match="different outputs"):
+        codec.write_reply(prepare(vector_request(2)), [(reply, 0, 1) for reply in replies])
