@@ -31,7 +31,7 @@ _MODEL = Variant("plain")
 
 def run(options: Options) -> list[Figure]:
     with (
-        running_triton(("simple",), (_MODEL,)) as (server, triton),
+        running_triton({"simple": (_MODEL,)}) as (server, triton),
         running_scheduler(server.grpc_address) as scheduler,
     ):
         addresses = (server.grpc_address, scheduler.address)

@@ -7,7 +7,6 @@ is compared with Triton's own; after the idle time each does another one, so all
 from __future__ import annotations
 
 import contextlib
-import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from tritonclient.grpc import service_pb2
 from benchmarks.loading import LoadResult, Triton, compare_replies, first_problem
 from benchmarks.openloop.load import LoadSpec
 from benchmarks.options import Options, say
-from benchmarks.processes import resident_bytes
+from benchmarks.processes import allow_open_files, resident_bytes
 from benchmarks.results import Figure
 from benchmarks.serving import (
     SCHEDULED,
@@ -38,7 +37,6 @@ IDLE_CONNECTIONS = 1_000
 # For the servers to finish what the load left to do: closed connections, learned models.
 SETTLE_S = 2.0
 IDLE_S = 15.0
-OPEN_FILES = 8_192
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Idle:
 
 def run(options: Options) -> list[Figure]:
     allow_open_files()
-    with running_triton(("simple",), SCHEDULED[:1]) as (server, triton):
+    with running_triton({"simple": SCHEDULED[:1]}) as (server, triton):
         with running_scheduler(server.grpc_address) as scheduler:
             (data_plane,) = scheduler_pids(scheduler)["data_plane"]
             growth, loads = rss_growth(triton, scheduler.address, data_plane, options)
@@ -162,14 +160,6 @@ def infer(client: RawClient, payload: Payload) -> bytes:
     if client.trailers(stream).get("grpc-status") != "0":
         return b""
     return client.data(stream)[5:]
-
-
-def allow_open_files() -> None:
-    """This process and the servers it starts get enough descriptors, if the system lets them."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _cpu_seconds(pids: list[int]) -> float:

@@ -1,11 +1,13 @@
-"""CPU time and memory of processes, from /proc."""
+"""CPU time, memory and limits of processes, from /proc."""
 
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterable
 from pathlib import Path
 
+OPEN_FILES = 8_192
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -52,6 +54,14 @@ def command_line(pid: int) -> list[str]:
     except (FileNotFoundError, ProcessLookupError):
         return []
     return text.decode(errors="replace").split("\0")
+
+
+def allow_open_files() -> None:
+    """This process and the servers it starts get enough descriptors, if the system lets them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _stat_fields(pid: int) -> list[str] | None:

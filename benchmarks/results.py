@@ -45,6 +45,9 @@ GOALS: dict[str, Goal] = {
     "rss_growth_1m_requests": Goal(1.05, 1.0, "x", "lower"),
     "rss_per_idle_connection": Goal(64, 24, "KB", "lower"),
     "idle_cpu": Goal(1, 0.1, "%", "lower"),
+    "payload_600kb_ratio": Goal(0.8, 1.0, "x", "higher"),
+    "small_p99_beside_16mb_ratio": Goal(3, 1.5, "x", "lower"),
+    "rss_per_active_connection": Goal(64, 24, "KB", "lower"),
 }
 
 

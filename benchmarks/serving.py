@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,10 +43,12 @@ TRITON_BATCHING = (
 # The scheduler's models have no batcher in Triton; it may choose the instances as well.
 SCHEDULED = (Variant("scheduled"), Variant("scheduled_2", 2))
 
-# A batch of either model has room for 64 requests: those of "mixed" have 4.5 rows in the mean.
+# A batch of the first two has room for 64 requests: those of "mixed" have 4.5 rows in the mean.
 _KINDS = {
     "simple": partial(models.identity, max_batch_size=64),
     "mixed": partial(models.mixed, max_batch_size=288),
+    "image": partial(models.identity, dims=(3, 224, 224), max_batch_size=8),
+    "large": partial(models.checksum, max_batch_size=4),
 }
 
 
@@ -56,11 +58,11 @@ def model_name(workload: str, variant: Variant) -> str:
 
 @contextlib.contextmanager
 def running_triton(
-    workloads: tuple[str, ...], variants: tuple[Variant, ...]
+    workloads: Mapping[str, Sequence[Variant]],
 ) -> Iterator[tuple[EmbeddedTriton, Triton]]:
-    """A Triton that serves each workload's model in each variant."""
+    """A Triton that serves each workload's model in each of its variants."""
     with tempfile.TemporaryDirectory(prefix="infersched-bench-") as directory:
-        for workload in workloads:
+        for workload, variants in workloads.items():
             for variant in variants:
                 _KINDS[workload](
                     Path(directory),

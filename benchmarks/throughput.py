@@ -59,7 +59,10 @@ class Comparison:
 
 def run(options: Options) -> list[Figure]:
     with (
-        running_triton(("simple", "mixed"), TRITON_BATCHING + SCHEDULED) as (server, triton),
+        running_triton(dict.fromkeys(("simple", "mixed"), TRITON_BATCHING + SCHEDULED)) as (
+            server,
+            triton,
+        ),
         running_scheduler(server.grpc_address) as scheduler,
     ):
         assert server.pid is not None

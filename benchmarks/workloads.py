@@ -8,7 +8,7 @@ request cannot pass for the right one.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,16 +25,21 @@ class Payload:
     rows: int
 
 
-def simple(model: str, count: int, seed: int) -> list[Payload]:
-    """One row of FP32[16] named INPUT0, nothing else."""
-    values = np.random.default_rng(seed).random((count, 1, 16), dtype=np.float32)
+def one_row(dims: Sequence[int], model: str, count: int, seed: int) -> list[Payload]:
+    """One row of FP32[dims] named INPUT0, nothing else."""
+    values = np.random.default_rng(seed)
     payloads = []
-    for row in values:
+    for _ in range(count):
         request = service_pb2.ModelInferRequest(model_name=model)
-        request.inputs.add(name="INPUT0", datatype="FP32", shape=[1, 16])
-        request.raw_input_contents.append(row.tobytes())
+        request.inputs.add(name="INPUT0", datatype="FP32", shape=[1, *dims])
+        request.raw_input_contents.append(values.random(dims, dtype=np.float32).tobytes())
         payloads.append(Payload(request.SerializeToString(), 1))
     return payloads
+
+
+def simple(model: str, count: int, seed: int) -> list[Payload]:
+    """One row of FP32[16] named INPUT0, nothing else."""
+    return one_row((16,), model, count, seed)
 
 
 def mixed(model: str, count: int, seed: int) -> list[Payload]:
@@ -63,7 +68,22 @@ def mixed(model: str, count: int, seed: int) -> list[Payload]:
     return payloads
 
 
-WORKLOADS: dict[str, Callable[[str, int, int], list[Payload]]] = {"simple": simple, "mixed": mixed}
+def image(model: str, count: int, seed: int) -> list[Payload]:
+    """One row of FP32[3, 224, 224]: 600 KB."""
+    return one_row((3, 224, 224), model, count, seed)
+
+
+def large(model: str, count: int, seed: int) -> list[Payload]:
+    """One row of FP32[4194304]: 16 MiB."""
+    return one_row((4 << 20,), model, count, seed)
+
+
+WORKLOADS: dict[str, Callable[[str, int, int], list[Payload]]] = {
+    "simple": simple,
+    "mixed": mixed,
+    "image": image,
+    "large": large,
+}
 
 
 def shuffle_fields(request: service_pb2.ModelInferRequest, rng: random.Random) -> bytes:

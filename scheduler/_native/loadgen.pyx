@@ -45,14 +45,17 @@ cdef class Outgoing:
         return self.slice.bytes.size
 
 
-cdef write_slices(object transport, vector[Slice]* slices):
+# Returns whether there was anything.
+cdef bint write_slices(object transport, vector[Slice]* slices) except -1:
     cdef Outgoing outgoing
+    cdef bint wrote = not slices.empty()
     cdef size_t i
     for i in range(slices.size()):
         outgoing = Outgoing.__new__(Outgoing)
         outgoing.slice = slices.at(i)
         transport.write(outgoing)
     slices.clear()
+    return wrote
 
 
 cdef class LatencyHistogram:
@@ -126,11 +129,11 @@ cdef class LoadConnection:
             self.flush()
 
     cdef flush(self):
+        cdef bint more = True
+        while more and self.transport is not None and not self.write_paused:
+            self.load.generator.get().pull(self.index, PULL_BYTES, &self.load.slices)
+            more = write_slices(self.transport, &self.load.slices)
         self.write_pending = self.write_paused
-        if self.transport is None or self.write_paused:
-            return
-        self.load.generator.get().pull(self.index, PULL_BYTES, &self.load.slices)
-        write_slices(self.transport, &self.load.slices)
 
 
 cdef class Load:
@@ -343,10 +346,10 @@ cdef class EchoConnection:
         self.flush()
 
     cdef flush(self):
-        if self.transport is None or self.write_paused:
-            return
-        self.server.core.get().pull(self.index, PULL_BYTES, &self.server.slices)
-        write_slices(self.transport, &self.server.slices)
+        cdef bint more = True
+        while more and self.transport is not None and not self.write_paused:
+            self.server.core.get().pull(self.index, PULL_BYTES, &self.server.slices)
+            more = write_slices(self.transport, &self.server.slices)
 
 
 cdef class EchoServer:

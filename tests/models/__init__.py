@@ -156,6 +156,28 @@ def mixed(
     )
 
 
+def checksum(
+    repository: Path,
+    name: str = "checksum",
+    *,
+    dims: tuple[int, ...] = (-1,),
+    max_batch_size: int = 8,
+    instances: int = 1,
+    dynamic_batching: DynamicBatching | None = None,
+) -> str:
+    """CHECKSUM UINT32[1] is the sum of the words of each row of INPUT0 FP32 modulo 2^32."""
+    return write_model(
+        repository,
+        name,
+        source="checksum",
+        inputs=[Tensor("INPUT0", dims=dims)],
+        outputs=[Tensor("CHECKSUM", "UINT32", (1,))],
+        max_batch_size=max_batch_size,
+        instances=instances,
+        dynamic_batching=dynamic_batching,
+    )
+
+
 def slow(
     repository: Path,
     name: str = "slow",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import struct
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -18,7 +21,7 @@ from benchmarks.compare import compare, verdict
 from benchmarks.loading import compare_replies, problem_of_totals
 from benchmarks.openloop.load import LoadError, LoadSpec, read_samples, run_load
 from benchmarks.results import GOALS, Figure, header, read_results, write_results
-from benchmarks.workloads import INFER_PATH, simple
+from benchmarks.workloads import INFER_PATH, large, simple
 from scheduler._native.loadgen import LatencyHistogram, poisson_arrivals
 
 # Half of a bucket (128 buckets a power of two), as the histogram promises.
@@ -318,6 +321,35 @@ def test_an_open_loop_starts_its_calls_when_they_are_due(
     assert window["due"] == len(arrivals_s) == window["good"] + window["failed"]
     # The last one is not sent before it is due.
     assert window["duration_ns"] > (arrivals_s[-1] - arrivals_s[0]) * SECOND_NS
+
+
+def frame(kind: int, payload: bytes) -> bytes:
+    """An HTTP/2 frame of stream 0 without flags."""
+    return len(payload).to_bytes(3, "big") + bytes([kind]) + bytes(5) + payload
+
+
+def test_a_message_leaves_whole_when_the_window_lets_it() -> None:
+    """A server with room for all of it says nothing more until it has got it."""
+    window = struct.pack(">I", 0x3FFFFFFF)
+    opening = frame(0x4, struct.pack(">H", 0x4) + window) + frame(0x8, window)
+    (message,) = large("identity", 1, 1)
+    spec = LoadSpec(target="", workload="large", pool=1, connections=1, in_flight=1, warmup_s=0.0)
+
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(opening)
+        received = 0
+        while received < len(message.message):
+            received += len(await reader.read(1 << 20))
+        writer.close()
+
+    async def load() -> dict[str, Any]:
+        async with await asyncio.start_server(receive, "127.0.0.1", 0) as server:
+            host, port = server.sockets[0].getsockname()
+            spec.target = f"{host}:{port}"
+            spec.seconds = spec.requests_max = 1
+            return await asyncio.wait_for(run_load(spec), 20)
+
+    assert uvloop.run(load())["totals"]["connections_lost"] == 1
 
 
 def test_a_server_that_is_not_there_is_an_error() -> None:
