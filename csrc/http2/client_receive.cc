@@ -156,6 +156,10 @@ int ClientSession::State::on_data(nghttp2_session* session, std::uint8_t, std::i
     if (stream->kind == StreamKind::kForward) {
         stream->uncredited_bytes += size;
         state->events.push(EventKind::kForwardData, id)->message = BufferRef::copy_of({data, size});
+    } else if (stream->http_status != 200 || !stream->reply_grpc) {
+        return 0;  // the body of an answer that is not gRPC's is no message
+    } else if (stream->kind == StreamKind::kMessages) {
+        state->receive_messages(stream, {data, size}, frame_left);
     } else {
         state->receive_unary_data(stream, {data, size}, frame_left);
     }
@@ -163,18 +167,14 @@ int ClientSession::State::on_data(nghttp2_session* session, std::uint8_t, std::i
 }
 
 void ClientSession::State::receive_unary_data(Stream* stream, Span bytes, std::size_t frame_left) {
-    // The body of an answer that is not gRPC's is no message.
-    if (stream->http_status != 200 || !stream->reply_grpc) return;
-    const FramingError error = stream->in.feed(bytes, frame_left, config.message_bytes_max);
+    stream->uncredited_bytes += bytes.size;
+    FramingError error = stream->in.feed(&bytes, &frame_left, config.message_bytes_max);
+    if (error == FramingError::kNone && !bytes.empty()) error = FramingError::kSecondMessage;
     if (error != FramingError::kNone) {
         fail_framing(stream, error);
         return;
     }
-    stream->uncredited_bytes += bytes.size;
-    if (stream->uncredited_bytes >= config.stream_window_bytes / 4) {
-        nghttp2_session_consume_stream(session, stream->id, stream->uncredited_bytes);
-        stream->uncredited_bytes = 0;
-    }
+    credit_partial(stream, config.stream_window_bytes);
 }
 
 void ClientSession::State::fail_framing(Stream* stream, FramingError error) {
@@ -192,7 +192,7 @@ void ClientSession::State::fail_framing(Stream* stream, FramingError error) {
         status.message = "the reply is compressed";
     }
     fail_call(stream, std::move(status), false);
-    cancel(stream, NGHTTP2_CANCEL);
+    if (!stream->closed) reset(stream, NGHTTP2_CANCEL);
 }
 
 void ClientSession::State::headers_done(Stream* stream, bool end_stream) {
@@ -279,14 +279,17 @@ void ClientSession::State::finish_call(Stream* stream) {
                   false);
         return;
     }
-    if (stream->status.ok() && !stream->in.complete()) {
+    const bool whole =
+        stream->kind == StreamKind::kMessages ? !stream->in.started() : stream->in.complete();
+    if (stream->status.ok() && !whole) {
         fail_call(stream, Status::error(StatusCode::kInternal, "the reply has no whole message"),
                   false);
         return;
     }
     Event* event = events.push(EventKind::kReply, stream->id);
     event->status = std::move(stream->status);
-    if (stream->in.complete()) event->message = stream->in.take();
+    if (stream->in.complete() && stream->kind == StreamKind::kUnary)
+        event->message = stream->in.take();
     stream->finished = true;
 }
 

@@ -66,6 +66,11 @@ StreamId ClientSession::State::call(std::string_view path, Nanos timeout_ns,
     stream->out.set_message(std::move(message));
     stream->body_end = BodyEnd::kEndStream;
     add_unsent(stream->out.remaining());
+    return submit_call(stream, path, timeout_ns, metadata);
+}
+
+StreamId ClientSession::State::submit_call(Stream* stream, std::string_view path, Nanos timeout_ns,
+                                           std::string_view metadata) {
     header_block_ = {kMethodPost,
                      kSchemeHttp,
                      static_header(":path", path),
@@ -103,6 +108,7 @@ StreamId ClientSession::State::forward_open(const Headers& headers, bool end_str
 }
 
 void ClientSession::State::cancel(Stream* stream, std::uint32_t http2_error_code) {
+    stream->clear_ready();
     if (!stream->closed) reset(stream, http2_error_code);
 }
 
@@ -114,11 +120,17 @@ bool ClientSession::State::take_event(Event* event) {
             return true;
         }
         Stream* stream = record.stream;
+        reset_event(event, record.kind, stream->id);
+        if (record.kind == EventKind::kMessage) {
+            const bool ready = take_message(stream, event);
+            drop_if_unused(stream);
+            if (ready) return true;
+            continue;
+        }
         if (stream->closed) {
             drop_if_unused(stream);
             continue;
         }
-        reset_event(event, record.kind, stream->id);
         event->bytes = std::exchange(stream->sent_bytes, 0);
         stream->sent_recorded = false;
         return true;
@@ -130,7 +142,7 @@ void ClientSession::State::lose() {
     if (lost) return;
     for (Stream* stream = streams.first(); stream != nullptr;) {
         Stream* next = stream->next;
-        if (!stream->closed && !stream->finished && stream->kind == StreamKind::kUnary) {
+        if (!stream->closed && !stream->finished && stream->kind != StreamKind::kForward) {
             fail_call(stream, Status::error(StatusCode::kUnavailable, "the connection was lost"),
                       !stream->headers_sent);
         }
@@ -167,6 +179,31 @@ StreamId ClientSession::call(std::string_view path, Nanos timeout_ns, std::strin
 
 void ClientSession::cancel(StreamId id) {
     if (Stream* stream = state_->find_call(id)) state_->cancel(stream, NGHTTP2_CANCEL);
+}
+
+StreamId ClientSession::open_stream(std::string_view path, Nanos timeout_ns,
+                                    std::string_view metadata) {
+    return state_->open_stream(path, timeout_ns, metadata);
+}
+
+void ClientSession::send(StreamId id, Pieces&& message) {
+    Stream* stream = state_->find_call(id);
+    if (stream != nullptr && stream->kind == StreamKind::kMessages) state_->send(stream, message);
+}
+
+void ClientSession::half_close(StreamId id) {
+    Stream* stream = state_->find_call(id);
+    if (stream != nullptr && stream->kind == StreamKind::kMessages) state_->half_close(stream);
+}
+
+void ClientSession::consumed(StreamId id, std::uint64_t bytes) {
+    Stream* stream = state_->find_call(id);
+    if (stream != nullptr && stream->kind == StreamKind::kMessages) state_->claim(stream, bytes);
+}
+
+std::uint64_t ClientSession::unsent_bytes(StreamId id) const {
+    const Stream* stream = state_->find_call(id);
+    return stream == nullptr ? 0 : stream->out.remaining();
 }
 
 bool ClientSession::ready() const { return state_->ready(); }

@@ -1,5 +1,5 @@
 // The inside of ClientSession: client_receive.cc holds what nghttp2 calls while it is fed,
-// client_session.cc what the owner calls.
+// client_session.cc what the owner calls, client_messages.cc both for message streams.
 #pragma once
 
 #include <string>
@@ -17,7 +17,11 @@ class ClientSession::State : public SessionCore {
 
     StreamId call(std::string_view path, Nanos timeout_ns, std::string_view metadata,
                   Pieces&& message);
+    StreamId open_stream(std::string_view path, Nanos timeout_ns, std::string_view metadata);
     StreamId forward_open(const Headers& headers, bool end_stream);
+    void send(Stream* stream, const Pieces& message);
+    void half_close(Stream* stream);
+    // Resets the stream and forgets its messages that were not taken.
     void cancel(Stream* stream, std::uint32_t http2_error_code);
     bool take_event(Event* event);
     void lose();
@@ -44,13 +48,17 @@ class ClientSession::State : public SessionCore {
     static int on_stream_close(nghttp2_session*, std::int32_t id, std::uint32_t code, void* state);
 
     Stream* open(StreamId id, StreamKind kind);
+    StreamId submit_call(Stream* stream, std::string_view path, Nanos timeout_ns,
+                         std::string_view metadata);
     StreamId submit(const std::vector<nghttp2_nv>& headers, Stream* stream, bool with_body);
     void receive_reply_header(Stream* stream, std::string_view name, std::string_view value);
     void headers_done(Stream* stream, bool end_stream);
     void receive_unary_data(Stream* stream, Span bytes, std::size_t frame_left);
+    void receive_messages(Stream* stream, Span bytes, std::size_t frame_left);
     void remote_ended(Stream* stream);
     // Ends a unary call with what was received.
     void finish_call(Stream* stream);
+    bool take_message(Stream* stream, Event* event);
     void fail_call(Stream* stream, Status status, bool nothing_ran);
     void fail_unsent();
     void fail_framing(Stream* stream, FramingError error);

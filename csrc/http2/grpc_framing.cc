@@ -5,6 +5,15 @@
 
 namespace infersched::http2 {
 
+namespace {
+
+void advance(std::size_t size, Span* bytes, std::size_t* frame_left) {
+    *bytes = {bytes->data + size, bytes->size - size};
+    *frame_left -= size;
+}
+
+}  // namespace
+
 void write_prefix(std::uint8_t* prefix, std::size_t length) {
     prefix[0] = 0;
     prefix[1] = static_cast<std::uint8_t>(length >> 24);
@@ -35,26 +44,21 @@ bool MessageAssembler::make_room(std::size_t incoming, std::size_t frame_left) {
     return message.reserve(std::max(std::min(wanted, length_), needed));
 }
 
-FramingError MessageAssembler::feed(Span bytes, std::size_t frame_left, std::size_t bytes_max) {
+FramingError MessageAssembler::feed(Span* bytes, std::size_t* frame_left, std::size_t bytes_max) {
     if (prefix_size_ < kPrefixBytes) {
-        const std::size_t size = std::min(bytes.size, kPrefixBytes - prefix_size_);
-        std::memcpy(prefix_ + prefix_size_, bytes.data, size);
+        const std::size_t size = std::min(bytes->size, kPrefixBytes - prefix_size_);
+        std::memcpy(prefix_ + prefix_size_, bytes->data, size);
         prefix_size_ += static_cast<std::uint8_t>(size);
+        advance(size, bytes, frame_left);
         if (prefix_size_ < kPrefixBytes) return FramingError::kNone;
-        bytes = {bytes.data + size, bytes.size - size};
-        frame_left -= size;
         const FramingError error = finish_prefix(bytes_max);
         if (error != FramingError::kNone) return error;
     }
-    if (bytes.empty()) return FramingError::kNone;
-    if (bytes.size > length_ - filled()) {
-        message_ = BufferRef();
-        return FramingError::kSecondMessage;
-    }
-    if (!make_room(bytes.size, frame_left) || !message_->append(bytes.data, bytes.size)) {
-        message_ = BufferRef();
+    const std::size_t size = std::min(bytes->size, length_ - filled());
+    if (size == 0) return FramingError::kNone;
+    if (!make_room(size, *frame_left) || !message_->append(bytes->data, size))
         return FramingError::kOutOfMemory;
-    }
+    advance(size, bytes, frame_left);
     return FramingError::kNone;
 }
 

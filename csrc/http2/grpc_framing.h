@@ -1,4 +1,4 @@
-// Puts one length-prefixed gRPC message together from DATA, in one buffer.
+// Puts length-prefixed gRPC messages together from DATA, each in one buffer.
 #pragma once
 
 #include <cstddef>
@@ -17,15 +17,16 @@ enum class FramingError : std::uint8_t {
     kTooLarge,       // the prefix claims more than `bytes_max`
     kCompressed,     // compressed flag 1
     kBadFlag,        // a flag that is neither 0 nor 1
-    kSecondMessage,  // bytes after the end of the message
+    kSecondMessage,  // bytes after the end of a unary message
     kOutOfMemory,
 };
 
 class MessageAssembler {
   public:
-    // Takes `bytes`, which begin with `frame_left` (>= bytes.size) bytes of one DATA frame. After
-    // an error the assembler holds nothing and takes no more.
-    FramingError feed(Span bytes, std::size_t frame_left, std::size_t bytes_max);
+    // Takes the part of `*bytes` that belongs to this message and moves `*bytes` on behind it.
+    // `*frame_left` (>= bytes->size) is what is left of the DATA frame, moved on alike. After an
+    // error the assembler is to be cleared.
+    FramingError feed(Span* bytes, std::size_t* frame_left, std::size_t bytes_max);
 
     bool started() const { return prefix_size_ > 0; }
     bool complete() const { return prefix_size_ == kPrefixBytes && filled() == length_; }

@@ -8,6 +8,7 @@ namespace infersched::http2 {
 namespace {
 constexpr std::size_t kGatherFirstBytes = 1024;
 constexpr std::size_t kGatherExpectedMax = 64u << 10;
+constexpr std::size_t kPrefixRunBytes = 64 * kPrefixBytes;
 }  // namespace
 
 void Output::begin(std::size_t bytes_max, std::vector<Slice>* slices) {
@@ -62,8 +63,21 @@ void OutBody::set_message(Pieces&& message) {
 
 void OutBody::append(const BufferRef& owner, Span bytes) {
     if (bytes.empty()) return;
-    relayed_.push_back({owner, bytes});
+    slices_.push_back({owner, bytes});
     remaining_ += bytes.size;
+}
+
+void OutBody::append_message(const Pieces& message) {
+    // Slices refer to the run of prefixes: a full one is left to them, never grown.
+    if (!prefixes_ || prefixes_->size() + kPrefixBytes > prefixes_->capacity()) {
+        prefixes_ = BufferRef::make();
+        if (!prefixes_->reserve(kPrefixRunBytes)) std::abort();
+    }
+    std::uint8_t* const prefix = prefixes_->extend(kPrefixBytes);
+    if (prefix == nullptr) std::abort();
+    write_prefix(prefix, message.size());
+    append(prefixes_, {prefix, kPrefixBytes});
+    for (std::size_t i = 0; i < message.count(); ++i) append(message.owner(i), message.piece(i));
 }
 
 void OutBody::send(std::size_t size, Output* output) {
@@ -74,10 +88,10 @@ void OutBody::send(std::size_t size, Output* output) {
         prefix_sent_ += static_cast<std::uint8_t>(part);
         size -= part;
     }
-    if (relayed_.empty()) {
+    if (slices_.empty()) {
         send_message(size, output);
     } else {
-        send_relayed(size, output);
+        send_slices(size, output);
     }
     if (remaining_ == 0) clear();
 }
@@ -100,9 +114,9 @@ void OutBody::send_message(std::size_t size, Output* output) {
     }
 }
 
-void OutBody::send_relayed(std::size_t size, Output* output) {
+void OutBody::send_slices(std::size_t size, Output* output) {
     while (size > 0) {
-        Slice& slice = relayed_[index_];
+        Slice& slice = slices_[index_];
         const Span part{slice.bytes.data, std::min(size, slice.bytes.size)};
         if (part.size > kGatherBytesMax) {
             output->refer(slice.owner, part);
@@ -116,8 +130,8 @@ void OutBody::send_relayed(std::size_t size, Output* output) {
             ++index_;
         }
     }
-    if (index_ >= 32 && index_ * 2 >= relayed_.size()) {
-        relayed_.erase(relayed_.begin(), relayed_.begin() + static_cast<std::ptrdiff_t>(index_));
+    if (index_ >= 32 && index_ * 2 >= slices_.size()) {
+        slices_.erase(slices_.begin(), slices_.begin() + static_cast<std::ptrdiff_t>(index_));
         index_ = 0;
     }
 }
@@ -126,7 +140,8 @@ void OutBody::clear() {
     remaining_ = index_ = offset_ = 0;
     prefix_sent_ = kPrefixBytes;
     message_.clear();
-    relayed_.clear();
+    slices_.clear();
+    prefixes_ = BufferRef();
 }
 
 }  // namespace infersched::http2

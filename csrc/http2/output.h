@@ -41,12 +41,13 @@ class Output {
     std::vector<Run> runs_;
 };
 
-// The bytes of one stream that wait to be sent: one gRPC message with its prefix, or relayed
-// pieces.
+// The bytes of one stream that wait to be sent: one gRPC message with its prefix (unary), or any
+// number of messages or relayed pieces.
 class OutBody {
   public:
     void set_message(Pieces&& message);
     void append(const BufferRef& owner, Span bytes);
+    void append_message(const Pieces& message);
     // Moves the next `size` (<= remaining) bytes to `output`.
     void send(std::size_t size, Output* output);
     std::size_t remaining() const { return remaining_; }
@@ -54,7 +55,7 @@ class OutBody {
 
   private:
     void send_message(std::size_t size, Output* output);
-    void send_relayed(std::size_t size, Output* output);
+    void send_slices(std::size_t size, Output* output);
 
     std::size_t remaining_ = 0;
     std::size_t index_ = 0;   // of the first piece that is not sent whole
@@ -62,7 +63,8 @@ class OutBody {
     std::uint8_t prefix_[kPrefixBytes] = {};
     std::uint8_t prefix_sent_ = kPrefixBytes;
     Pieces message_;
-    std::vector<Slice> relayed_;
+    std::vector<Slice> slices_;
+    BufferRef prefixes_;  // of the messages in slices_
 };
 
 }  // namespace infersched::http2

@@ -137,6 +137,7 @@ void ServerSession::State::select_route(Stream* stream, std::string_view path) {
     const Route& route = routes[index];
     last_route_ = stream->route = static_cast<std::uint16_t>(index);
     if (route.kind == RouteKind::kForward) stream->kind = StreamKind::kForward;
+    if (route.kind == RouteKind::kMessageStream) stream->kind = StreamKind::kMessages;
     if (route.kind == RouteKind::kUnimplemented)
         stream->refusal = Status::error(StatusCode::kUnimplemented, route.text);
 }
@@ -159,9 +160,12 @@ void ServerSession::State::receive_header(Stream* stream, std::string_view name,
     } else if (name == "grpc-encoding") {
         if (value != "identity" && stream->refusal.ok())
             stream->refusal = unsupported_encoding(value);
-    } else if (!config->forward_metadata.empty() && contains(config->forward_metadata, name) &&
-               !contains(config->internal_headers, name)) {
-        stream->headers.emplace_back(name, value);
+    } else {
+        if (!config->forward_metadata.empty() && contains(config->forward_metadata, name) &&
+            !contains(config->internal_headers, name))
+            stream->headers.emplace_back(name, value);
+        if (!config->watched_headers.empty() && contains(config->watched_headers, name))
+            stream->watched.emplace_back(name, value);
     }
 }
 
@@ -180,7 +184,7 @@ void ServerSession::State::request_headers_done(Stream* stream, bool end_stream)
             Status::error(StatusCode::kResourceExhausted, "the client does not read its answers");
     }
     if (!stream->refusal.ok()) {
-        refuse(stream, Status(stream->refusal));
+        refuse(stream, Status(stream->refusal), nullptr);
     } else if (stream->kind == StreamKind::kForward) {
         Event* event = events.push(EventKind::kForwardHeaders, stream->id);
         event->route = stream->route;
@@ -189,6 +193,9 @@ void ServerSession::State::request_headers_done(Stream* stream, bool end_stream)
         event->headers = std::move(stream->headers);
         if (!block_.authority.empty()) event->headers.emplace_back(":authority", block_.authority);
         stream->announced = true;
+    } else if (stream->kind == StreamKind::kMessages) {
+        events.push(stream, EventKind::kStreamOpened);
+        if (end_stream) messages_ended(stream);
     } else if (end_stream) {
         request_complete(stream);
     }
@@ -211,6 +218,10 @@ int ServerSession::State::on_data(nghttp2_session* session, std::uint8_t, std::i
     if (stream != nullptr && !stream->finished) {
         if (stream->kind == StreamKind::kUnary) {
             state->receive_unary_data(stream, {data, size}, frame_left);
+            return 0;
+        }
+        if (stream->kind == StreamKind::kMessages) {
+            state->receive_messages(stream, {data, size}, frame_left);
             return 0;
         }
         if (stream->kind == StreamKind::kForward) {
@@ -238,47 +249,46 @@ void ServerSession::State::receive_unary_data(Stream* stream, Span bytes, std::s
     debt_bytes += bytes.size;
     if (!charge(bytes.size)) {
         pay(bytes.size);
-        refuse(stream, host_memory_refusal());
+        refuse(stream, host_memory_refusal(), nullptr);
         return;
     }
-    stream->charged_bytes += bytes.size;
-    const FramingError error = stream->in.feed(bytes, frame_left, config->message_bytes_max);
+    const std::uint64_t received = bytes.size;
+    stream->charged_bytes += received;
+    FramingError error = stream->in.feed(&bytes, &frame_left, config->message_bytes_max);
+    if (error == FramingError::kNone && !bytes.empty()) error = FramingError::kSecondMessage;
     if (error != FramingError::kNone) {
         refuse_framing(stream, error);
         return;
     }
     // With nothing in the owner's hands nobody would pay later: a message may exceed the window.
     if (held_bytes == 0) pay(debt_bytes);
-    stream->uncredited_bytes += bytes.size;
-    if (stream->uncredited_bytes >= config->stream_window_bytes / 4) {
-        nghttp2_session_consume_stream(session, stream->id, stream->uncredited_bytes);
-        stream->uncredited_bytes = 0;
-    }
+    stream->uncredited_bytes += received;
+    credit_partial(stream, config->stream_window_bytes);
 }
 
 void ServerSession::State::refuse_framing(Stream* stream, FramingError error) {
+    Status status = Status::error(StatusCode::kInternal, "");
     switch (error) {
         case FramingError::kTooLarge:
-            refuse(stream, Status::error(StatusCode::kResourceExhausted,
-                                         "Received message larger than max (" +
-                                             std::to_string(stream->in.length()) + " vs. " +
-                                             std::to_string(config->message_bytes_max) + ")"));
+            status = Status::error(StatusCode::kResourceExhausted,
+                                   "Received message larger than max (" +
+                                       std::to_string(stream->in.length()) + " vs. " +
+                                       std::to_string(config->message_bytes_max) + ")");
             break;
         case FramingError::kCompressed:
-            refuse(stream, Status::error(StatusCode::kInternal,
-                                         "compressed flag set without a grpc-encoding"));
+            status.message = "compressed flag set without a grpc-encoding";
             break;
         case FramingError::kBadFlag:
-            refuse(stream, Status::error(StatusCode::kInternal, "Bad GRPC frame type"));
+            status.message = "Bad GRPC frame type";
             break;
         case FramingError::kSecondMessage:
-            refuse(stream, Status::error(StatusCode::kInternal,
-                                         "more than one message in a unary request"));
+            status.message = "more than one message in a unary request";
             break;
         default:
-            refuse(stream, host_memory_refusal());
+            status = host_memory_refusal();
             break;
     }
+    refuse_received(stream, status);
 }
 
 void ServerSession::State::receive_forward_data(Stream* stream, Span bytes) {
@@ -286,7 +296,7 @@ void ServerSession::State::receive_forward_data(Stream* stream, Span bytes) {
     nghttp2_session_consume_connection(session, bytes.size);
     if (!charge(bytes.size)) {
         if (!stream->headers_sent) {
-            refuse(stream, host_memory_refusal());
+            refuse(stream, host_memory_refusal(), nullptr);
         } else {
             reset(stream, NGHTTP2_ENHANCE_YOUR_CALM);
         }
@@ -302,14 +312,17 @@ void ServerSession::State::remote_ended(Stream* stream) {
     stream->remote_ended = true;
     if (stream->finished) return;
     if (stream->kind == StreamKind::kUnary) request_complete(stream);
+    if (stream->kind == StreamKind::kMessages) messages_ended(stream);
     if (stream->kind == StreamKind::kForward) events.push(EventKind::kForwardEnd, stream->id);
 }
 
 void ServerSession::State::request_complete(Stream* stream) {
     if (!stream->in.complete()) {
-        refuse(stream, Status::error(StatusCode::kInternal, stream->in.started()
-                                                                ? "the request message is truncated"
-                                                                : "Half-closed without a request"));
+        refuse(stream,
+               Status::error(StatusCode::kInternal, stream->in.started()
+                                                        ? "the request message is truncated"
+                                                        : "Half-closed without a request"),
+               nullptr);
         return;
     }
     held_bytes += stream->charged_bytes;
@@ -368,14 +381,12 @@ void ServerSession::State::close_stream(Stream* stream) {
     stream->closed = true;
     --open_streams;
     if (block_.stream == stream) block_.stream = nullptr;
-    const bool untaken = stream->kind == StreamKind::kUnary && stream->records > 0;
-    uncharge(stream->charged_bytes);
-    if (untaken) {
+    if (stream->kind == StreamKind::kUnary && stream->records > 0) {  // complete, not taken
+        uncharge(stream->charged_bytes);
         release_held(stream->charged_bytes);
-    } else if (stream->kind != StreamKind::kForward) {
-        pay(stream->charged_bytes);
+        stream->charged_bytes = 0;
     }
-    stream->charged_bytes = 0;
+    drop_received(stream);
     drop_body(stream);
     if (stream->announced && !stream->finished) {
         events.push(

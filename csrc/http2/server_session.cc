@@ -27,6 +27,10 @@ std::string join_metadata(Headers* headers) {
     return joined;
 }
 
+void append_headers(const Headers& headers, std::vector<nghttp2_nv>* block) {
+    for (const auto& [name, value] : headers) block->push_back(copied_header(name, value));
+}
+
 }  // namespace
 
 bool ServerSession::State::charge(std::uint64_t bytes) {
@@ -92,18 +96,34 @@ void ServerSession::State::answer(Stream* stream, Pieces&& message,
         const nghttp2_extpri shared{NGHTTP2_EXTPRI_DEFAULT_URGENCY, 1};
         nghttp2_session_change_extpri_stream_priority(session, stream->id, &shared, 1);
     }
-    nghttp2_submit_response(session, stream->id, kResponseHeaders, std::size(kResponseHeaders),
-                            &body);
+    if (metadata == nullptr || metadata->headers.empty()) {
+        nghttp2_submit_response(session, stream->id, kResponseHeaders, std::size(kResponseHeaders),
+                                &body);
+        return;
+    }
+    std::vector<nghttp2_nv> block(std::begin(kResponseHeaders), std::end(kResponseHeaders));
+    append_headers(metadata->headers, &block);
+    nghttp2_submit_response(session, stream->id, block.data(), block.size(), &body);
 }
 
-void ServerSession::State::refuse(Stream* stream, const Status& status) {
+// The headers of a message stream's answer; its body is open.
+void ServerSession::State::submit_headers(Stream* stream, const AnswerMetadata* metadata) {
+    stream->headers_sent = true;
+    std::vector<nghttp2_nv> block(std::begin(kResponseHeaders), std::end(kResponseHeaders));
+    if (metadata != nullptr) append_headers(metadata->headers, &block);
+    const nghttp2_data_provider body = body_of(stream);
+    // Takes turns with others, however much it has to send.
+    const nghttp2_extpri shared{NGHTTP2_EXTPRI_DEFAULT_URGENCY, 1};
+    nghttp2_session_change_extpri_stream_priority(session, stream->id, &shared, 1);
+    nghttp2_submit_response(session, stream->id, block.data(), block.size(), &body);
+}
+
+void ServerSession::State::refuse(Stream* stream, const Status& status,
+                                  const AnswerMetadata* metadata) {
     if (stream->finished) return;
     stream->finished = true;
     // What was received so far is no longer needed; an announced request's bytes are the owner's.
-    stream->in.clear();
-    uncharge(stream->charged_bytes);
-    if (stream->kind == StreamKind::kUnary) pay(stream->charged_bytes);
-    stream->charged_bytes = 0;
+    drop_received(stream);
     stream->headers.clear();
     stream->kind = StreamKind::kRefused;
     sendable = true;
@@ -111,7 +131,11 @@ void ServerSession::State::refuse(Stream* stream, const Status& status) {
     const std::string http_status = std::to_string(stream->http_status);
     std::vector<nghttp2_nv> headers{copied_header(":status", http_status), kResponseHeaders[1]};
     const Headers trailers = status_trailers(status);
-    for (const auto& [name, value] : trailers) headers.push_back(copied_header(name, value));
+    append_headers(trailers, &headers);
+    if (metadata != nullptr) {
+        append_headers(metadata->headers, &headers);
+        append_headers(metadata->trailers, &headers);
+    }
     if (status.code == StatusCode::kUnimplemented) headers.push_back(kAcceptEncoding);
     nghttp2_submit_response(session, stream->id, headers.data(), headers.size(), nullptr);
 }
@@ -157,21 +181,39 @@ bool ServerSession::State::take_event(Event* event) {
             continue;
         }
         reset_event(event, record.kind, stream->id);
-        if (record.kind == EventKind::kForwardSent) {
-            event->bytes = std::exchange(stream->sent_bytes, 0);
-            stream->sent_recorded = false;
-            return true;
-        }
-        stream->announced = true;
-        event->route = stream->route;
-        event->arrival = stream->arrival;
-        event->deadline = stream->deadline;
-        event->bytes = std::exchange(stream->charged_bytes, 0);
-        event->message = stream->in.take();
-        if (!stream->headers.empty()) event->metadata = join_metadata(&stream->headers);
-        return true;
+        if (take_record(stream, event)) return true;
     }
     return false;
+}
+
+// Fills an event of which only the stream was recorded. False: it is void by now.
+bool ServerSession::State::take_record(Stream* stream, Event* event) {
+    if (event->kind == EventKind::kForwardSent) {
+        event->bytes = std::exchange(stream->sent_bytes, 0);
+        stream->sent_recorded = false;
+        return true;
+    }
+    if (stream->finished) return false;
+    event->route = stream->route;
+    event->arrival = stream->arrival;
+    if (event->kind == EventKind::kMessage) {
+        ReadyMessage ready = stream->take_ready();
+        event->message = std::move(ready.message);
+        event->bytes = ready.bytes;
+        event->arrival = ready.arrival;
+        claim(stream, ready.flow_bytes);
+        return true;
+    }
+    if (event->kind == EventKind::kHalfClosed) return true;
+    stream->announced = true;
+    event->deadline = stream->deadline;
+    if (!stream->headers.empty()) event->metadata = join_metadata(&stream->headers);
+    if (!stream->watched.empty()) event->headers = std::move(stream->watched);
+    if (event->kind == EventKind::kRequest) {
+        event->bytes = std::exchange(stream->charged_bytes, 0);
+        event->message = stream->in.take();
+    }
+    return true;
 }
 
 void ServerSession::State::lose() {
@@ -243,14 +285,29 @@ void ServerSession::answer(StreamId id, Pieces&& message, const AnswerMetadata* 
     if (Stream* stream = state_->find(id)) state_->answer(stream, std::move(message), metadata);
 }
 
-void ServerSession::refuse(StreamId id, const Status& status) {
+void ServerSession::refuse(StreamId id, const Status& status, const AnswerMetadata* metadata) {
     Stream* stream = state_->find(id);
     if (stream == nullptr) return;
-    if (!stream->headers_sent) {
-        state_->refuse(stream, status);
+    if (stream->kind == StreamKind::kMessages) {
+        state_->finish(stream, status, metadata);
+    } else if (!stream->headers_sent) {
+        state_->refuse(stream, status, metadata);
     } else {
         state_->forward_trailers(stream, status_trailers(status));
     }
+}
+
+void ServerSession::send(StreamId id, Pieces&& message, const AnswerMetadata* metadata) {
+    if (Stream* stream = state_->find(id)) state_->send(stream, message, metadata);
+}
+
+void ServerSession::finish(StreamId id, const Status& status, const AnswerMetadata* metadata) {
+    if (Stream* stream = state_->find(id)) state_->finish(stream, status, metadata);
+}
+
+std::uint64_t ServerSession::unsent_bytes(StreamId id) const {
+    const Stream* stream = state_->find(id);
+    return stream == nullptr ? 0 : stream->out.remaining();
 }
 
 void ServerSession::release(std::uint64_t bytes) {

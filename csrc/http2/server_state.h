@@ -1,5 +1,5 @@
 // The inside of ServerSession: server_receive.cc holds what nghttp2 calls while it is fed,
-// server_session.cc what the owner calls.
+// server_session.cc what the owner calls, server_messages.cc both for message streams.
 #pragma once
 
 #include <string>
@@ -17,6 +17,10 @@ inline constexpr std::int64_t kResetBurst = 20'000;
 inline constexpr std::int64_t kResetsPerSecond = 10'000;
 inline constexpr std::int64_t kResetsPerAnswer = 10;
 
+// Charged for every message of a message stream on top of its bytes: what keeping it costs, so that
+// empty ones are not free.
+inline constexpr std::uint64_t kMessageOverheadBytes = 256;
+
 class ServerSession::State : public SessionCore {
   public:
     State(const ServerConfig* config, ByteBudget* budget);
@@ -24,7 +28,9 @@ class ServerSession::State : public SessionCore {
 
     // -- answers (server_session.cc) ----
     void answer(Stream* stream, Pieces&& message, const AnswerMetadata* metadata);
-    void refuse(Stream* stream, const Status& status);
+    void refuse(Stream* stream, const Status& status, const AnswerMetadata* metadata);
+    void send(Stream* stream, const Pieces& message, const AnswerMetadata* metadata);
+    void finish(Stream* stream, const Status& status, const AnswerMetadata* metadata);
     void forward_headers(Stream* stream, const Headers& headers, bool end_stream);
     void forward_trailers(Stream* stream, const Headers& trailers);
     bool take_event(Event* event);
@@ -71,9 +77,19 @@ class ServerSession::State : public SessionCore {
     void select_route(Stream* stream, std::string_view path);
     void request_headers_done(Stream* stream, bool end_stream);
     void receive_unary_data(Stream* stream, Span bytes, std::size_t frame_left);
+    void receive_messages(Stream* stream, Span bytes, std::size_t frame_left);
     void receive_forward_data(Stream* stream, Span bytes);
     void remote_ended(Stream* stream);
     void request_complete(Stream* stream);
+    // `later_bytes` of what is charged to the stream are not this message's.
+    bool message_complete(Stream* stream, std::uint64_t later_bytes);
+    void messages_ended(Stream* stream);
+    bool take_record(Stream* stream, Event* event);
+    void submit_headers(Stream* stream, const AnswerMetadata* metadata);
+    // Frees what was received and is not the owner's.
+    void drop_received(Stream* stream);
+    // Ends a terminated stream for what was received; the owner of a message stream is told.
+    void refuse_received(Stream* stream, const Status& status);
     void count_reset();
     void close_stream(Stream* stream);
     void refuse_framing(Stream* stream, FramingError error);

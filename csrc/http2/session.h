@@ -80,13 +80,15 @@ struct ServerConfig {
 enum class EventKind : std::uint8_t {
     // server: a whole unary request; `message`, `deadline`, `metadata`, `route`
     kRequest,
-    // server: the client reset the stream or the connection ended (once per open stream that was
-    // announced by an event and not yet finished by us)
+    // server: the client reset the stream or the connection ended, or a message stream was refused
+    // here for what came on it (once per open stream that was announced by an event and not yet
+    // finished by us)
     kCancelled,
     // server: a message stream opened; `deadline`, `metadata`, `route`, `headers` (watched ones)
     kStreamOpened,
-    // one whole message of a message stream; server: `bytes`, `arrival`, due to release();
-    // client: `bytes`, due to consumed()
+    // one whole message of a message stream; server: `bytes` (more than those received: keeping a
+    // message costs memory as well), `arrival`, due to release(); client: `bytes`, due to
+    // consumed()
     kMessage,
     // server: the client sends no further messages on this message stream
     kHalfClosed,
@@ -147,16 +149,16 @@ class ServerSession {
     // Answers with an error and no message. Safe before the request is complete: further DATA is
     // dropped and the stream reset with NO_ERROR afterwards. A forwarded stream may be refused too;
     // when its answer's headers are out, the error goes into its trailers.
-    void refuse(StreamId stream, const Status& status);
+    void refuse(StreamId stream, const Status& status, const AnswerMetadata* metadata = nullptr);
     // The bytes of a taken kRequest or kMessage are no longer held: pays back budget and connection
     // window. Due once for every one of them, whether it was answered, cancelled or lost.
     void release(std::uint64_t bytes);
 
     // -- message streams --
 
-    // One message of the answer; the response headers go before the first. A stream that ended
-    // meanwhile is ignored. Ends with finish() or refuse().
-    void send(StreamId stream, Pieces&& message);
+    // One message of the answer; the response headers, with those of `metadata`, go before the
+    // first. A stream that ended meanwhile is ignored. Ends with finish() or refuse().
+    void send(StreamId stream, Pieces&& message, const AnswerMetadata* metadata = nullptr);
     // The trailers, after all that was sent; `status` may be OK. What still arrives is dropped.
     void finish(StreamId stream, const Status& status, const AnswerMetadata* metadata = nullptr);
     // Sent and not yet handed out by pull(): of one stream, for back-pressure to who produces.
@@ -231,6 +233,8 @@ class ClientSession {
     void send(StreamId stream, Pieces&& message);
     void half_close(StreamId stream);
     void consumed(StreamId stream, std::uint64_t bytes);
+    // Sent and not yet handed out by pull(): of one stream.
+    std::uint64_t unsent_bytes(StreamId stream) const;
     // Whether a call would start at once: not draining, peer's SETTINGS seen, below its stream
     // limit.
     bool ready() const;

@@ -93,6 +93,13 @@ void SessionCore::forward_data(Stream* stream, const BufferRef& owner, Span byte
     if (stream->body_queued) nghttp2_session_resume_data(session, stream->id);
 }
 
+void SessionCore::send_message(Stream* stream, const Pieces& message) {
+    stream->out.append_message(message);
+    add_unsent(kPrefixBytes + message.size());
+    sendable = true;
+    if (stream->body_queued) nghttp2_session_resume_data(session, stream->id);
+}
+
 void SessionCore::end_body(Stream* stream, BodyEnd end) {
     stream->body_end = end;
     sendable = true;
@@ -101,6 +108,24 @@ void SessionCore::end_body(Stream* stream, BodyEnd end) {
 
 void SessionCore::forward_consumed(Stream* stream, std::uint64_t bytes) {
     const std::uint64_t credit = std::min(bytes, stream->uncredited_bytes);
+    if (credit == 0) return;
+    stream->uncredited_bytes -= credit;
+    nghttp2_session_consume_stream(session, stream->id, credit);
+    sendable = true;
+}
+
+void SessionCore::credit_partial(Stream* stream, std::uint32_t window_bytes) {
+    if (stream->unclaimed_bytes > 0 || stream->uncredited_bytes < window_bytes / 4) return;
+    nghttp2_session_consume_stream(session, stream->id, stream->uncredited_bytes);
+    stream->uncredited_bytes = 0;
+}
+
+// One message may have exceeded the window: what was credited while it came is not credited again.
+void SessionCore::claim(Stream* stream, std::uint64_t bytes) {
+    stream->unclaimed_bytes -= std::min(bytes, stream->unclaimed_bytes);
+    const std::uint64_t credit = stream->unclaimed_bytes == 0
+                                     ? stream->uncredited_bytes
+                                     : std::min(bytes, stream->uncredited_bytes);
     if (credit == 0) return;
     stream->uncredited_bytes -= credit;
     nghttp2_session_consume_stream(session, stream->id, credit);

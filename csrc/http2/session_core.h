@@ -31,10 +31,16 @@ class SessionCore {
     Stream* find(StreamId id) const;
     // Appends relayed bytes and wakes the stream's body.
     void forward_data(Stream* stream, const BufferRef& owner, Span bytes);
+    // Appends one message of a message stream and wakes the stream's body.
+    void send_message(Stream* stream, const Pieces& message);
     // Says what ends the stream's body and wakes it.
     void end_body(Stream* stream, BodyEnd end);
     // The owner has used `bytes` of a forwarded stream's DATA.
     void forward_consumed(Stream* stream, std::uint64_t bytes);
+    // Opens the stream's window for a message that is being received, unless whole ones wait.
+    void credit_partial(Stream* stream, std::uint32_t window_bytes);
+    // The owner has claimed `bytes` of the whole messages received.
+    void claim(Stream* stream, std::uint64_t bytes);
     // Resets without telling the owner anything more.
     void reset(Stream* stream, std::uint32_t http2_error_code);
     void record_sent(Stream* stream, std::uint64_t bytes);

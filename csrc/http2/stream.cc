@@ -8,6 +8,7 @@ namespace {
 
 constexpr std::size_t kSpareStreamsMax = 1024;
 constexpr std::size_t kKeptRecords = 128;
+constexpr std::size_t kKeptReady = 16;
 
 // Spare streams of this thread, for all its sessions: an idle connection holds none. Never
 // destroyed: sessions of a thread may outlive its thread-local objects.
@@ -28,16 +29,30 @@ void Stream::recycle() {
     arrival = 0;
     deadline = kNever;
     in.clear();
-    charged_bytes = uncredited_bytes = sent_bytes = 0;
+    charged_bytes = uncredited_bytes = unclaimed_bytes = sent_bytes = 0;
+    clear_ready();
     header_bytes = 0;
     out.clear();
     headers.clear();
+    watched.clear();
     trailers.clear();
     if (!refusal.ok()) refusal = Status();
     http_status = 200;
     if (!status.ok()) status = Status();
     status_seen = reply_grpc = reply_encoded = false;
     previous = next = nullptr;
+}
+
+ReadyMessage Stream::take_ready() {
+    ReadyMessage taken = std::move(ready[ready_head++]);
+    if (!has_ready()) clear_ready();
+    return taken;
+}
+
+void Stream::clear_ready() {
+    ready_head = 0;
+    ready.clear();
+    if (ready.capacity() > kKeptReady) std::vector<ReadyMessage>().swap(ready);
 }
 
 StreamList::~StreamList() {
@@ -113,6 +128,8 @@ void reset_event(Event* event, EventKind kind, StreamId stream) {
     event->metadata.clear();
     event->headers.clear();
     if (!event->status.ok()) event->status = Status();
+    event->answer.headers.clear();
+    event->answer.trailers.clear();
 }
 
 }  // namespace infersched::http2

@@ -15,11 +15,20 @@ namespace infersched::http2 {
 enum class StreamKind : std::uint8_t {
     kUnary,
     kForward,
+    kMessages,
     kRefused,  // answered with an error: what still arrives is dropped
 };
 
 // What follows the last byte of a stream's body.
 enum class BodyEnd : std::uint8_t { kOpen, kEndStream, kTrailers };
+
+// A whole message of a message stream that the owner has not taken yet.
+struct ReadyMessage {
+    BufferRef message;
+    std::uint64_t bytes;       // as Event::bytes
+    std::uint64_t flow_bytes;  // of them: under flow control
+    Nanos arrival;
+};
 
 struct Stream {
     StreamId id = 0;
@@ -41,10 +50,15 @@ struct Stream {
     MessageAssembler in;
     std::uint64_t charged_bytes = 0;     // in the budget and not the owner's yet
     std::uint64_t uncredited_bytes = 0;  // received and not credited to the stream's window
-    std::uint64_t sent_bytes = 0;        // left and not reported by kForwardSent
-    std::uint32_t header_bytes = 0;      // of the block being received
+    // Of whole messages that the owner has not taken (server) or not consumed (client).
+    std::uint64_t unclaimed_bytes = 0;
+    std::vector<ReadyMessage> ready;
+    std::size_t ready_head = 0;
+    std::uint64_t sent_bytes = 0;    // left and not reported by kForwardSent
+    std::uint32_t header_bytes = 0;  // of the block being received
     OutBody out;
-    Headers headers;   // being received: selected metadata (unary) or all (forwarded)
+    Headers headers;   // being received: selected metadata (terminated) or all (forwarded)
+    Headers watched;   // of them: those in ServerConfig::watched_headers
     Headers trailers;  // to be sent after the body; empty = `grpc-status: 0`
     Status refusal;    // why its headers are refused, decided while they arrive
     std::uint16_t http_status = 200;  // server: of the refusal; client: received
@@ -63,6 +77,9 @@ struct Stream {
         headers_sent = headers_seen = body_queued = sent_recorded = false;
     }
     void recycle();
+    bool has_ready() const { return ready_head < ready.size(); }
+    ReadyMessage take_ready();
+    void clear_ready();
 };
 
 // The open streams of a session. Closed ones are kept for reuse by all sessions of the thread.
@@ -83,8 +100,8 @@ class StreamList {
     std::size_t size_ = 0;
 };
 
-// Events in the order they were recorded. A kRequest or kForwardSent is only a pointer to its
-// stream, other kinds carry the event.
+// Events in the order they were recorded. A kRequest, a kForwardSent and those of message streams
+// are only a pointer to their stream, other kinds carry the event.
 class EventQueue {
   public:
     struct Record {

@@ -105,6 +105,7 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
         uint32_t header_list_bytes_max
         uint32_t unsent_answer_bytes_max
         vector[string] forward_metadata
+        vector[string] watched_headers
         vector[string] internal_headers
 
     cdef enum class EventKind(uint8_t):
@@ -134,6 +135,7 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
         string metadata
         Headers headers
         Status status
+        AnswerMetadata answer
 
     cdef cppclass ServerSessionCpp "infersched::http2::ServerSession":
         ServerSessionCpp(const ServerConfig *, ByteBudgetCpp *)
@@ -142,8 +144,11 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
         cbool has_events()
         void connection_lost()
         void answer(StreamId, Pieces, const AnswerMetadata *)
-        void refuse(StreamId, const Status &)
+        void refuse(StreamId, const Status &, const AnswerMetadata *)
         void release(uint64_t)
+        void send(StreamId, Pieces, const AnswerMetadata *)
+        void finish(StreamId, const Status &, const AnswerMetadata *)
+        uint64_t unsent_bytes(StreamId)
         void forward_headers(StreamId, const Headers &, cbool)
         void forward_data(StreamId, const BufferRef &, Span)
         void forward_trailers(StreamId, const Headers &)
@@ -173,6 +178,11 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
         void connection_lost()
         StreamId call(string_view, Nanos, string_view, Pieces)
         void cancel(StreamId)
+        StreamId open_stream(string_view, Nanos, string_view)
+        void send(StreamId, Pieces)
+        void half_close(StreamId)
+        void consumed(StreamId, uint64_t)
+        uint64_t unsent_bytes(StreamId)
         cbool ready()
         cbool draining()
         StreamId forward_open(const Headers &, cbool)

@@ -7,7 +7,7 @@ inside C++; nothing here is on its path.
 from typing import NamedTuple
 
 cimport cython
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.memory cimport unique_ptr
 from libcpp.string cimport string
@@ -35,88 +35,7 @@ EVENT_KINDS = (
 )
 ROUTE_KINDS = ("unary", "message_stream", "unimplemented", "forward")
 
-
-class Event(NamedTuple):
-    kind: str
-    stream: int
-    route: int = 0
-    nothing_ran: bool = False
-    end_stream: bool = False
-    arrival: int = 0
-    deadline: int | None = None
-    bytes: int = 0
-    message: bytes = b""
-    metadata: bytes = b""
-    headers: tuple = ()
-    code: int = 0
-    text: str = ""
-    details: bytes = b""
-    retry_pushback_ms: int = -1
-
-
-cdef inline uint64_t monotonic_ns() noexcept nogil:
-    cdef timespec at
-    clock_gettime(CLOCK_MONOTONIC, &at)
-    return <uint64_t>at.tv_sec * 1_000_000_000 + <uint64_t>at.tv_nsec
-
-
-cdef inline Span span_of(const uint8_t[::1] data) noexcept:
-    cdef Span span
-    if data is not None and data.shape[0] > 0:
-        span.data = &data[0]
-        span.size = data.shape[0]
-    return span
-
-
-cdef inline bytes bytes_of(Span span):
-    return (<const char*>span.data)[: span.size] if span.size else b""
-
-
-cdef inline string_view view_of(bytes text) noexcept:
-    return string_view(<const char*>text, len(text))
-
-
-cdef Headers headers_of(pairs) except *:
-    cdef Headers headers
-    cdef pair[string, string] header
-    for name, value in pairs:
-        header.first = name.encode() if isinstance(name, str) else name
-        header.second = value.encode() if isinstance(value, str) else value
-        headers.push_back(header)
-    return headers
-
-
-cdef Pieces pieces_of(message) except *:
-    """One piece a bytes object: small ones are copied into the message, larger ones referred to."""
-    cdef Pieces pieces
-    cdef BufferRef owner
-    for part in [message] if isinstance(message, bytes) else message:
-        if len(part) <= 1024:
-            pieces.append_copy(span_of(part))
-        else:
-            owner = BufferRef.copy_of(span_of(part))
-            pieces.append_reference(owner, owner.span())
-    return move(pieces)
-
-
-cdef object event_of(EventCpp* event):
-    return Event(
-        EVENT_KINDS[<int>event.kind],
-        event.stream,
-        event.route,
-        event.nothing_ran,
-        event.end_stream,
-        event.arrival,
-        None if event.deadline == NEVER else event.deadline,
-        event.bytes,
-        bytes_of(event.message.span()),
-        event.metadata,
-        tuple([(h.first.decode("latin-1"), h.second.decode("latin-1")) for h in event.headers]),
-        <int>event.status.code,
-        event.status.message.decode("utf-8", "replace"),
-        event.status.details,
-        event.status.retry_pushback_ms,
-    )
+include "http2_values.pxi"
 
 
 cdef class ByteBudget:
@@ -153,6 +72,7 @@ cdef class ServerSession:
         header_list_bytes_max=None,
         unsent_answer_bytes_max=None,
         forward_metadata=(),
+        watched_headers=(),
         internal_headers=(),
     ):
         cdef Route route
@@ -177,6 +97,8 @@ cdef class ServerSession:
             self.config.unsent_answer_bytes_max = unsent_answer_bytes_max
         for name in forward_metadata:
             self.config.forward_metadata.push_back(<string>name.encode())
+        for name in watched_headers:
+            self.config.watched_headers.push_back(<string>name.encode())
         for name in internal_headers:
             self.config.internal_headers.push_back(<string>name.encode())
         self.budget = budget if budget is not None else ByteBudget()
@@ -202,20 +124,39 @@ cdef class ServerSession:
     def connection_lost(self):
         self.session.get().connection_lost()
 
-    def answer(self, StreamId stream, message, trailers=None):
+    def answer(self, StreamId stream, message, trailers=(), headers=()):
         cdef Pieces pieces = pieces_of(message)
-        cdef AnswerMetadata metadata
-        if trailers is not None:
-            metadata.trailers = headers_of(trailers)
+        cdef AnswerMetadata metadata = metadata_of(headers, trailers)
         self.session.get().answer(stream, move(pieces), &metadata)
 
-    def refuse(self, StreamId stream, int code, str text, bytes details=b"", retry_pushback_ms=-1):
-        cdef Status status
-        status.code = <StatusCode>code
-        status.message = text.encode()
-        status.details = details
-        status.retry_pushback_ms = retry_pushback_ms
-        self.session.get().refuse(stream, status)
+    def refuse(
+        self,
+        StreamId stream,
+        int code,
+        str text,
+        bytes details=b"",
+        retry_pushback_ms=-1,
+        trailers=(),
+        headers=(),
+    ):
+        cdef Status status = status_of(code, text, details, retry_pushback_ms)
+        cdef AnswerMetadata metadata = metadata_of(headers, trailers)
+        self.session.get().refuse(stream, status, &metadata)
+
+    def send(self, StreamId stream, message, headers=()):
+        cdef Pieces pieces = pieces_of(message)
+        cdef AnswerMetadata metadata = metadata_of(headers, ())
+        self.session.get().send(stream, move(pieces), &metadata)
+
+    def finish(
+        self, StreamId stream, int code=0, str text="", bytes details=b"", trailers=(), headers=()
+    ):
+        cdef Status status = status_of(code, text, details, -1)
+        cdef AnswerMetadata metadata = metadata_of(headers, trailers)
+        self.session.get().finish(stream, status, &metadata)
+
+    def unsent_bytes(self, StreamId stream):
+        return self.session.get().unsent_bytes(stream)
 
     def release(self, uint64_t count):
         self.session.get().release(count)
@@ -321,6 +262,24 @@ cdef class ClientSession:
     def cancel(self, StreamId stream):
         self.session.get().cancel(stream)
 
+    def open_stream(self, str path, timeout_ns=None, bytes metadata=b""):
+        cdef bytes kept = self.paths.setdefault(path, path.encode())
+        cdef Nanos timeout = NEVER if timeout_ns is None else timeout_ns
+        return self.session.get().open_stream(view_of(kept), timeout, view_of(metadata))
+
+    def send(self, StreamId stream, message):
+        cdef Pieces pieces = pieces_of(message)
+        self.session.get().send(stream, move(pieces))
+
+    def half_close(self, StreamId stream):
+        self.session.get().half_close(stream)
+
+    def consumed(self, StreamId stream, uint64_t count):
+        self.session.get().consumed(stream, count)
+
+    def unsent_bytes(self, StreamId stream):
+        return self.session.get().unsent_bytes(stream)
+
     def ready(self):
         return self.session.get().ready()
 
@@ -359,64 +318,4 @@ cdef class ClientSession:
         return self.session.get().open_streams()
 
 
-def timeout_from_text(bytes text):
-    """Nanoseconds of a grpc-timeout value; None where it is malformed."""
-    cdef Nanos timeout = 0
-    return timeout if parse_timeout(view_of(text), &timeout) else None
-
-
-def timeout_to_text(Nanos timeout_ns):
-    return format_timeout(timeout_ns)
-
-
-def encode_percent(bytes text):
-    return percent_encode(view_of(text))
-
-
-def decode_percent(bytes text):
-    return percent_decode(view_of(text))
-
-
-def encode_base64(bytes data):
-    return base64_encode(view_of(data))
-
-
-def decode_base64(bytes text):
-    """The bytes; None where `text` is malformed."""
-    cdef string data
-    return <bytes>data if base64_decode(view_of(text), &data) else None
-
-
-def error_details(
-    int code, bytes text, *, bytes reason=None, retry_ns=None, tuple quota=None, tuple field=None
-):
-    """A serialised google.rpc.Status."""
-    cdef ErrorDetails details
-    if reason is not None:
-        details.error_info(view_of(reason))
-    if retry_ns is not None:
-        details.retry_info(retry_ns)
-    if quota is not None:
-        details.quota_failure(view_of(quota[0]), view_of(quota[1]))
-    if field is not None:
-        details.bad_request(view_of(field[0]), view_of(field[1]))
-    return details.serialise(<StatusCode>code, view_of(text))
-
-
-def loopback(requests=100_000, in_flight=64, request_bytes=128, reply_bytes=128):
-    """Runs `requests` calls between two sessions in memory; times are nanoseconds a request."""
-    cdef LoopbackLoad load
-    cdef LoopbackResult result
-    load.requests = requests
-    load.in_flight = in_flight
-    load.request_bytes = request_bytes
-    load.reply_bytes = reply_bytes
-    with nogil:
-        result = run_loopback(load, monotonic_ns)
-    return {
-        "answered": result.answered,
-        "server_ns": result.server_ticks / load.requests,
-        "total_ns": result.total_ticks / load.requests,
-        "server_bytes": result.server_bytes,
-        "client_bytes": result.client_bytes,
-    }
+include "http2_text.pxi"

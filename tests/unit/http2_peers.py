@@ -19,6 +19,7 @@ STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 LIVE = "/inference.GRPCInferenceService/ServerLive"
 STREAM_TEXT = "ModelStreamInfer is not implemented"
 ROUTES = ((INFER, "unary", ""), (STREAM_INFER, "unimplemented", STREAM_TEXT))
+STREAM_ROUTES = ((INFER, "unary", ""), (STREAM_INFER, "message_stream", ""))
 
 OK, CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED = range(5)
 RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 8, 12, 13, 14
@@ -243,3 +244,30 @@ def refused(client: H2Client, stream: int) -> tuple[int | None, str]:
     answer = client.answers[stream]
     assert answer.ended
     return answer.grpc_status, answer.grpc_message
+
+
+def streaming(budget: http2.ByteBudget | None = None, **options: Any) -> http2.ServerSession:
+    return http2.ServerSession(STREAM_ROUTES, budget=budget, **options)
+
+
+def opened(pair: Pair, *messages: bytes, half_close: bool = False) -> int:
+    """A stream of `messages`; everything has arrived."""
+    stream = pair.client.open_stream(STREAM_INFER)
+    for message in messages:
+        pair.client.send(stream, message)
+    if half_close:
+        pair.client.half_close(stream)
+    pair.pump()
+    return stream
+
+
+def kinds(events: list[http2.Event]) -> list[str]:
+    return [event.kind for event in events]
+
+
+def released(pair: Pair, events: list[http2.Event]) -> list[bytes]:
+    """The messages among `events`, whose bytes are given back."""
+    messages = [event for event in events if event.kind == "message"]
+    for event in messages:
+        pair.server.release(event.bytes)
+    return [event.message for event in messages]

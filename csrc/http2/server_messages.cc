@@ -1,0 +1,106 @@
+// Message streams of a server session: messages in, answers and trailers out.
+#include <algorithm>
+
+#include "http2/headers.h"
+#include "http2/server_state.h"
+
+namespace infersched::http2 {
+
+void ServerSession::State::receive_messages(Stream* stream, Span bytes, std::size_t frame_left) {
+    debt_bytes += bytes.size;
+    if (!charge(bytes.size)) {
+        pay(bytes.size);
+        refuse_received(stream, host_memory_refusal());
+        return;
+    }
+    stream->charged_bytes += bytes.size;
+    stream->uncredited_bytes += bytes.size;
+    while (!bytes.empty()) {
+        const FramingError error = stream->in.feed(&bytes, &frame_left, config->message_bytes_max);
+        if (error != FramingError::kNone) {
+            refuse_framing(stream, error);
+            return;
+        }
+        if (stream->in.complete() && !message_complete(stream, bytes.size)) return;
+    }
+    // With nothing in the owner's hands nobody would pay later: a message may exceed the window.
+    if (held_bytes == 0) pay(debt_bytes);
+    credit_partial(stream, config->stream_window_bytes);
+}
+
+bool ServerSession::State::message_complete(Stream* stream, std::uint64_t later_bytes) {
+    if (!charge(kMessageOverheadBytes)) {
+        refuse_received(stream, host_memory_refusal());
+        return false;
+    }
+    const std::uint64_t flow_bytes = stream->charged_bytes - later_bytes;
+    const std::uint64_t bytes = flow_bytes + kMessageOverheadBytes;
+    stream->charged_bytes = later_bytes;
+    held_bytes += bytes;
+    stream->unclaimed_bytes += flow_bytes;
+    stream->ready.push_back({stream->in.take(), bytes, flow_bytes, now});
+    events.push(stream, EventKind::kMessage);
+    return true;
+}
+
+void ServerSession::State::messages_ended(Stream* stream) {
+    if (stream->in.started()) {
+        refuse_received(stream,
+                        Status::error(StatusCode::kInternal, "the request message is truncated"));
+        return;
+    }
+    events.push(stream, EventKind::kHalfClosed);
+}
+
+void ServerSession::State::drop_received(Stream* stream) {
+    while (stream->has_ready()) {
+        const std::uint64_t bytes = stream->take_ready().bytes;
+        uncharge(bytes);
+        release_held(bytes);
+    }
+    stream->in.clear();
+    uncharge(stream->charged_bytes);
+    // A forwarded stream's was paid when it came.
+    if (stream->kind != StreamKind::kForward) pay(stream->charged_bytes);
+    stream->charged_bytes = 0;
+}
+
+void ServerSession::State::refuse_received(Stream* stream, const Status& status) {
+    const bool told = stream->kind == StreamKind::kMessages && stream->announced;
+    if (stream->kind == StreamKind::kMessages) {
+        finish(stream, status, nullptr);
+    } else {
+        refuse(stream, status, nullptr);
+    }
+    if (told) events.push(EventKind::kCancelled, stream->id);
+}
+
+void ServerSession::State::send(Stream* stream, const Pieces& message,
+                                const AnswerMetadata* metadata) {
+    if (stream->finished || stream->kind != StreamKind::kMessages) return;
+    if (!stream->headers_sent) submit_headers(stream, metadata);
+    send_message(stream, message);
+}
+
+void ServerSession::State::finish(Stream* stream, const Status& status,
+                                  const AnswerMetadata* metadata) {
+    if (stream->finished || stream->kind != StreamKind::kMessages) return;
+    if (!stream->headers_sent) {
+        // An error alone is one block; initial metadata needs one of its own.
+        if (!status.ok() && (metadata == nullptr || metadata->headers.empty())) {
+            refuse(stream, status, metadata);
+            return;
+        }
+        submit_headers(stream, metadata);
+    }
+    stream->finished = true;
+    drop_received(stream);
+    reset_tokens_ = std::min(kResetBurst, reset_tokens_ + kResetsPerAnswer);
+    stream->trailers = status_trailers(status);
+    if (metadata != nullptr)
+        stream->trailers.insert(stream->trailers.end(), metadata->trailers.begin(),
+                                metadata->trailers.end());
+    end_body(stream, BodyEnd::kTrailers);
+}
+
+}  // namespace infersched::http2
