@@ -41,6 +41,13 @@ class DynamicBatching:
     max_queue_delay_us: int = 0
 
 
+@dataclass(frozen=True)
+class Sequencing:
+    """Triton's sequence batcher; the idle time is in microseconds."""
+
+    idle_us: int = 60_000_000
+
+
 def write_model(
     repository: Path,
     name: str,
@@ -53,7 +60,7 @@ def write_model(
     dynamic_batching: DynamicBatching | None = None,
     parameters: Mapping[str, str] | None = None,
     decoupled: bool = False,
-    sequence: bool = False,
+    sequence: Sequencing | None = None,
 ) -> str:
     """Writes `name`/config.pbtxt and `name`/1/model.py; `source` is a file or a stem in python/."""
     config = model_config_pb2.ModelConfig(
@@ -76,8 +83,8 @@ def write_model(
     if dynamic_batching is not None:
         config.dynamic_batching.preferred_batch_size.extend(dynamic_batching.preferred_batch_sizes)
         config.dynamic_batching.max_queue_delay_microseconds = dynamic_batching.max_queue_delay_us
-    if sequence:
-        _add_sequence_controls(config)
+    if sequence is not None:
+        _add_sequence_controls(config, sequence)
 
     version = Path(repository) / name / "1"
     version.mkdir(parents=True, exist_ok=True)
@@ -87,10 +94,10 @@ def write_model(
     return name
 
 
-def _add_sequence_controls(config: model_config_pb2.ModelConfig) -> None:
+def _add_sequence_controls(config: model_config_pb2.ModelConfig, sequence: Sequencing) -> None:
     control = model_config_pb2.ModelSequenceBatching.Control
     batching = config.sequence_batching
-    batching.max_sequence_idle_microseconds = 60_000_000
+    batching.max_sequence_idle_microseconds = sequence.idle_us
     for name, kind in (
         ("START", control.CONTROL_SEQUENCE_START),
         ("END", control.CONTROL_SEQUENCE_END),
@@ -98,9 +105,6 @@ def _add_sequence_controls(config: model_config_pb2.ModelConfig) -> None:
     ):
         flag = batching.control_input.add(name=name).control.add(kind=kind)
         flag.int32_false_true.extend([0, 1])
-    batching.control_input.add(name="CORRID").control.add(
-        kind=control.CONTROL_SEQUENCE_CORRID, data_type=model_config_pb2.TYPE_UINT64
-    )
 
 
 def identity(
@@ -227,7 +231,43 @@ def decoupled(repository: Path, name: str = "decoupled", *, max_batch_size: int 
     )
 
 
-def sequence(repository: Path, name: str = "sequence", *, max_batch_size: int = 8) -> str:
+def repeat(
+    repository: Path,
+    name: str = "repeat",
+    *,
+    journal: Path | None = None,
+    instances: int = 2,
+) -> str:
+    """Decoupled: COUNT responses with INDEX 0 … and SIZE bytes of PAYLOAD, one every DELAY_MS.
+
+    Number FAIL_AT is an error instead. COUNT, DELAY_MS, FAIL_AT and SIZE are INT32[1]; all but
+    COUNT may be left out. `journal` gets a line for each request that ended: id, "done" or
+    "cancelled", responses.
+    """
+    return write_model(
+        repository,
+        name,
+        source="repeat",
+        inputs=[
+            Tensor("COUNT", "INT32", (1,)),
+            *(Tensor(key, "INT32", (1,), optional=True) for key in ("DELAY_MS", "FAIL_AT", "SIZE")),
+        ],
+        outputs=[Tensor("INDEX", "INT32", (1,)), Tensor("PAYLOAD", "UINT8", (-1,))],
+        max_batch_size=1,
+        instances=instances,
+        parameters={"journal": str(journal or Path(repository) / name / "journal")},
+        decoupled=True,
+    )
+
+
+def sequence(
+    repository: Path,
+    name: str = "sequence",
+    *,
+    max_batch_size: int = 8,
+    sequencing: Sequencing = Sequencing(),
+    instances: int = 1,
+) -> str:
     """SUM INT32[1] is the running sum of VALUE INT32[1] over the sequence so far."""
     return write_model(
         repository,
@@ -236,7 +276,8 @@ def sequence(repository: Path, name: str = "sequence", *, max_batch_size: int = 
         inputs=[Tensor("VALUE", "INT32", (1,))],
         outputs=[Tensor("SUM", "INT32", (1,))],
         max_batch_size=max_batch_size,
-        sequence=True,
+        instances=instances,
+        sequence=sequencing,
     )
 
 
@@ -267,6 +308,7 @@ def write_all(repository: Path) -> list[str]:
         slow(repository),
         failing(repository),
         decoupled(repository),
+        repeat(repository),
         sequence(repository),
         optional_input(repository),
     ]

@@ -1,11 +1,11 @@
-"""A running sum for each sequence, by its correlation id."""
+"""A running sum for each sequence, by its correlation id, a number or a text."""
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 
 def control(request, name):
-    return int(pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)[0])
+    return pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)[0]
 
 
 class TritonPythonModel:
@@ -15,7 +15,7 @@ class TritonPythonModel:
     def execute(self, requests):
         responses = []
         for request in requests:
-            correlation_id = control(request, "CORRID")
+            correlation_id = request.correlation_id()
             values = pb_utils.get_input_tensor_by_name(request, "VALUE").as_numpy()
             before = 0 if control(request, "START") else self.totals.get(correlation_id, 0)
             total = before + int(values.sum())
