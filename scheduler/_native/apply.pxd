@@ -2,6 +2,8 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from libcpp.memory cimport make_shared, shared_ptr
+
 from scheduler._native.gateway cimport *
 
 
@@ -16,6 +18,7 @@ cdef inline fill_limits(Limits* limits, message):
         limits.streams_per_connection_max = message.streams_per_connection_max
     for name in message.forward_metadata:
         limits.forward_metadata.push_back(name.encode())
+    limits.response_compression = <Compression><int>message.response_compression
 
 
 cdef inline BackendConfig backend_config(message):
@@ -24,7 +27,25 @@ cdef inline BackendConfig backend_config(message):
     config.address = message.address.encode()
     config.connections = max(message.connections, 1)
     config.state = <BackendState><int>message.state
+    config.compression = <Compression><int>message.compression
     return config
+
+
+cdef inline SharedMemoryRegion shared_memory_region(message):
+    cdef SharedMemoryRegion region
+    region.name = message.name.encode()
+    region.backends = list(message.backend_indices)
+    return region
+
+
+cdef inline Padding padding_schema(message):
+    cdef Padding padding
+    padding.axis = message.axis
+    padding.buckets = sorted(message.buckets)
+    padding.value = message.value
+    padding.mask_input = message.mask_input.encode()
+    padding.length_input = message.length_input.encode()
+    return padding
 
 
 cdef inline TensorSchema tensor_schema(message):
@@ -35,7 +56,29 @@ cdef inline TensorSchema tensor_schema(message):
     tensor.optional = message.optional
     tensor.shape_tensor = message.shape_tensor
     tensor.ragged = message.ragged
+    tensor.padding = padding_schema(message.padding)
+    tensor.trim_to = message.trim_to.encode()
+    tensor.trim_axis = message.trim_axis
     return tensor
+
+
+cdef inline shared_ptr[TritonBatching] triton_batching(message):
+    cdef shared_ptr[TritonBatching] batching = make_shared[TritonBatching]()
+    cdef TritonQueuePolicy level
+    batching.get().dynamic = message.dynamic
+    batching.get().preferred_rows = list(message.preferred_rows)
+    batching.get().queue_delay_max_ns = message.queue_delay_max_ns
+    batching.get().preserve_ordering = message.preserve_ordering
+    batching.get().default_level = max(message.default_level, 1)
+    for wanted in message.levels:
+        level.delay_timed_out = wanted.delay_timed_out
+        level.timeout_ns = wanted.timeout_ns
+        level.timeout_override = wanted.timeout_override
+        level.requests_max = wanted.requests_max
+        batching.get().levels.push_back(level)
+    if batching.get().levels.empty():
+        batching.get().levels.resize(1)
+    return batching
 
 
 cdef inline ModelPolicy model_policy(batching, max_batch_size):
@@ -55,6 +98,12 @@ cdef inline ModelPolicy model_policy(batching, max_batch_size):
     policy.staged_batches_max = batching.staged_batches_max
     policy.idempotent = batching.idempotent
     policy.cancellable = batching.cancellable
+    policy.direct_max = batching.direct_max
+    policy.sequence_idle_ns = batching.sequence_idle_ns
+    policy.admitting = not batching.refusing
+    policy.hold_requests = batching.hold_requests
+    if batching.HasField("triton"):
+        policy.triton = triton_batching(batching.triton)
     return policy
 
 
@@ -74,6 +123,8 @@ cdef inline ModelConfig model_config(message):
     for tensor in message.outputs:
         config.schema.outputs.push_back(tensor_schema(tensor))
     config.policy = model_policy(message.batching, message.max_batch_size)
+    for name in message.batching.key_headers:
+        config.key_headers.push_back(name.lower().encode())
     # What cannot be merged cannot be split either: its size is checked as Triton does.
     config.schema.rows_max = 0 if message.batching.merge else message.max_batch_size
     for wanted in message.placements:

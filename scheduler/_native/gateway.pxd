@@ -25,6 +25,13 @@ cdef extern from "kserve/schema.h" namespace "infersched::kserve" nogil:
 
     DataType parse_data_type(const string& text)
 
+    cdef cppclass Padding:
+        uint32_t axis
+        vector[int64_t] buckets
+        string value
+        string mask_input
+        string length_input
+
     cdef cppclass TensorSchema:
         string name
         DataType data_type
@@ -32,6 +39,9 @@ cdef extern from "kserve/schema.h" namespace "infersched::kserve" nogil:
         cbool optional
         cbool shape_tensor
         cbool ragged
+        Padding padding
+        string trim_to
+        uint32_t trim_axis
 
     cdef cppclass ModelSchema:
         string name
@@ -45,10 +55,29 @@ cdef extern from "kserve/schema.h" namespace "infersched::kserve" nogil:
         vector[TensorSchema] outputs
 
 
+cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
+    cdef enum class Compression(uint8_t):
+        kNone
+
+
 cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
     cdef cppclass CountersPage:
         uint32_t pid
         uint64_t loop_busy_ns
+
+    cdef cppclass TritonQueuePolicy:
+        cbool delay_timed_out
+        Nanos timeout_ns
+        cbool timeout_override
+        uint32_t requests_max
+
+    cdef cppclass TritonBatching:
+        cbool dynamic
+        vector[uint32_t] preferred_rows
+        Nanos queue_delay_max_ns
+        cbool preserve_ordering
+        vector[TritonQueuePolicy] levels
+        uint32_t default_level
 
     cdef cppclass ModelPolicy:
         cbool in_use
@@ -66,6 +95,11 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         uint32_t staged_batches_max
         cbool idempotent
         cbool cancellable
+        uint32_t direct_max
+        Nanos sequence_idle_ns
+        cbool admitting
+        uint32_t hold_requests
+        shared_ptr[TritonBatching] triton
 
     cdef cppclass Placement:
         uint32_t backend
@@ -90,12 +124,14 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         string address
         uint32_t connections
         BackendState state
+        Compression compression
 
     cdef cppclass ModelConfig:
         uint32_t index
         cbool is_default_version
         ModelSchema schema
         ModelPolicy policy
+        vector[string] key_headers
         vector[Placement] placements
 
     cdef cppclass Limits:
@@ -104,11 +140,17 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         uint32_t connections_max
         uint32_t streams_per_connection_max
         vector[string] forward_metadata
+        Compression response_compression
+
+    cdef cppclass SharedMemoryRegion:
+        string name
+        vector[uint32_t] backends
 
     cdef cppclass WantedState:
         uint64_t generation
         vector[shared_ptr[ModelConfig]] models
         vector[BackendConfig] backends
+        vector[SharedMemoryRegion] regions
         Limits limits
 
     cdef enum class NoticeKind "infersched::gateway::Notice::Kind"(uint8_t):

@@ -13,7 +13,12 @@ from libcpp.string cimport string
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from scheduler._native.apply cimport backend_config, fill_limits, model_config
+from scheduler._native.apply cimport (
+    backend_config,
+    fill_limits,
+    model_config,
+    shared_memory_region,
+)
 from scheduler._native.gateway cimport *
 
 # One read takes at most this; all connections of the loop share the buffer.
@@ -309,6 +314,8 @@ cdef class Gateway:
             known = self.fill_models(&wanted, message.models)
             for backend in message.backends:
                 wanted.backends.push_back(backend_config(backend))
+            for region in message.regions:
+                wanted.regions.push_back(shared_memory_region(region))
         except OverflowError as overflow:
             return f"a number is out of range: {overflow}"
         cdef string error = self.core.get().apply(wanted, monotonic_now())

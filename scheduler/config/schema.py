@@ -75,6 +75,8 @@ OptionalAddressText = Annotated[
 BatchSizes = Annotated[tuple[int, ...], BeforeValidator(_listed), AfterValidator(_ascending_sizes)]
 HeaderNames = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_header_names)]
 
+CompressionName = Literal["none", "gzip", "deflate"]
+
 
 class Drain(Section):
     """What SIGTERM does: health turns NOT_SERVING, a wait, then no new work, then the end."""
@@ -110,6 +112,9 @@ class Server(Section):
     connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     streams_per_connection_max: Annotated[int, Field(ge=1, le=INT32_MAX)] = 1_000
     forward_metadata: HeaderNames = ()
+    response_compression: CompressionName = Field(
+        default="none", description="of answers to clients that accept it"
+    )
     readiness: Literal["strict", "lenient"] = Field(
         default="strict",
         description="strict: ready when every model has a ready backend; lenient: when any has",
@@ -125,6 +130,7 @@ class Backend(Section):
     connections: Annotated[int, Field(ge=1, le=64)] = Field(
         default=2, description="data connections held to it"
     )
+    compression: CompressionName = Field(default="none", description="of the requests sent to it")
     tls: Annotated[
         BackendTls | None,
         BeforeValidator(lambda value: None if value is False else value),
@@ -205,6 +211,9 @@ class Batching(Section):
         default=True, description="a failed merged batch may be run again in parts"
     )
     cancellable: bool = Field(default=False, description="a running batch may be reset at Triton")
+    batch_keys: HeaderNames = Field(
+        default=(), description="request headers that must agree within a batch"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Batching:

@@ -25,6 +25,16 @@ _STATES = {
     BackendStatus.DOWN: pb.BACKEND_STATE_DOWN,
 }
 
+_COMPRESSION = {
+    "none": pb.COMPRESSION_NONE,
+    "gzip": pb.COMPRESSION_GZIP,
+    "deflate": pb.COMPRESSION_DEFLATE,
+}
+# Requests of one decoupled or sequence model that are at one backend at once.
+DIRECT_REQUESTS_MAX = 1024
+# Where the configuration of a sequence model names no idle time.
+SEQUENCE_IDLE_DEFAULT_US = 1_000_000
+
 
 def key_text(key: ModelKey) -> str:
     """A model version as one key of the index book."""
@@ -59,6 +69,7 @@ class DesiredState:
         for address, index in self.backend_index.items():
             backend = apply.backends.add(index=index, address=address)
             backend.connections = pool.backends[address].connections
+            backend.compression = _COMPRESSION[pool.backends[address].compression]
             backend.state = _STATES[pool.watches[address].status]
             tls = pool.backends[address].tls
             if tls is not None:
@@ -119,7 +130,18 @@ def batching_message(batching: Batching, spec: ModelSpec, merge: bool) -> pb.Bat
         staged_batches_max=batching.staged_batches,
         idempotent=batching.idempotent,
         cancellable=batching.cancellable,
+        direct_max=DIRECT_REQUESTS_MAX if spec.decoupled or spec.sequence else 0,
+        sequence_idle_ns=_sequence_idle_us(spec) * 1000,
+        key_headers=batching.batch_keys,
     )
+
+
+def _sequence_idle_us(spec: ModelSpec) -> int:
+    """When Triton forgets a sequence nobody speaks of; 0 for a model without sequences."""
+    if not spec.sequence:
+        return 0
+    idle_us = spec.config.sequence_batching.max_sequence_idle_microseconds
+    return idle_us or SEQUENCE_IDLE_DEFAULT_US
 
 
 def _model(
@@ -189,4 +211,5 @@ def _limits(settings: Settings) -> pb.Limits:
         connections_max=server.connections_max,
         streams_per_connection_max=server.streams_per_connection_max,
         forward_metadata=server.forward_metadata,
+        response_compression=_COMPRESSION[server.response_compression],
     )

@@ -223,3 +223,16 @@ def test_variables_of_the_build_are_not_configuration() -> None:
 def test_a_file_that_is_not_there_is_an_error_of_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read"):
         load_settings(tmp_path / "none.yaml", environment={})
+
+
+def test_compression_and_batch_keys_reach_their_sections(tmp_path: Path) -> None:
+    settings = load_text(
+        tmp_path,
+        "server: {response_compression: gzip}\n"
+        "backends: [{address: 'a:1', compression: deflate}]\n"
+        "models: {m: {batch_keys: X-Tenant}}\n",
+    ).settings
+    assert settings.server.response_compression == "gzip"
+    assert settings.backends[0].compression == "deflate"
+    assert settings.batching_for("m").batch_keys == ("x-tenant",)
+    assert settings.batching_for("other").batch_keys == ()

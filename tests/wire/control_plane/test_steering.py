@@ -46,6 +46,8 @@ def test_the_catalog_reaches_the_data_plane(
     assert identity.placements[0].instances == 1
     assert found["decoupled"].decoupled
     assert not found["decoupled"].batching.merge
+    assert found["decoupled"].batching.direct_max > 0
+    assert (identity.batching.direct_max, identity.batching.sequence_idle_ns) == (0, 0)
     assert sorted(model.index for model in apply.models) == [0, 1, 2]
 
 
