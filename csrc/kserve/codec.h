@@ -48,9 +48,9 @@ class SignatureTable {
 struct SchedulingParameters {
     std::uint64_t priority = 0;   // 0 = the model's default level, 1 = highest
     std::int64_t timeout_us = 0;  // budget of the whole request; 0 = none
-    bool has_sequence = false;    // any sequence_* parameter
-    // Key of the correlation id (integer or string; never 0); 0: no sequence. Two ids share a key
-    // with the probability of a 64-bit hash collision.
+    bool has_sequence = false;    // sequence_id, sequence_start or sequence_end, whatever they say
+    // Key of the correlation id (integer or string); 0: no sequence, as the ids 0 and "" say. Two
+    // ids share a key with the probability of a 64-bit hash collision.
     std::uint64_t sequence = 0;
     bool sequence_start = false;
     bool sequence_end = false;
@@ -176,8 +176,9 @@ struct StreamReply {
     BufferRef message;
     std::string_view error_message;  // empty: a response
     std::string_view id;
+    Span id_field;       // of the response: where the id stands, with its tag
     Span response;       // the ModelInferResponse
-    bool final = false;  // triton_final_response is true
+    bool final = false;  // triton_final_response is true; a refusal, which lacks it, is final, too
     bool empty = false;  // no outputs: only says that the last response was the last
 };
 // False when the message is malformed; `error` then says how.
@@ -189,7 +190,10 @@ void write_stream_reply(const StreamReply& reply, std::string_view our_id, std::
 // Makes a ModelInferResponse (as write_reply() gives it) a message of the stream: wrapped, with
 // triton_final_response true.
 void wrap_stream_reply(Pieces* message);
-// A failed request of a stream: error_message, and the id where Triton has it.
+// A request of a stream that was refused: error_message, and the id where Triton has it.
 void write_stream_error(std::string_view text, std::string_view id, Pieces* message);
+// A request of a stream whose execution failed; Triton then names its model, too, and says
+// triton_final_response true.
+void write_stream_failure(const PreparedRequest& request, std::string_view text, Pieces* message);
 
 }  // namespace infersched::kserve

@@ -145,8 +145,9 @@ void append_tensor(const Batch& batch, const SignatureInput& input, std::size_t 
     }
 }
 
-// The message as it came, without the parameters that were meant for us.
-void forward(const State& state, Pieces* message) {
+}  // namespace
+
+void forward_request(const State& state, Pieces* message) {
     const Span whole = state.message.span();
     const std::uint8_t* at = whole.data;
     for (const Span& field : state.consumed_fields) {
@@ -157,14 +158,12 @@ void forward(const State& state, Pieces* message) {
     message->append_reference(state.message, {at, static_cast<std::size_t>(end - at)});
 }
 
-}  // namespace
-
 void merge_requests(const RequestRows* parts, std::size_t count, std::uint32_t rows_padded,
                     Pieces* message) {
     if (count == 0) return;
     const State& first = RequestAccess::state(*parts[0].request);
     if (!first.mergeable) {
-        forward(first, message);
+        forward_request(first, message);
         return;
     }
     Batch batch = {parts, count, 0, 0};

@@ -22,6 +22,9 @@ void PreparedRequest::State::recycle() {
     message = BufferRef();
     converted = BufferRef();
     signature.reset();
+    sequence_text = {};
+    regions.clear();
+    if (regions.capacity() > kElementsKept) regions.shrink_to_fit();
     inputs.clear_beyond(kElementsKept);
     outputs.clear_beyond(kElementsKept);
     consumed_fields.clear_beyond(kElementsKept);
@@ -55,5 +58,9 @@ const SchedulingParameters& PreparedRequest::scheduling() const { return state_-
 const SignatureRef& PreparedRequest::signature() const { return state_->signature; }
 
 std::string_view PreparedRequest::id() const { return state_->id; }
+
+std::string_view PreparedRequest::sequence_text() const { return state_->sequence_text; }
+
+const std::vector<std::string_view>& PreparedRequest::regions() const { return state_->regions; }
 
 }  // namespace infersched::kserve

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 #include "kserve/codec.h"
 #include "kserve/free_list.h"
@@ -23,6 +24,9 @@ struct PreparedRequest::State {
     SignatureRef signature;
     SchedulingParameters scheduling;
     std::string_view id;
+    std::string_view sequence_text;  // in the message or in `sequence_digits`
+    char sequence_digits[20];
+    std::vector<std::string_view> regions;
     std::uint32_t rows = 1;
     bool mergeable = false;
     InlineArray<RequestTensor, 4> inputs;   // in the signature's order; only when mergeable
@@ -43,5 +47,8 @@ struct RequestAccess {
     static constexpr std::size_t kKept = 4096;
     static FreeList<PreparedRequest::State, kKept>& list();
 };
+
+// The message as it came, without the parameters that were meant for us.
+void forward_request(const RequestAccess::State& state, Pieces* message);
 
 }  // namespace infersched::kserve

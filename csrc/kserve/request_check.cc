@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "kserve/hash.h"
 #include "kserve/parameter.h"
+#include "kserve/region.h"
 #include "kserve/typed_contents.h"
 
 namespace infersched::kserve {
@@ -11,11 +13,49 @@ namespace {
 
 constexpr std::int64_t kRowsLimit = 0x7fffffff;
 
+bool is_forwardable(const Parameter& parameter) {
+    return parameter.kind != ParameterKind::kNone && parameter.kind != ParameterKind::kUint64;
+}
+
 bool starts_with(std::string_view text, std::string_view prefix) {
     return text.size() >= prefix.size() && text.compare(0, prefix.size(), prefix) == 0;
 }
 
-bool check_parameter(const Parameter& parameter, SchedulingParameters* scheduling) {
+// Integers and strings are different ids even where they look the same.
+std::uint64_t sequence_key(const Parameter& id) {
+    constexpr std::uint64_t kIntegerSeed = 1;
+    constexpr std::uint64_t kTextSeed = 2;
+    std::uint64_t key = 0;
+    if (id.kind == ParameterKind::kString) {
+        const std::string_view text = until_nul(id.text);
+        if (text.empty()) return 0;
+        key = hash_bytes(span_of(text), kTextSeed);
+    } else {
+        if (id.bits == 0) return 0;
+        key = hash_bytes({reinterpret_cast<const std::uint8_t*>(&id.bits), 8}, kIntegerSeed);
+    }
+    return key == 0 ? 1 : key;
+}
+
+bool check_sequence_parameter(const Parameter& parameter, CheckedRequest* checked) {
+    SchedulingParameters* scheduling = &checked->scheduling;
+    if (parameter.key == "sequence_id") {
+        scheduling->has_sequence = true;
+        scheduling->sequence = sequence_key(parameter);
+        if (scheduling->sequence != 0) checked->sequence_id = &parameter;
+        if (parameter.kind == ParameterKind::kInt64) return true;
+        return parameter.kind == ParameterKind::kString &&
+               until_nul(parameter.text).size() <= kSequenceIdBytesMax;
+    }
+    const bool begins = parameter.key == "sequence_start";
+    if (!begins && parameter.key != "sequence_end") return is_forwardable(parameter);
+    scheduling->has_sequence = true;
+    (begins ? scheduling->sequence_start : scheduling->sequence_end) = parameter.bits != 0;
+    return parameter.kind == ParameterKind::kBool;
+}
+
+bool check_parameter(const Parameter& parameter, CheckedRequest* checked) {
+    SchedulingParameters* scheduling = &checked->scheduling;
     const ParameterKind kind = parameter.kind;
     if (parameter.key == "priority") {
         scheduling->priority = parameter.bits;
@@ -29,28 +69,14 @@ bool check_parameter(const Parameter& parameter, SchedulingParameters* schedulin
         return kind == ParameterKind::kInt64;
     }
     if (starts_with(parameter.key, "sequence_")) {
-        if (parameter.key == "sequence_id") {
-            scheduling->has_sequence = true;
-            return kind == ParameterKind::kInt64 || kind == ParameterKind::kString;
-        }
-        if (parameter.key == "sequence_start" || parameter.key == "sequence_end") {
-            scheduling->has_sequence = true;
-            return kind == ParameterKind::kBool;
-        }
+        return check_sequence_parameter(parameter, checked);
     }
     if (starts_with(parameter.key, "triton_")) {
+        scheduling->wants_empty_final = parameter.bits != 0;
         return parameter.key == "triton_enable_empty_final_response" &&
                kind == ParameterKind::kBool;
     }
-    return kind != ParameterKind::kNone && kind != ParameterKind::kUint64;
-}
-
-bool has_shared_memory(const RequestScan& scan, Range parameters) {
-    for (std::uint32_t i = 0; i < parameters.count; ++i) {
-        const Parameter& parameter = scan.tensor_parameters[parameters.first + i];
-        if (starts_with(parameter.key, "shared_memory_")) return true;
-    }
-    return false;
+    return is_forwardable(parameter);
 }
 
 // The index of `name`; `guess` first, since clients send tensors in the model's order.
@@ -218,7 +244,30 @@ bool check_rows(const ModelSchema& schema, const CheckedRequest& checked) {
     return limit == 0 || checked.rows <= limit;
 }
 
-// Rows of a request that nobody here judges, for accounting.
+// What can be said of tensors in shared memory without knowing the regions; finds their names.
+bool check_regions(const RequestScan& scan, CheckedRequest* checked) {
+    RegionUse region;
+    for (const ScannedInput& input : scan.inputs) {
+        if (!read_region(scan, input.name, input.parameters, &region).ok()) return false;
+        if (!region.used) continue;
+        if (input.contents.count != 0) return false;
+        checked->regions.push_back(region.name);
+    }
+    for (const ScannedOutput& output : scan.outputs) {
+        const Parameter* parameters = scan.tensor_parameters.data() + output.parameters.first;
+        if (!read_region(scan, output.name, output.parameters, &region).ok()) return false;
+        if (!check_classification(parameters, output.parameters.count)) return false;
+        if (!region.used) continue;
+        if (find_parameter(parameters, output.parameters.count, "classification")) return false;
+        checked->regions.push_back(region.name);
+    }
+    std::sort(checked->regions.begin(), checked->regions.end());
+    const auto* end = std::unique(checked->regions.begin(), checked->regions.end());
+    checked->regions.resize(static_cast<std::uint32_t>(end - checked->regions.begin()));
+    return true;
+}
+
+// Rows of a request whose tensors only Triton can judge, for accounting.
 std::uint32_t claimed_rows(const RequestScan& scan, const ModelSchema& schema) {
     if (schema.max_batch_size == 0 || scan.inputs.empty()) return 1;
     const Range dims = scan.inputs[0].dims;
@@ -232,8 +281,10 @@ std::uint32_t claimed_rows(const RequestScan& scan, const ModelSchema& schema) {
 
 void CheckedRequest::clear() {
     rows = 1;
-    mergeable = unjudged = false;
+    mergeable = false;
     scheduling = SchedulingParameters();
+    sequence_id = nullptr;
+    regions.clear();
     inputs.clear();
     outputs.clear();
     output_parameters.clear();
@@ -254,17 +305,6 @@ bool is_bytes_tensor(Span data, std::uint64_t count) {
     return at == data.size;
 }
 
-bool uses_shared_memory(const RequestScan& scan) {
-    if (scan.tensor_parameters.empty()) return false;
-    for (const ScannedInput& input : scan.inputs) {
-        if (has_shared_memory(scan, input.parameters)) return true;
-    }
-    for (const ScannedOutput& output : scan.outputs) {
-        if (has_shared_memory(scan, output.parameters)) return true;
-    }
-    return false;
-}
-
 bool asks_impossible_classes(const RequestScan& scan, const ModelSchema& schema) {
     for (const ScannedOutput& output : scan.outputs) {
         const Parameter* parameters = scan.tensor_parameters.data() + output.parameters.first;
@@ -281,12 +321,11 @@ bool check_request(const RequestScan& scan, const ModelSchema& schema, CheckedRe
     if (scan.overfull) return false;
     if (!scan.tensor_parameters.empty() && asks_impossible_classes(scan, schema)) return false;
     for (const Parameter& parameter : scan.parameters) {
-        if (!check_parameter(parameter, &checked->scheduling)) return false;
+        if (!check_parameter(parameter, checked)) return false;
     }
     if (uses_shared_memory(scan)) {
-        checked->unjudged = true;
         checked->rows = claimed_rows(scan, schema);
-        return true;
+        return check_regions(scan, checked);
     }
     checked->mergeable = schema.merge && schema.max_batch_size > 0 && !schema.decoupled &&
                          !schema.sequence && !checked->scheduling.has_sequence;

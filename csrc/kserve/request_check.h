@@ -17,6 +17,9 @@
 
 namespace infersched::kserve {
 
+// Characters of a correlation id that is a string.
+inline constexpr std::size_t kSequenceIdBytesMax = 128;
+
 struct CheckedInput {
     std::uint32_t schema;          // index into ModelSchema::inputs
     std::uint32_t scanned;         // index into RequestScan::inputs
@@ -28,11 +31,11 @@ struct CheckedInput {
 struct CheckedRequest {
     std::uint32_t rows = 1;
     bool mergeable = false;
-    // Forwarded as it is because only Triton can judge it (shared memory).
-    bool unjudged = false;
     SchedulingParameters scheduling;
-    InlineArray<CheckedInput, 8> inputs;    // by schema index
-    InlineArray<std::uint32_t, 8> outputs;  // requested, schema indices, ascending, no repeats
+    const Parameter* sequence_id = nullptr;    // in the scan
+    InlineArray<std::string_view, 4> regions;  // of shared memory, ascending, no repeats
+    InlineArray<CheckedInput, 8> inputs;       // by schema index
+    InlineArray<std::uint32_t, 8> outputs;     // requested, schema indices, ascending, no repeats
     InlineArray<const ScannedOutput*, 4>
         output_parameters;  // one per output that has some, likewise
     BufferRef converted;    // typed contents as raw bytes
@@ -53,9 +56,6 @@ bool asks_impossible_classes(const RequestScan& scan, const ModelSchema& schema)
 
 // `[request id: <id or <id_unknown>>] `
 std::string request_prefix(std::string_view id);
-
-// Whether a tensor of the request lies in shared memory, or means to.
-bool uses_shared_memory(const RequestScan& scan);
 
 // Whether `data` is exactly `count` length-prefixed strings.
 bool is_bytes_tensor(Span data, std::uint64_t count);

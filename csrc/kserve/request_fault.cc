@@ -4,6 +4,7 @@
 
 #include "base/error_details.h"
 #include "kserve/parameter.h"
+#include "kserve/region.h"
 #include "kserve/typed_contents.h"
 
 namespace infersched::kserve {
@@ -15,8 +16,14 @@ Status examine_parameter(const Parameter& parameter) {
     const ParameterKind kind = parameter.kind;
     const std::string wrong = "invalid value type for " + quoted(key) + " parameter, expected ";
     if (key == "sequence_id") {
-        if (kind == ParameterKind::kInt64 || kind == ParameterKind::kString) return Status();
-        return invalid(wrong + "int64_param or string_param.");
+        if (kind == ParameterKind::kInt64) return Status();
+        if (kind != ParameterKind::kString) {
+            return invalid(wrong + "int64_param or string_param.");
+        }
+        if (until_nul(parameter.text).size() <= kSequenceIdBytesMax) return Status();
+        return Status::error(StatusCode::kUnimplemented,
+                             "string correlation ID cannot be longer than " +
+                                 std::to_string(kSequenceIdBytesMax) + " characters");
     }
     if (key == "sequence_start" || key == "sequence_end") {
         return kind == ParameterKind::kBool ? Status() : invalid(wrong + "bool_param.");
@@ -108,6 +115,16 @@ Status Examiner::add_data() {
     std::uint32_t raw_next = 0;
     for (const ScannedInput& scanned : scan.inputs) {
         Input& input = inputs.find(std::string(scanned.name))->second;
+        RegionUse region;
+        Status placed = read_region(scan, scanned.name, scanned.parameters, &region);
+        if (!placed.ok()) return placed;
+        if (region.used) {
+            if (scanned.contents.count == 0) continue;
+            return invalid(
+                "unexpected 'content' provided when using shared memory for input "
+                "tensor " +
+                quoted(scanned.name) + " " + for_named_model());
+        }
         if (scanned.contents.count != 0) {
             if (!scan.raw_contents.empty()) {
                 return invalid(
@@ -126,15 +143,21 @@ Status Examiner::add_data() {
     return Status();
 }
 
-Status Examiner::examine_classification(const ScannedOutput& output) const {
+Status Examiner::examine_requested(const ScannedOutput& output) const {
+    RegionUse region;
+    Status status = read_region(scan, output.name, output.parameters, &region);
+    if (!status.ok()) return status;
     const Parameter* found = find_parameter(scan.tensor_parameters.data() + output.parameters.first,
                                             output.parameters.count, "classification");
     if (found == nullptr) return Status();
     if (found->kind != ParameterKind::kInt64) {
         return invalid("invalid value type for 'classification' parameter, expected int64_param");
     }
-    if (static_cast<std::int64_t>(found->bits) > 0) return Status();
-    return invalid("invalid value for 'classification' parameter, expected >= 0");
+    if (static_cast<std::int64_t>(found->bits) <= 0) {
+        return invalid("invalid value for 'classification' parameter, expected >= 0");
+    }
+    if (!region.used) return Status();
+    return invalid("output can't set both 'shared_memory_region' and 'classification'");
 }
 
 // What Triton finds when the answer is ready, in the order of its outputs.
@@ -187,15 +210,14 @@ Status Examiner::examine() {
     if (!status.ok()) return status;
     bad_field = "inputs";
     status = add_inputs();
-    // Only Triton knows its shared memory.
-    const bool shared = status.ok() && uses_shared_memory(scan);
-    if (status.ok() && !shared) status = add_data();
+    if (status.ok()) status = add_data();
     if (!status.ok()) return status;
     bad_field = "outputs";
-    if (shared) return examine_class_results();
     for (const ScannedOutput& output : scan.outputs) {
-        if (status.ok()) status = examine_classification(output);
+        if (status.ok()) status = examine_requested(output);
     }
+    // Only Triton knows its shared memory.
+    if (status.ok() && uses_shared_memory(scan)) return examine_class_results();
     if (status.ok()) status = examine_outputs();
     if (!status.ok()) return status;
     bad_field = "inputs";

@@ -56,7 +56,7 @@ struct Examiner {
     Status add_contents(const ScannedInput& scanned, Input* input) const;
     Status examine_outputs() const;
     Status examine_class_results() const;
-    Status examine_classification(const ScannedOutput& output) const;
+    Status examine_requested(const ScannedOutput& output) const;
     Status examine_input_names() const;
     Status find_batch_size();
     Status examine_batch_size() const;

@@ -1,4 +1,6 @@
 // From the bytes of a ModelInferRequest to a PreparedRequest.
+#include <charconv>
+
 #include "kserve/prepared_request.h"
 #include "kserve/request_check.h"
 #include "kserve/request_scan.h"
@@ -47,6 +49,14 @@ struct RequestReader::Scratch {
         return status;
     }
 
+    std::string_view sequence_text(PreparedRequest::State* state) const {
+        const Parameter& id = *checked.sequence_id;
+        if (id.kind == ParameterKind::kString) return until_nul(id.text);
+        char* begin = state->sequence_digits;
+        char* end = std::to_chars(begin, begin + sizeof state->sequence_digits, id.bits).ptr;
+        return {begin, static_cast<std::size_t>(end - begin)};
+    }
+
     void fill(const BufferRef& message, PreparedRequest::State* state) {
         state->message = message;
         state->converted = std::move(checked.converted);
@@ -54,6 +64,8 @@ struct RequestReader::Scratch {
         state->id = scan.id;
         state->rows = checked.rows;
         state->mergeable = checked.mergeable;
+        if (checked.sequence_id != nullptr) state->sequence_text = sequence_text(state);
+        for (const std::string_view region : checked.regions) state->regions.push_back(region);
         for (const Span& field : scan.consumed_fields) state->consumed_fields.push_back(field);
         if (!checked.mergeable) return;
         for (const CheckedInput& input : checked.inputs) {

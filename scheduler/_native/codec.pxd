@@ -82,6 +82,10 @@ cdef extern from "kserve/codec.h" namespace "infersched::kserve" nogil:
         uint64_t priority
         int64_t timeout_us
         cbool has_sequence
+        uint64_t sequence
+        cbool sequence_start
+        cbool sequence_end
+        cbool wants_empty_final
 
     cdef cppclass CPreparedRequest "infersched::kserve::PreparedRequest":
         uint32_t rows()
@@ -89,6 +93,8 @@ cdef extern from "kserve/codec.h" namespace "infersched::kserve" nogil:
         cbool mergeable()
         const SchedulingParameters &scheduling()
         string_view id()
+        string_view sequence_text()
+        const vector[string_view] &regions()
 
     cdef cppclass ModelName:
         string_view name
@@ -119,6 +125,31 @@ cdef extern from "kserve/codec.h" namespace "infersched::kserve" nogil:
 
     cbool c_write_reply "infersched::kserve::write_reply"(
         const CPreparedRequest &, const ReplyRows *, size_t, cbool, Pieces *, string *
+    )
+
+    void c_write_stream_request "infersched::kserve::write_stream_request"(
+        const CPreparedRequest &, string_view, cbool, Pieces *
+    )
+
+    cdef cppclass CStreamReply "infersched::kserve::StreamReply":
+        string_view error_message
+        string_view id
+        Span response
+        cbool final
+        cbool empty
+
+    cbool c_read_stream_reply "infersched::kserve::read_stream_reply"(
+        const BufferRef &, CStreamReply *, string *
+    )
+    void c_write_stream_reply "infersched::kserve::write_stream_reply"(
+        const CStreamReply &, string_view, string_view, Pieces *
+    )
+    void c_wrap_stream_reply "infersched::kserve::wrap_stream_reply"(Pieces *)
+    void c_write_stream_error "infersched::kserve::write_stream_error"(
+        string_view, string_view, Pieces *
+    )
+    void c_write_stream_failure "infersched::kserve::write_stream_failure"(
+        const CPreparedRequest &, string_view, Pieces *
     )
 
 

@@ -113,6 +113,33 @@ cdef class PreparedRequest:
         return self._request.scheduling().has_sequence
 
     @property
+    def sequence(self):
+        return self._request.scheduling().sequence
+
+    @property
+    def sequence_start(self):
+        return self._request.scheduling().sequence_start
+
+    @property
+    def sequence_end(self):
+        return self._request.scheduling().sequence_end
+
+    @property
+    def wants_empty_final(self):
+        return self._request.scheduling().wants_empty_final
+
+    @property
+    def sequence_text(self):
+        return _view_bytes(self._request.sequence_text())
+
+    @property
+    def regions(self):
+        cdef size_t i
+        return [
+            _view_bytes(self._request.regions()[i]) for i in range(self._request.regions().size())
+        ]
+
+    @property
     def signature_id(self):
         return signature_id_of(self._request)
 
@@ -282,3 +309,78 @@ def repeat_split(bytes message, PreparedRequest request not None, uint32_t membe
     if not fine:
         raise ValueError(error.decode("utf-8", "replace"))
     return written
+
+
+cdef string_view _view_of(bytes text):
+    return string_view(PyBytes_AS_STRING(text), len(text))
+
+
+def write_stream_request(PreparedRequest request not None, bytes id, *, empty_final=False):
+    """The ModelInferRequest that goes over a stream of the backend under the name `id`."""
+    cdef Pieces message
+    c_write_stream_request(request._request, _view_of(id), empty_final, &message)
+    return _bytes_of(&message)
+
+
+cdef class StreamReply:
+    """A ModelStreamInferResponse. Raises ValueError when it is malformed."""
+
+    cdef CStreamReply _reply
+
+    def __init__(self, bytes message):
+        cdef string error
+        if not c_read_stream_reply(_buffer_of(message), &self._reply, &error):
+            raise ValueError(error.decode())
+
+    @property
+    def error_message(self):
+        return _view_bytes(self._reply.error_message)
+
+    @property
+    def id(self):
+        return _view_bytes(self._reply.id)
+
+    @property
+    def response(self):
+        cdef Span span = self._reply.response
+        return (<const char *>span.data)[:span.size] if span.data != NULL else None
+
+    @property
+    def final(self):
+        return self._reply.final
+
+    @property
+    def empty(self):
+        return self._reply.empty
+
+
+def write_stream_reply(StreamReply reply not None, bytes our_id, bytes id):
+    """The reply with the client's id."""
+    cdef Pieces message
+    c_write_stream_reply(reply._reply, _view_of(our_id), _view_of(id), &message)
+    return _bytes_of(&message)
+
+
+def wrap_stream_reply(PreparedRequest request not None, parts, *, whole=False):
+    """write_reply() as a message of the stream."""
+    cdef vector[ReplyRows] rows = _reply_rows(parts)
+    cdef Pieces message
+    cdef string error
+    if not c_write_reply(request._request, rows.data(), rows.size(), whole, &message, &error):
+        raise ValueError(error.decode("utf-8", "replace"))
+    c_wrap_stream_reply(&message)
+    return _bytes_of(&message)
+
+
+def write_stream_error(bytes text, bytes id):
+    """The reply to a refused request."""
+    cdef Pieces message
+    c_write_stream_error(_view_of(text), _view_of(id), &message)
+    return _bytes_of(&message)
+
+
+def write_stream_failure(PreparedRequest request not None, bytes text):
+    """The reply to a request whose execution failed."""
+    cdef Pieces message
+    c_write_stream_failure(request._request, _view_of(text), &message)
+    return _bytes_of(&message)

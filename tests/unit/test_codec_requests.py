@@ -65,7 +65,9 @@ def unmergeable_requests() -> list[tuple[str, Request, codec.ModelSchema]]:
     shared_input.inputs[0].parameters["shared_memory_region"].string_param = "r"
     shared_input.inputs[0].parameters["shared_memory_byte_size"].int64_param = 16
     shared_output = vector_request()
-    shared_output.outputs.add(name="O").parameters["shared_memory_region"].string_param = "r"
+    region = shared_output.outputs.add(name="O").parameters
+    region["shared_memory_region"].string_param = "r"
+    region["shared_memory_byte_size"].int64_param = 16
     zero_rows = vector_request(1)
     zero_rows.inputs[0].shape[0] = 0
     ragged = codec.ModelSchema("m", max_batch_size=8).add_input("I", "FP32", [4], ragged=True)
