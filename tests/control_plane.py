@@ -42,7 +42,7 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0)
 
 
 class FakeDataPlane:
-    """A steering socket that takes every Apply, answers Snapshot and Drain as the test says."""
+    """A steering socket that takes every Apply, answers everything else as the test says."""
 
     def __init__(self) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="infersched-test-")
@@ -51,6 +51,8 @@ class FakeDataPlane:
         self.applies: list[pb.Apply] = []
         self.drains: list[pb.Drain] = []
         self.snapshot = pb.Snapshot()
+        self.statistics = pb.Statistics()
+        self.asked_statistics: list[pb.StatisticsRequest] = []
         self.interface_version = 1
         self.connections = 0
         self._listener: socket.socket | None = None
@@ -125,6 +127,9 @@ class FakeDataPlane:
             self._send(peer, pb.FromDataPlane(applied=applied))
         elif kind == "snapshot":
             self._send(peer, pb.FromDataPlane(snapshot=self.snapshot))
+        elif kind == "statistics":
+            self.asked_statistics.append(message.statistics)
+            self._send(peer, pb.FromDataPlane(statistics=self.statistics))
         elif kind == "drain":
             self.drains.append(message.drain)
             self._send(peer, pb.FromDataPlane(drained=pb.Drained(unanswered_requests=0)))

@@ -32,6 +32,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 300),
     ("grpc.enable_http_proxy", 0),
 ]
+_LOST = grpc.StatusCode.UNAVAILABLE
 
 
 class Answer(Enum):
@@ -53,6 +54,16 @@ class ProbeResult:
 
 class CallError(Exception):
     """A catalog call to the backend failed."""
+
+
+class RpcError(Exception):
+    """A backend answered a call of `TritonCalls.rpc` with this status."""
+
+    def __init__(self, address: str, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(f"{address}: {code.name}: {text}")
+        self.address = address
+        self.code = code
+        self.text = text
 
 
 def _make_client(address: str, tls: ClientTls | None) -> triton_aio.InferenceServerClient:
@@ -99,6 +110,18 @@ class TritonCalls:
         for client in (self._earlier, self._made):
             if client is not None:
                 await client.close()
+
+    async def rpc(self, method: str, request: Any, timeout_s: float) -> Any:
+        """A call of GRPCInferenceService whose messages pass unchanged. Raises RpcError."""
+        # Its stub passes parameters and fields on that the client's methods do not know.
+        stub = self._client._client_stub
+        try:
+            return await getattr(stub, method)(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            text = error.details() or ""
+            # grpc wraps the cause in the list of addresses it tried.
+            reason = text.rpartition("last error: ")[2] if error.code() is _LOST else text
+            raise RpcError(self.address, error.code(), reason) from error
 
     async def ready(self, timeout_s: float) -> ProbeResult:
         """Never raises for a failed call."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import Enum
 
 from tritonclient.grpc import service_pb2
@@ -63,7 +63,7 @@ class BackendWatch:
         self.ready_models: set[ModelKey] = set()
         self.server: service_pb2.ServerMetadataResponse | None = None
         self.discovery = discovery
-        self._calls = calls or TritonCalls(address, tls)
+        self.calls = calls or TritonCalls(address, tls)
         self._on_change = on_change
         self._progress = progress
         self._remembered = remembered
@@ -74,6 +74,7 @@ class BackendWatch:
         self._timeouts_in_a_row = 0
         self._suspected = False  # it disowned a model; the next good refresh clears it
         self._suspicions = 0
+        self._refreshing = asyncio.Lock()
         self._probe_now = asyncio.Event()
         self._refresh_now = asyncio.Event()
         self._advised: set[ModelKey] = set()
@@ -84,7 +85,7 @@ class BackendWatch:
         try:
             await asyncio.gather(self._probe_loop(), self._refresh_loop())
         finally:
-            await self._calls.close()
+            await self.calls.close()
 
     def look_now(self) -> None:
         """Probes at once: the data plane lost its connection or got a new one."""
@@ -99,6 +100,13 @@ class BackendWatch:
         self._probe_now.set()
         self._refresh_now.set()
 
+    @property
+    def takes_calls(self) -> bool:
+        """Whether calls without tensors can be made: it is there and not about to leave."""
+        return self.status is BackendStatus.SERVING or (
+            self.status is BackendStatus.DRAINING and self._suspected
+        )
+
     def model_ready(self, key: ModelKey) -> bool:
         return self.status is BackendStatus.SERVING and key in self.ready_models
 
@@ -106,7 +114,7 @@ class BackendWatch:
         while True:
             self._probe_now.clear()
             before = self._progress()
-            result = await self._calls.ready(self.discovery.probe_timeout / 1e9)
+            result = await self.calls.ready(self.discovery.probe_timeout / 1e9)
             self.take_probe(result, progressed=self._progress() != before)
             if result.answer is Answer.TIMEOUT and self.status is not BackendStatus.DOWN:
                 continue
@@ -144,23 +152,29 @@ class BackendWatch:
                 log(logger, logging.DEBUG, "refresh failed", backend=self.address, reason=error)
                 self._settle()
 
-    async def refresh(self) -> None:
+    async def refresh(self, reread: Collection[str] = ()) -> None:
         """Reads the index, and the models that are new, were reloaded, or have their turn.
 
-        Raises CallError; then nothing has changed.
+        The models named in `reread` are read whatever is known of them. Raises CallError; then
+        nothing has changed.
         """
+        async with self._refreshing:
+            await self._refresh(reread)
+
+    async def _refresh(self, reread: Collection[str]) -> None:
         suspicions = self._suspicions
         if self.server is None:
-            self.server = await self._calls.server_metadata()
-        index = await self._calls.index()
+            self.server = await self.calls.server_metadata()
+        index = await self.calls.index()
         listed = {(m.name, m.version): m.state for m in index.models if m.version and m.state}
         ready = {key for key, state in listed.items() if state == READY}
         stale = {key for key in ready if key not in self.ready_models or key not in self.models}
         stale |= self._next_in_turn(ready)
+        stale |= {key for key in ready if key[0] in reread}
         described = {key: d for key, d in self._described.items() if listed.get(key) in _KEPT}
         described.update(await self._read_models(stale))
         # A Triton that began to leave meanwhile lists models it will not serve, or none at all.
-        result = await self._calls.ready(self.discovery.probe_timeout / 1e9)
+        result = await self.calls.ready(self.discovery.probe_timeout / 1e9)
         if result.answer not in (Answer.READY, Answer.NOT_READY):
             self.take_probe(result)
             return
@@ -183,7 +197,7 @@ class BackendWatch:
         async def read(key: ModelKey) -> tuple[ModelKey, Described] | None:
             async with gate:
                 try:
-                    return key, await self._calls.model(*key)
+                    return key, await self.calls.model(*key)
                 except CallError as error:
                     self._report_unreadable(key, str(error))
                     return None

@@ -156,6 +156,18 @@ class Embedded(Section):
         default=None, description="directory of models to serve; none starts no Triton"
     )
     connections: Annotated[int, Field(ge=1, le=64)] = 2
+    model_control_mode: Literal["none", "explicit"] = Field(
+        default="none", description="explicit: clients load and unload models"
+    )
+    load_models: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        default=(), description="models to load at start in explicit mode; * is all"
+    )
+
+    @model_validator(mode="after")
+    def _loads_by_itself(self) -> Embedded:
+        if self.load_models and self.model_control_mode != "explicit":
+            raise ValueError("load_models needs model_control_mode: explicit; else all are loaded")
+        return self
 
 
 class Discovery(Section):
@@ -206,6 +218,10 @@ class Batching(Section):
     )
     staged_batches: Annotated[int, Field(ge=0, le=64)] = Field(
         default=2, description="batches sent to a backend beyond its instances"
+    )
+    max_inflight: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=1024,
+        description="requests of a sequence or decoupled model that are out at a backend at once",
     )
     idempotent: bool = Field(
         default=True, description="a failed merged batch may be run again in parts"

@@ -7,71 +7,41 @@ ModelStreamInfer end in the data plane and never come here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Awaitable
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from scheduler.backends.pool import BackendPool, CatalogEntry
+from scheduler.backends.pool import CatalogEntry
 from scheduler.config import Batching, batching_problems
-from scheduler.control.readiness import Readiness
+from scheduler.control.errors import ColdError
+from scheduler.control.plane import ControlPlane
+from scheduler.control.repository import Repository
+from scheduler.control.statistics import VIEW_HEADER, Statistics
+from scheduler.control.trace_and_log import TraceAndLog
+from scheduler.control.versions import parse_version
 
+Answer = TypeVar("Answer")
 SERVICE_NAME: str = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
+# Of a pool without a backend on this host (see shared_memory.py).
+SHARED_MEMORY_EXTENSIONS = frozenset({"system_shared_memory", "cuda_shared_memory"})
 # What a Triton offers and this server does not carry (yet).
-EXTENSIONS_NOT_CARRIED = frozenset(
-    {
-        "cuda_shared_memory",
-        "logging",
-        "model_repository",
-        "model_repository(unload_dependents)",
-        "sequence",
-        "statistics",
-        "system_shared_memory",
-        "trace",
-    }
-)
+EXTENSIONS_NOT_CARRIED = frozenset({"sequence", *SHARED_MEMORY_EXTENSIONS})
 OWN_EXTENSION = "infersched"
-_STOL = re.compile(r"\s*([+-]?[0-9]+)")
-_INT64 = range(-(2**63), 2**63)
-
-
-class VersionTextError(ValueError):
-    """A version that Triton does not read; the text is Triton's."""
-
-
-def parse_version(text: str) -> str:
-    """The version as Triton's `stol` reads it, "" for the default one. Raises VersionTextError."""
-    if not text:
-        return ""
-    match = _STOL.match(text)
-    if match is None or int(match.group(1)) not in _INT64:
-        raise VersionTextError(
-            f"failed to get model version from specified version string '{text}' (details: stol), "
-            "version should be an integral value > 0"
-        )
-    if int(match.group(1)) < 0:
-        raise VersionTextError(
-            f"invalid model version specified '{text}' , version should be an integral value > 0"
-        )
-    return str(int(match.group(1)))
 
 
 class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Reads the pool's catalog; `batching_for` gives the policy of a model by name."""
+    """Reads the pool's catalog, and passes on what is for the Tritons themselves."""
 
-    def __init__(
-        self,
-        pool: BackendPool,
-        readiness: Readiness,
-        batching_for: Callable[[str], Batching],
-        merging_off: Callable[[CatalogEntry], str],
-    ) -> None:
-        self._pool = pool
-        self._readiness = readiness
-        self._batching_for = batching_for
-        self._merging_off = merging_off
+    def __init__(self, plane: ControlPlane) -> None:
+        self._plane = plane
+        self._pool = plane.pool
+        self._readiness = plane.readiness
+        self._statistics = Statistics(plane)
+        self._repository = Repository(plane)
+        self._trace_and_log = TraceAndLog(plane.pool)
 
     async def ServerLive(self, request: Any, context: Any) -> service_pb2.ServerLiveResponse:
         return service_pb2.ServerLiveResponse(live=True)
@@ -114,10 +84,42 @@ class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         entry = await self._entry(request.name, request.version, context)
         config = model_config_pb2.ModelConfig()
         config.CopyFrom(entry.spec.config)
-        batching = self._batching_for(entry.spec.name)
-        if batching.merge and not self._merging_off(entry):
+        batching = self._plane.batching_for(entry.spec.name)
+        if batching.merge and not self._plane.merging_off(entry):
             show_effective_batching(config, batching)
         return service_pb2.ModelConfigResponse(config=config)
+
+    async def ModelStatistics(
+        self, request: service_pb2.ModelStatisticsRequest, context: grpc.aio.ServicerContext
+    ) -> service_pb2.ModelStatisticsResponse:
+        metadata = {str(key): str(value) for key, value in context.invocation_metadata() or ()}
+        view = metadata.get(VIEW_HEADER, "scheduler")
+        return await _answer(context, self._statistics.model_statistics(request, view))
+
+    async def RepositoryIndex(
+        self, request: service_pb2.RepositoryIndexRequest, context: grpc.aio.ServicerContext
+    ) -> service_pb2.RepositoryIndexResponse:
+        return await _answer(context, self._repository.index(request))
+
+    async def RepositoryModelLoad(
+        self, request: service_pb2.RepositoryModelLoadRequest, context: grpc.aio.ServicerContext
+    ) -> service_pb2.RepositoryModelLoadResponse:
+        return await _answer(context, self._repository.load(request))
+
+    async def RepositoryModelUnload(
+        self, request: service_pb2.RepositoryModelUnloadRequest, context: grpc.aio.ServicerContext
+    ) -> service_pb2.RepositoryModelUnloadResponse:
+        return await _answer(context, self._repository.unload(request))
+
+    async def TraceSetting(
+        self, request: service_pb2.TraceSettingRequest, context: grpc.aio.ServicerContext
+    ) -> service_pb2.TraceSettingResponse:
+        return await _answer(context, self._trace_and_log.trace(request))
+
+    async def LogSettings(
+        self, request: service_pb2.LogSettingsRequest, context: grpc.aio.ServicerContext
+    ) -> service_pb2.LogSettingsResponse:
+        return await _answer(context, self._trace_and_log.log(request))
 
     async def _entry(
         self, name: str, version_text: str, context: grpc.aio.ServicerContext
@@ -165,11 +167,18 @@ def show_effective_batching(config: model_config_pb2.ModelConfig, batching: Batc
     config.dynamic_batching.CopyFrom(block)
 
 
+async def _answer(context: grpc.aio.ServicerContext, answer: Awaitable[Answer]) -> Answer:
+    try:
+        return await answer
+    except ColdError as error:
+        return await _abort(context, error.code, error.text)
+
+
 async def _version(text: str, context: grpc.aio.ServicerContext) -> str:
     try:
         return parse_version(text)
-    except VersionTextError as error:
-        return await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    except ColdError as error:
+        return await _abort(context, error.code, error.text)
 
 
 async def _abort(context: grpc.aio.ServicerContext, code: grpc.StatusCode, text: str) -> NoReturn:
@@ -189,18 +198,12 @@ def _not_carried(method: str) -> Any:
 
 
 for _method in (
-    "ModelStatistics",
-    "RepositoryIndex",
-    "RepositoryModelLoad",
-    "RepositoryModelUnload",
     "SystemSharedMemoryStatus",
     "SystemSharedMemoryRegister",
     "SystemSharedMemoryUnregister",
     "CudaSharedMemoryStatus",
     "CudaSharedMemoryRegister",
     "CudaSharedMemoryUnregister",
-    "TraceSetting",
-    "LogSettings",
     "ModelInfer",
 ):
     setattr(ColdServicer, _method, _not_carried(_method))

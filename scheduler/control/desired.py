@@ -30,8 +30,6 @@ _COMPRESSION = {
     "gzip": pb.COMPRESSION_GZIP,
     "deflate": pb.COMPRESSION_DEFLATE,
 }
-# Requests of one decoupled or sequence model that are at one backend at once.
-DIRECT_REQUESTS_MAX = 1024
 # Where the configuration of a sequence model names no idle time.
 SEQUENCE_IDLE_DEFAULT_US = 1_000_000
 
@@ -50,6 +48,8 @@ class DesiredState:
     backend_index: dict[str, int] = field(default_factory=dict)
     # The specification that could not be split; a reloaded model gets another chance.
     unmergeable: dict[ModelKey, tuple[ModelSpec, str]] = field(default_factory=dict)
+    # Names of models that take no new requests: they are about to be unloaded.
+    refusing: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._models = IndexBook(self.runtime_directory / "models.json", MODELS_MAX)
@@ -77,6 +77,7 @@ class DesiredState:
         for key, index in sorted(self.model_index.items(), key=lambda item: item[1]):
             entry = pool.catalog[key]
             batching = self._batching(key, entry.spec, settings)
+            batching.refusing = key[0] in self.refusing
             apply.models.append(_model(index, entry, batching, self.backend_index))
         return apply
 
@@ -115,6 +116,8 @@ def batching_message(batching: Batching, spec: ModelSpec, merge: bool) -> pb.Bat
     limit = spec.max_batch_size
     rows_max = min(batching.max_batch_rows or limit, limit)
     levels = max(batching.priority_levels, 1)
+    # Triton itself schedules what belongs together or has many answers.
+    direct = spec.sequence or spec.decoupled
     return pb.Batching(
         merge=merge and batching.merge,
         rows_max=rows_max,
@@ -130,7 +133,7 @@ def batching_message(batching: Batching, spec: ModelSpec, merge: bool) -> pb.Bat
         staged_batches_max=batching.staged_batches,
         idempotent=batching.idempotent,
         cancellable=batching.cancellable,
-        direct_max=DIRECT_REQUESTS_MAX if spec.decoupled or spec.sequence else 0,
+        direct_max=batching.max_inflight if direct else 0,
         sequence_idle_ns=_sequence_idle_us(spec) * 1000,
         key_headers=batching.batch_keys,
     )

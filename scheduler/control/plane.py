@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 # Keys read once at start: sockets are bound, and children started, by then. All others reload.
 RESTART_ONLY = {
     "server": ("listen", "metrics_listen", "control_listen", "tls"),
-    "embedded": ("model_repository",),
+    "embedded": ("model_repository", "model_control_mode", "load_models"),
     "logging": ("level", "format"),
 }
 

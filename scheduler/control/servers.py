@@ -58,9 +58,7 @@ class Servers:
     def _cold_server(self) -> grpc.aio.Server:
         plane = self._plane
         server = grpc.aio.server(options=_OPTIONS)
-        servicer = cold.ColdServicer(
-            plane.pool, plane.readiness, plane.batching_for, plane.merging_off
-        )
+        servicer = cold.ColdServicer(plane)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(plane.health, server)
         names = (cold.SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)

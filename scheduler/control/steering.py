@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -98,7 +99,10 @@ class SteeringClient:
         # By generation, until the data plane says that it took effect.
         self._unconfirmed: dict[int, pb.Apply] = {}
         self._generation = 0
-        self._snapshots: list[asyncio.Future[pb.Snapshot]] = []
+        # Questions that wait, by the kind of their answer. Answers come in order; what timed out
+        # still takes its answer.
+        self._asked: dict[str, list[asyncio.Future[Any]]] = {"snapshot": [], "statistics": []}
+        self._settling: list[tuple[int, asyncio.Future[None]]] = []
         self._drained: asyncio.Future[int] | None = None
         # What the data plane serves by; None before it has confirmed anything.
         self.applied: pb.Apply | None = None
@@ -138,11 +142,38 @@ class SteeringClient:
 
     async def snapshot(self, timeout_s: float = ANSWER_TIMEOUT_S) -> pb.Snapshot:
         """The data plane's state now. Raises ConnectionError or TimeoutError."""
+        message = pb.ToDataPlane(snapshot=pb.SnapshotRequest())
+        answer: pb.Snapshot = await self._ask("snapshot", message, timeout_s)
+        return answer
+
+    async def statistics(
+        self, model_indices: Collection[int], timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> pb.Statistics:
+        """What happened to the requests of these models (none: of all). Raises as `snapshot`."""
+        request = pb.StatisticsRequest(model_indices=model_indices)
+        message = pb.ToDataPlane(statistics=request)
+        answer: pb.Statistics = await self._ask("statistics", message, timeout_s)
+        return answer
+
+    async def settled(self, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+        """Returns once the data plane has answered the state that is wanted now.
+
+        Raises ConnectionError or TimeoutError.
+        """
         if self._writer is None:
             raise ConnectionError("the data plane is not connected")
-        future: asyncio.Future[pb.Snapshot] = asyncio.get_running_loop().create_future()
-        self._snapshots.append(future)
-        write_frame(self._writer, pb.ToDataPlane(snapshot=pb.SnapshotRequest()))
+        if self._generation not in self._unconfirmed:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._settling.append((self._generation, future))
+        await asyncio.wait_for(future, timeout_s)
+
+    async def _ask(self, kind: str, message: pb.ToDataPlane, timeout_s: float) -> Any:
+        if self._writer is None:
+            raise ConnectionError("the data plane is not connected")
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked[kind].append(future)
+        write_frame(self._writer, message)
         return await asyncio.wait_for(future, timeout_s)
 
     async def drain(self, deadline_ms: int) -> int:
@@ -190,17 +221,23 @@ class SteeringClient:
             if state is not None and not frame.applied.error:
                 self.applied = state
                 self._on_change()
-        elif kind == "snapshot":
-            # Answers come in the order of the requests; one that timed out is skipped here.
-            if self._snapshots:
-                future = self._snapshots.pop(0)
+            self._tell_settled(frame.applied.generation)
+        elif kind in self._asked:
+            if self._asked[kind]:
+                future = self._asked[kind].pop(0)
                 if not future.done():
-                    future.set_result(frame.snapshot)
+                    future.set_result(getattr(frame, kind))
         elif kind == "drained":
             if self._drained is not None and not self._drained.done():
                 self._drained.set_result(int(frame.drained.unanswered_requests))
         elif kind == "event":
             self._on_event(frame.event)
+
+    def _tell_settled(self, generation: int) -> None:
+        for wanted, future in self._settling:
+            if wanted <= generation and not future.done():
+                future.set_result(None)
+        self._settling = [entry for entry in self._settling if entry[0] > generation]
 
     def _disconnected(self, writer: asyncio.StreamWriter) -> None:
         writer.close()
@@ -209,10 +246,13 @@ class SteeringClient:
         self.applied = None
         self._unconfirmed.clear()
         lost = ConnectionError("the data plane went away")
-        for future in self._snapshots:
+        waiting = [future for asked in self._asked.values() for future in asked]
+        for future in [*waiting, *(future for _, future in self._settling)]:
             if not future.done():
                 future.set_exception(lost)
-        self._snapshots.clear()
+        for asked in self._asked.values():
+            asked.clear()
+        self._settling.clear()
         if self._drained is not None and not self._drained.done():
             self._drained.set_exception(lost)
         self._on_change()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from scheduler.backends.embedded_triton import EmbeddedTriton, TritonStartError
@@ -25,8 +26,17 @@ FIRST_STARTS_MAX = 3
 class EmbeddedSupervisor:
     """Starts tritonserver, starts it again on the same ports when it died."""
 
-    def __init__(self, model_repository: Path) -> None:
-        self._triton = EmbeddedTriton(model_repository)
+    def __init__(
+        self,
+        model_repository: Path,
+        model_control_mode: str = "none",
+        load_models: Sequence[str] = (),
+    ) -> None:
+        self._triton = EmbeddedTriton(
+            model_repository,
+            model_control_mode=model_control_mode,
+            extra_arguments=[f"--load-model={name}" for name in load_models],
+        )
         self._started_at = 0.0
         self._has_served = False
         self._deaths_in_a_row = 0

@@ -97,9 +97,11 @@ class Supervisor:
         if server.control_listen is not None:
             control = reserve_tcp(server.control_listen, "--control-listen")
             self._held.append(control)
-        repository = self._loaded.settings.embedded.model_repository
-        if repository is not None:
-            self._embedded = EmbeddedSupervisor(repository)
+        embedded = self._loaded.settings.embedded
+        if embedded.model_repository is not None:
+            self._embedded = EmbeddedSupervisor(
+                embedded.model_repository, embedded.model_control_mode, embedded.load_models
+            )
             self._embedded.start()
         self._data_plane = Child(self._data_plane_spec(steering))
         self._control_plane = Child(self._control_plane_spec(metrics, control))

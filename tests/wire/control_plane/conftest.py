@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
+from tritonclient.grpc import service_pb2
 
 from scheduler.backends import triton_install
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from scheduler.v1 import control_pb2_grpc
 from tests import models
 from tests.control_plane import ControlPlane, FakeDataPlane
-from tests.wire.control_plane.words import Cold, all_ready
+from tests.wire.control_plane.words import (
+    START_TIMEOUT_S,
+    Cold,
+    all_ready,
+    served_by,
+    serves_as_written,
+)
 
 
 @pytest.fixture(scope="package")
@@ -60,6 +68,51 @@ def cold(control: ControlPlane) -> Cold:
 def direct(triton: EmbeddedTriton) -> Iterator[Cold]:
     with grpc.insecure_channel(triton.grpc_address) as channel:
         yield Cold(channel)
+
+
+@pytest.fixture(scope="package")
+def explicit_pair(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[EmbeddedTriton, EmbeddedTriton]]:
+    """Two Tritons that load what they are told to, each from a repository of its own."""
+    if triton_install.locate() is None:
+        pytest.skip("no tritonserver is installed")
+    repositories = [tmp_path_factory.mktemp("explicit") for _ in range(2)]
+    for directory in repositories:
+        models.identity(directory)
+    # The second has no such model.
+    models.identity(repositories[0], "lonely")
+    one, two = (EmbeddedTriton(r, model_control_mode="explicit") for r in repositories)
+    with one, two:
+        yield one, two
+
+
+@pytest.fixture
+def pair(explicit_pair: tuple[EmbeddedTriton, EmbeddedTriton]) -> Iterator[list[Cold]]:
+    """Stubs of both Tritons, which serve `identity` as it is in their repositories."""
+    with contextlib.ExitStack() as stack:
+        stubs = []
+        for triton in explicit_pair:
+            if not triton.running:
+                triton.start_ready()
+            channel = stack.enter_context(grpc.insecure_channel(triton.grpc_address))
+            stubs.append(Cold(channel))
+            if not serves_as_written(stubs[-1], "identity"):
+                load = service_pb2.RepositoryModelLoadRequest(model_name="identity")
+                stubs[-1].RepositoryModelLoad(load, timeout=START_TIMEOUT_S)
+        yield stubs
+
+
+@pytest.fixture
+def pair_control(
+    data_plane: FakeDataPlane,
+    explicit_pair: tuple[EmbeddedTriton, EmbeddedTriton],
+    pair: list[Cold],
+) -> Iterator[ControlPlane]:
+    """A control plane before both."""
+    with ControlPlane(data_plane, [triton.grpc_address for triton in explicit_pair]) as process:
+        data_plane.wait_apply(lambda apply: served_by(apply, "identity") == {0, 1}, "identity")
+        yield process
 
 
 @pytest.fixture

@@ -32,7 +32,8 @@ def test_server_metadata(cold: Cold, direct: Cold) -> None:
     )
     assert (ours.name, ours.version) == (theirs.name, theirs.version)
     assert "infersched" in ours.extensions
-    assert not {"statistics", "system_shared_memory", "sequence"} & set(ours.extensions)
+    assert {"statistics", "model_repository", "trace", "logging"} <= set(ours.extensions)
+    assert not {"system_shared_memory", "sequence"} & set(ours.extensions)
 
 
 @pytest.mark.parametrize("version", ["", "1"])
@@ -91,18 +92,12 @@ def test_unknown_models_and_versions_are_refused_in_tritons_words(
 @pytest.mark.parametrize(
     ("method", "request_type"),
     [
-        ("ModelStatistics", "ModelStatisticsRequest"),
-        ("RepositoryIndex", "RepositoryIndexRequest"),
-        ("RepositoryModelLoad", "RepositoryModelLoadRequest"),
-        ("RepositoryModelUnload", "RepositoryModelUnloadRequest"),
         ("SystemSharedMemoryStatus", "SystemSharedMemoryStatusRequest"),
         ("SystemSharedMemoryRegister", "SystemSharedMemoryRegisterRequest"),
         ("SystemSharedMemoryUnregister", "SystemSharedMemoryUnregisterRequest"),
         ("CudaSharedMemoryStatus", "CudaSharedMemoryStatusRequest"),
         ("CudaSharedMemoryRegister", "CudaSharedMemoryRegisterRequest"),
         ("CudaSharedMemoryUnregister", "CudaSharedMemoryUnregisterRequest"),
-        ("TraceSetting", "TraceSettingRequest"),
-        ("LogSettings", "LogSettingsRequest"),
     ],
 )
 def test_what_is_not_carried_says_so_by_name(cold: Cold, method: str, request_type: str) -> None:

@@ -1,0 +1,277 @@
+"""The model repositories of the pool as one: RepositoryIndex, -ModelLoad and -ModelUnload.
+
+An unload makes the data plane refuse new requests for the model, waits until the admitted ones are
+answered, and only then goes to the backends; its answer, and that of a load, comes when the data
+plane serves by the new catalog. Operations on one model follow each other, and end even if the
+client has gone: a Triton does not stop in the middle either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import grpc
+from tritonclient.grpc import service_pb2
+
+from scheduler.backends.probe import CallError, RpcError
+from scheduler.backends.watch import BackendWatch
+from scheduler.control.errors import ColdError
+from scheduler.control.fan_out import (
+    READ_TIMEOUT_S,
+    UPDATE_TIMEOUT_S,
+    Outcome,
+    ask_all,
+    reachable,
+)
+from scheduler.control.plane import ControlPlane
+from scheduler.control.turns import Turns
+from scheduler.telemetry.logs import log
+
+logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+LOAD_TIMEOUT_S = 3600.0
+# How long a backend may take to end the model after it has taken the unload.
+UNLOAD_TIMEOUT_S = 300.0
+POLL_PERIOD_S = 0.02
+# An index lists the best state of a version over the pool.
+_STATES = ("READY", "LOADING", "UNLOADING", "UNAVAILABLE", "")
+_GONE = ("UNAVAILABLE", "")
+
+
+class Repository:
+    """Carries out repository RPCs on every reachable backend."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self._plane = plane
+        self._turns = Turns()
+        self._operations: set[asyncio.Task[Any]] = set()
+
+    async def index(
+        self, request: service_pb2.RepositoryIndexRequest
+    ) -> service_pb2.RepositoryIndexResponse:
+        """The union of the indices. Raises ColdError."""
+        _refuse_repository_name(request.repository_name)
+        pool = self._plane.pool
+        outcome = await ask_all(pool, reachable(pool), "RepositoryIndex", request, READ_TIMEOUT_S)
+        outcome.raise_unless_answered()
+        return merged_index(outcome.answers)
+
+    async def load(
+        self, request: service_pb2.RepositoryModelLoadRequest
+    ) -> service_pb2.RepositoryModelLoadResponse:
+        """Loads, or loads again, on every reachable backend. Raises ColdError."""
+        _refuse_repository_name(request.repository_name)
+        return await self._to_the_end([request.model_name], lambda: self._load(request))
+
+    async def unload(
+        self, request: service_pb2.RepositoryModelUnloadRequest
+    ) -> service_pb2.RepositoryModelUnloadResponse:
+        """Unloads on every reachable backend once our queue is empty. Raises ColdError."""
+        _refuse_repository_name(request.repository_name)
+        names = self._ended_by(request)
+        return await self._to_the_end(names, lambda: self._unload(request, names))
+
+    async def _to_the_end(
+        self, names: Collection[str], operation: Callable[[], Coroutine[Any, Any, Answer]]
+    ) -> Answer:
+        async def in_turn() -> Answer:
+            async with self._turns.of(names):
+                return await operation()
+
+        task = asyncio.create_task(in_turn())
+        self._operations.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._operations.discard(task)
+        if not task.cancelled():
+            task.exception()  # fetched, for the client may not be there to get it
+
+    async def _load(
+        self, request: service_pb2.RepositoryModelLoadRequest
+    ) -> service_pb2.RepositoryModelLoadResponse:
+        pool = self._plane.pool
+        watches = reachable(pool)
+        outcome = await ask_all(pool, watches, "RepositoryModelLoad", request, LOAD_TIMEOUT_S)
+        await self._take_over(watches, [request.model_name])
+        self._report("loaded", request.model_name, outcome)
+        outcome.raise_failures()
+        return service_pb2.RepositoryModelLoadResponse()
+
+    async def _unload(
+        self, request: service_pb2.RepositoryModelUnloadRequest, names: Collection[str]
+    ) -> service_pb2.RepositoryModelUnloadResponse:
+        plane, pool = self._plane, self._plane.pool
+        watches = reachable(pool)
+        await self._would_be_taken(watches, request)
+        plane.desired.refusing.update(names)
+        try:
+            plane.refresh_state()
+            await self._drain(names)
+            outcome = await ask_all(pool, watches, "RepositoryModelUnload", request)
+            outcome = await self._until_gone(outcome, watches, names)
+            await self._take_over(watches, names)
+        finally:
+            plane.desired.refusing.difference_update(names)
+            plane.refresh_state()
+        self._report("unloaded", request.model_name, outcome)
+        outcome.raise_failures()
+        return service_pb2.RepositoryModelUnloadResponse()
+
+    async def _would_be_taken(
+        self, watches: Sequence[BackendWatch], request: service_pb2.RepositoryModelUnloadRequest
+    ) -> None:
+        """Asks for the unload of no model: bad parameters, or a Triton that unloads nothing, show
+        before our queue is drained for it. Raises ColdError.
+        """
+        trial = service_pb2.RepositoryModelUnloadRequest()
+        trial.CopyFrom(request)
+        trial.model_name = ""
+        outcome = await ask_all(self._plane.pool, watches, "RepositoryModelUnload", trial)
+        outcome.raise_failures()
+
+    def _ended_by(self, request: service_pb2.RepositoryModelUnloadRequest) -> set[str]:
+        """The models that the unload ends: with its dependents, the steps of an ensemble too."""
+        names = {request.model_name}
+        wanted = request.parameters.get("unload_dependents")
+        if wanted is None or not wanted.bool_param:
+            return names
+        steps = {
+            step.model_name
+            for entry in self._plane.pool.versions(request.model_name)
+            for step in entry.spec.config.ensemble_scheduling.step
+        }
+        return names | steps
+
+    async def _drain(self, names: Collection[str]) -> None:
+        """Returns when nothing of these models is queued or out, at the latest at the deadline of
+        a drain: Triton ends what still runs there, the rest finds no backend.
+        """
+        plane = self._plane
+        indices = {index for key, index in plane.desired.model_index.items() if key[0] in names}
+        deadline_s = plane.settings.server.drain.deadline / 1e9
+
+        async def until_idle() -> None:
+            await plane.steering.settled(deadline_s)
+            while _busy(await plane.steering.snapshot(), indices):
+                await asyncio.sleep(POLL_PERIOD_S)
+
+        try:
+            await asyncio.wait_for(until_idle(), deadline_s)
+        except (ConnectionError, asyncio.TimeoutError) as error:
+            log(logger, logging.WARNING, "a model is unloaded that is not drained",
+                models=",".join(sorted(names)), reason=repr(error))  # fmt: skip
+
+    async def _until_gone(
+        self, outcome: Outcome, watches: Sequence[BackendWatch], names: Collection[str]
+    ) -> Outcome:
+        """Triton answers an unload before it is done: waits for the end of it."""
+        told = [watch for watch in watches if watch.address in outcome.answers]
+        waits = (_until_unloaded(watch, names) for watch in told)
+        late = [failure for failure in await asyncio.gather(*waits) if failure is not None]
+        lost = {failure.address for failure in late}
+        answers = {a: answer for a, answer in outcome.answers.items() if a not in lost}
+        return Outcome(answers, (*outcome.failures, *late), outcome.named)
+
+    async def _take_over(self, watches: Sequence[BackendWatch], names: Collection[str]) -> None:
+        """Reads the catalog of these backends and waits until the data plane serves by it."""
+
+        async def read(watch: BackendWatch) -> None:
+            try:
+                await watch.refresh(names)
+            except CallError as error:
+                log(logger, logging.WARNING, "cannot read the catalog", backend=watch.address,
+                    reason=error)  # fmt: skip
+
+        await asyncio.gather(*(read(watch) for watch in watches))
+        self._plane.refresh_state()
+        try:
+            await self._plane.steering.settled()
+        except (ConnectionError, asyncio.TimeoutError) as error:
+            log(logger, logging.WARNING, "the data plane does not confirm the catalog",
+                reason=repr(error))  # fmt: skip
+
+    def _report(self, done: str, name: str, outcome: Outcome) -> None:
+        failed = ", ".join(str(failure) for failure in outcome.failures)
+        level = logging.WARNING if failed else logging.INFO
+        missed = [w.address for w in self._plane.pool.watches.values() if not w.takes_calls]
+        fields = {"backends": ",".join(outcome.answers), "failed": failed,
+                  "missed": ",".join(missed)}  # fmt: skip
+        log(logger, level, f"model {name} {done}", **{k: v for k, v in fields.items() if v})
+
+
+def merged_index(
+    answers: Mapping[str, service_pb2.RepositoryIndexResponse],
+) -> service_pb2.RepositoryIndexResponse:
+    """The union by name and version, each in the best state of any backend.
+
+    A model that is not loaded here has no version here; it is listed so if no backend knows more.
+    """
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for address, answer in answers.items():
+        for model in answer.models:
+            states = found.setdefault((model.name, model.version), {})
+            reasons = states.setdefault(model.state, [])
+            reason = model.reason
+            if reason and len(answers) > 1:
+                reason = f"{reason} (backend {address})"
+            if reason:
+                reasons.append(reason)
+    versioned = {name for name, version in found if version}
+    merged = service_pb2.RepositoryIndexResponse()
+    for (name, version), states in sorted(found.items(), key=lambda item: _by_number(item[0])):
+        if not version and name in versioned:
+            continue
+        state = min(states, key=_rank)
+        merged.models.add(name=name, version=version, state=state, reason="; ".join(states[state]))
+    return merged
+
+
+def _rank(state: str) -> int:
+    return _STATES.index(state) if state in _STATES else len(_STATES)
+
+
+def _by_number(key: tuple[str, str]) -> tuple[str, int]:
+    return key[0], int(key[1]) if key[1].isdigit() else 0
+
+
+def _refuse_repository_name(name: str) -> None:
+    if name:
+        raise ColdError(
+            grpc.StatusCode.UNIMPLEMENTED, "'repository_name' specification is not supported"
+        )
+
+
+def _busy(snapshot: Any, indices: Iterable[int]) -> bool:
+    wanted = set(indices)
+    return any(
+        model.queued_requests or model.inflight_batches
+        for model in snapshot.models
+        if model.index in wanted
+    )
+
+
+async def _until_unloaded(watch: BackendWatch, names: Collection[str]) -> RpcError | None:
+    """None once no version of the models is loaded there; a failure when that takes too long."""
+    request = service_pb2.RepositoryIndexRequest()
+
+    async def until_gone() -> None:
+        while True:
+            index = await watch.calls.rpc("RepositoryIndex", request, UPDATE_TIMEOUT_S)
+            if all(model.state in _GONE for model in index.models if model.name in names):
+                return
+            await asyncio.sleep(POLL_PERIOD_S)
+
+    try:
+        await asyncio.wait_for(until_gone(), UNLOAD_TIMEOUT_S)
+    except RpcError as error:
+        return error
+    except asyncio.TimeoutError:
+        text = f"unloading has not ended after {UNLOAD_TIMEOUT_S:.0f} s"
+        return RpcError(watch.address, grpc.StatusCode.DEADLINE_EXCEEDED, text)
+    return None
