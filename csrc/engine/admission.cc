@@ -56,21 +56,25 @@ void Core::mark_dirty(std::uint32_t model) {
     dirty_.push_back(model);
 }
 
-Reason Core::refusal(const ModelState& model, const Request& request, Nanos deadline, Nanos now) {
-    if (draining) return Reason::kDraining;
-    if (deadline <= now) return Reason::kDeadlineInfeasible;
+// Whether a request of this pin has a backend, or had one a moment ago.
+bool Core::served(const ModelState& model, std::uint32_t pin, Nanos now) const {
     const Pool* pool = &model.shared;
-    if (request.pinned_backend != kNoBackend) {
-        const PlacementState* placement =
-            const_cast<ModelState&>(model).placement(request.pinned_backend);
-        if (placement == nullptr || !placement->configured) return Reason::kNoBackend;
+    if (pin != kNoBackend) {
+        const PlacementState* placement = const_cast<ModelState&>(model).placement(pin);
+        if (placement == nullptr || !placement->configured) return false;
         pool = &placement->pinned;
     }
-    if (pool->unserved_since != kNever &&
-        now >= add_saturating(pool->unserved_since, kUnservedAdmitNs)) {
+    return now < add_saturating(pool->unserved_since, kUnservedAdmitNs);
+}
+
+Reason Core::refusal(const ModelState& model, const Request& request, Nanos deadline, Nanos now) {
+    const ModelPolicy& policy = model.policy;
+    if (draining) return Reason::kDraining;
+    if (!policy.admitting) return Reason::kUnloading;
+    if (deadline <= now) return Reason::kDeadlineInfeasible;
+    if (!known_sequence(model, request) && !served(model, request.pinned_backend, now)) {
         return Reason::kNoBackend;
     }
-    const ModelPolicy& policy = model.policy;
     if (model.queued_requests >= policy.queue_requests_max) return Reason::kQueueFull;
     if (request.bytes > policy.queue_bytes_max ||
         model.queued_bytes > policy.queue_bytes_max - request.bytes) {
@@ -86,6 +90,7 @@ Reason Core::refusal(const ModelState& model, const Request& request, Nanos dead
 Admission Core::refuse(ModelState& model, std::uint32_t index, Reason reason) {
     ModelCounters& page = counters(index);
     ++page.refused;
+    ++model.stats.rejected;
     ++page.outcomes[static_cast<std::size_t>(Outcome::kRefused)][static_cast<std::size_t>(reason)];
     return {0, reason, retry_after(model, reason)};
 }
@@ -114,14 +119,19 @@ Admission Core::submit(const Request& request, Nanos now) {
     const bool default_level = request.priority == 0 || request.priority > policy.priority_levels;
     record.level =
         default_level ? policy.default_priority : static_cast<std::uint32_t>(request.priority);
-    // A request without rows shares its batch with nobody.
-    record.group = model.groups.get(
-        {request.signature, request.pinned_backend, request.mergeable && request.rows > 0});
     if (deadline != kNever) deadlines_.push({deadline, record.sequence, slot});
     ModelCounters& page = counters(request.model);
     ++page.admitted;
     ++page.in_flight;
-    enqueue(slot, now);
+    enqueue(slot);
+    if (request.sequence != 0 && policy.sequence_idle_ns > 0) {
+        join_sequence(slot, request, now);
+    } else {
+        // A request without rows shares its batch with nobody.
+        record.group = model.groups.get(
+            {request.signature, request.pinned_backend, request.mergeable && request.rows > 0});
+        join_group(slot, now);
+    }
     return {requests_.handle(slot), Reason::kNone, 0};
 }
 
@@ -155,6 +165,8 @@ void Core::finish(std::uint32_t slot, const Ending& ending, Nanos now) {
     if (requests_[slot].deadline != kNever) deadlines_.erase(slot);
     leave_batches(slot, now);
     const RequestRecord& request = requests_[slot];
+    const std::uint32_t sequence = request.in_sequence;
+    const bool dispatched = request.dispatched;
     count_answer(request, ending, now);
     Action action{};
     action.kind = ActionKind::kAnswer;
@@ -170,6 +182,10 @@ void Core::finish(std::uint32_t slot, const Ending& ending, Nanos now) {
     action.queued_ns = std::max<Nanos>(now - request.arrival, 0);
     actions.push_back(action);
     requests_.remove(slot);
+    if (sequence != kNoSlot) {
+        const bool completed = ending.outcome == Outcome::kCompleted;
+        sequence_answered(sequence, slot, dispatched, completed, now);
+    }
 }
 
 void Core::cancel(RequestHandle handle, Nanos now) {
@@ -203,6 +219,8 @@ void Core::expire(Nanos now) {
 
 void Core::step(Nanos now) {
     expire(now);
+    expire_sequences(now);
+    release_given_up(now);
     while (!moments_.empty() && moments_.top().at <= now) {
         mark_dirty(moments_.top().slot);
         moments_.erase(moments_.top().slot);
@@ -224,8 +242,9 @@ void Core::step(Nanos now) {
 // is told only when the earlier one has passed.
 void Core::emit_wake(Nanos now) {
     Nanos next = kNever;
-    if (!deadlines_.empty()) next = deadlines_.top().at;
-    if (!moments_.empty()) next = std::min(next, moments_.top().at);
+    for (const TimerHeap* timers : {&deadlines_, &moments_, &idle_, &given_up_}) {
+        if (!timers->empty()) next = std::min(next, timers->top().at);
+    }
     const bool passed = wake_ <= now;
     if (next == wake_ || (next > wake_ && !passed)) return;
     wake_ = next;

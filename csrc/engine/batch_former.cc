@@ -27,6 +27,8 @@ ModelPolicy normalised(ModelPolicy policy) {
     policy.priority_levels = std::max(policy.priority_levels, 1u);
     policy.default_priority = std::clamp(policy.default_priority, 1u, policy.priority_levels);
     policy.queue_delay_max_ns = std::max<Nanos>(policy.queue_delay_max_ns, 0);
+    policy.sequence_idle_ns = std::max<Nanos>(policy.sequence_idle_ns, 0);
+    policy.merge = policy.merge && policy.direct_max == 0;
     make_sizes_safe(policy.preferred_rows, policy.rows_max);
     make_sizes_safe(policy.mandatory_rows, policy.rows_max);
     return policy;

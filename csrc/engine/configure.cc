@@ -11,6 +11,11 @@ bool same_batching(const ModelPolicy& a, const ModelPolicy& b) {
            a.preferred_rows == b.preferred_rows && a.mandatory_rows == b.mandatory_rows;
 }
 
+bool named(const std::vector<Placement>& placements, std::uint32_t backend) {
+    return std::any_of(placements.begin(), placements.end(),
+                       [=](const Placement& p) { return p.backend == backend; });
+}
+
 }  // namespace
 
 // Placements that are no longer named are kept, unconfigured, until their last batch is back.
@@ -26,9 +31,11 @@ void Core::configure_placements(ModelState& model, const std::vector<Placement>&
             known->configured = false;
             known->out.clear();
             known->pinned = Pool{};
+            known->sequences = SequenceList{};
         }
         state.backend = wanted.backend;
         state.instances = std::max(wanted.instances, 1u);
+        state.slots = model.policy.direct_max > 0 ? model.policy.direct_max : state.instances;
         state.ready = wanted.ready;
         state.configured = true;
         promote(state, now);
@@ -36,10 +43,7 @@ void Core::configure_placements(ModelState& model, const std::vector<Placement>&
         if (BackendCounters* page = backend_counters(wanted.backend)) page->in_use = 1;
     }
     for (PlacementState& old : model.placements) {
-        const bool named =
-            std::any_of(placements.begin(), placements.end(),
-                        [&](const Placement& p) { return p.backend == old.backend; });
-        if (named) continue;
+        if (named(placements, old.backend)) continue;
         old.configured = false;
         if (!old.out.empty() || old.pinned.has_work()) next.push_back(std::move(old));
     }
@@ -54,10 +58,16 @@ void Core::configure_model(std::uint32_t index, const ModelPolicy& policy,
     const ModelPolicy next = normalised(policy);
     // A change of how the model batches is a new chance to merge.
     if (!same_batching(model.policy, next)) model.merging_off = false;
+    if (next.in_use && !model.policy.in_use) model.holding = true;
+    if (!next.in_use) model.stats = ModelStats();
     model.policy = next;
     model.known = true;
     counters(index).in_use = next.in_use;
     mark_dirty(index);
+    if (!next.in_use) forget_all(model, now);
+    for (PlacementState& p : model.placements) {
+        if (!named(placements, p.backend)) lose_all(p, now);
+    }
     configure_placements(model, placements, now);
     if (!next.in_use) {
         fail_pool(model, model.shared, kNoBackend, now);
@@ -112,7 +122,9 @@ void Core::fail_pool(ModelState& model, Pool& pool, std::uint32_t pin, Nanos now
     const Ending ending{Outcome::kFailed, Reason::kNoBackend, StatusCode::kUnavailable};
     for (std::uint32_t slot = model.by_age.first; slot != kNoSlot;) {
         const std::uint32_t next = requests_[slot].in_model.next;
-        if (model.groups[requests_[slot].group].key.pin == pin) finish(slot, ending, now);
+        const RequestRecord& request = requests_[slot];
+        const bool waits_here = !request.held && model.groups[request.group].key.pin == pin;
+        if (waits_here) finish(slot, ending, now);
         slot = next;
     }
     while (!pool.retries.empty()) {

@@ -3,16 +3,18 @@
 //
 //     admission.cc   submit, cancel, expiry: how requests come and go
 //     grouping.cc    where a request waits, when its group is ready
+//     sequences.cc   requests of a sequence: their order and their backend
 //     dispatch.cc    which batch goes where
 //     replies.cc     what a reply or a failure means for the members
 //     retries.cc     fixed groups that are sent again, bisecting, suspects
 //     configure.cc   policies, placements, backends
-//     ledger.cc      counters
+//     ledger.cc      counters; statistics.cc: what ModelStatistics shows
 //     persist.cc     save and load; invariants.cc: the truths that must hold
 #pragma once
 
 #include <cstdint>
 #include <deque>
+#include <unordered_map>
 #include <vector>
 
 #include "engine/batch_former.h"
@@ -28,8 +30,11 @@ namespace infersched::engine {
 inline constexpr Nanos kAnswerMarginMinNs = 2 * kMillisecond;
 // How long queued work waits for a backend to come back before it is failed.
 inline constexpr Nanos kUnservedMaxNs = 5 * kSecond;
-// How long after the loss of the last backend requests are still admitted.
+// How long after the loss of the last backend requests are still admitted, and how long a sequence
+// waits for its own one to come back before its state counts as lost.
 inline constexpr Nanos kUnservedAdmitNs = kSecond;
+// The least time for which a batch that was given up keeps its slot.
+inline constexpr Nanos kGivenUpMinNs = kMillisecond;
 // Attempts of one batch, the first included, before its members get the error.
 inline constexpr std::uint32_t kTriesMax = 8;
 // Executions that bisecting may use: one in ten of the others, and this many at once: a batch
@@ -53,10 +58,13 @@ struct ModelState {
     bool known = false;        // was configured once
     bool merging_off = false;  // a reply could not be cut
     bool dirty = false;        // has had an event since the last step
+    bool holding = false;      // until policy.hold_requests are queued
     std::vector<PlacementState> placements;
     Pool shared;
     GroupTable groups;
     RequestList by_age;
+    std::unordered_map<std::uint64_t, std::uint32_t> sequences;  // by key; looked up, never walked
+    std::vector<std::uint32_t> doomed;  // sequences whose queued requests are to be failed
     std::uint64_t queued_requests = 0;
     std::uint64_t queued_rows = 0;
     std::uint64_t queued_bytes = 0;
@@ -66,6 +74,7 @@ struct ModelState {
     Nanos last_complete = 0;
     std::int32_t bisect_tenths = kBisectTenthsMax;
     std::vector<Suspect> suspects;
+    ModelStats stats;  // batch_sizes[i] are those of i rows
 
     bool merging() const { return policy.merge && !merging_off; }
     PlacementState* placement(std::uint32_t backend);
@@ -104,6 +113,7 @@ class Core {
 
     // ledger.cc
     QueueStatus queue_status(std::uint32_t index) const;
+    ModelStats model_stats(std::uint32_t index) const;
     std::uint64_t requests_inflight() const { return requests_.size(); }
     bool needs_step() const { return !dirty_.empty(); }
 
@@ -117,20 +127,26 @@ class Core {
         StatusCode code;
         BatchHandle batch = 0;
         std::uint32_t backend = kNoBackend;
+        Nanos started = 0;  // kCompleted: when the batch was started
     };
 
     // admission.cc
+    bool served(const ModelState& model, std::uint32_t pin, Nanos now) const;
     Reason refusal(const ModelState& model, const Request& request, Nanos deadline, Nanos now);
     Admission refuse(ModelState& model, std::uint32_t index, Reason reason);
     void finish(std::uint32_t slot, const Ending& ending, Nanos now);
     void leave_batches(std::uint32_t slot, Nanos now);
     void expire(Nanos now);
+    void expire_sequences(Nanos now);
     void mark_dirty(std::uint32_t model);
     void emit_wake(Nanos now);
 
     // grouping.cc
-    void enqueue(std::uint32_t slot, Nanos now);
+    void enqueue(std::uint32_t slot);
+    void join_group(std::uint32_t slot, Nanos now);
+    void leave_group(std::uint32_t slot, Nanos now);
     void unqueue(std::uint32_t slot, Nanos now);
+    void unlist(ModelState& model, std::uint32_t slot);
     void take(ModelState& model, Group& group, std::uint32_t slot, std::uint32_t rows);
     void refresh(ModelState& model, std::uint32_t group, Nanos now);
     void unindex(ModelState& model, std::uint32_t group);
@@ -138,6 +154,26 @@ class Core {
     Nanos ready_time(const ModelState& model, const Group& group) const;
     void ripen(ModelState& model, Nanos now);
     bool merges(const ModelState& model, const Group& group, Nanos now) const;
+
+    // sequences.cc
+    bool known_sequence(const ModelState& model, const Request& request) const;
+    void join_sequence(std::uint32_t slot, const Request& request, Nanos now);
+    void sequence_sent(std::uint32_t batch, PlacementState& placement, Nanos now);
+    void sequence_answered(std::uint32_t sequence, std::uint32_t request, bool dispatched,
+                           bool completed, Nanos now);
+    void sequence_failed(ModelState& model, const BatchRecord& failed, FailureKind kind,
+                         const Ending& ending, Nanos now);
+    void advance(std::uint32_t sequence, Nanos now);
+    void step_back(std::uint32_t sequence, Nanos now);
+    void pin(std::uint32_t sequence, PlacementState& placement);
+    void unpin(std::uint32_t sequence);
+    void lose(std::uint32_t sequence, Nanos now);
+    void doom(std::uint32_t sequence);
+    void fail_doomed(ModelState& model, Nanos now);
+    void lose_unserved(ModelState& model, Nanos now);
+    void lose_all(PlacementState& placement, Nanos now);
+    void forget_all(ModelState& model, Nanos now);
+    void forget(std::uint32_t sequence);
 
     // dispatch.cc
     struct Choice {
@@ -149,6 +185,7 @@ class Core {
         std::uint64_t rows_waiting = 0;  // that could still join it
         bool merging = false;
         bool stage = false;
+        bool spread = false;  // of a sequence that is to be pinned: the fewest sequences count
         std::uint32_t avoid = kNoBackend;
     };
     bool usable(const PlacementState& placement) const;
@@ -171,6 +208,9 @@ class Core {
     void observe(ModelState& model, const BatchRecord& batch, Nanos now);
     std::vector<BatchMember> detach(std::uint32_t batch);
     void fail_members(const std::vector<BatchMember>& failed, const Ending& ending, Nanos now);
+    std::uint32_t sent_batch(BatchHandle handle) const;
+    void give_up(std::uint32_t batch, StatusCode code, Nanos now);
+    void release_given_up(Nanos now);
     void resolve_failure(ModelState& model, const BatchRecord& failed, FailureKind kind,
                          const Ending& ending, Nanos now);
 
@@ -196,6 +236,8 @@ class Core {
     template <class Archive>
     void archive_records(Archive& archive);
     template <class Archive>
+    void archive_sequences(Archive& archive);
+    template <class Archive>
     void archive_queued(Archive& archive);
     template <class Archive>
     void archive_groups(Archive& archive, ModelState& model);
@@ -203,6 +245,8 @@ class Core {
     void restore_indexes();
     void check_ledger() const;
     void check_model(std::uint32_t index) const;
+    void check_sequence(std::uint32_t index) const;
+    void check_sequences() const;
     void check_group(const ModelState& model, const Group& group) const;
 
     // ledger.cc
@@ -213,6 +257,8 @@ class Core {
     void count_dispatch(const ModelState& model, const BatchRecord& batch);
     void count_departure(const BatchRecord& batch);
     void count_reply(const BatchRecord& batch, Nanos now);
+    void count_stats(const RequestRecord& request, const Ending& ending, Nanos now);
+    void count_execution(const BatchRecord& batch, Nanos started, Nanos now);
     void count_failure(const BatchRecord& batch);
     void publish_queue(std::uint32_t model);
 
@@ -221,9 +267,12 @@ class Core {
     std::vector<bool> backends_available_;
     Requests requests_;
     Batches batches_;
+    Sequences sequences_;
     QueueNodes nodes_;
     TimerHeap deadlines_;  // by request slot
     TimerHeap moments_;    // by model: when it must be looked at again
+    TimerHeap idle_;       // by sequence slot: when it is forgotten
+    TimerHeap given_up_;   // by batch slot: when its slot is free again
     std::vector<std::uint32_t> dirty_;
     std::uint64_t sequence_ = 0;
     std::uint64_t retry_sequence_ = 0;

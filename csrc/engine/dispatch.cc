@@ -10,8 +10,9 @@ bool Core::usable(const PlacementState& placement) const {
            placement.backend < backends_available_.size() && backends_available_[placement.backend];
 }
 
-// The placement of least expected completion among those with a slot for this batch. Equal ones:
-// fewer rows out, then the order of configuration.
+// The placement of least expected completion among those with a slot for this batch; of a direct
+// model, which the backend runs side by side, the one with the fewest out. Equal ones: fewer rows
+// out, then the order of configuration.
 Core::Choice Core::choose(ModelState& model, const Pool& pool, const Load& load, Nanos now) {
     const auto eligible = [&](const PlacementState& p) {
         return usable(p) && (&pool == &model.shared || &pool == &p.pinned);
@@ -22,6 +23,7 @@ Core::Choice Core::choose(ModelState& model, const Pool& pool, const Load& load,
             alternative |= eligible(p) && !p.resting(now) && p.backend != load.avoid;
         }
     }
+    const bool direct = model.policy.direct_max > 0;
     Choice choice;
     std::uint64_t least = 0;
     for (PlacementState& p : model.placements) {
@@ -31,7 +33,7 @@ Core::Choice Core::choose(ModelState& model, const Pool& pool, const Load& load,
             continue;
         }
         if (!p.slot_free()) {
-            if (!load.stage) continue;
+            if (!load.stage || direct) continue;
             const std::uint32_t full = rows_full(model.policy);
             if (load.merging && !worth_staging(load.rows_waiting, full, p.rows_out)) continue;
             const Nanos at =
@@ -41,8 +43,12 @@ Core::Choice Core::choose(ModelState& model, const Pool& pool, const Load& load,
                 continue;
             }
         }
-        const std::uint64_t expected = expected_completion_ns(p, load.rows);
         const PlacementState* best = choice.placement;
+        if (load.spread && best != nullptr && p.sequence_count != best->sequence_count) {
+            if (p.sequence_count > best->sequence_count) continue;
+            best = nullptr;
+        }
+        const std::uint64_t expected = direct ? p.out.size() : expected_completion_ns(p, load.rows);
         if (best == nullptr || expected < least ||
             (expected == least && p.rows_out < best->rows_out)) {
             choice.placement = &p;
@@ -72,6 +78,7 @@ Core::Choice Core::choose_for_group(ModelState& model, const Pool& pool, Nanos n
     load.rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(group.rows, limit));
     load.rows_waiting = group.rows;
     load.stage = true;
+    load.spread = requests_[group.head().slot].in_sequence != kNoSlot;
     return choose(model, pool, load, now);
 }
 
@@ -79,7 +86,10 @@ Core::Choice Core::choose_for_retry(ModelState& model, const Pool& pool, Nanos n
     const BatchRecord& batch = batches_[pool.retries.begin()->second];
     Load load;
     for (const BatchMember& member : batch.members) {
-        if (requests_.find(member.request) != kNoSlot) load.rows += member.rows;
+        const std::uint32_t slot = requests_.find(member.request);
+        if (slot == kNoSlot) continue;
+        load.rows += member.rows;
+        load.spread |= requests_[slot].in_sequence != kNoSlot;
     }
     load.avoid = batch.avoid;
     return choose(model, pool, load, now);
@@ -197,6 +207,7 @@ void Core::send(ModelState& model, std::uint32_t batch_slot, PlacementState& pla
     action.rows_padded = pads ? padded_rows(model.policy, action.rows) : action.rows;
     members.insert(members.end(), batch.members.begin(), batch.members.end());
     actions.push_back(action);
+    if (!batch.mergeable) sequence_sent(batch_slot, placement, now);
 }
 
 void Core::run_model(std::uint32_t index, Nanos now) {
@@ -205,11 +216,15 @@ void Core::run_model(std::uint32_t index, Nanos now) {
         return pool.unserved_since != kNever && pool.has_work() &&
                now >= add_saturating(pool.unserved_since, kUnservedMaxNs);
     };
+    lose_unserved(model, now);
     if (given_up(model.shared)) fail_pool(model, model.shared, kNoBackend, now);
     for (PlacementState& p : model.placements) {
         if (given_up(p.pinned)) fail_pool(model, p.pinned, p.backend, now);
     }
+    fail_doomed(model, now);
     ripen(model, now);
+    model.holding = model.holding && model.queued_requests < model.policy.hold_requests;
+    if (model.holding) return;
     while (dispatch_retry(model, now) || dispatch_next(model, now)) {
     }
 }
@@ -231,6 +246,10 @@ Nanos Core::next_moment(ModelState& model, Nanos now) {
             next = std::min(next, choose_for_retry(model, pool, now).blocked_until);
         }
     });
+    for (const PlacementState& p : model.placements) {
+        if (p.sequence_count == 0) continue;
+        next = std::min(next, add_saturating(p.pinned.unserved_since, kUnservedAdmitNs));
+    }
     return next;
 }
 

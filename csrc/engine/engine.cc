@@ -53,6 +53,10 @@ QueueStatus Engine::queue_status(std::uint32_t index) const {
     return state_->core.queue_status(index);
 }
 
+ModelStats Engine::model_stats(std::uint32_t index) const {
+    return state_->core.model_stats(index);
+}
+
 std::uint64_t Engine::requests_inflight() const { return state_->core.requests_inflight(); }
 
 void Engine::check_invariants() const { state_->core.check_invariants(); }

@@ -66,15 +66,19 @@ struct ModelPolicy {
     bool idempotent = true;
     bool cancellable = false;
     // > 0: not bound by instances. Requests go to the backend as they come, alone, this many at
-    // once (sequence and decoupled models, whose backend schedules them itself).
+    // once (sequence and decoupled models, whose backend schedules them itself): the fewest out
+    // first. Nothing is merged, split or staged.
     std::uint32_t direct_max = 0;
     // A sequence is pinned to its backend from its start until its end or this long after its last
-    // request was answered; 0: no sequences.
+    // request was answered; 0: no sequences. Its state is lost when a request of it may have run
+    // without a reply, when its placement is removed, and when its backend was unusable for a
+    // second: what is queued and what comes within this time is answered kFailed / kSequenceLost,
+    // up to a new start.
     Nanos sequence_idle_ns = 0;
     // false: new requests are refused with kUnloading, queued ones are served.
     bool admitting = true;
-    // Batches are held until this many requests are queued, once after the model was configured
-    // first (Triton's TRITONSERVER_DELAY_SCHEDULER, for deterministic tests); 0: never.
+    // Batches are held until this many requests are queued, once after the model came into use
+    // (Triton's TRITONSERVER_DELAY_SCHEDULER, for deterministic tests); 0: never.
     std::uint32_t hold_requests = 0;
     // `batching: triton`: act as Triton's dynamic batcher does. The fields above that have no
     // meaning there are ignored.
@@ -101,7 +105,10 @@ struct Request {
     std::uint32_t pinned_backend = kNoBackend;
     // Requests of one sequence go to one backend, in the order of their admission. One is sent when
     // the reply to the one before has come, or at once when both came by the same ordered path
-    // (client stream, named by a number; 0: none).
+    // (client stream, named by a number; 0: none). They run at most once; a start goes to the
+    // backend with the fewest sequences, or stays at its own when the sequence lives. A sequence
+    // that is not known goes anywhere, and is pinned when a request of it was served there. The
+    // pin of the sequence comes before pinned_backend.
     std::uint64_t sequence = 0;  // 0: none
     bool sequence_start = false;
     bool sequence_end = false;
@@ -165,24 +172,29 @@ enum class FailureKind : std::uint8_t {
                     // but the slot stays taken until the batch's predicted end
 };
 
+// The largest size that ModelStats::batch_sizes tells apart; larger batches are counted there.
+inline constexpr std::uint32_t kStatsRowsMax = 4096;
+
 // What ModelStatistics shows, since the engine was made (or the model was removed).
 struct BatchSizeStats {
-    std::uint32_t rows = 0;  // as dispatched
+    std::uint32_t rows = 0;  // as dispatched, without padding
     std::uint64_t batches = 0;
     std::uint64_t backend_ns = 0;  // start to reply, summed up
 };
 
 struct ModelStats {
     std::uint64_t rows = 0;     // inferences: rows of completed requests
-    std::uint64_t batches = 0;  // executions that were answered
+    std::uint64_t batches = 0;  // executions that were answered without an error
     std::uint64_t completed = 0, completed_ns = 0;
     std::uint64_t failed = 0, failed_ns = 0;      // failed, expired after dispatch
-    std::uint64_t rejected = 0, rejected_ns = 0;  // refused, expired in the queue
+    std::uint64_t rejected = 0, rejected_ns = 0;  // refused (in no time), expired in the queue
     std::uint64_t cancelled = 0, cancelled_ns = 0;
-    std::uint64_t queue_ns = 0;    // of completed requests, summed up
-    std::uint64_t backend_ns = 0;  // of completed requests, summed up
+    // Summed up over completed requests: until the start of the batch that answered it (its last
+    // part's), and from there to the reply. Every member pays the whole time of its batch.
+    std::uint64_t queue_ns = 0;
+    std::uint64_t backend_ns = 0;
     Nanos last_answer = 0;
-    std::vector<BatchSizeStats> batch_sizes;  // by rows
+    std::vector<BatchSizeStats> batch_sizes;  // those that occurred, by rows
 };
 
 struct QueueStatus {

@@ -5,23 +5,48 @@
 
 namespace infersched::engine {
 
-void Core::enqueue(std::uint32_t slot, Nanos now) {
+// Counts a request as queued. Where it waits is up to the caller.
+void Core::enqueue(std::uint32_t slot) {
     RequestRecord& request = requests_[slot];
     ModelState& model = models_[request.model];
-    Group& group = model.groups[request.group];
-    request.place = nodes_.insert(group.order, request.key(slot));
     request.queued = true;
-    group.by_age.append<&RequestRecord::in_group>(requests_, slot);
     model.by_age.append<&RequestRecord::in_model>(requests_, slot);
-    group.rows += request.rows;
     ++model.queued_requests;
     model.queued_rows += request.rows;
     model.queued_bytes += request.bytes;
     mark_dirty(request.model);
+}
+
+void Core::join_group(std::uint32_t slot, Nanos now) {
+    RequestRecord& request = requests_[slot];
+    ModelState& model = models_[request.model];
+    Group& group = model.groups[request.group];
+    request.place = nodes_.insert(group.order, request.key(slot));
+    group.by_age.append<&RequestRecord::in_group>(requests_, slot);
+    group.rows += request.rows;
     // More rows never make a ready group unready: only a new head moves it.
     if (group.index != Group::Index::kReady || group.order.begin() == request.place) {
         refresh(model, request.group, now);
     }
+}
+
+// Takes out a request of which nothing was sent; it stays queued.
+void Core::leave_group(std::uint32_t slot, Nanos now) {
+    RequestRecord& request = requests_[slot];
+    ModelState& model = models_[request.model];
+    Group& group = model.groups[request.group];
+    nodes_.erase(group.order, request.place);
+    group.by_age.unlink<&RequestRecord::in_group>(requests_, slot);
+    group.rows -= request.rows;
+    refresh(model, request.group, now);
+}
+
+void Core::unlist(ModelState& model, std::uint32_t slot) {
+    RequestRecord& request = requests_[slot];
+    request.queued = false;
+    model.by_age.unlink<&RequestRecord::in_model>(requests_, slot);
+    --model.queued_requests;
+    model.queued_bytes -= request.bytes;
 }
 
 // Takes `rows` of a queued request for a batch, or all that is left when it ends. The caller
@@ -33,18 +58,20 @@ void Core::take(ModelState& model, Group& group, std::uint32_t slot, std::uint32
     model.queued_rows -= rows;
     if (request.rows_left() > 0) return;
     nodes_.erase(group.order, request.place);
-    request.queued = false;
     group.by_age.unlink<&RequestRecord::in_group>(requests_, slot);
-    model.by_age.unlink<&RequestRecord::in_model>(requests_, slot);
-    --model.queued_requests;
-    model.queued_bytes -= request.bytes;
+    unlist(model, slot);
 }
 
 void Core::unqueue(std::uint32_t slot, Nanos now) {
     const RequestRecord& request = requests_[slot];
     ModelState& model = models_[request.model];
-    take(model, model.groups[request.group], slot, request.rows_left());
     mark_dirty(request.model);
+    if (request.held) {
+        sequences_[request.in_sequence].held.unlink<&RequestRecord::in_group>(requests_, slot);
+        model.queued_rows -= request.rows;
+        return unlist(model, slot);
+    }
+    take(model, model.groups[request.group], slot, request.rows_left());
     refresh(model, request.group, now);
 }
 

@@ -41,18 +41,19 @@ void Core::check_model(std::uint32_t index) const {
     std::uint64_t requests = 0;
     std::uint64_t rows = 0;
     std::uint64_t bytes = 0;
+    std::uint64_t grouped = 0;
     for (std::uint32_t slot = model.by_age.first; slot != kNoSlot;
          slot = requests_[slot].in_model.next) {
         const RequestRecord& request = requests_[slot];
         must(request.queued && request.model == index, "the age list names queued requests");
         ++requests;
+        grouped += request.held;
         rows += request.rows_left();
         bytes += request.bytes;
     }
     must(requests == model.queued_requests && rows == model.queued_rows &&
              bytes == model.queued_bytes,
          "queue totals are those of the queued requests");
-    std::uint64_t grouped = 0;
     std::size_t filled = 0;
     for (std::uint32_t g = 0; g < model.groups.slots(); ++g) {
         check_group(model, model.groups[g]);
@@ -60,7 +61,7 @@ void Core::check_model(std::uint32_t index) const {
         filled += !model.groups[g].order.empty();
     }
     must(model.groups.size() <= filled + GroupTable::kEmptyGroupsMax, "empty groups are bounded");
-    must(grouped == requests, "every queued request is in one group");
+    must(grouped == requests, "every queued request is in one group or held in a sequence");
     std::uint64_t out = 0;
     for (const PlacementState& p : model.placements) {
         std::uint64_t rows_out = 0;
@@ -76,7 +77,64 @@ void Core::check_model(std::uint32_t index) const {
     }
     must(out == model.inflight_batches && out == page_->models[index].inflight_batches,
          "batches in flight hold one slot each");
+    std::size_t pinned = 0;
+    for (const PlacementState& p : model.placements) pinned += p.sequence_count;
+    must(pinned <= model.sequences.size(), "a sequence is pinned once");
+    std::uint64_t executions = 0;
+    for (const BatchSizeStats& size : model.stats.batch_sizes) executions += size.batches;
+    must(executions == model.stats.batches, "every execution has a size");
     must(model.suspects.size() <= kSuspectsMax, "suspects are bounded");
+}
+
+void Core::check_sequence(std::uint32_t index) const {
+    const SequenceRecord& sequence = sequences_[index];
+    const ModelState& model = models_[sequence.model];
+    const auto known = model.sequences.find(sequence.key);
+    must(known != model.sequences.end() && known->second == index,
+         "a sequence is found by its key");
+    std::uint64_t last = 0;
+    const auto in_order = [&](std::uint32_t slot) {
+        must(requests_.live(slot) && requests_[slot].queued, "a sequence's request is queued");
+        must(requests_[slot].sequence > last, "a sequence is sent in the order of admission");
+        must(requests_[slot].in_sequence == index, "a request knows its sequence");
+        last = requests_[slot].sequence;
+    };
+    if (sequence.lead != kNoSlot) in_order(sequence.lead);
+    for (std::uint32_t slot = sequence.held.first; slot != kNoSlot;
+         slot = requests_[slot].in_group.next) {
+        in_order(slot);
+        must(requests_[slot].held, "what a sequence holds is in no group");
+    }
+    const bool next_waits = sequence.lead != kNoSlot || sequence.inflight > 0 || sequence.doomed;
+    must(sequence.held.empty() || next_waits, "something will let a held request go");
+    must(!sequence.lost || sequence.backend == kNoBackend, "a lost sequence has no backend");
+    const bool timed = model.policy.sequence_idle_ns == kNever || idle_.contains(index);
+    must(!sequence.idle() || timed, "an idle sequence will be forgotten");
+    must(sequence.idle() || !idle_.contains(index), "a busy sequence is not forgotten");
+}
+
+void Core::check_sequences() const {
+    std::vector<std::uint32_t> inflight(sequences_.slots());
+    for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
+        if (!requests_.live(slot) || requests_[slot].in_sequence == kNoSlot) continue;
+        must(sequences_.live(requests_[slot].in_sequence), "a request's sequence is live");
+        inflight[requests_[slot].in_sequence] += requests_[slot].dispatched;
+    }
+    for (std::uint32_t index = 0; index < sequences_.slots(); ++index) {
+        if (!sequences_.live(index)) continue;
+        check_sequence(index);
+        must(inflight[index] == sequences_[index].inflight, "a sequence counts what was sent");
+    }
+    for (const ModelState& model : models_) {
+        for (const PlacementState& p : model.placements) {
+            std::uint32_t count = 0;
+            for (std::uint32_t index = p.sequences.first; index != kNoSlot;
+                 index = sequences_[index].in_placement.next, ++count) {
+                must(sequences_[index].backend == p.backend, "a sequence is listed where it is");
+            }
+            must(count == p.sequence_count, "a placement counts its sequences");
+        }
+    }
 }
 
 void Core::check_ledger() const {
@@ -94,7 +152,10 @@ void Core::check_ledger() const {
 void Core::check_invariants() const {
     check_ledger();
     for (std::uint32_t index = 0; index < models_.size(); ++index) check_model(index);
-    must(deadlines_.consistent() && moments_.consistent(), "timers are in heap order");
+    check_sequences();
+    must(deadlines_.consistent() && moments_.consistent() && idle_.consistent() &&
+             given_up_.consistent(),
+         "timers are in heap order");
     std::size_t timed = 0;
     std::size_t carried = 0;
     for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
@@ -119,6 +180,8 @@ void Core::check_invariants() const {
             return requests_.find(member.request) != kNoSlot;
         });
         must(static_cast<std::uint32_t>(live) == batch.live, "live members are counted");
+        must(given_up_.contains(slot) == (batch.release_at != kNever),
+             "a batch that was given up is released in time");
         must(batch.retry_sequence == 0 || live > 0, "a group that waits has members that wait");
         lives += batch.live;
     }

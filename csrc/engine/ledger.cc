@@ -48,6 +48,7 @@ void Core::count_answer(const RequestRecord& request, const Ending& ending, Nano
     --page.in_flight;
     ++page.outcomes[static_cast<std::size_t>(ending.outcome)]
                    [static_cast<std::size_t>(ending.reason)];
+    count_stats(request, ending, now);
     const bool completed = ending.outcome == Outcome::kCompleted;
     if (completed) record(page.request_time, now - request.arrival);
     // A client that went away did not wait for its objective.

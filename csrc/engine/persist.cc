@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x31656e69676e65;  // "engine1"
+constexpr std::uint64_t kStateMagic = 0x32656e69676e65;  // "engine2"
 
 template <class Archive>
 void archive_policy(Archive& archive, ModelPolicy& p) {
@@ -29,12 +29,17 @@ void archive_policy(Archive& archive, ModelPolicy& p) {
     archive(p.staged_batches_max);
     archive(p.idempotent);
     archive(p.cancellable);
+    archive(p.direct_max);
+    archive(p.sequence_idle_ns);
+    archive(p.admitting);
+    archive(p.hold_requests);
 }
 
 template <class Archive>
 void archive_placement(Archive& archive, PlacementState& p) {
     archive(p.backend);
     archive(p.instances);
+    archive(p.slots);
     archive(p.ready);
     archive(p.configured);
     archive(p.out);
@@ -44,7 +49,25 @@ void archive_placement(Archive& archive, PlacementState& p) {
     archive(p.failures);
     archive(p.rest_until);
     archive(p.pinned.unserved_since);
+    archive(p.sequences.first);
+    archive(p.sequences.last);
+    archive(p.sequence_count);
     archive.require(p.instances > 0);
+}
+
+template <class Archive>
+void archive_stats(Archive& archive, ModelStats& s) {
+    for (std::uint64_t* word :
+         {&s.rows, &s.batches, &s.completed, &s.completed_ns, &s.failed, &s.failed_ns, &s.rejected,
+          &s.rejected_ns, &s.cancelled, &s.cancelled_ns, &s.queue_ns, &s.backend_ns}) {
+        archive(*word);
+    }
+    archive(s.last_answer);
+    archive.vector_size(s.batch_sizes, 16);
+    for (BatchSizeStats& size : s.batch_sizes) {
+        archive(size.batches);
+        archive(size.backend_ns);
+    }
 }
 
 template <class Archive>
@@ -53,6 +76,8 @@ void archive_model(Archive& archive, ModelState& m) {
     archive(m.known);
     archive(m.merging_off);
     archive(m.dirty);
+    archive(m.holding);
+    archive(m.doomed);
     archive.vector_size(m.placements, 16);
     for (PlacementState& placement : m.placements) archive_placement(archive, placement);
     archive(m.shared.unserved_since);
@@ -60,6 +85,7 @@ void archive_model(Archive& archive, ModelState& m) {
     archive(m.batch_ns);
     archive(m.drain_ns);
     archive(m.last_complete);
+    archive_stats(archive, m.stats);
     archive(m.bisect_tenths);
     archive.vector_size(m.suspects, 20);
     for (Suspect& suspect : m.suspects) {
@@ -83,6 +109,12 @@ void archive_request(Archive& archive, RequestRecord& r) {
     archive(r.queued);
     archive(r.dispatched);
     archive(r.batches);
+    archive(r.in_sequence);
+    archive(r.held);
+    archive(r.sequence_start);
+    archive(r.sequence_end);
+    archive(r.pin);
+    archive(r.path);
     archive.require(r.rows_sent <= r.rows);
 }
 
@@ -101,6 +133,7 @@ void archive_batch(Archive& archive, BatchRecord& b) {
     archive(b.mergeable);
     archive(b.dispatched_at);
     archive(b.started_at);
+    archive(b.release_at);
     archive.vector_size(b.members, 24);
     for (BatchMember& member : b.members) {
         archive(member.request);
@@ -108,6 +141,25 @@ void archive_batch(Archive& archive, BatchRecord& b) {
         archive(member.row_begin);
         archive(member.rows);
     }
+}
+
+// Those held are listed as they are queued.
+template <class Archive>
+void archive_sequence(Archive& archive, SequenceRecord& s) {
+    archive(s.key);
+    archive(s.number);
+    archive(s.model);
+    archive(s.backend);
+    archive(s.lead);
+    archive(s.again);
+    archive(s.inflight);
+    archive(s.path);
+    archive(s.started);
+    archive(s.ended);
+    archive(s.lost);
+    archive(s.doomed);
+    archive(s.in_placement.previous);
+    archive(s.in_placement.next);
 }
 
 template <class Archive>
@@ -135,6 +187,10 @@ void Core::archive_queued(Archive& archive) {
         if (!archive.require(slot < requests_.slots())) return;
         RequestRecord& request = requests_[slot];
         if (!archive.require(request.model < models_.size())) return;
+        if (request.held) {
+            if constexpr (Archive::kReads) restore_queued(slot);
+            continue;
+        }
         GroupTable& groups = models_[request.model].groups;
         GroupKey key;
         if constexpr (!Archive::kReads) key = groups[request.group].key;
@@ -153,11 +209,15 @@ void Core::archive_queued(Archive& archive) {
 void Core::restore_queued(std::uint32_t slot) {
     RequestRecord& request = requests_[slot];
     ModelState& model = models_[request.model];
-    Group& group = model.groups[request.group];
-    request.place = nodes_.insert(group.order, request.key(slot));
-    group.by_age.append<&RequestRecord::in_group>(requests_, slot);
+    if (request.held) {
+        sequences_[request.in_sequence].held.append<&RequestRecord::in_group>(requests_, slot);
+    } else {
+        Group& group = model.groups[request.group];
+        request.place = nodes_.insert(group.order, request.key(slot));
+        group.by_age.append<&RequestRecord::in_group>(requests_, slot);
+        group.rows += request.rows_left();
+    }
     model.by_age.append<&RequestRecord::in_model>(requests_, slot);
-    group.rows += request.rows_left();
     ++model.queued_requests;
     model.queued_rows += request.rows_left();
     model.queued_bytes += request.bytes;
@@ -207,6 +267,25 @@ void Core::restore_indexes() {
         const BatchRecord& batch = batches_[slot];
         models_[batch.model].pool(batch.pin).retries.insert({batch.retry_sequence, slot});
     }
+    for (std::uint32_t slot = 0; slot < batches_.slots(); ++slot) {
+        if (!batches_.live(slot) || batches_[slot].release_at == kNever) continue;
+        given_up_.push({batches_[slot].release_at, batches_.handle(slot), slot});
+    }
+}
+
+template <class Archive>
+void Core::archive_sequences(Archive& archive) {
+    sequences_.archive_slots(archive);
+    for (std::uint32_t slot = 0; slot < sequences_.slots(); ++slot) {
+        if (!sequences_.live(slot)) continue;
+        SequenceRecord& sequence = sequences_[slot];
+        archive_sequence(archive, sequence);
+        Nanos idle_until = idle_.contains(slot) ? idle_.at(slot) : kNever;
+        archive(idle_until);
+        if (!archive.require(sequence.model < models_.size())) return;
+        models_[sequence.model].sequences[sequence.key] = slot;
+        idle_.set({idle_until, sequence.number, slot});
+    }
 }
 
 template <class Archive>
@@ -248,6 +327,7 @@ void Core::archive(Archive& archive) {
     if (!archive.require(models_.size() <= kCountersModelsMax)) return;
     for (ModelState& model : models_) archive_model(archive, model);
     archive_records(archive);
+    archive_sequences(archive);
     archive_queued(archive);
     for (std::uint32_t index = 0; index < models_.size(); ++index) {
         archive_groups(archive, models_[index]);

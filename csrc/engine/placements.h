@@ -18,6 +18,7 @@ inline constexpr Nanos kRestMaxNs = kSecond;
 struct PlacementState {
     std::uint32_t backend = 0;
     std::uint32_t instances = 1;
+    std::uint32_t slots = 1;  // batches that run at once: instances, or direct_max
     bool ready = false;
     bool configured = true;          // false: removed, kept until its last batch is back
     std::vector<std::uint32_t> out;  // batches there, in order of dispatch
@@ -27,9 +28,11 @@ struct PlacementState {
     std::uint32_t failures = 0;  // in a row, of those that make it rest
     Nanos rest_until = std::numeric_limits<Nanos>::min();
     Pool pinned;
+    SequenceList sequences;  // pinned here, in the order of pinning
+    std::uint32_t sequence_count = 0;
 
     bool resting(Nanos now) const { return rest_until > now; }
-    bool slot_free() const { return out.size() < instances; }
+    bool slot_free() const { return out.size() < slots; }
     void rest(Nanos now);
     void recover() {
         failures = 0;

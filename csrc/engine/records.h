@@ -42,10 +42,17 @@ struct RequestRecord {
     std::uint32_t rows_sent = 0;  // [0, rows_sent) are in batches or done
     std::uint32_t level = 1;
     std::uint32_t group = kNoSlot;
-    bool queued = false;                 // rows are left in its signature queue
-    bool dispatched = false;             // some rows have been sent to a backend
-    QueueOrder::iterator place;          // while queued
-    Links in_group, in_model;            // submission order of what is queued
+    bool queued = false;         // rows are left in its queue
+    bool dispatched = false;     // some rows have been sent to a backend
+    QueueOrder::iterator place;  // while queued
+    Links in_group, in_model;    // submission order of what is queued
+    // Of a sequence: its record. `held`: queued behind others of it, linked there and in no group.
+    std::uint32_t in_sequence = kNoSlot;
+    bool held = false;
+    bool sequence_start = false;
+    bool sequence_end = false;
+    std::uint32_t pin = kNoBackend;
+    std::uint64_t path = 0;
     std::vector<std::uint32_t> batches;  // slots of the batches that carry rows of it
 
     std::uint32_t rows_left() const { return rows - rows_sent; }
@@ -54,7 +61,8 @@ struct RequestRecord {
     void recycle() {
         batches.clear();
         rows_sent = 0;
-        queued = dispatched = false;
+        queued = dispatched = held = false;
+        in_sequence = kNoSlot;
     }
 };
 
@@ -73,6 +81,8 @@ struct BatchRecord {
     bool mergeable = true;
     Nanos dispatched_at = 0;
     Nanos started_at = kNever;  // when an instance was free for it; kNever: still staged
+    // Answered while its execution goes on: when its slot is free again. Its handle is stale.
+    Nanos release_at = kNever;
     std::vector<BatchMember> members;
 
     void recycle() {
@@ -80,36 +90,69 @@ struct BatchRecord {
         rows = live = tries = 0;
         retry_sequence = 0;
         retried = false;
-        started_at = kNever;
+        started_at = release_at = kNever;
         members.clear();
     }
 };
 
-using Requests = SlotMap<RequestRecord>;
-using Batches = SlotMap<BatchRecord>;
-
-// A doubly linked list through the request records, in submission order.
-struct RequestList {
+// A doubly linked list through the records of a slot map, in the order of appending.
+template <class Record>
+struct SlotList {
     std::uint32_t first = kNoSlot;
     std::uint32_t last = kNoSlot;
 
-    template <Links RequestRecord::*member>
-    void append(Requests& requests, std::uint32_t slot) {
-        requests[slot].*member = {last, kNoSlot};
-        if (last == kNoSlot) {
-            first = slot;
-        } else {
-            (requests[last].*member).next = slot;
-        }
+    template <Links Record::*member>
+    void append(SlotMap<Record>& records, std::uint32_t slot) {
+        records[slot].*member = {last, kNoSlot};
+        (last == kNoSlot ? first : (records[last].*member).next) = slot;
         last = slot;
     }
 
-    template <Links RequestRecord::*member>
-    void unlink(Requests& requests, std::uint32_t slot) {
-        const Links links = requests[slot].*member;
-        (links.previous == kNoSlot ? first : (requests[links.previous].*member).next) = links.next;
-        (links.next == kNoSlot ? last : (requests[links.next].*member).previous) = links.previous;
+    template <Links Record::*member>
+    void prepend(SlotMap<Record>& records, std::uint32_t slot) {
+        records[slot].*member = {kNoSlot, first};
+        (first == kNoSlot ? last : (records[first].*member).previous) = slot;
+        first = slot;
     }
+
+    template <Links Record::*member>
+    void unlink(SlotMap<Record>& records, std::uint32_t slot) {
+        const Links links = records[slot].*member;
+        (links.previous == kNoSlot ? first : (records[links.previous].*member).next) = links.next;
+        (links.next == kNoSlot ? last : (records[links.next].*member).previous) = links.previous;
+    }
+
+    bool empty() const { return first == kNoSlot; }
 };
+using RequestList = SlotList<RequestRecord>;
+
+// A sequence that has requests, or a backend that keeps its state, or lost its state.
+//
+// At most one request of it, the lead, is in a group; those behind it are held here, so that
+// neither priority nor deadline changes their order.
+struct SequenceRecord {
+    std::uint64_t key = 0;     // Request::sequence
+    std::uint64_t number = 0;  // the admission of the request that made it
+    std::uint32_t model = 0;
+    std::uint32_t backend = kNoBackend;  // to which it is pinned
+    std::uint32_t lead = kNoSlot;
+    std::uint32_t again = kNoSlot;  // the request that waits to be sent again
+    std::uint32_t inflight = 0;     // sent and not answered, `again` included
+    std::uint64_t path = 0;         // of those in flight; 0: nothing may follow before the answer
+    bool started = false;           // the backend knows it
+    bool ended = false;             // its end was sent
+    bool lost = false;              // the state is gone: nothing but a start is sent
+    bool doomed = false;            // in ModelState::doomed
+    RequestList held;
+    Links in_placement;
+
+    bool idle() const { return inflight == 0 && lead == kNoSlot && held.empty(); }
+    void recycle() { *this = SequenceRecord(); }
+};
+
+using Requests = SlotMap<RequestRecord>;
+using Batches = SlotMap<BatchRecord>;
+using Sequences = SlotMap<SequenceRecord>;
+using SequenceList = SlotList<SequenceRecord>;
 
 }  // namespace infersched::engine

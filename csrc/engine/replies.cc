@@ -5,9 +5,9 @@
 
 namespace infersched::engine {
 
-// The first `instances` batches out there run; the others are staged.
+// The first `slots` batches out there run; the others are staged.
 void Core::promote(PlacementState& placement, Nanos now) {
-    std::size_t i = std::min<std::size_t>(placement.instances, placement.out.size());
+    std::size_t i = std::min<std::size_t>(placement.slots, placement.out.size());
     while (i > 0 && batches_[placement.out[i - 1]].started_at == kNever) {
         batches_[placement.out[--i]].started_at = now;
     }
@@ -49,18 +49,30 @@ std::vector<BatchMember> Core::detach(std::uint32_t batch_slot) {
     return live;
 }
 
+// The batch at a backend that `handle` names, or kNoSlot.
+std::uint32_t Core::sent_batch(BatchHandle handle) const {
+    const std::uint32_t slot = batches_.find(handle);
+    if (slot == kNoSlot) return kNoSlot;
+    const BatchRecord& batch = batches_[slot];
+    return batch.retry_sequence != 0 || batch.release_at != kNever ? kNoSlot : slot;
+}
+
 void Core::complete(BatchHandle handle, Nanos now) {
-    const std::uint32_t batch_slot = batches_.find(handle);
-    if (batch_slot == kNoSlot || batches_[batch_slot].retry_sequence != 0) return;
+    const std::uint32_t batch_slot = sent_batch(handle);
+    if (batch_slot == kNoSlot) return;
     BatchRecord& batch = batches_[batch_slot];
     ModelState& model = models_[batch.model];
+    // As the observed times: from when an instance was free for it.
+    const Nanos started = batch.started_at == kNever ? batch.dispatched_at : batch.started_at;
     observe(model, batch, now);
     count_reply(batch, now);
+    count_execution(batch, started, now);
     leave_placement(batch_slot, now);
     if (batch.members.size() > 1) suspect_good(model, batch.signature);
 
     Nanos answered = 0;
-    const Ending ending{Outcome::kCompleted, Reason::kNone, StatusCode::kOk, handle, batch.backend};
+    const Ending ending{Outcome::kCompleted, Reason::kNone, StatusCode::kOk, handle,
+                        batch.backend,       started};
     for (const BatchMember& member : batch.members) {
         const std::uint32_t slot = requests_.find(member.request);
         if (slot == kNoSlot) continue;
@@ -89,10 +101,14 @@ void Core::fail_members(const std::vector<BatchMember>& failed, const Ending& en
 }
 
 void Core::dispatch_failed(BatchHandle handle, FailureKind kind, StatusCode code, Nanos now) {
-    const std::uint32_t batch_slot = batches_.find(handle);
-    if (batch_slot == kNoSlot || batches_[batch_slot].retry_sequence != 0) return;
+    const std::uint32_t batch_slot = sent_batch(handle);
+    if (batch_slot == kNoSlot) return;
     ModelState& model = models_[batches_[batch_slot].model];
     count_failure(batches_[batch_slot]);
+    if (code == StatusCode::kOk) code = StatusCode::kInternal;
+    if (kind == FailureKind::kGivenUp && !model.policy.cancellable) {
+        return give_up(batch_slot, code, now);
+    }
     leave_placement(batch_slot, now);
     if (kind == FailureKind::kNothingRan || kind == FailureKind::kConnection) {
         model.placement(batches_[batch_slot].backend)->rest(now);
@@ -109,9 +125,32 @@ void Core::dispatch_failed(BatchHandle handle, FailureKind kind, StatusCode code
     if (!merged && (kind == FailureKind::kRejected || kind == FailureKind::kUnsplittable)) {
         kind = FailureKind::kFinal;
     }
-    if (code == StatusCode::kOk) code = StatusCode::kInternal;
     const Ending ending{Outcome::kFailed, Reason::kBackendError, code, handle, failed.backend};
     resolve_failure(model, failed, kind, ending, now);
+}
+
+// The members have their answer; the slot is taken until the execution should be over.
+void Core::give_up(std::uint32_t batch_slot, StatusCode code, Nanos now) {
+    const BatchRecord& batch = batches_[batch_slot];
+    const Nanos started = batch.started_at == kNever ? now : batch.started_at;
+    const Nanos batch_ns = models_[batch.model].placement(batch.backend)->batch_ns;
+    const Nanos end = std::max(add_saturating(started, batch_ns), now + kGivenUpMinNs);
+    const BatchHandle handle = batches_.handle(batch_slot);
+    const Ending ending{Outcome::kFailed, Reason::kBackendError, code, handle, batch.backend};
+    batches_[batch_slot].release_at = end;
+    given_up_.push({end, handle, batch_slot});
+    const std::vector<BatchMember> live = detach(batch_slot);
+    batches_[batch_slot].live = 0;
+    fail_members(live, ending, now);
+}
+
+void Core::release_given_up(Nanos now) {
+    while (!given_up_.empty() && given_up_.top().at <= now) {
+        const std::uint32_t batch_slot = given_up_.top().slot;
+        given_up_.erase(batch_slot);
+        leave_placement(batch_slot, now);
+        batches_.remove(batch_slot);
+    }
 }
 
 void Core::resolve_failure(ModelState& model, const BatchRecord& failed, FailureKind kind,
@@ -121,6 +160,11 @@ void Core::resolve_failure(ModelState& model, const BatchRecord& failed, Failure
     if (!model.policy.in_use && kind != FailureKind::kFinal) {
         unavailable.reason = Reason::kNoBackend;
         return fail_members(failed.members, unavailable, now);
+    }
+    const bool unanswered = kind == FailureKind::kNothingRan || kind == FailureKind::kConnection;
+    const auto first = static_cast<std::uint32_t>(failed.members.front().request);
+    if (unanswered && requests_[first].in_sequence != kNoSlot) {
+        return sequence_failed(model, failed, kind, ending, now);
     }
     const bool again = model.policy.idempotent || kind == FailureKind::kNothingRan;
     switch (kind) {
@@ -141,6 +185,7 @@ void Core::resolve_failure(ModelState& model, const BatchRecord& failed, Failure
             if (!again || !bisect(model, failed)) fail_members(failed.members, ending, now);
             return;
         case FailureKind::kFinal:
+        case FailureKind::kGivenUp:
             return fail_members(failed.members, ending, now);
     }
 }

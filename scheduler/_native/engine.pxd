@@ -44,10 +44,11 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
 
 cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
     cdef cppclass ModelPolicy:
-        cbool in_use, merge, idempotent, cancellable
+        cbool in_use, merge, idempotent, cancellable, admitting
         uint32_t rows_max, priority_levels, default_priority, staged_batches_max
+        uint32_t direct_max, hold_requests
         vector[uint32_t] preferred_rows, mandatory_rows
-        int64_t queue_delay_max_ns, slo_ns, queue_age_max_ns
+        int64_t queue_delay_max_ns, slo_ns, queue_age_max_ns, sequence_idle_ns
         uint64_t queue_requests_max, queue_bytes_max
 
     cdef cppclass Placement:
@@ -58,7 +59,8 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         uint64_t user, signature, bytes, priority, labels
         uint32_t model, rows, pinned_backend, target, snapshot
         int64_t arrival, deadline
-        cbool mergeable
+        cbool mergeable, sequence_start, sequence_end
+        uint64_t sequence, path
 
     cdef struct Admission:
         uint64_t handle
@@ -87,6 +89,16 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
     cdef enum class FailureKind(uint8_t):
         pass
 
+    cdef struct BatchSizeStats:
+        uint32_t rows
+        uint64_t batches, backend_ns
+
+    cdef cppclass ModelStats:
+        uint64_t rows, batches, completed, completed_ns, failed, failed_ns, rejected, rejected_ns
+        uint64_t cancelled, cancelled_ns, queue_ns, backend_ns
+        int64_t last_answer
+        vector[BatchSizeStats] batch_sizes
+
     cdef struct QueueStatus:
         uint64_t requests, rows, bytes
         int64_t oldest_arrival
@@ -111,6 +123,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         cbool needs_step()
         void clear_actions()
         QueueStatus queue_status(uint32_t)
+        ModelStats model_stats(uint32_t) except +
         uint64_t requests_inflight()
         void check_invariants()
         vector[uint8_t] save() except +

@@ -48,6 +48,11 @@ class Admitted(NamedTuple):
     reason: str
     retry_after_ns: int
 
+class BatchSize(NamedTuple):
+    rows: int
+    batches: int
+    backend_ns: int
+
 class QueueState(NamedTuple):
     requests: int
     rows: int
@@ -83,6 +88,10 @@ class Engine:
         staged_batches_max: int = 1,
         idempotent: bool = True,
         cancellable: bool = False,
+        direct_max: int = 0,
+        sequence_idle_ns: int = 0,
+        admitting: bool = True,
+        hold_requests: int = 0,
     ) -> None:
         """Placements are (backend, instances, ready)."""
     def set_backend(self, backend: int, available: bool, now: int) -> None: ...
@@ -101,6 +110,10 @@ class Engine:
         deadline: int = ...,
         mergeable: bool = True,
         pinned_backend: int = ...,
+        sequence: int = 0,
+        start: bool = False,
+        end: bool = False,
+        path: int = 0,
     ) -> Admitted:
         """Handle 0: refused. Without `arrival` the request arrives now."""
     def cancel(self, request: int, now: int) -> None: ...
@@ -115,6 +128,8 @@ class Engine:
     def take_actions(self) -> list[Dispatch | Answer | Abandon | Wake]:
         """The actions since the last call, in order, and forgets them."""
     def queue_status(self, model: int) -> QueueState: ...
+    def model_stats(self, model: int) -> dict[str, Any]:
+        """What ModelStatistics shows: counts and sums in ns; `batch_sizes` are BatchSizes."""
     @property
     def requests_inflight(self) -> int: ...
     def check_invariants(self) -> None: ...

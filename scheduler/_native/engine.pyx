@@ -28,7 +28,7 @@ REASONS = (
     "sequence_lost",
     "unloading",
 )
-FAILURE_KINDS = ("nothing_ran", "connection", "rejected", "unsplittable", "final")
+FAILURE_KINDS = ("nothing_ran", "connection", "rejected", "unsplittable", "final", "given_up")
 
 Member = namedtuple("Member", "request user row_begin rows")
 Dispatch = namedtuple("Dispatch", "batch model backend rows rows_padded deadline_ns members")
@@ -36,6 +36,7 @@ Answer = namedtuple("Answer", "request user model outcome reason code batch back
 Abandon = namedtuple("Abandon", "batch model backend")
 Wake = namedtuple("Wake", "at")
 Admitted = namedtuple("Admitted", "handle reason retry_after_ns")
+BatchSize = namedtuple("BatchSize", "rows batches backend_ns")
 QueueState = namedtuple("QueueState", "requests rows bytes oldest_arrival inflight_batches merging")
 
 _WORDS = (
@@ -62,7 +63,8 @@ cdef class Engine:
         self, model, placements, now, *, in_use=True, merge=True, rows_max=1, preferred_rows=(),
         mandatory_rows=(), queue_delay_max_ns=0, priority_levels=1, default_priority=1, slo_ns=0,
         queue_requests_max=10_000, queue_bytes_max=1 << 30, queue_age_max_ns=0,
-        staged_batches_max=1, idempotent=True, cancellable=False,
+        staged_batches_max=1, idempotent=True, cancellable=False, direct_max=0,
+        sequence_idle_ns=0, admitting=True, hold_requests=0,
     ):
         cdef ModelPolicy policy
         cdef vector[Placement] places
@@ -82,6 +84,10 @@ cdef class Engine:
         policy.staged_batches_max = staged_batches_max
         policy.idempotent = idempotent
         policy.cancellable = cancellable
+        policy.direct_max = direct_max
+        policy.sequence_idle_ns = sequence_idle_ns
+        policy.admitting = admitting
+        policy.hold_requests = hold_requests
         for backend, instances, ready in placements:
             place.backend = backend
             place.instances = instances
@@ -97,7 +103,8 @@ cdef class Engine:
 
     def submit(
         self, now, *, user=0, model=0, rows=1, signature=0, bytes=0, priority=0, arrival=None,
-        deadline=NEVER, mergeable=True, pinned_backend=NO_BACKEND,
+        deadline=NEVER, mergeable=True, pinned_backend=NO_BACKEND, sequence=0, start=False,
+        end=False, path=0,
     ):
         cdef Request request
         cdef Admission admission
@@ -111,6 +118,10 @@ cdef class Engine:
         request.deadline = deadline
         request.mergeable = mergeable
         request.pinned_backend = pinned_backend
+        request.sequence = sequence
+        request.sequence_start = start
+        request.sequence_end = end
+        request.path = path
         admission = self._engine.submit(request, now)
         return Admitted(
             admission.handle, REASONS[<int>admission.reason], admission.retry_after_ns
@@ -167,6 +178,21 @@ cdef class Engine:
         cdef QueueStatus status = self._engine.queue_status(model)
         return QueueState(status.requests, status.rows, status.bytes, status.oldest_arrival,
                           status.inflight_batches, status.merging)
+
+    def model_stats(self, model):
+        cdef ModelStats stats = self._engine.model_stats(model)
+        return {
+            "rows": stats.rows, "batches": stats.batches,
+            "completed": stats.completed, "completed_ns": stats.completed_ns,
+            "failed": stats.failed, "failed_ns": stats.failed_ns,
+            "rejected": stats.rejected, "rejected_ns": stats.rejected_ns,
+            "cancelled": stats.cancelled, "cancelled_ns": stats.cancelled_ns,
+            "queue_ns": stats.queue_ns, "backend_ns": stats.backend_ns,
+            "last_answer": stats.last_answer,
+            "batch_sizes": [
+                BatchSize(size.rows, size.batches, size.backend_ns) for size in stats.batch_sizes
+            ],
+        }
 
     @property
     def requests_inflight(self):

@@ -25,6 +25,7 @@ from tests.property.engine_oracle_records import (
     Placement,
     Policy,
     Request,
+    Stats,
     after,
 )
 from tests.property.engine_oracle_replies import Replies
@@ -42,8 +43,18 @@ class Oracle(Replies):
         wanted = Policy(**policy)
         if wanted.batching() != model.policy.batching():
             model.merging_off = False
+        if wanted.in_use and not model.policy.in_use:
+            model.holding = True
+        if not wanted.in_use:
+            model.stats = Stats()
         model.policy = wanted
         model.dirty = True
+        if not wanted.in_use:
+            self._forget_all(model, now)
+        named = [backend for backend, _, _ in placements]
+        for place in model.placements:
+            if place.backend not in named:
+                self._lose_all(model, place, now)
         self._place(model, placements, now)
         if not wanted.in_use:
             self._fail_pin(model, NO_BACKEND, now)
@@ -65,6 +76,7 @@ class Oracle(Replies):
         for backend, instances, ready in wanted:
             place = model.placement(backend) or Placement(backend)
             place.instances, place.ready, place.configured = max(instances, 1), ready, True
+            place.slots = model.policy.direct_max or place.instances
             place.promote(now)
             placements.append(place)
         for place in model.placements:
@@ -118,6 +130,10 @@ class Oracle(Replies):
         deadline: int = NEVER,
         mergeable: bool = True,
         pinned_backend: int = NO_BACKEND,
+        sequence: int = 0,
+        start: bool = False,
+        end: bool = False,
+        path: int = 0,
     ) -> tuple[int, str, int]:
         """(number or 0, reason, retry_after_ns)."""
         if model >= len(self.models) or not self.models[model].policy.in_use:
@@ -127,9 +143,11 @@ class Oracle(Replies):
         arrival = now if arrival is None else min(arrival, now)
         if policy.slo_ns > 0:
             deadline = min(deadline, after(arrival, policy.slo_ns))
-        reason = self._refusal(target, bytes, pinned_backend, deadline, now)
+        known = self._known(target, sequence, start)
+        reason = self._refusal(target, bytes, pinned_backend, deadline, now, known)
         if reason != "none":
             target.counts["refused", reason] += 1
+            target.stats.answered("rejected", reason, 0, 0)
             return 0, reason, self._retry_after(target, reason)
         self.admitted += 1
         target.counts["admitted"] += 1
@@ -140,22 +158,31 @@ class Oracle(Replies):
         self.requests[request.number] = request
         target.queue.append(request)
         target.dirty = True
+        if sequence and policy.sequence_idle_ns:
+            request.group, request.pin, request.path = None, pinned_backend, path
+            request.start, request.end = start, end
+            self._join(target, request, sequence, now)
+            return request.number, "none", 0
         group = target.groups.setdefault(key, Group(key))
         if not group.ready or target.members(key)[0] is request:
             self._refresh(target, group, now)
         return request.number, "none", 0
 
-    def _refusal(self, model: Model, size: int, pin: int, deadline: int, now: int) -> str:
+    def _refusal(
+        self, model: Model, size: int, pin: int, deadline: int, now: int, known: bool
+    ) -> str:
         policy = model.policy
         if self.draining:
             return "draining"
+        if not policy.admitting:
+            return "unloading"
         if deadline <= now:
             return "deadline_infeasible"
         place = model.placement(pin)
-        if pin != NO_BACKEND and (place is None or not place.configured):
+        if not known and pin != NO_BACKEND and (place is None or not place.configured):
             return "no_backend"
         unserved = model.unserved.get(pin, LONG_AGO)
-        if unserved != NEVER and now >= unserved + UNSERVED_ADMIT:
+        if not known and unserved != NEVER and now >= unserved + UNSERVED_ADMIT:
             return "no_backend"
         if len(model.queue) + 1 > policy.queue_requests_max:
             return "queue_full"
@@ -187,31 +214,42 @@ class Oracle(Replies):
         for request in sorted(due, key=lambda r: (r.deadline, r.number)):
             reason = "expired_in_flight" if request.dispatched else "expired_in_queue"
             self._finish(request, now, "expired", reason, DEADLINE_EXCEEDED)
+        self._expire_sequences(now)
+        self._release_given_up(now)
         for model in self.models:
             if model.dirty or model.moment <= now:
                 self._run(model, now)
                 model.moment = self._next_moment(model, now)
                 model.dirty = False
         moments = [r.deadline for r in self.requests.values()] + [m.moment for m in self.models]
+        moments += [s.idle_until for m in self.models for s in m.sequences.values()]
+        moments += [batch.release_at for batch in self._given_up()]
         soonest = min(moments, default=NEVER)
         if soonest < self.wake or (self.wake <= now and soonest != self.wake):
             self.wake = soonest
             self.actions.append(("wake", soonest))
 
     def _run(self, model: Model, now: int) -> None:
+        self._lose_unserved(model, now)
         for pin in model.pins():
             unserved = model.unserved.get(pin, LONG_AGO)
             if unserved != NEVER and model.has_work(pin) and now >= unserved + UNSERVED_MAX:
                 self._fail_pin(model, pin, now)
+        self._fail_doomed(model, now)
         for group in model.groups.values():
             if model.members(group.key) and group.ready_at <= now:
                 group.ready = True
+        if len(model.queue) >= model.policy.hold_requests:
+            model.holding = False
+        if model.holding:
+            return
         while self._dispatch_retry(model, now) or self._dispatch_next(model, now):
             pass
 
     def _fail_pin(self, model: Model, pin: int, now: int) -> None:
-        for request in [r for r in model.queue if r.group[1] == pin]:
-            self._finish(request, now, "failed", "no_backend", UNAVAILABLE)
+        for request in list(model.queue):
+            if request.group is not None and request.group[1] == pin:
+                self._finish(request, now, "failed", "no_backend", UNAVAILABLE)
         for batch in [b for b in model.retries if b.group[1] == pin]:
             for request, _, _ in batch.live:
                 if not request.answered:

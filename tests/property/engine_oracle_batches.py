@@ -11,6 +11,7 @@ from tests.property.engine_oracle_records import (
     NEVER,
     NO_BACKEND,
     PASSED_OVER_MAX,
+    UNSERVED_ADMIT,
     UNSERVED_MAX,
     Batch,
     Group,
@@ -18,9 +19,10 @@ from tests.property.engine_oracle_records import (
     Placement,
     Request,
 )
+from tests.property.engine_oracle_sequences import Sequencing
 
 
-class Batching:
+class Batching(Sequencing):
     def __init__(self) -> None:
         self.models: list[Model] = []
         self.available: dict[int, bool] = {}
@@ -80,6 +82,7 @@ class Batching:
         stage_with: int = -1,
         merging: bool = False,
         avoid: int = NO_BACKEND,
+        spread: bool = False,
     ) -> tuple[Placement | None, int]:
         """The placement for a batch, and until when those that might do are blocked.
 
@@ -96,8 +99,8 @@ class Batching:
             if place.rest_until > now:
                 blocked_until = min(blocked_until, place.rest_until)
                 continue
-            if len(place.out) >= place.instances:
-                if stage_with < 0:
+            if len(place.out) >= place.slots:
+                if stage_with < 0 or model.policy.direct_max:
                     continue
                 half = 2 * stage_with >= model.policy.full and stage_with >= place.rows_out
                 if merging and not (stage_with >= model.policy.full or half):
@@ -108,15 +111,18 @@ class Batching:
                     continue
             free.append(place)
 
-        def cost(place: Placement) -> tuple[int, int]:
+        def cost(place: Placement) -> tuple[int, int, int]:
             expected = (place.rows_out + rows) * place.ns_per_row // place.instances
-            return expected, place.rows_out
+            if model.policy.direct_max:
+                expected = len(place.out)
+            return len(place.sequences) if spread else 0, expected, place.rows_out
 
         return min(free, key=cost, default=None), blocked_until
 
     def _choose_for_retry(self, model: Model, batch: Batch, now: int) -> tuple[Any, int]:
         rows = sum(rows for _, _, rows in batch.live)
-        return self._choose(model, batch.group[1], now, rows, avoid=batch.avoid)
+        spread = any(r.sequence is not None for r, _, _ in batch.live)
+        return self._choose(model, batch.group[1], now, rows, avoid=batch.avoid, spread=spread)
 
     def _batch_limit(self, model: Model, key: tuple[int, int, bool], merging: bool) -> int:
         members = model.members(key)
@@ -129,7 +135,10 @@ class Batching:
         merging = self._merges(model, group.key, now)
         rows = min(waiting, self._batch_limit(model, group.key, merging))
         pin = group.key[1]
-        return self._choose(model, pin, now, rows, stage_with=waiting, merging=merging)
+        spread = model.members(group.key)[0].sequence is not None
+        return self._choose(
+            model, pin, now, rows, stage_with=waiting, merging=merging, spread=spread
+        )
 
     def _lead_group(self, model: Model, pin: int) -> Group | None:
         ready = [g for g in model.groups.values() if g.ready and g.key[1] == pin]
@@ -217,6 +226,8 @@ class Batching:
             ("dispatch", batch.number, model.index, place.backend, batch.rows, padded, deadline,
              members)
         )  # fmt: skip
+        if not batch.group[2]:
+            self._sequence_sent(model, batch.members[0][0], place, now)
 
     def _next_moment(self, model: Model, now: int) -> int:
         moments = [NEVER]
@@ -237,4 +248,9 @@ class Batching:
                 moments.append(self._choose_for_group(model, lead, now)[1])
             if again is not None:
                 moments.append(self._choose_for_retry(model, again, now)[1])
+        moments += [
+            model.unserved[place.backend] + UNSERVED_ADMIT
+            for place in model.placements
+            if place.sequences and model.unserved.get(place.backend, NEVER) != NEVER
+        ]
         return min(moments)

@@ -22,6 +22,8 @@ PASSED_OVER_MAX = 8
 STAGE_AHEAD = 2 * MS
 ANSWER_MARGIN_MIN = 2 * MS
 REST_MIN, REST_MAX = 10 * MS, SECOND
+GIVEN_UP_MIN = MS
+STATS_ROWS_MAX = 4096
 
 OK, CANCELLED, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE = 0, 1, 4, 13, 14
 
@@ -55,9 +57,14 @@ class Policy:
     staged_batches_max: int = 1
     idempotent: bool = True
     cancellable: bool = False
+    direct_max: int = 0
+    sequence_idle_ns: int = 0
+    admitting: bool = True
+    hold_requests: int = 0
 
     def __post_init__(self) -> None:
         self.rows_max = max(self.rows_max, 1)
+        self.merge = self.merge and self.direct_max == 0
         fitting = {size for size in self.preferred_rows if 0 < size <= self.rows_max}
         self.preferred_rows = tuple(sorted(fitting))
         fitting = {size for size in self.mandatory_rows if 0 < size <= self.rows_max}
@@ -100,12 +107,18 @@ class Request:
     level: int
     arrival: int
     deadline: int
-    group: tuple[int, int, bool]  # signature, pinned backend, mergeable
+    # signature, pinned backend, mergeable; None: waits behind others of its sequence
+    group: tuple[int, int, bool] | None
     sent: int = 0
     queued: bool = True
     dispatched: bool = False
     answered: bool = False
     batches: list[Batch] = field(default_factory=list)
+    sequence: Sequence | None = None
+    start: bool = False
+    end: bool = False
+    path: int = 0
+    pin: int = NO_BACKEND
 
     @property
     def left(self) -> int:
@@ -114,6 +127,25 @@ class Request:
     @property
     def rank(self) -> tuple[int, int, int]:
         return (self.level, self.deadline, self.number)
+
+
+@dataclass(eq=False)
+class Sequence:
+    key: int
+    number: int
+    waiting: list[Request] = field(default_factory=list)  # queued; the first may be in a group
+    inflight: int = 0
+    again: Request | None = None  # waits to be sent again
+    path: int = 0
+    backend: int = NO_BACKEND
+    started: bool = False
+    ended: bool = False
+    lost: bool = False
+    idle_until: int = NEVER
+
+    @property
+    def idle(self) -> bool:
+        return not self.inflight and not self.waiting
 
 
 @dataclass(eq=False)
@@ -129,6 +161,7 @@ class Batch:
     tries: int = 0
     avoid: int = NO_BACKEND
     retried: bool = False
+    release_at: int = NEVER  # given up: when its slot is free again
 
     @property
     def live(self) -> list[tuple[Request, int, int]]:
@@ -148,6 +181,7 @@ class Group:
 class Placement:
     backend: int
     instances: int = 1
+    slots: int = 1
     ready: bool = False
     configured: bool = True
     out: list[Batch] = field(default_factory=list)
@@ -155,13 +189,14 @@ class Placement:
     batch_ns: int = 0
     failures: int = 0
     rest_until: int = LONG_AGO
+    sequences: list[Sequence] = field(default_factory=list)
 
     @property
     def rows_out(self) -> int:
         return sum(batch.rows for batch in self.out)
 
     def promote(self, now: int) -> None:
-        for batch in self.out[: self.instances]:
+        for batch in self.out[: self.slots]:
             batch.started_at = now if batch.started_at == NEVER else batch.started_at
 
     def rest(self, now: int) -> None:
@@ -181,12 +216,33 @@ class Placement:
         return self.out[0].started_at + self.batch_ns + turns - STAGE_AHEAD
 
 
+@dataclass
+class Stats:
+    sums: Counter[str] = field(default_factory=Counter)
+    last_answer: int = 0
+    sizes: dict[int, list[int]] = field(default_factory=dict)  # rows: batches, backend_ns
+
+    def answered(self, outcome: str, reason: str, rows: int, ns: int) -> None:
+        if outcome == "expired":
+            outcome = "rejected" if reason == "expired_in_queue" else "failed"
+        self.sums[outcome] += 1
+        self.sums[outcome + "_ns"] += ns
+        self.sums["rows"] += rows if outcome == "completed" else 0
+
+    def executed(self, rows: int, ns: int) -> None:
+        size = self.sizes.setdefault(rows, [0, 0])
+        size[0] += 1
+        size[1] += ns
+        self.sums["batches"] += 1
+
+
 @dataclass(eq=False)
 class Model:
     index: int
     policy: Policy = field(default_factory=lambda: Policy(in_use=False))
     merging_off: bool = False
     dirty: bool = False
+    holding: bool = False
     placements: list[Placement] = field(default_factory=list)
     queue: list[Request] = field(default_factory=list)  # in order of admission
     groups: dict[tuple[int, int, bool], Group] = field(default_factory=dict)
@@ -196,9 +252,12 @@ class Model:
     drain_ns: int = 0
     last_complete: int = 0
     bisect_tenths: int = BISECT_TENTHS_MAX
+    sequences: dict[int, Sequence] = field(default_factory=dict)
+    doomed: list[Sequence] = field(default_factory=list)
     suspects: list[list[int]] = field(default_factory=list)  # signature, score, unmerged until
     moment: int = NEVER
     counts: Counter[Any] = field(default_factory=Counter)
+    stats: Stats = field(default_factory=lambda: Stats())
 
     @property
     def merging(self) -> bool:
@@ -214,5 +273,5 @@ class Model:
         return [NO_BACKEND, *(p.backend for p in self.placements)]
 
     def has_work(self, pin: int) -> bool:
-        waiting = any(r.group[1] == pin for r in self.queue)
+        waiting = any(r.group is not None and r.group[1] == pin for r in self.queue)
         return waiting or any(b.group[1] == pin for b in self.retries)

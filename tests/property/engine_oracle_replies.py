@@ -5,11 +5,13 @@ from __future__ import annotations
 from tests.property.engine_oracle_batches import Batching
 from tests.property.engine_oracle_records import (
     BISECT_COST,
+    GIVEN_UP_MIN,
     INTERNAL,
     LONG_AGO,
     NEVER,
     NO_BACKEND,
     OK,
+    STATS_ROWS_MAX,
     SUSPECT_FAILURE,
     SUSPECT_UNMERGED,
     SUSPECTS_MAX,
@@ -38,7 +40,8 @@ class Replies(Batching):
         if request.queued:
             self._unqueue(model, request)
             model.dirty = True
-            self._refresh(model, model.groups[request.group], now)
+            if request.group is not None:
+                self._refresh(model, model.groups[request.group], now)
         request.answered = True
         del self.requests[request.number]
         for carrier in reversed(request.batches):
@@ -48,10 +51,12 @@ class Replies(Batching):
             model.counts["slo_total"] += 1
             model.counts["slo_good"] += outcome == "completed" and now <= request.deadline
         queued_ns = max(now - request.arrival, 0)
+        model.stats.answered(outcome, reason, request.rows, queued_ns)
         self.actions.append(
             ("answer", request.number, request.user, request.model, outcome, reason, code, batch,
              backend, queued_ns)
         )  # fmt: skip
+        self._sequence_answered(model, request, outcome, now)
 
     def _left_alone(self, model: Model, batch: Batch, now: int) -> None:
         """Ends a batch that nobody waits for, where that is possible."""
@@ -71,7 +76,7 @@ class Replies(Batching):
         assert place is not None
         place.out.remove(batch)
         place.promote(now)
-        del self.batches[batch.number]
+        self.batches.pop(batch.number, None)
         model.dirty = True
 
     def _detach(self, batch: Batch) -> list[tuple[Request, int, int]]:
@@ -88,6 +93,8 @@ class Replies(Batching):
         place = model.placement(batch.backend)
         assert place is not None
         place.recover()
+        started = batch.dispatched_at if batch.started_at == NEVER else batch.started_at
+        model.stats.executed(min(batch.rows, STATS_ROWS_MAX), now - started)
         if batch.started_at != NEVER:
             ran = max(now - batch.started_at, 1)
             place.batch_ns = averaged(place.batch_ns, ran)
@@ -101,6 +108,9 @@ class Replies(Batching):
         for request, _, _ in batch.live:
             request.batches.remove(batch)
             if not request.queued and not request.batches:
+                model.stats.sums["queue_ns"] += max(started - request.arrival, 0)
+                model.stats.sums["backend_ns"] += now - started
+                model.stats.last_answer = now
                 self._finish(request, now, "completed", "none", OK, number, batch.backend)
                 answered += 1
         if answered:
@@ -114,6 +124,9 @@ class Replies(Batching):
         if batch is None:
             return
         model = self.models[batch.model]
+        if kind == "given_up" and not model.policy.cancellable:
+            self._give_up(model, batch, code or INTERNAL, now)
+            return
         self._leave(model, batch, now)
         place = model.placement(batch.backend)
         assert place is not None
@@ -129,6 +142,25 @@ class Replies(Batching):
             kind = "final"
         self._resolve(model, batch, live, kind, code or INTERNAL, now)
 
+    def _give_up(self, model: Model, batch: Batch, code: int, now: int) -> None:
+        place = model.placement(batch.backend)
+        assert place is not None
+        started = now if batch.started_at == NEVER else batch.started_at
+        batch.release_at = max(started + place.batch_ns, now + GIVEN_UP_MIN)
+        del self.batches[batch.number]
+        live, batch.members = self._detach(batch), []
+        for request, _, _ in live:
+            self._finish(request, now, "failed", "backend_error", code, batch.number, batch.backend)
+
+    def _given_up(self) -> list[Batch]:
+        places = [place for model in self.models for place in model.placements]
+        return [b for place in places for b in place.out if b.release_at != NEVER]
+
+    def _release_given_up(self, now: int) -> None:
+        for batch in self._given_up():
+            if batch.release_at <= now:
+                self._leave(self.models[batch.model], batch, now)
+
     def _resolve(
         self,
         model: Model,
@@ -139,8 +171,13 @@ class Replies(Batching):
         now: int,
     ) -> None:
         reason, fails = "backend_error", True
-        if not model.policy.in_use and kind != "final":
+        if not model.policy.in_use and kind not in ("final", "given_up"):
             reason, code = "no_backend", UNAVAILABLE
+        elif kind in ("nothing_ran", "connection") and live[0][0].sequence is not None:
+            reason, code = "sequence_lost", UNAVAILABLE
+            if self._sequence_failed(model, batch, kind, now):
+                fails = False
+                self._retry(model, batch, live, batch.tries + 1, batch.backend)
         elif kind in ("nothing_ran", "connection"):
             code = UNAVAILABLE
             again = kind == "nothing_ran" or model.policy.idempotent

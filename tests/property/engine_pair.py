@@ -101,8 +101,18 @@ class Pair:
                 assert page[name] == expected, name
             outcomes = {key: n for key, n in counts.items() if isinstance(key, tuple) and n}
             assert page["outcomes"] == outcomes
+            self.compare_stats(model)
             status = self.oracle.queue_status(model.index)
             assert (page["queued_requests"], page["queued_rows"]) == status[:2]
+
+    def compare_stats(self, model: Any) -> None:
+        stats = self.engine.model_stats(model.index)
+        sizes = stats.pop("batch_sizes")
+        assert stats.pop("last_answer") == model.stats.last_answer
+        assert stats == {name: model.stats.sums[name] for name in stats}
+        assert [tuple(size) for size in sizes] == [
+            (rows, *counted) for rows, counted in sorted(model.stats.sizes.items())
+        ]
 
     def translate(self, action: Any) -> tuple[Any, ...]:
         """An action of the engine in the oracle's names."""

@@ -23,11 +23,13 @@ class Swarm:
 
     FEATURES = ("deadlines", "delay", "preferred", "mandatory", "priorities", "signatures", "pins",
                 "oversize", "unmergeable", "failures", "storms", "cancels", "outages",
-                "reconfigure", "bounds", "reload", "drain", "cancellable")  # fmt: skip
+                "reconfigure", "bounds", "reload", "drain", "cancellable",
+                "sequences", "paths", "direct", "holds", "unloading")  # fmt: skip
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Random, always: tuple[str, ...] = ()) -> None:
         self.random = random
-        self.features = {name for name in self.FEATURES if random.random() < 0.4}
+        share = 0.15 if always else 0.4
+        self.features = {*always, *(name for name in self.FEATURES if random.random() < share)}
         self.pair = Pair()
         self.now = 1_000 * MS
         self.backends = random.randint(1, 3)
@@ -61,6 +63,14 @@ class Swarm:
             policy["slo_ns"] = random.choice([0, 10 * MS, 100 * MS])
         if self.has("priorities"):
             policy |= {"priority_levels": 3, "default_priority": random.randint(1, 3)}
+        if self.has("direct") and random.random() < 0.8:
+            policy["direct_max"] = random.choice([1, 2, 5, 100])
+        if self.has("sequences"):
+            policy["sequence_idle_ns"] = random.choice([0, MS, 20 * MS, 3_000 * MS, 3_000 * MS])
+        if self.has("holds"):
+            policy["hold_requests"] = random.randint(0, 5)
+        if self.has("unloading"):
+            policy["admitting"] = random.random() < 0.7
         if self.has("bounds"):
             policy |= {
                 "queue_requests_max": random.randint(1, 20),
@@ -98,6 +108,14 @@ class Swarm:
             request["mergeable"] = random.random() < 0.7
         if self.has("pins") and random.random() < 0.4:
             request["pinned_backend"] = random.randint(0, self.backends)
+        if self.has("sequences") and random.random() < 0.7:
+            request |= {
+                "sequence": random.choice([1, 1, 1, 2, 3, 4]),
+                "start": random.random() < 0.3,
+                "end": random.random() < 0.15,
+            }
+        if self.has("paths"):
+            request["path"] = random.choice([0, 1, 1, 2])
         self.pair.submit(self.now, **request)
 
     def reply(self) -> None:
@@ -108,7 +126,7 @@ class Swarm:
         failing = 0.6 if self.has("storms") else 0.15
         if self.has("failures") and self.random.random() < failing:
             kinds = KINDS[:4] if self.has("storms") else KINDS
-            kind = self.random.choices(kinds, [4, 3, 12, 1, 3][: len(kinds)])[0]
+            kind = self.random.choices(kinds, [4, 3, 12, 1, 3, 3][: len(kinds)])[0]
             self.pair.dispatch_failed(batch, kind, self.random.choice([0, 3, 13]), self.now)
         else:
             self.pair.complete(batch, self.now)
@@ -159,6 +177,17 @@ def test_acts_as_the_oracle_in_random_runs(block: int) -> None:
     for seed in range(block * 100, block * 100 + 100):
         try:
             Swarm(Random(seed)).run(90)
+        except Exception:
+            print(f"seed {seed}")
+            raise
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_sequences_act_as_in_the_oracle(block: int) -> None:
+    for seed in range(block * 100, block * 100 + 100):
+        try:
+            always = ("sequences", "paths", "direct", "failures", "outages")
+            Swarm(Random(seed), always).run(150)
         except Exception:
             print(f"seed {seed}")
             raise
