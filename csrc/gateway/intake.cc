@@ -138,14 +138,21 @@ bool Gateway::State::charge_overhead(RequestRecord* record, std::uint64_t bytes)
 void Gateway::State::take_request(ConnectionId id, Connection* connection, http2::Event* event,
                                   Nanos now) {
     kserve::ModelName name;
-    if (!kserve::peek_model(event->message.span(), &name)) {
+    Status status;
+    const ModelConfig* model = nullptr;
+    bool decodes = kserve::peek_model(event->message.span(), &name);
+    if (decodes) {
+        model = catalog.find(name.name, name.version, &status);
+        // The names alone were read; prepare() reads the rest, where it comes to that.
+        if (model == nullptr || model->schema.decoupled)
+            decodes = reader.decodes(event->message.span());
+    }
+    if (!decodes) {
         ++page->undecodable_total;
         refuse(id, connection, *event,
                Status::error(StatusCode::kInternal, "Unable to parse request"));
         return;
     }
-    Status status;
-    const ModelConfig* model = catalog.find(name.name, name.version, &status);
     if (model == nullptr) {
         // Without any model the catalog is not known yet: no backend was ever reached.
         if (wanted.models.empty())

@@ -104,6 +104,8 @@ class RequestReader {
     explicit RequestReader(SignatureTable* signatures);
     ~RequestReader();
 
+    // Whether `message` is a ModelInferRequest throughout, of whatever model.
+    bool decodes(Span message);
     // `message` holds exactly one ModelInferRequest. `metadata` is the canonical form of the
     // forwarded headers (part of the signature, opaque here). On an error the request is unchanged;
     // the texts are Triton's.

@@ -89,16 +89,16 @@ Status Examiner::add_contents(const ScannedInput& scanned, Input* input) const {
                                    DataType::kFp32,    DataType::kFp64,   DataType::kBytes};
     const DataType type = parse_data_type(scanned.data_type);
     const std::string refused = "unexpected explicit tensor data for input tensor " +
-                                quoted(scanned.name) + " " + for_named_model();
+                                as_sent(scanned.name, scanned.name_cut) + " " + for_named_model();
     input->converted = BufferRef::make();
     for (std::uint32_t field = kBoolContents; field <= kBytesContents; ++field) {
         if ((filled >> field & 1) == 0) continue;
         if (input->converted->size() != 0) {
-            return invalid(refused + ", binary data was already supplied.");
+            return invalid_as_sent(refused + ", binary data was already supplied.");
         }
         if (contents_field(type) != field) {
-            return invalid(refused + " of type " + quoted(data_type_text(kTypes[field])) +
-                           ", expected datatype " + quoted(data_type_text(type)));
+            return invalid_as_sent(refused + " of type " + quoted(data_type_text(kTypes[field])) +
+                                   ", expected datatype " + quoted(data_type_text(type)));
         }
         for (std::uint32_t i = 0; i < scanned.contents.count; ++i) {
             const Span contents = scan.contents[scanned.contents.first + i];
@@ -120,24 +120,25 @@ Status Examiner::add_data() {
         if (!placed.ok()) return placed;
         if (region.used) {
             if (scanned.contents.count == 0) continue;
-            return invalid(
+            return invalid_as_sent(
                 "unexpected 'content' provided when using shared memory for input "
                 "tensor " +
-                quoted(scanned.name) + " " + for_named_model());
+                as_sent(scanned.name, scanned.name_cut) + " " + for_named_model());
         }
         if (scanned.contents.count != 0) {
             if (!scan.raw_contents.empty()) {
-                return invalid(
+                return invalid_as_sent(
                     "contents field must not be specified when using raw_input_contents for " +
-                    quoted(scanned.name) + " " + for_named_model());
+                    as_sent(scanned.name, scanned.name_cut) + " " + for_named_model());
             }
             Status status = add_contents(scanned, &input);
             if (!status.ok()) return status;
         } else if (raw_next < scan.raw_contents.size()) {
             input.data = scan.raw_contents[raw_next++];
         } else {
-            return invalid("unable to find data for input tensor " + quoted(scanned.name) + " " +
-                           for_named_model() + " in request.");
+            return invalid_as_sent("unable to find data for input tensor " +
+                                   as_sent(scanned.name, scanned.name_cut) + " " +
+                                   for_named_model() + " in request.");
         }
     }
     return Status();

@@ -20,6 +20,14 @@ inline Status invalid(std::string text) {
 
 inline std::string quoted(std::string_view text) { return "'" + std::string(text) + "'"; }
 
+// The same of a text that may go on behind a NUL; see invalid_as_sent().
+inline std::string as_sent(std::string_view text, bool cut) {
+    return cut ? "'" + std::string(text) + '\0' : quoted(text);
+}
+
+// A text of the gRPC front end ends at the first NUL of the names in it.
+inline Status invalid_as_sent(const std::string& text) { return invalid(text.c_str()); }
+
 // The first dimension of a batched input, as Triton keeps it.
 using BatchSize = std::uint32_t;
 
@@ -44,8 +52,10 @@ struct Examiner {
 
     std::string prefix() const { return request_prefix(scan.id); }
     std::string for_model() const { return "for model " + quoted(schema.name); }
-    // The gRPC front end names the model as the client did.
-    std::string for_named_model() const { return "for model " + quoted(scan.model_name); }
+    // The gRPC front end names model and input as the client did.
+    std::string for_named_model() const {
+        return "for model " + as_sent(scan.model_name, scan.model_name_cut);
+    }
 
     Status examine();
     Status examine_tensors();

@@ -80,6 +80,10 @@ RequestReader::RequestReader(SignatureTable* signatures)
 
 RequestReader::~RequestReader() = default;
 
+bool RequestReader::decodes(Span message) {
+    return scan_request(message, &scratch_->scan) == ScanResult::kOk;
+}
+
 Status RequestReader::prepare(const BufferRef& message, const ModelSchema& schema,
                               std::string_view metadata, PreparedRequest* request) {
     RequestScan& scan = scratch_->scan;

@@ -22,10 +22,12 @@ void keep(RequestScan* scan, InlineArray<T, N>* list, const T& element) {
     }
 }
 
-bool read_text(WireReader* reader, std::string_view* text) {
+// `cut`, if given, tells whether a NUL ended the text early.
+bool read_text(WireReader* reader, std::string_view* text, bool* cut = nullptr) {
     Span bytes;
     if (!reader->read_bytes(&bytes) || !is_utf8(bytes)) return false;
     *text = until_nul(bytes.text());
+    if (cut != nullptr) *cut = text->size() != bytes.size;
     return true;
 }
 
@@ -67,7 +69,7 @@ bool scan_input(Span bytes, RequestScan* scan) {
         std::uint64_t dim = 0;
         switch (tag) {
             case wire_tag(1, kLengthDelimited):
-                if (!read_text(&reader, &input.name)) return false;
+                if (!read_text(&reader, &input.name, &input.name_cut)) return false;
                 break;
             case wire_tag(2, kLengthDelimited):
                 if (!read_text(&reader, &input.data_type)) return false;
@@ -146,7 +148,7 @@ bool scan_fields(Span message, RequestScan* scan) {
         Span field;
         switch (tag) {
             case wire_tag(1, kLengthDelimited):
-                if (!read_text(&reader, &scan->model_name)) return false;
+                if (!read_text(&reader, &scan->model_name, &scan->model_name_cut)) return false;
                 break;
             case wire_tag(2, kLengthDelimited):
                 if (!read_text(&reader, &scan->model_version)) return false;
@@ -180,6 +182,7 @@ bool scan_fields(Span message, RequestScan* scan) {
 void RequestScan::clear() {
     constexpr std::uint32_t kept = 256;
     model_name = model_version = id = {};
+    model_name_cut = false;
     parameters.clear_beyond(kept);
     consumed_fields.clear_beyond(kept);
     inputs.clear_beyond(kept);

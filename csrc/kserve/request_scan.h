@@ -30,6 +30,7 @@ struct Range {
 
 struct ScannedInput {
     std::string_view name;
+    bool name_cut = false;  // at a NUL
     std::string_view data_type;
     Range dims;
     Range parameters;
@@ -43,6 +44,7 @@ struct ScannedOutput {
 
 struct RequestScan {
     std::string_view model_name;
+    bool model_name_cut = false;  // at a NUL
     std::string_view model_version;
     std::string_view id;
     InlineArray<Parameter, 8> parameters;  // of the request itself

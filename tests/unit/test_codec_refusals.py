@@ -204,3 +204,17 @@ def test_no_rows_and_no_data_are_refused() -> None:
 
     text = R + "request of zero rows has no data for input 'I' for model 'm'"
     assert refusal(request, schema) == (INVALID_ARGUMENT, text)
+
+
+def test_texts_with_the_names_as_sent_end_at_a_nul() -> None:
+    request = vector_request()
+    request.model_name = "m\0odel"
+    request.inputs[0].contents.SetInParent()
+    text = "contents field must not be specified when using raw_input_contents for 'I' for model 'm"
+    assert refusal(request) == (INVALID_ARGUMENT, text)
+
+    del request.raw_input_contents[:]
+    request.inputs[0].name = "I\0nput"
+    request.inputs[0].ClearField("contents")
+    text = "unable to find data for input tensor 'I"
+    assert refusal(request) == (INVALID_ARGUMENT, text)

@@ -150,7 +150,9 @@ def test_a_bad_request_is_refused_with_the_text_of_triton(
 def test_bytes_that_are_no_request_are_answered(plane: DataPlane, stub: Stub) -> None:
     with grpc.insecure_channel(plane.address) as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        for data in (b"\xff\xff\xff", b"\x0a\x7f", b"\x08\x96\x01\x0b"):
+        # The last two name an unknown model, or none, and break further down.
+        broken = b"\x2a\x02\x0a\x7f"
+        for data in (b"\xff\xff\xff", b"\x08\x96\x01\x0b", b"\x0a\x04nope" + broken, broken):
             error = error_of(call.future(data, timeout=30))
             assert error.code() == grpc.StatusCode.INTERNAL
             assert error.details() == "Unable to parse request"

@@ -1,0 +1,62 @@
+"""`python -m tests.differential --requests 10000 --seed 7`: random requests, straight and through.
+
+Prints what differs without being meant, how to repeat it, and one JSON line with the figure. Exit
+status 0: no unlisted difference, 3: some.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+from tests.differential.cases import CHUNK
+from tests.differential.random_run import MODELS, run
+
+TRITON = Path(__file__).resolve().parents[2] / ".tools" / "triton"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tests.differential", description=__doc__)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=None, help="default: another one every time")
+    parser.add_argument("--models", type=int, default=MODELS, help="of one tritonserver")
+    parser.add_argument("--only", type=int, metavar="N", help="the chunk of request N")
+    given = parser.parse_args()
+    os.environ.setdefault("INFERSCHED_TRITON_DIR", str(TRITON))
+    seed = random.randrange(2**31) if given.seed is None else given.seed
+    numbers = range(given.requests)
+    if given.only is not None:
+        begin = given.only // CHUNK * CHUNK
+        numbers = range(begin, begin + CHUNK)
+    print(f"seed {seed}", file=sys.stderr)
+    told = time.monotonic()
+
+    def say(text: str) -> None:
+        nonlocal told
+        if time.monotonic() - told > 10:
+            told = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+    report = run(seed, numbers, models=given.models, say=say)
+    for difference in report.unlisted[:20]:
+        print(difference.report(seed), file=sys.stderr)
+    print(report.summary(), file=sys.stderr)
+    figure = {
+        "figure": "random differential requests with an unlisted difference",
+        "value": len(report.unlisted),
+        "must": 0,
+        "aim": 0,
+        "unit": f"of {report.requests}",
+        "better": "lower",
+    }
+    print(json.dumps(figure), flush=True)
+    return 3 if report.unlisted else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

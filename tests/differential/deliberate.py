@@ -1,0 +1,219 @@
+"""The differences from Triton that are meant, each with its reason and how to know it.
+
+A difference that no entry allows is a bug. The texts stand in the README under "Where it differs
+from Triton on purpose"; a test compares them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+from tests.codec_messages import CONTENTS_FIELD, Request, Response
+from tests.differential.cases import Case
+from tests.differential.ways import Answer
+
+Straight = Callable[[list[bytes]], list[Answer]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A case and its two answers; `straight` is None where Triton must not be asked."""
+
+    case: Case
+    straight: Answer | None
+    through: Answer
+
+    @property
+    def request(self) -> Request | None:
+        return self.case.request
+
+
+@dataclass(frozen=True)
+class Deliberate:
+    """One difference that is meant. `allows` may ask Triton further questions."""
+
+    name: str
+    readme: str
+    allows: Callable[[Difference, Straight], bool]
+    # Texts of ours after which Triton is not asked: it would not survive or not answer.
+    not_asked_after: str = ""
+
+
+def _refused(answer: Answer | None, text: str) -> bool:
+    return answer is not None and answer.code == "INVALID_ARGUMENT" and text in answer.text
+
+
+def _first_dimensions(request: Request) -> list[int]:
+    return [entry.shape[0] for entry in request.inputs if entry.shape]
+
+
+# -- rows beyond the largest batch ----------------------------------------------------------------
+
+
+def _bytes_rows(data: bytes, rows: int, elements: int) -> list[bytes]:
+    """A BYTES tensor cut into rows of so many elements."""
+    cut, begin, at = [], 0, 0
+    for _ in range(rows):
+        for _ in range(elements):
+            at += 4 + int.from_bytes(data[at : at + 4], "little")
+        cut.append(data[begin:at])
+        begin = at
+    return cut
+
+
+def _in_batches(request: Request, rows_max: int) -> list[Request]:
+    """The same rows as requests of at most `rows_max`; the request must be valid otherwise."""
+    rows = request.inputs[0].shape[0]
+    batches = []
+    for begin in range(0, rows, rows_max):
+        count = min(rows_max, rows - begin)
+        batch = Request()
+        batch.CopyFrom(request)
+        for number, entry in enumerate(batch.inputs):
+            entry.shape[0] = count
+            elements = prod(entry.shape[1:])
+            if number < len(request.raw_input_contents):
+                raw = request.raw_input_contents[number]
+                if entry.datatype == "BYTES":
+                    cut = _bytes_rows(raw, rows, elements)
+                else:
+                    step = len(raw) // rows
+                    cut = [raw[i * step : (i + 1) * step] for i in range(rows)]
+                batch.raw_input_contents[number] = b"".join(cut[begin : begin + count])
+            elif entry.HasField("contents"):
+                values = getattr(entry.contents, CONTENTS_FIELD[entry.datatype])
+                values[:] = values[begin * elements : (begin + count) * elements]
+        batches.append(batch)
+    return batches
+
+
+def _joined(parts: list[Response]) -> Response:
+    whole = Response()
+    whole.CopyFrom(parts[0])
+    for part in parts[1:]:
+        for number, output in enumerate(part.outputs):
+            whole.outputs[number].shape[0] += output.shape[0]
+            whole.raw_output_contents[number] += part.raw_output_contents[number]
+    return whole
+
+
+def _split(found: Difference, straight: Straight) -> bool:
+    if not _refused(found.straight, "] inference request batch-size must be <= "):
+        return False
+    request, through = found.request, found.through
+    if request is None or through.code == "INVALID_ARGUMENT":
+        # The row count was not the only fault of it; the others are told now.
+        return request is not None
+    batches = _in_batches(request, found.case.model.max_batch_size)
+    answers = straight([batch.SerializeToString() for batch in batches])
+    failures = [answer for answer in answers if answer.code != "OK"]
+    if failures:
+        return through in failures
+    return through.code == "OK" and through.response == _joined([a.response for a in answers])
+
+
+# -- the others -----------------------------------------------------------------------------------
+
+
+def _wide(found: Difference, _: Straight) -> bool:
+    request = found.request
+    if request is None or found.straight is not None:
+        return False
+    return any(d < 0 or d >= 2**31 for entry in request.inputs for d in entry.shape)
+
+
+def _empty(found: Difference, _: Straight) -> bool:
+    request = found.request
+    if request is None or found.straight is not None:
+        return False
+    return any(dimension % 2**32 == 0 for dimension in _first_dimensions(request))
+
+
+def _impossible_classes(found: Difference, _: Straight) -> bool:
+    request = found.request
+    if request is None or not _refused(found.through, "class result not available for output"):
+        return False
+    return any("classification" in output.parameters for output in request.outputs)
+
+
+PARAMETER_TEXT = re.compile(
+    r"invalid value( type)? for '\w*'.*expected|invalid value type for .* parameter|"
+    r"parameter keys starting with 'triton_' are reserved"
+)
+
+
+def _parameter_order(found: Difference, _: Straight) -> bool:
+    """Triton names one of several wrong parameters: the first in the order of a hash map."""
+    request, straight, through = found.request, found.straight, found.through
+    if request is None or straight is None or len(request.parameters) < 2:
+        return False
+    if straight.code != "INVALID_ARGUMENT" or through.code != "INVALID_ARGUMENT":
+        return False
+    return all(PARAMETER_TEXT.match(text) is not None for text in (straight.text, through.text))
+
+
+def _whole_budget(found: Difference, _: Straight) -> bool:
+    if found.through != Answer("DEADLINE_EXCEEDED", "Request timeout expired"):
+        return False
+    request = found.request
+    return request is not None and 0 < request.parameters["timeout"].int64_param < 10_000_000
+
+
+DELIBERATE = (
+    Deliberate(
+        "split",
+        "A request with more rows than the model's largest batch is split and put together again.",
+        _split,
+    ),
+    Deliberate(
+        "wide",
+        "Dimensions that are negative, or too large to address, are refused; Triton keeps the low "
+        "32 bits of the first one and multiplies sizes without a check.",
+        _wide,
+        not_asked_after="] tensor sizes exceed what can be addressed",
+    ),
+    Deliberate(
+        "empty",
+        "A request of zero rows that has no data for one of its inputs is refused; Triton's python "
+        "backend never answers it.",
+        _empty,
+        not_asked_after="] request of zero rows has no data for input",
+    ),
+    Deliberate(
+        "impossible classes",
+        "Class results (`classification`) of an output whose type has none, such as BYTES or FP16, "
+        "are refused with Triton's words before they are sent: those of BYTES end a tritonserver "
+        "2.51.",
+        _impossible_classes,
+        not_asked_after="class result not available for output due to unsupported type 'BYTES'",
+    ),
+    Deliberate(
+        "parameter order",
+        "Of several wrong parameters another one may be named in the text.",
+        _parameter_order,
+    ),
+    Deliberate(
+        "whole budget",
+        "A request's `timeout` parameter is a budget for the whole request, not for queueing only.",
+        _whole_budget,
+    ),
+)
+
+
+def may_be_asked(through: Answer) -> bool:
+    """Whether Triton answers, and survives, the request that we answered so."""
+    return not any(
+        entry.not_asked_after and _refused(through, entry.not_asked_after) for entry in DELIBERATE
+    )
+
+
+def reason_for(found: Difference, straight: Straight) -> str:
+    """The name of the entry that allows the difference; "" when none does."""
+    for entry in DELIBERATE:
+        unasked = bool(entry.not_asked_after) and _refused(found.through, entry.not_asked_after)
+        if (found.straight is not None or unasked) and entry.allows(found, straight):
+            return entry.name
+    return ""

@@ -1,0 +1,34 @@
+"""Random requests of random models: what differs from Triton is meant, and listed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from scheduler.backends import triton_install
+from tests.differential.cases import CHUNK
+from tests.differential.deliberate import DELIBERATE
+from tests.differential.random_run import run
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+REQUESTS = int(os.environ.get("INFERSCHED_DIFFERENTIAL_REQUESTS", 3 * CHUNK))
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(max(180, REQUESTS // 20))
+def test_random_requests_differ_only_where_it_is_meant(seed: int) -> None:
+    if triton_install.locate() is None:
+        pytest.skip("no embedded Triton: make setup installs it")
+    report = run(seed, range(REQUESTS))
+    print(report.summary())
+    assert not report.unlisted, report.unlisted[0].report(seed)
+    # Straight, each good answer takes an execution; through the scheduler they were merged.
+    assert report.executions < 0.9 * report.accepted
+
+
+@pytest.mark.parametrize("entry", DELIBERATE, ids=lambda entry: entry.name)
+def test_the_readme_tells_of_every_difference(entry: object) -> None:
+    told = " ".join(README.read_text().split())
+    assert entry.readme in told, "the README's list lacks this difference"  # type: ignore[attr-defined]

@@ -1,0 +1,100 @@
+"""Sends requests both ways and tells what came back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from tests.codec_messages import Response
+from tests.differential.worlds import World
+from tests.wire.calls import CHANNEL_OPTIONS
+from tests.wire.raw_client import INFER_PATH
+
+ANSWER_TIMEOUT_S = 20.0
+CONNECTIONS = 4
+# Without a dynamic_batching block Triton executes each request by itself, however many wait.
+STRAIGHT_IN_FLIGHT = 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A status, and the reply's bytes when it is OK."""
+
+    code: str
+    text: str = ""
+    reply: bytes = b""
+
+    @property
+    def response(self) -> Response:
+        return Response.FromString(self.reply)
+
+    def equals(self, other: Answer) -> bool:
+        """The same to a client: status, and all that protobuf knows of the reply."""
+        if (self.code, self.text) != (other.code, other.text):
+            return False
+        if self.reply == other.reply:
+            return True
+        return len(self.reply) == len(other.reply) and self.response == other.response
+
+    def __str__(self) -> str:
+        if self.code != "OK":
+            return f"{self.code}: {self.text}"
+        shown = str(self.response).replace("\n", " ")
+        return f"OK: {shown[:1500]}"
+
+
+class Way:
+    """ModelInfer over a few connections, `in_flight` requests at once."""
+
+    def __init__(self, address: str, in_flight: int, stack: ExitStack) -> None:
+        self._room = threading.Semaphore(in_flight)
+        channels = [
+            stack.enter_context(grpc.insecure_channel(address, options=CHANNEL_OPTIONS))
+            for _ in range(CONNECTIONS)
+        ]
+        self._infer: list[Any] = [channel.unary_unary(INFER_PATH) for channel in channels]
+        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(channels[0])
+
+    def answers(self, messages: Iterable[bytes]) -> list[Answer]:
+        """What came back for each message, in their order."""
+        calls = []
+        for number, message in enumerate(messages):
+            self._room.acquire()
+            infer = self._infer[number % len(self._infer)]
+            call = infer.future(message, timeout=ANSWER_TIMEOUT_S)
+            call.add_done_callback(lambda _: self._room.release())
+            calls.append(call)
+        return [answer_of(call) for call in calls]
+
+
+def answer_of(call: Any) -> Answer:
+    error = call.exception()
+    if error is None:
+        return Answer("OK", "", call.result())
+    return Answer(error.code().name, error.details() or "")
+
+
+@dataclass(frozen=True)
+class Ways:
+    straight: Way
+    through: Way
+
+    def executions(self) -> int:
+        """Executions of all models so far, as Triton counted them."""
+        answer = self.straight.stub.ModelStatistics(
+            service_pb2.ModelStatisticsRequest(), timeout=ANSWER_TIMEOUT_S
+        )
+        return sum(int(stats.execution_count) for stats in answer.model_stats)
+
+
+@contextmanager
+def ways_of(world: World, in_flight: int) -> Iterator[Ways]:
+    with ExitStack() as stack:
+        straight = Way(world.straight, STRAIGHT_IN_FLIGHT, stack)
+        yield Ways(straight, Way(world.through, in_flight, stack))

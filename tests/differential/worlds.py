@@ -1,0 +1,104 @@
+"""Random models, served by one tritonserver and by one scheduler in front of it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from scheduler.backends.embedded_triton import EmbeddedTriton
+from tests import models
+from tests.codec_messages import ELEMENT_BYTES, Model, Tensor
+from tests.serving import ServedScheduler
+
+SOURCE = Path(__file__).parent / "models" / "generic.py"
+# The faults of tests.codec_messages name tensors after these, so that some hit.
+INPUT_NAMES = ("A", "B", "S", "AB", "T_FP32")
+OUTPUT_NAMES = ("X", "Y", "W", "XY")
+
+
+@dataclass(frozen=True)
+class WorldModel(Model):
+    """A model with what its python file does: (output, the input it echoes or None: digest)."""
+
+    plan: tuple[tuple[str, str | None], ...] = ()
+    poison: int | None = None
+
+
+@dataclass(frozen=True)
+class World:
+    """Where the two ways begin, and the models behind both."""
+
+    models: tuple[WorldModel, ...]
+    straight: str
+    through: str
+    triton: EmbeddedTriton
+
+
+def random_dims(rng: random.Random) -> tuple[int, ...]:
+    rank = rng.choice((1, 1, 1, 2, 3))
+    return tuple(-1 if rng.random() < 0.3 else rng.randint(1, 4) for _ in range(rank))
+
+
+def random_model(rng: random.Random, name: str) -> WorldModel:
+    """1–3 inputs of any type, at least one of them required; 1–4 outputs."""
+    batched = rng.random() < 0.8
+    names = rng.sample(INPUT_NAMES, rng.choice((1, 1, 2, 3)))
+    inputs = []
+    for number, tensor in enumerate(names):
+        optional = number > 0 and rng.random() < 0.4
+        datatype = rng.choice(list(ELEMENT_BYTES))
+        inputs.append(Tensor(tensor, datatype, random_dims(rng), optional))
+    required = [tensor for tensor in inputs if not tensor.optional]
+    outputs, plan = [], []
+    for tensor in rng.sample(OUTPUT_NAMES, rng.randint(1, len(OUTPUT_NAMES))):
+        if rng.random() < 0.4:
+            outputs.append(Tensor(tensor, "INT64", (1,)))
+            plan.append((tensor, None))
+        else:
+            source = rng.choice(required)
+            outputs.append(Tensor(tensor, source.datatype, source.dims))
+            plan.append((tensor, source.name))
+    rng.shuffle(inputs)
+    # The model answers its outputs in another order than its configuration has them.
+    rng.shuffle(plan)
+    return WorldModel(
+        name,
+        tuple(inputs),
+        tuple(outputs),
+        rng.choice((1, 2, 4, 8, 8, 16, 64)) if batched else 0,
+        tuple(plan),
+        rng.randrange(251) if rng.random() < 0.15 else None,
+    )
+
+
+def random_models(seed: int | str, count: int) -> tuple[WorldModel, ...]:
+    return tuple(random_model(random.Random(f"{seed}/model/{n}"), f"m{n}") for n in range(count))
+
+
+def write_repository(repository: Path, chosen: tuple[WorldModel, ...]) -> None:
+    for model in chosen:
+        models.write_model(
+            repository,
+            model.name,
+            source=SOURCE,
+            inputs=[models.Tensor(t.name, t.datatype, t.dims, t.optional) for t in model.inputs],
+            outputs=[models.Tensor(t.name, t.datatype, t.dims) for t in model.outputs],
+            max_batch_size=model.max_batch_size,
+            parameters={"plan": json.dumps({"outputs": model.plan, "poison": model.poison})},
+        )
+
+
+@contextmanager
+def world(repository: Path, chosen: tuple[WorldModel, ...]) -> Iterator[World]:
+    """Both servers, ready."""
+    write_repository(repository, chosen)
+    with (
+        EmbeddedTriton(repository) as triton,
+        ServedScheduler(["--backend", triton.grpc_address]) as scheduler,
+    ):
+        yield World(chosen, triton.grpc_address, scheduler.address, triton)
+        triton.kill()
