@@ -10,21 +10,23 @@ bool is_blank(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
 // Triton reads versions with std::stol: leading blanks and a sign are taken, trailing text is not
 // looked at. False with Triton's wording when there is no number or a negative one.
-bool parse_version(std::string_view text, long* version, Status* error) {
+bool parse_version(std::string_view text, bool cut, long* version, Status* error) {
     std::string_view digits = text;
     while (!digits.empty() && is_blank(digits.front())) digits.remove_prefix(1);
     // from_chars knows no plus sign; "+-1" is no number.
     if (digits.size() > 1 && digits[0] == '+' && digits[1] != '-') digits.remove_prefix(1);
     const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), *version);
     if (parsed.ec == std::errc() && *version >= 0) return true;
-    const std::string quoted = "'" + std::string(text) + "'";
-    *error =
-        Status::error(StatusCode::kInvalidArgument,
-                      parsed.ec == std::errc()
-                          ? "invalid model version specified " + quoted +
-                                " , version should be an integral value > 0"
-                          : "failed to get model version from specified version string " + quoted +
-                                " (details: stol), version should be an integral value > 0");
+    std::string message = parsed.ec == std::errc()
+                              ? "invalid model version specified '"
+                              : "failed to get model version from specified version string '";
+    message.append(text);
+    // A NUL in the version ends the text.
+    if (!cut) {
+        message += parsed.ec == std::errc() ? "' ," : "' (details: stol),";
+        message += " version should be an integral value > 0";
+    }
+    *error = Status::error(StatusCode::kInvalidArgument, std::move(message));
     return false;
 }
 
@@ -50,10 +52,11 @@ void Catalog::replace(const std::vector<std::shared_ptr<const ModelConfig>>& mod
     }
 }
 
-const ModelConfig* Catalog::find(std::string_view name, std::string_view version,
-                                 Status* error) const {
+const ModelConfig* Catalog::find(std::string_view name, std::string_view version, Status* error,
+                                 bool version_cut) const {
     long number = 0;
-    if (!version.empty() && !parse_version(version, &number, error)) return nullptr;
+    const bool versioned = !version.empty() || version_cut;
+    if (versioned && !parse_version(version, version_cut, &number, error)) return nullptr;
     const auto versions = by_name_.find(name);
     if (versions == by_name_.end()) {
         *error = unknown_model(name, {});

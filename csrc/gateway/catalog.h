@@ -18,7 +18,8 @@ class Catalog {
 
     // The entry a request for (name, version) is meant for; otherwise nullptr and `error` in
     // Triton's words.
-    const ModelConfig* find(std::string_view name, std::string_view version, Status* error) const;
+    const ModelConfig* find(std::string_view name, std::string_view version, Status* error,
+                            bool version_cut = false) const;
     const ModelConfig* at(std::uint32_t index) const;
     bool empty() const { return by_name_.empty(); }
 

@@ -135,38 +135,42 @@ bool Gateway::State::charge_overhead(RequestRecord* record, std::uint64_t bytes)
     return true;
 }
 
-void Gateway::State::take_request(ConnectionId id, Connection* connection, http2::Event* event,
-                                  Nanos now) {
+// The model a request is for; otherwise nullptr and `status`, counted.
+const ModelConfig* Gateway::State::find_model(Span message, Status* status) {
     kserve::ModelName name;
-    Status status;
     const ModelConfig* model = nullptr;
-    bool decodes = kserve::peek_model(event->message.span(), &name);
+    bool decodes = kserve::peek_model(message, &name);
     if (decodes) {
-        model = catalog.find(name.name, name.version, &status);
+        model = catalog.find(name.name, name.version, status, name.version_cut);
         // The names alone were read; prepare() reads the rest, where it comes to that.
-        if (model == nullptr || model->schema.decoupled)
-            decodes = reader.decodes(event->message.span());
+        if (model == nullptr || model->schema.decoupled) decodes = reader.decodes(message);
     }
     if (!decodes) {
         ++page->undecodable_total;
-        refuse(id, connection, *event,
-               Status::error(StatusCode::kInternal, "Unable to parse request"));
-        return;
+        *status = Status::error(StatusCode::kInternal, "Unable to parse request");
+        return nullptr;
     }
     if (model == nullptr) {
         // Without any model the catalog is not known yet: no backend was ever reached.
         if (wanted.models.empty())
-            status = refusal_status({0, engine::Reason::kNoBackend, 0}, name.id);
+            *status = refusal_status({0, engine::Reason::kNoBackend, 0}, name.id);
         ++page->unknown_model_total;
-        refuse(id, connection, *event, status);
-        return;
+        return nullptr;
     }
-    if (model->schema.decoupled) {
-        count_invalid(page, model->index);
-        refuse(id, connection, *event,
-               Status::error(
-                   StatusCode::kUnimplemented,
-                   "ModelInfer RPC doesn't support models with decoupled transaction policy"));
+    if (!model->schema.decoupled) return model;
+    count_invalid(page, model->index);
+    *status =
+        Status::error(StatusCode::kUnimplemented,
+                      "ModelInfer RPC doesn't support models with decoupled transaction policy");
+    return nullptr;
+}
+
+void Gateway::State::take_request(ConnectionId id, Connection* connection, http2::Event* event,
+                                  Nanos now) {
+    Status status;
+    const ModelConfig* model = find_model(event->message.span(), &status);
+    if (model == nullptr) {
+        refuse(id, connection, *event, status);
         return;
     }
     const RequestId request_id = requests.emplace();

@@ -81,6 +81,7 @@ struct Gateway::State {
     bool take_events(Nanos now);
     bool take_client_events(ConnectionId id, Connection* connection, Nanos now);
     void take_backend_events(ConnectionId id, Connection* connection, Nanos now);
+    const ModelConfig* find_model(Span message, Status* status);
     void take_request(ConnectionId id, Connection* connection, http2::Event* event, Nanos now);
     void refuse(ConnectionId id, Connection* connection, const http2::Event& event,
                 const Status& status);

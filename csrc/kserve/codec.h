@@ -93,7 +93,8 @@ class PreparedRequest {
 // names. False: the message is not a ModelInferRequest at all.
 struct ModelName {
     std::string_view name;
-    std::string_view version;  // as sent; empty = the model's default
+    std::string_view version;  // as sent, up to a NUL; empty = the model's default
+    bool version_cut = false;  // at a NUL
     std::string_view id;
 };
 [[nodiscard]] bool peek_model(Span message, ModelName* name);

@@ -247,24 +247,25 @@ bool check_rows(const ModelSchema& schema, const CheckedRequest& checked) {
 // What can be said of tensors in shared memory without knowing the regions; finds their names.
 bool check_regions(const RequestScan& scan, CheckedRequest* checked) {
     RegionUse region;
+    bool fine = true;
     for (const ScannedInput& input : scan.inputs) {
-        if (!read_region(scan, input.name, input.parameters, &region).ok()) return false;
+        if (!read_region(scan, input.name, input.parameters, &region).ok()) fine = false;
         if (!region.used) continue;
-        if (input.contents.count != 0) return false;
+        if (input.contents.count != 0) fine = false;
         checked->regions.push_back(region.name);
     }
     for (const ScannedOutput& output : scan.outputs) {
         const Parameter* parameters = scan.tensor_parameters.data() + output.parameters.first;
-        if (!read_region(scan, output.name, output.parameters, &region).ok()) return false;
-        if (!check_classification(parameters, output.parameters.count)) return false;
+        if (!read_region(scan, output.name, output.parameters, &region).ok()) fine = false;
+        if (!check_classification(parameters, output.parameters.count)) fine = false;
         if (!region.used) continue;
-        if (find_parameter(parameters, output.parameters.count, "classification")) return false;
+        if (find_parameter(parameters, output.parameters.count, "classification")) fine = false;
         checked->regions.push_back(region.name);
     }
     std::sort(checked->regions.begin(), checked->regions.end());
     const auto* end = std::unique(checked->regions.begin(), checked->regions.end());
     checked->regions.resize(static_cast<std::uint32_t>(end - checked->regions.begin()));
-    return true;
+    return fine;
 }
 
 // Rows of a request whose tensors only Triton can judge, for accounting.

@@ -119,7 +119,10 @@ Status Examiner::add_data() {
         Status placed = read_region(scan, scanned.name, scanned.parameters, &region);
         if (!placed.ok()) return placed;
         if (region.used) {
-            if (scanned.contents.count == 0) continue;
+            if (scanned.contents.count == 0) {
+                has_region = true;
+                return Status();
+            }
             return invalid_as_sent(
                 "unexpected 'content' provided when using shared memory for input "
                 "tensor " +
@@ -214,6 +217,8 @@ Status Examiner::examine() {
     if (status.ok()) status = add_data();
     if (!status.ok()) return status;
     bad_field = "outputs";
+    // Triton looks the region up before it looks at anything behind it.
+    if (has_region) return examine_class_results();
     for (const ScannedOutput& output : scan.outputs) {
         if (status.ok()) status = examine_requested(output);
     }
@@ -237,7 +242,7 @@ std::string request_prefix(std::string_view id) {
 }
 
 Status explain_fault(const RequestScan& scan, const ModelSchema& schema, bool rows_limited) {
-    Examiner examiner{scan, schema, rows_limited, {}, 0, {}};
+    Examiner examiner{scan, schema, rows_limited, {}, 0, false, {}};
     Status status = examiner.examine();
     if (status.code == StatusCode::kInvalidArgument)
         status.details = ErrorDetails()

@@ -48,6 +48,7 @@ struct Examiner {
     bool rows_limited;
     Inputs inputs;
     BatchSize batch_size = 0;
+    bool has_region = false;  // an input lies in shared memory; what follows it was not looked at
     std::string bad_field = {};  // of the request, in which the fault lies
 
     std::string prefix() const { return request_prefix(scan.id); }

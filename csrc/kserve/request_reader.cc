@@ -2,6 +2,7 @@
 #include <charconv>
 
 #include "kserve/prepared_request.h"
+#include "kserve/region.h"
 #include "kserve/request_check.h"
 #include "kserve/request_scan.h"
 #include "kserve/signature.h"
@@ -38,14 +39,16 @@ struct RequestReader::Scratch {
         const bool rows_limited = schema.rows_max > 0 || !schema.merge || schema.decoupled ||
                                   schema.sequence || checked.scheduling.has_sequence;
         Status status = explain_fault(scan, schema, rows_limited);
+        // What turned out to go alone cannot be split either.
+        if (status.ok() && !checked.mergeable) status = explain_fault(scan, schema, true);
         if (!status.ok()) return status;
-        if (!has_zero_rows(scan)) {
+        if (!uses_shared_memory(scan) && !has_zero_rows(scan)) {
             return Status::error(
                 StatusCode::kInvalidArgument,
                 request_prefix(scan.id) + "tensor sizes exceed what can be addressed");
         }
         checked.mergeable = false;
-        checked.rows = 1;
+        if (!uses_shared_memory(scan)) checked.rows = 1;
         return status;
     }
 
@@ -120,6 +123,7 @@ bool peek_model(Span message, ModelName* name) {
                                    : field == 2 ? &name->version
                                                 : &name->id;
         *target = until_nul(text.text());
+        if (field == 2) name->version_cut = target->size() != text.size;
     }
     return true;
 }

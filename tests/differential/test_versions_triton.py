@@ -19,6 +19,7 @@ Stub = service_pb2_grpc.GRPCInferenceServiceStub
 LONG = "99999999999999999999"
 VERSIONS = ["", "1", "-1", "0", "01", " 1", "+1", "1abc", "7", "-0", "abc", " ", "0x1", "\t1"]
 VERSIONS += [LONG, "-" + LONG, "+", "-", "+-1", "-+1", "1 2", "1.5"]
+VERSIONS += ["abc\0x", "-1\0", "\0", "1\0x", "7\0"]
 
 
 @pytest.fixture(scope="module")

@@ -218,3 +218,13 @@ def test_texts_with_the_names_as_sent_end_at_a_nul() -> None:
     request.inputs[0].ClearField("contents")
     text = "unable to find data for input tensor 'I"
     assert refusal(request) == (INVALID_ARGUMENT, text)
+
+
+def test_what_goes_alone_cannot_be_split() -> None:
+    """An output asked for twice with parameters; the codec finds that out while it checks."""
+    request = vector_request(9)
+    for _ in range(2):
+        request.outputs.add(name="O").parameters["binary_data"].bool_param = True
+
+    text = R.replace("7", "<id_unknown>") + "inference request batch-size must be <= 8 for 'm'"
+    assert refusal(request, vector_schema(rows_max=0)) == (INVALID_ARGUMENT, text)

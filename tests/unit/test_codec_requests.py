@@ -241,3 +241,17 @@ def test_contents_message_type_is_the_one_of_tritonclient() -> None:
         7: "fp64_contents",
         8: "bytes_contents",
     }
+
+
+def test_what_follows_a_region_is_left_to_triton() -> None:
+    """It looks the region up first, which only it can."""
+    request = vector_request()
+    del request.raw_input_contents[:]
+    request.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    request.inputs[0].parameters["shared_memory_byte_size"].int64_param = 16
+    request.outputs.add(name="O").parameters["classification"].double_param = 0.5
+
+    prepared = prepare(request)
+
+    assert Request.FromString(codec.merge([(prepared, 0, 1)])) == request
+    assert not prepared.mergeable
