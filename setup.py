@@ -49,7 +49,7 @@ MODULE_ROOMS: dict[str, tuple[str, ...]] = {
     "gateway": ("gateway", "http2", "kserve", "engine", "base"),
     "loadgen": ("loadgen", "http2", "kserve", "base"),
 }
-ROOMS_WITH_NGHTTP2 = {"http2", "gateway"}
+ROOMS_WITH_NGHTTP2 = {"http2", "gateway"}  # and zlib
 
 CYTHON_DIRECTIVES = {
     "language_level": 3,
@@ -289,7 +289,7 @@ class BuildExt(build_ext):
             toolchain.link(
                 [toolchain.directory / "modules" / f"{module}.o"],
                 [libraries[room] for room in MODULE_ROOMS[module]],
-                toolchain.nghttp2_libs if uses_nghttp2 else [],
+                [*toolchain.nghttp2_libs, "-lz"] if uses_nghttp2 else [],
                 self.output_path(toolchain, module),
             )
 

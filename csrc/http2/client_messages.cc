@@ -10,12 +10,13 @@ StreamId ClientSession::State::open_stream(std::string_view path, Nanos timeout_
     if (draining()) return 0;
     Stream* stream = open(0, StreamKind::kMessages);
     stream->body_end = BodyEnd::kOpen;
+    stream->out_encoding = config.compression;
     return submit_call(stream, path, timeout_ns, metadata);
 }
 
-void ClientSession::State::send(Stream* stream, const Pieces& message) {
+void ClientSession::State::send(Stream* stream, Pieces&& message) {
     if (stream->finished || stream->body_end != BodyEnd::kOpen) return;
-    send_message(stream, message);
+    send_message(stream, std::move(message));
 }
 
 void ClientSession::State::half_close(Stream* stream) {
@@ -27,7 +28,7 @@ void ClientSession::State::receive_messages(Stream* stream, Span bytes, std::siz
     stream->uncredited_bytes += bytes.size;
     while (!bytes.empty()) {
         const std::size_t before = bytes.size;
-        const FramingError error = stream->in.feed(&bytes, &frame_left, config.message_bytes_max);
+        const FramingError error = stream->in.feed(&bytes, &frame_left, {config.message_bytes_max});
         stream->charged_bytes += before - bytes.size;
         if (error != FramingError::kNone) {
             fail_framing(stream, error);
@@ -49,6 +50,7 @@ bool ClientSession::State::take_message(Stream* stream, Event* event) {
     event->message = std::move(ready.message);
     event->bytes = ready.bytes;
     event->arrival = ready.arrival;
+    event->answer.headers = std::move(stream->answer.headers);
     return true;
 }
 

@@ -123,7 +123,10 @@ void ClientSession::State::receive_reply_header(Stream* stream, std::string_view
     } else if (name == "content-type") {
         stream->reply_grpc = is_grpc_content_type(value);
     } else if (name == "grpc-encoding") {
-        stream->reply_encoded = value != "identity";
+        // An encoding we did not offer: its messages are flagged, and refused for that.
+        Compression encoding = Compression::kNone;
+        parse_encoding(value, &encoding);
+        stream->in.set_encoding(encoding);
     } else if (name == "grpc-status") {
         stream->status_seen = true;
         const bool known = parse_decimal(value, &number) && number <= 16;
@@ -135,6 +138,8 @@ void ClientSession::State::receive_reply_header(Stream* stream, std::string_view
     } else if (name == "grpc-retry-pushback-ms") {
         if (parse_decimal(value, &number) && number <= INT32_MAX)
             stream->status.retry_pushback_ms = static_cast<std::int64_t>(number);
+    } else if (stream->kind != StreamKind::kForward && is_custom_metadata(name)) {
+        stream->headers.emplace_back(name, value);
     }
 }
 
@@ -168,7 +173,7 @@ int ClientSession::State::on_data(nghttp2_session* session, std::uint8_t, std::i
 
 void ClientSession::State::receive_unary_data(Stream* stream, Span bytes, std::size_t frame_left) {
     stream->uncredited_bytes += bytes.size;
-    FramingError error = stream->in.feed(&bytes, &frame_left, config.message_bytes_max);
+    FramingError error = stream->in.feed(&bytes, &frame_left, {config.message_bytes_max});
     if (error == FramingError::kNone && !bytes.empty()) error = FramingError::kSecondMessage;
     if (error != FramingError::kNone) {
         fail_framing(stream, error);
@@ -178,26 +183,17 @@ void ClientSession::State::receive_unary_data(Stream* stream, Span bytes, std::s
 }
 
 void ClientSession::State::fail_framing(Stream* stream, FramingError error) {
-    Status status = Status::error(StatusCode::kInternal, "malformed gRPC frame in the reply");
-    if (error == FramingError::kTooLarge) {
-        status = Status::error(StatusCode::kResourceExhausted,
-                               "Received message larger than max (" +
-                                   std::to_string(stream->in.length()) + " vs. " +
-                                   std::to_string(config.message_bytes_max) + ")");
-    } else if (error == FramingError::kOutOfMemory) {
-        status = Status::error(StatusCode::kResourceExhausted, "no memory for the reply");
-    } else if (error == FramingError::kSecondMessage) {
-        status.message = "more than one message in a unary reply";
-    } else if (error == FramingError::kCompressed) {
-        status.message = "the reply is compressed";
-    }
-    fail_call(stream, std::move(status), false);
+    fail_call(stream, framing_status(error, stream->in, config.message_bytes_max), false);
     if (!stream->closed) reset(stream, NGHTTP2_CANCEL);
 }
 
 void ClientSession::State::headers_done(Stream* stream, bool end_stream) {
-    if (stream->kind != StreamKind::kForward || stream->finished) return;
-    if (stream->http_status < 200) return;  // informational
+    if (stream->finished || stream->http_status < 200) return;  // informational
+    if (stream->kind != StreamKind::kForward) {
+        if (!stream->headers.empty())
+            (end_stream ? stream->answer.trailers : stream->answer.headers).swap(stream->headers);
+        return;
+    }
     if (end_stream) {
         events.push(EventKind::kForwardTrailers, stream->id)->headers = std::move(stream->headers);
         stream->finished = true;
@@ -288,6 +284,8 @@ void ClientSession::State::finish_call(Stream* stream) {
     }
     Event* event = events.push(EventKind::kReply, stream->id);
     event->status = std::move(stream->status);
+    event->answer.trailers = std::move(stream->answer.trailers);
+    if (!stream->has_ready()) event->answer.headers = std::move(stream->answer.headers);
     if (stream->in.complete() && stream->kind == StreamKind::kUnary)
         event->message = stream->in.take();
     stream->finished = true;

@@ -12,6 +12,7 @@ namespace {
 const nghttp2_nv kMethodPost = static_header(":method", "POST");
 const nghttp2_nv kSchemeHttp = static_header(":scheme", "http");
 const nghttp2_nv kTrailersOnly = static_header("te", "trailers");
+const nghttp2_nv kAcceptEncoding = static_header("grpc-accept-encoding", kAcceptedEncodings);
 const nghttp2_nv kContentType = static_header("content-type", "application/grpc");
 
 // The n-th text of "name\0value\0..."; advances `rest`.
@@ -63,7 +64,10 @@ StreamId ClientSession::State::call(std::string_view path, Nanos timeout_ns,
                                     std::string_view metadata, Pieces&& message) {
     if (draining()) return 0;
     Stream* stream = open(0, StreamKind::kUnary);
-    stream->out.set_message(std::move(message));
+    const bool compressed =
+        config.compression != Compression::kNone && deflate_message(config.compression, &message);
+    if (compressed) stream->out_encoding = config.compression;
+    stream->out.set_message(std::move(message), compressed);
     stream->body_end = BodyEnd::kEndStream;
     add_unsent(stream->out.remaining());
     return submit_call(stream, path, timeout_ns, metadata);
@@ -77,7 +81,11 @@ StreamId ClientSession::State::submit_call(Stream* stream, std::string_view path
                      static_header(":authority", config.authority),
                      kTrailersOnly,
                      kContentType,
+                     kAcceptEncoding,
                      static_header("user-agent", config.user_agent)};
+    if (stream->out_encoding != Compression::kNone)
+        header_block_.push_back(
+            static_header("grpc-encoding", encoding_name(stream->out_encoding)));
     std::string timeout;
     if (timeout_ns != kNever) {
         timeout = format_timeout(timeout_ns);
@@ -188,7 +196,8 @@ StreamId ClientSession::open_stream(std::string_view path, Nanos timeout_ns,
 
 void ClientSession::send(StreamId id, Pieces&& message) {
     Stream* stream = state_->find_call(id);
-    if (stream != nullptr && stream->kind == StreamKind::kMessages) state_->send(stream, message);
+    if (stream != nullptr && stream->kind == StreamKind::kMessages)
+        state_->send(stream, std::move(message));
 }
 
 void ClientSession::half_close(StreamId id) {

@@ -19,7 +19,7 @@ class ClientSession::State : public SessionCore {
                   Pieces&& message);
     StreamId open_stream(std::string_view path, Nanos timeout_ns, std::string_view metadata);
     StreamId forward_open(const Headers& headers, bool end_stream);
-    void send(Stream* stream, const Pieces& message);
+    void send(Stream* stream, Pieces&& message);
     void half_close(Stream* stream);
     // Resets the stream and forgets its messages that were not taken.
     void cancel(Stream* stream, std::uint32_t http2_error_code);

@@ -1,10 +1,15 @@
-// Puts length-prefixed gRPC messages together from DATA, each in one buffer.
+// Puts length-prefixed gRPC messages together from DATA, each in one buffer; compressed ones are
+// inflated as they arrive.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <string>
 
 #include "base/bytes.h"
+#include "base/status.h"
+#include "http2/compression.h"
 
 namespace infersched::http2 {
 
@@ -14,11 +19,18 @@ inline constexpr std::size_t kFirstReserveBytes = 16u << 10;
 
 enum class FramingError : std::uint8_t {
     kNone,
-    kTooLarge,       // the prefix claims more than `bytes_max`
-    kCompressed,     // compressed flag 1
-    kBadFlag,        // a flag that is neither 0 nor 1
-    kSecondMessage,  // bytes after the end of a unary message
+    kTooLarge,          // the prefix claims more than `bytes_max`
+    kInflatesTooLarge,  // the message inflates to more than `bytes_max`
+    kCompressed,        // compressed flag 1 without a known encoding
+    kCorrupt,           // what is flagged as compressed is not
+    kBadFlag,           // a flag that is neither 0 nor 1
+    kSecondMessage,     // bytes after the end of a unary message
     kOutOfMemory,
+};
+
+struct FramingLimits {
+    std::size_t bytes_max;          // of a message, inflated
+    std::uint64_t room = SIZE_MAX;  // for what a compressed one inflates to from here on
 };
 
 class MessageAssembler {
@@ -26,27 +38,40 @@ class MessageAssembler {
     // Takes the part of `*bytes` that belongs to this message and moves `*bytes` on behind it.
     // `*frame_left` (>= bytes->size) is what is left of the DATA frame, moved on alike. After an
     // error the assembler is to be cleared.
-    FramingError feed(Span* bytes, std::size_t* frame_left, std::size_t bytes_max);
+    FramingError feed(Span* bytes, std::size_t* frame_left, const FramingLimits& limits);
 
     bool started() const { return prefix_size_ > 0; }
-    bool complete() const { return prefix_size_ == kPrefixBytes && filled() == length_; }
+    bool complete() const { return prefix_size_ == kPrefixBytes && received_ == length_; }
     // The length the prefix claims, 0 until it is known.
     std::size_t length() const { return length_; }
+    // Memory held on account of compression, beyond what was received.
+    std::uint64_t inflated_bytes() const;
+    // Of messages with the compressed flag, from grpc-encoding.
+    void set_encoding(Compression encoding) { encoding_ = encoding; }
+    Compression encoding() const { return encoding_; }
     BufferRef take();
+    // Forgets the message, not the encoding.
     void clear();
 
   private:
-    std::size_t filled() const { return message_ ? message_->size() : 0; }
     FramingError finish_prefix(std::size_t bytes_max);
+    FramingError store(Span bytes, std::size_t frame_left);
+    FramingError inflate(Span bytes, const FramingLimits& limits);
     bool make_room(std::size_t incoming, std::size_t frame_left);
 
     std::uint8_t prefix_[kPrefixBytes] = {};
     std::uint8_t prefix_size_ = 0;
+    Compression encoding_ = Compression::kNone;
+    bool compressed_ = false;
     std::size_t length_ = 0;
+    std::size_t received_ = 0;  // of it
     BufferRef message_;
+    std::unique_ptr<Inflater> inflater_;
 };
 
-// Writes the prefix of an uncompressed message.
-void write_prefix(std::uint8_t* prefix, std::size_t length);
+// What a peer that sent bytes with `error` in them is told; `length` is the assembler's.
+Status framing_status(FramingError error, const MessageAssembler& in, std::size_t bytes_max);
+
+void write_prefix(std::uint8_t* prefix, std::size_t length, bool compressed);
 
 }  // namespace infersched::http2

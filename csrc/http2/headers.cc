@@ -176,6 +176,12 @@ bool is_hop_header(std::string_view name) {
            name == "content-length" || name == "host";
 }
 
+bool is_custom_metadata(std::string_view name) {
+    if (name.empty() || name[0] == ':' || name.substr(0, 5) == "grpc-") return false;
+    return name != "content-type" && name != "date" && name != "server" && name != "trailer" &&
+           name != "user-agent" && name != "accept-encoding" && !is_hop_header(name);
+}
+
 Headers status_trailers(const Status& status) {
     Headers trailers{{"grpc-status", std::to_string(static_cast<int>(status.code))}};
     if (!status.message.empty())

@@ -59,6 +59,9 @@ inline nghttp2_nv copied_header(std::string_view name, std::string_view value) {
 // Headers of one connection only, which a relay neither passes on nor needs.
 bool is_hop_header(std::string_view name);
 
+// Whether a header of an answer is custom metadata: none that HTTP, gRPC or a proxy put there.
+bool is_custom_metadata(std::string_view name);
+
 // The trailers that carry `status`. Texts that would make clients refuse the block are cut.
 Headers status_trailers(const Status& status);
 

@@ -53,10 +53,10 @@ void Output::finish() {
     slices_ = nullptr;
 }
 
-void OutBody::set_message(Pieces&& message) {
+void OutBody::set_message(Pieces&& message, bool compressed) {
     clear();
     message_ = std::move(message);
-    write_prefix(prefix_, message_.size());
+    write_prefix(prefix_, message_.size(), compressed);
     prefix_sent_ = 0;
     remaining_ = kPrefixBytes + message_.size();
 }
@@ -67,7 +67,7 @@ void OutBody::append(const BufferRef& owner, Span bytes) {
     remaining_ += bytes.size;
 }
 
-void OutBody::append_message(const Pieces& message) {
+void OutBody::append_message(const Pieces& message, bool compressed) {
     // Slices refer to the run of prefixes: a full one is left to them, never grown.
     if (!prefixes_ || prefixes_->size() + kPrefixBytes > prefixes_->capacity()) {
         prefixes_ = BufferRef::make();
@@ -75,7 +75,7 @@ void OutBody::append_message(const Pieces& message) {
     }
     std::uint8_t* const prefix = prefixes_->extend(kPrefixBytes);
     if (prefix == nullptr) std::abort();
-    write_prefix(prefix, message.size());
+    write_prefix(prefix, message.size(), compressed);
     append(prefixes_, {prefix, kPrefixBytes});
     for (std::size_t i = 0; i < message.count(); ++i) append(message.owner(i), message.piece(i));
 }

@@ -45,9 +45,9 @@ class Output {
 // number of messages or relayed pieces.
 class OutBody {
   public:
-    void set_message(Pieces&& message);
+    void set_message(Pieces&& message, bool compressed);
     void append(const BufferRef& owner, Span bytes);
-    void append_message(const Pieces& message);
+    void append_message(const Pieces& message, bool compressed);
     // Moves the next `size` (<= remaining) bytes to `output`.
     void send(std::size_t size, Output* output);
     std::size_t remaining() const { return remaining_; }

@@ -1,5 +1,6 @@
 // Message streams of a server session: messages in, answers and trailers out.
 #include <algorithm>
+#include <utility>
 
 #include "http2/headers.h"
 #include "http2/server_state.h"
@@ -16,7 +17,9 @@ void ServerSession::State::receive_messages(Stream* stream, Span bytes, std::siz
     stream->charged_bytes += bytes.size;
     stream->uncredited_bytes += bytes.size;
     while (!bytes.empty()) {
-        const FramingError error = stream->in.feed(&bytes, &frame_left, config->message_bytes_max);
+        FramingError error = stream->in.feed(&bytes, &frame_left, framing_limits());
+        if (error == FramingError::kNone && !charge_inflated(stream))
+            error = FramingError::kOutOfMemory;
         if (error != FramingError::kNone) {
             refuse_framing(stream, error);
             return;
@@ -33,8 +36,9 @@ bool ServerSession::State::message_complete(Stream* stream, std::uint64_t later_
         refuse_received(stream, host_memory_refusal());
         return false;
     }
-    const std::uint64_t flow_bytes = stream->charged_bytes - later_bytes;
-    const std::uint64_t bytes = flow_bytes + kMessageOverheadBytes;
+    const std::uint64_t charged = stream->charged_bytes - later_bytes;
+    const std::uint64_t flow_bytes = charged - std::exchange(stream->inflated_bytes, 0);
+    const std::uint64_t bytes = charged + kMessageOverheadBytes;
     stream->charged_bytes = later_bytes;
     held_bytes += bytes;
     stream->unclaimed_bytes += flow_bytes;
@@ -62,7 +66,7 @@ void ServerSession::State::drop_received(Stream* stream) {
     uncharge(stream->charged_bytes);
     // A forwarded stream's was paid when it came.
     if (stream->kind != StreamKind::kForward) pay(stream->charged_bytes);
-    stream->charged_bytes = 0;
+    stream->charged_bytes = stream->inflated_bytes = 0;
 }
 
 void ServerSession::State::refuse_received(Stream* stream, const Status& status) {
@@ -75,11 +79,15 @@ void ServerSession::State::refuse_received(Stream* stream, const Status& status)
     if (told) events.push(EventKind::kCancelled, stream->id);
 }
 
-void ServerSession::State::send(Stream* stream, const Pieces& message,
-                                const AnswerMetadata* metadata) {
+void ServerSession::State::send(Stream* stream, Pieces&& message, const AnswerMetadata* metadata) {
     if (stream->finished || stream->kind != StreamKind::kMessages) return;
-    if (!stream->headers_sent) submit_headers(stream, metadata);
-    send_message(stream, message);
+    if (!stream->headers_sent) {
+        // Takes turns with others, however much it has to send.
+        const nghttp2_extpri shared{NGHTTP2_EXTPRI_DEFAULT_URGENCY, 1};
+        nghttp2_session_change_extpri_stream_priority(session, stream->id, &shared, 1);
+        submit_headers(stream, metadata);
+    }
+    send_message(stream, std::move(message));
 }
 
 void ServerSession::State::finish(Stream* stream, const Status& status,

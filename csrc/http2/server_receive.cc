@@ -27,7 +27,7 @@ Status malformed_timeout(std::string_view value) {
 Status unsupported_encoding(std::string_view value) {
     return Status::error(StatusCode::kUnimplemented,
                          "grpc-encoding '" + std::string(value) +
-                             "' is not supported: send uncompressed messages (identity)");
+                             "' is not supported: send identity, deflate or gzip");
 }
 
 }  // namespace
@@ -158,8 +158,14 @@ void ServerSession::State::receive_header(Stream* stream, std::string_view name,
             stream->refusal = malformed_timeout(value);
         }
     } else if (name == "grpc-encoding") {
-        if (value != "identity" && stream->refusal.ok())
+        Compression encoding = Compression::kNone;
+        if (!parse_encoding(value, &encoding) && stream->refusal.ok())
             stream->refusal = unsupported_encoding(value);
+        stream->in.set_encoding(encoding);
+    } else if (name == "grpc-accept-encoding") {
+        if (config->response_compression != Compression::kNone &&
+            accepts_encoding(value, config->response_compression))
+            stream->out_encoding = config->response_compression;
     } else {
         if (!config->forward_metadata.empty() && contains(config->forward_metadata, name) &&
             !contains(config->internal_headers, name))
@@ -254,8 +260,10 @@ void ServerSession::State::receive_unary_data(Stream* stream, Span bytes, std::s
     }
     const std::uint64_t received = bytes.size;
     stream->charged_bytes += received;
-    FramingError error = stream->in.feed(&bytes, &frame_left, config->message_bytes_max);
+    FramingError error = stream->in.feed(&bytes, &frame_left, framing_limits());
     if (error == FramingError::kNone && !bytes.empty()) error = FramingError::kSecondMessage;
+    if (error == FramingError::kNone && !charge_inflated(stream))
+        error = FramingError::kOutOfMemory;
     if (error != FramingError::kNone) {
         refuse_framing(stream, error);
         return;
@@ -267,28 +275,9 @@ void ServerSession::State::receive_unary_data(Stream* stream, Span bytes, std::s
 }
 
 void ServerSession::State::refuse_framing(Stream* stream, FramingError error) {
-    Status status = Status::error(StatusCode::kInternal, "");
-    switch (error) {
-        case FramingError::kTooLarge:
-            status = Status::error(StatusCode::kResourceExhausted,
-                                   "Received message larger than max (" +
-                                       std::to_string(stream->in.length()) + " vs. " +
-                                       std::to_string(config->message_bytes_max) + ")");
-            break;
-        case FramingError::kCompressed:
-            status.message = "compressed flag set without a grpc-encoding";
-            break;
-        case FramingError::kBadFlag:
-            status.message = "Bad GRPC frame type";
-            break;
-        case FramingError::kSecondMessage:
-            status.message = "more than one message in a unary request";
-            break;
-        default:
-            status = host_memory_refusal();
-            break;
-    }
-    refuse_received(stream, status);
+    refuse_received(stream, error == FramingError::kOutOfMemory
+                                ? host_memory_refusal()
+                                : framing_status(error, stream->in, config->message_bytes_max));
 }
 
 void ServerSession::State::receive_forward_data(Stream* stream, Span bytes) {

@@ -14,7 +14,7 @@ constexpr std::uint8_t kDrainPing[8] = {'d', 'r', 'a', 'i', 'n', 0, 0, 1};
 
 const nghttp2_nv kResponseHeaders[] = {static_header(":status", "200"),
                                        static_header("content-type", "application/grpc")};
-const nghttp2_nv kAcceptEncoding = static_header("grpc-accept-encoding", "identity");
+const nghttp2_nv kAcceptEncoding = static_header("grpc-accept-encoding", kAcceptedEncodings);
 
 std::string join_metadata(Headers* headers) {
     std::stable_sort(headers->begin(), headers->end(),
@@ -37,6 +37,18 @@ bool ServerSession::State::charge(std::uint64_t bytes) {
     if (bytes > budget->room()) return false;
     budget->used += bytes;
     charged_bytes += bytes;
+    return true;
+}
+
+bool ServerSession::State::charge_inflated(Stream* stream) {
+    const std::uint64_t bytes = stream->in.inflated_bytes();
+    if (bytes > stream->inflated_bytes) {
+        if (!charge(bytes - stream->inflated_bytes)) return false;
+    } else {
+        uncharge(stream->inflated_bytes - bytes);
+    }
+    stream->charged_bytes += bytes - stream->inflated_bytes;
+    stream->inflated_bytes = bytes;
     return true;
 }
 
@@ -85,36 +97,35 @@ void ServerSession::State::answer(Stream* stream, Pieces&& message,
     if (stream->finished || stream->kind != StreamKind::kUnary) return;
     stream->finished = true;
     stream->headers_sent = true;
-    stream->out.set_message(std::move(message));
+    const bool compressed = stream->out_encoding != Compression::kNone &&
+                            deflate_message(stream->out_encoding, &message);
+    stream->out.set_message(std::move(message), compressed);
     stream->body_end = BodyEnd::kTrailers;
     if (metadata != nullptr) stream->trailers = metadata->trailers;
     add_unsent(stream->out.remaining());
     sendable = true;
     reset_tokens_ = std::min(kResetBurst, reset_tokens_ + kResetsPerAnswer);
-    const nghttp2_data_provider body = body_of(stream);
     if (stream->out.remaining() > kFairAnswerBytes) {
         const nghttp2_extpri shared{NGHTTP2_EXTPRI_DEFAULT_URGENCY, 1};
         nghttp2_session_change_extpri_stream_priority(session, stream->id, &shared, 1);
     }
-    if (metadata == nullptr || metadata->headers.empty()) {
-        nghttp2_submit_response(session, stream->id, kResponseHeaders, std::size(kResponseHeaders),
-                                &body);
+    if (compressed || (metadata != nullptr && !metadata->headers.empty())) {
+        submit_headers(stream, metadata);
         return;
     }
-    std::vector<nghttp2_nv> block(std::begin(kResponseHeaders), std::end(kResponseHeaders));
-    append_headers(metadata->headers, &block);
-    nghttp2_submit_response(session, stream->id, block.data(), block.size(), &body);
+    const nghttp2_data_provider body = body_of(stream);
+    nghttp2_submit_response(session, stream->id, kResponseHeaders, std::size(kResponseHeaders),
+                            &body);
 }
 
-// The headers of a message stream's answer; its body is open.
 void ServerSession::State::submit_headers(Stream* stream, const AnswerMetadata* metadata) {
     stream->headers_sent = true;
     std::vector<nghttp2_nv> block(std::begin(kResponseHeaders), std::end(kResponseHeaders));
+    block.push_back(kAcceptEncoding);
+    if (stream->out_encoding != Compression::kNone)
+        block.push_back(static_header("grpc-encoding", encoding_name(stream->out_encoding)));
     if (metadata != nullptr) append_headers(metadata->headers, &block);
     const nghttp2_data_provider body = body_of(stream);
-    // Takes turns with others, however much it has to send.
-    const nghttp2_extpri shared{NGHTTP2_EXTPRI_DEFAULT_URGENCY, 1};
-    nghttp2_session_change_extpri_stream_priority(session, stream->id, &shared, 1);
     nghttp2_submit_response(session, stream->id, block.data(), block.size(), &body);
 }
 
@@ -298,7 +309,7 @@ void ServerSession::refuse(StreamId id, const Status& status, const AnswerMetada
 }
 
 void ServerSession::send(StreamId id, Pieces&& message, const AnswerMetadata* metadata) {
-    if (Stream* stream = state_->find(id)) state_->send(stream, message, metadata);
+    if (Stream* stream = state_->find(id)) state_->send(stream, std::move(message), metadata);
 }
 
 void ServerSession::finish(StreamId id, const Status& status, const AnswerMetadata* metadata) {

@@ -29,7 +29,7 @@ class ServerSession::State : public SessionCore {
     // -- answers (server_session.cc) ----
     void answer(Stream* stream, Pieces&& message, const AnswerMetadata* metadata);
     void refuse(Stream* stream, const Status& status, const AnswerMetadata* metadata);
-    void send(Stream* stream, const Pieces& message, const AnswerMetadata* metadata);
+    void send(Stream* stream, Pieces&& message, const AnswerMetadata* metadata);
     void finish(Stream* stream, const Status& status, const AnswerMetadata* metadata);
     void forward_headers(Stream* stream, const Headers& headers, bool end_stream);
     void forward_trailers(Stream* stream, const Headers& trailers);
@@ -42,6 +42,8 @@ class ServerSession::State : public SessionCore {
     // -- bytes held for requests ----
     bool charge(std::uint64_t bytes);
     void uncharge(std::uint64_t bytes);
+    // Charges what compression made of the bytes received.
+    bool charge_inflated(Stream* stream);
     // Pays back up to `bytes` of the connection window.
     void pay(std::uint64_t bytes);
     // A complete request of `bytes` is no longer held.
@@ -85,6 +87,8 @@ class ServerSession::State : public SessionCore {
     bool message_complete(Stream* stream, std::uint64_t later_bytes);
     void messages_ended(Stream* stream);
     bool take_record(Stream* stream, Event* event);
+    FramingLimits framing_limits() const { return {config->message_bytes_max, budget->room()}; }
+    // Headers of an answer with a body.
     void submit_headers(Stream* stream, const AnswerMetadata* metadata);
     // Frees what was received and is not the owner's.
     void drop_received(Stream* stream);

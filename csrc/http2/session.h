@@ -41,7 +41,8 @@ struct ByteBudget {
 
 enum class RouteKind : std::uint8_t { kUnary, kMessageStream, kUnimplemented, kForward };
 
-// Of messages we send. Received ones may use any of these.
+// Of messages we send, where it makes them shorter and they are not longer than 4 MiB: deflating is
+// work of the loop. Received ones may use any of these.
 enum class Compression : std::uint8_t { kNone, kGzip, kDeflate };
 
 // Custom metadata around an answer: headers before its first message, trailers after its last.
@@ -123,8 +124,10 @@ struct Event {
     // kRequest: canonical "name\0value\0..." of forward_metadata found, sorted
     std::string metadata;
     Headers headers;
-    Status status;          // kReply
-    AnswerMetadata answer;  // kReply: custom metadata of the reply, without what is the transport's
+    Status status;  // kReply
+    // kReply: custom metadata of the reply, without what is the transport's; of a message stream
+    // its `headers` come with the first kMessage
+    AnswerMetadata answer;
 };
 
 class ServerSession {

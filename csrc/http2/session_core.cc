@@ -93,8 +93,10 @@ void SessionCore::forward_data(Stream* stream, const BufferRef& owner, Span byte
     if (stream->body_queued) nghttp2_session_resume_data(session, stream->id);
 }
 
-void SessionCore::send_message(Stream* stream, const Pieces& message) {
-    stream->out.append_message(message);
+void SessionCore::send_message(Stream* stream, Pieces&& message) {
+    const bool compressed = stream->out_encoding != Compression::kNone &&
+                            deflate_message(stream->out_encoding, &message);
+    stream->out.append_message(message, compressed);
     add_unsent(kPrefixBytes + message.size());
     sendable = true;
     if (stream->body_queued) nghttp2_session_resume_data(session, stream->id);

@@ -32,7 +32,7 @@ class SessionCore {
     // Appends relayed bytes and wakes the stream's body.
     void forward_data(Stream* stream, const BufferRef& owner, Span bytes);
     // Appends one message of a message stream and wakes the stream's body.
-    void send_message(Stream* stream, const Pieces& message);
+    void send_message(Stream* stream, Pieces&& message);
     // Says what ends the stream's body and wakes it.
     void end_body(Stream* stream, BodyEnd end);
     // The owner has used `bytes` of a forwarded stream's DATA.

@@ -29,6 +29,9 @@ void Stream::recycle() {
     arrival = 0;
     deadline = kNever;
     in.clear();
+    in.set_encoding(Compression::kNone);
+    out_encoding = Compression::kNone;
+    inflated_bytes = 0;
     charged_bytes = uncredited_bytes = unclaimed_bytes = sent_bytes = 0;
     clear_ready();
     header_bytes = 0;
@@ -39,7 +42,9 @@ void Stream::recycle() {
     if (!refusal.ok()) refusal = Status();
     http_status = 200;
     if (!status.ok()) status = Status();
-    status_seen = reply_grpc = reply_encoded = false;
+    status_seen = reply_grpc = false;
+    answer.headers.clear();
+    answer.trailers.clear();
     previous = next = nullptr;
 }
 

@@ -48,7 +48,9 @@ struct Stream {
     Nanos arrival = 0;
     Nanos deadline = kNever;
     MessageAssembler in;
-    std::uint64_t charged_bytes = 0;     // in the budget and not the owner's yet
+    Compression out_encoding = Compression::kNone;  // of messages to be sent
+    std::uint64_t charged_bytes = 0;                // in the budget and not the owner's yet
+    std::uint64_t inflated_bytes = 0;               // of them: beyond what was received
     std::uint64_t uncredited_bytes = 0;  // received and not credited to the stream's window
     // Of whole messages that the owner has not taken (server) or not consumed (client).
     std::uint64_t unclaimed_bytes = 0;
@@ -57,16 +59,18 @@ struct Stream {
     std::uint64_t sent_bytes = 0;    // left and not reported by kForwardSent
     std::uint32_t header_bytes = 0;  // of the block being received
     OutBody out;
-    Headers headers;   // being received: selected metadata (terminated) or all (forwarded)
-    Headers watched;   // of them: those in ServerConfig::watched_headers
-    Headers trailers;  // to be sent after the body; empty = `grpc-status: 0`
-    Status refusal;    // why its headers are refused, decided while they arrive
+    // Being received. Server: selected metadata (terminated) or all (forwarded); client: custom
+    // metadata or all.
+    Headers headers;
+    Headers watched;                  // of them: those in ServerConfig::watched_headers
+    Headers trailers;                 // to be sent after the body; empty = `grpc-status: 0`
+    Status refusal;                   // why its headers are refused, decided while they arrive
     std::uint16_t http_status = 200;  // server: of the refusal; client: received
     // Client: what the answer's headers and trailers said.
     Status status;
     bool status_seen = false;
-    bool reply_grpc = false;     // its content-type
-    bool reply_encoded = false;  // a grpc-encoding other than identity
+    bool reply_grpc = false;  // its content-type
+    AnswerMetadata answer;
 
     Stream* previous = nullptr;
     Stream* next = nullptr;

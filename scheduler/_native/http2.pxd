@@ -86,6 +86,11 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
         kUnimplemented
         kForward
 
+    cdef enum class Compression(uint8_t):
+        kNone
+        kGzip
+        kDeflate
+
     cdef cppclass AnswerMetadata:
         Headers headers
         Headers trailers
@@ -106,6 +111,7 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
         uint32_t unsent_answer_bytes_max
         vector[string] forward_metadata
         vector[string] watched_headers
+        Compression response_compression
         vector[string] internal_headers
 
     cdef enum class EventKind(uint8_t):
@@ -169,6 +175,7 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
         uint32_t connection_window_bytes
         uint32_t stream_window_bytes
         uint32_t frame_bytes_max
+        Compression compression
 
     cdef cppclass ClientSessionCpp "infersched::http2::ClientSession":
         ClientSessionCpp(const ClientConfig &)

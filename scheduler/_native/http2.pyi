@@ -2,6 +2,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 EVENT_KINDS: tuple[str, ...]
+COMPRESSIONS: tuple[str, ...]
 ROUTE_KINDS: tuple[str, ...]
 
 _Bytes: TypeAlias = bytes
@@ -47,6 +48,7 @@ class ServerSession:
         unsent_answer_bytes_max: int | None = None,
         forward_metadata: Iterable[str] = (),
         watched_headers: Iterable[str] = (),
+        response_compression: str = "identity",
         internal_headers: Iterable[str] = (),
     ) -> None: ...
     def feed(self, data: bytes, now: int = 0) -> bool: ...
@@ -105,6 +107,7 @@ class ClientSession:
         connection_window_bytes: int | None = None,
         stream_window_bytes: int | None = None,
         frame_bytes_max: int | None = None,
+        compression: str = "identity",
     ) -> None: ...
     def feed(self, data: bytes, now: int = 0) -> bool: ...
     def events(self) -> list[Event]: ...

@@ -33,6 +33,7 @@ EVENT_KINDS = (
     "forward_reset",
     "forward_sent",
 )
+COMPRESSIONS = ("identity", "gzip", "deflate")
 ROUTE_KINDS = ("unary", "message_stream", "unimplemented", "forward")
 
 include "http2_values.pxi"
@@ -73,6 +74,7 @@ cdef class ServerSession:
         unsent_answer_bytes_max=None,
         forward_metadata=(),
         watched_headers=(),
+        response_compression="identity",
         internal_headers=(),
     ):
         cdef Route route
@@ -97,6 +99,7 @@ cdef class ServerSession:
             self.config.unsent_answer_bytes_max = unsent_answer_bytes_max
         for name in forward_metadata:
             self.config.forward_metadata.push_back(<string>name.encode())
+        self.config.response_compression = compression_of(response_compression)
         for name in watched_headers:
             self.config.watched_headers.push_back(<string>name.encode())
         for name in internal_headers:
@@ -221,8 +224,10 @@ cdef class ClientSession:
         connection_window_bytes=None,
         stream_window_bytes=None,
         frame_bytes_max=None,
+        compression="identity",
     ):
         cdef ClientConfig config
+        config.compression = compression_of(compression)
         config.authority = authority.encode()
         if user_agent is not None:
             config.user_agent = user_agent.encode()

@@ -73,6 +73,10 @@ cdef Status status_of(int code, str text, bytes details, int64_t retry_pushback_
     return status
 
 
+cdef Compression compression_of(str name) except *:
+    return <Compression><int>COMPRESSIONS.index(name)
+
+
 cdef Pieces pieces_of(message) except *:
     """One piece a bytes object: small ones are copied into the message, larger ones referred to."""
     cdef Pieces pieces

@@ -114,6 +114,7 @@ def test_a_call_is_sent_as_grpc_asks() -> None:
         (":authority", "triton:8001"),
         ("te", "trailers"),
         ("content-type", "application/grpc"),
+        ("grpc-accept-encoding", "identity,deflate,gzip"),
         ("user-agent", "infersched/1"),
         ("grpc-timeout", "250000u"),
         ("x-a", "1"),

@@ -71,18 +71,6 @@ def test_grpcio_reads_our_errors() -> None:
     run(test)
 
 
-def test_compression_is_refused_with_a_clear_text() -> None:
-    async def test() -> None:
-        async with serving(echo) as (channel, _):
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await channel.unary_unary(ECHO)(bytes(5000), compression=grpc.Compression.Gzip)
-            assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-            assert "gzip" in (caught.value.details() or "")
-            assert await channel.unary_unary(ECHO)(b"next") == b"next"
-
-    run(test)
-
-
 def test_an_oversize_message_is_refused_and_the_connection_lives_on() -> None:
     async def test() -> None:
         async with serving(echo, message_bytes_max=1000) as (channel, pumps):

@@ -168,14 +168,6 @@ def test_streaming_inference_is_said_to_be_unimplemented(stub: Stub) -> None:
     assert "ModelStreamInfer" in raised.value.details()
 
 
-def test_compressed_requests_are_said_to_be_unimplemented(stub: Stub) -> None:
-    error = infer_error(stub, infer_request(rows(1, 64)), compression=grpc.Compression.Gzip)
-    assert error.code() == grpc.StatusCode.UNIMPLEMENTED
-    trailers = dict(error.trailing_metadata() or ()) | dict(error.initial_metadata() or ())
-    assert "identity" in str(trailers.get("grpc-accept-encoding", "identity"))
-    assert "gzip" in error.details()
-
-
 def test_a_full_queue_refuses_with_the_time_to_retry(plane: DataPlane, fake: FakeTriton) -> None:
     plane.apply([identity_model(queue_requests_max=3, staged_batches_max=0)], [fake.address])
     with connected(plane.address) as stub:
