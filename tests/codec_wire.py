@@ -202,6 +202,7 @@ class Speller:
                         self.text(2, entry.datatype),
                         self.numbers(3, list(entry.shape)),
                         self.parameters(4, entry.parameters),
+                        self.contents(5, entry.contents) if entry.HasField("contents") else [],
                     ]
                 ),
             )

@@ -95,7 +95,7 @@ void append_header(const Batch& batch, const Signature& signature, std::string_v
     message->shrink_space(bytes_max - static_cast<std::size_t>(at - begin));
 }
 
-void append_rows(const RequestRows& part, std::size_t index, Span rows, Pieces* message) {
+void append_run(const RequestRows& part, std::size_t index, Span rows, Pieces* message) {
     const State& state = RequestAccess::state(*part.request);
     if (rows.size <= kCopyMax) {
         message->append_copy(rows);
@@ -105,14 +105,38 @@ void append_rows(const RequestRows& part, std::size_t index, Span rows, Pieces* 
     }
 }
 
+// The rows of one part in one input, so many times.
+void append_rows(const SignatureInput& input, const RequestRows& part, std::size_t index,
+                 std::uint32_t times, Pieces* message) {
+    if (input.layout) {
+        append_padded(input, part, index, times, message);
+        return;
+    }
+    const Span rows = rows_of(input, part, index);
+    for (; times != 0; --times) append_run(part, index, rows, message);
+}
+
 // What a padded batch repeats.
 RequestRows last_row_of(const Batch& batch) {
     const RequestRows& part = batch.parts[batch.count - 1];
     return {part.request, part.row_begin + part.rows - 1, 1};
 }
 
-// Bytes of one input over all parts and the padding.
+// Likewise where rows are padded, each to the same length.
+std::size_t padded_tensor_bytes(const Batch& batch, const SignatureInput& input,
+                                std::size_t index) {
+    std::size_t bytes = 0;
+    for (std::size_t i = 0; i < batch.count; ++i) {
+        bytes += padded_bytes(input, batch.parts[i], index);
+    }
+    if (batch.rows_padded == batch.rows) return bytes;
+    const std::size_t last_row_bytes = padded_bytes(input, last_row_of(batch), index);
+    return bytes + last_row_bytes * (batch.rows_padded - batch.rows);
+}
+
+// Bytes of one input over all parts and the rows that are repeated.
 std::size_t tensor_bytes(const Batch& batch, const SignatureInput& input, std::size_t index) {
+    if (input.layout) return padded_tensor_bytes(batch, input, index);
     if (!input.is_bytes) return input.row_bytes * batch.rows_padded;
     std::size_t bytes = 0;
     for (std::size_t i = 0; i < batch.count; ++i) {
@@ -135,14 +159,10 @@ void append_tensor(const Batch& batch, const SignatureInput& input, std::size_t 
     const std::uint8_t* end = put_varint(head + 1, tensor_bytes(batch, input, index));
     message->append_copy({head, static_cast<std::size_t>(end - head)});
     for (std::size_t i = 0; i < batch.count; ++i) {
-        append_rows(batch.parts[i], index, rows_of(input, batch.parts[i], index), message);
+        append_rows(input, batch.parts[i], index, 1, message);
     }
     if (batch.rows_padded == batch.rows) return;
-    const RequestRows last = last_row_of(batch);
-    const Span last_row = rows_of(input, last, index);
-    for (std::uint32_t i = batch.rows; i < batch.rows_padded; ++i) {
-        append_rows(last, index, last_row, message);
-    }
+    append_rows(input, last_row_of(batch), index, batch.rows_padded - batch.rows, message);
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ void PreparedRequest::State::recycle() {
     message = BufferRef();
     converted = BufferRef();
     signature.reset();
+    trimmed = false;
     sequence_text = {};
     regions.clear();
     if (regions.capacity() > kElementsKept) regions.shrink_to_fit();

@@ -14,8 +14,9 @@ namespace infersched::kserve {
 
 struct RequestTensor {
     Span data;
-    RowCursor cursor;  // BYTES only
-    bool converted;    // `data` lies in State::converted, else in the message
+    RowCursor cursor;      // BYTES only
+    bool converted;        // `data` lies in State::converted, else in the message
+    std::uint32_t length;  // of a padded input: its own; of a filled one: what it tells
 };
 
 struct PreparedRequest::State {
@@ -29,7 +30,8 @@ struct PreparedRequest::State {
     std::vector<std::string_view> regions;
     std::uint32_t rows = 1;
     bool mergeable = false;
-    InlineArray<RequestTensor, 4> inputs;   // in the signature's order; only when mergeable
+    bool trimmed = false;                  // some outputs of a batch are longer than this request's
+    InlineArray<RequestTensor, 4> inputs;  // in the signature's order; only when mergeable
     InlineArray<std::uint32_t, 4> outputs;  // indices of Signature::output_names; empty: all
     InlineArray<Span, 2> consumed_fields;   // of the message; not forwarded
 

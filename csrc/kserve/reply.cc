@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "kserve/request_check.h"
+#include "kserve/typed_contents.h"
 #include "kserve/wire_reader.h"
 #include "kserve/wire_writer.h"
 
@@ -24,11 +25,12 @@ bool refuse(std::string* error, const ReplyOutput& output, const char* why) {
 }  // namespace
 
 void Reply::State::recycle() {
-    message = BufferRef();
+    message = converted = BufferRef();
     model_name = model_version = id = {};
     id_fields.clear_beyond(kElementsKept);
     outputs.clear_beyond(kElementsKept);
     dims.clear_beyond(kElementsKept);
+    contents.clear_beyond(kElementsKept);
     bytes.clear_beyond(kBytesKept);
     head = parameters = {};
     raw_count = rows = 0;
@@ -62,6 +64,7 @@ bool Reply::State::scan_dims(Span packed) {
 bool Reply::State::scan_output(Span field) {
     ReplyOutput output;
     output.dims_first = dims.size();
+    output.contents_first = contents.size();
     output.parameters.first = bytes.size();
     WireReader reader(field);
     while (!reader.done()) {
@@ -92,7 +95,8 @@ bool Reply::State::scan_output(Span field) {
                 break;
             case wire_tag(5, kLengthDelimited):
                 if (!reader.read_bytes(&part)) return false;
-                output.typed = true;
+                if (contents.size() >= kElementsMax) return false;
+                contents.push_back(part);
                 break;
             default:
                 if (!reader.skip(tag, 1)) return false;
@@ -100,6 +104,7 @@ bool Reply::State::scan_output(Span field) {
         if (bytes.size() > kHeadBytesMax) return false;
     }
     output.dims_count = dims.size() - output.dims_first;
+    output.contents_count = contents.size() - output.contents_first;
     output.parameters.size = bytes.size() - output.parameters.first;
     if (outputs.size() >= kElementsMax) return false;
     outputs.push_back(output);
@@ -198,54 +203,89 @@ bool Reply::read(const BufferRef& message, std::string* error) {
     return false;
 }
 
-bool Reply::splits_into(std::uint32_t rows, std::string* error) {
-    State& state = *state_;
-    if (state.raw_count != state.outputs.size()) {
-        *error = "reply has " + std::to_string(state.outputs.size()) + " outputs but " +
-                 std::to_string(state.raw_count) + " raw contents";
+// Outputs of typed contents get raw ones. A reply has one kind or the other.
+bool Reply::State::convert_contents(std::string* error) {
+    converted = BufferRef::make();
+    for (ReplyOutput& output : outputs) {
+        const DataType type = parse_data_type(output.data_type);
+        const std::uint32_t wanted = contents_field(type);
+        const std::size_t begin = converted->size();
+        for (std::uint32_t i = 0; i < output.contents_count; ++i) {
+            const Span part = contents[output.contents_first + i];
+            const std::uint32_t filled = filled_contents(part);
+            if (!is_typed_contents(part, 2) || (filled & ~(1u << wanted)) != 0) {
+                return refuse(error, output, "has contents of another datatype");
+            }
+            if (filled != 0 && !kserve::append_raw(part, wanted, type, converted.get())) {
+                return refuse(error, output, "is too large");
+            }
+        }
+        output.data.size = converted->size() - begin;
+    }
+    // Where the bytes lie is known only once the buffer has stopped growing.
+    const std::uint8_t* at = converted->data();
+    for (ReplyOutput& output : outputs) {
+        output.data.data = at;
+        at += output.data.size;
+    }
+    return true;
+}
+
+bool Reply::State::split_output(ReplyOutput* output, std::uint32_t split_rows, std::string* error) {
+    const std::int64_t* row_dims = dims.data() + output->dims_first;
+    const DataType type = parse_data_type(output->data_type);
+    if (type == DataType::kInvalid) return refuse(error, *output, "has no known datatype");
+    if (output->dims_count == 0 || row_dims[0] != static_cast<std::int64_t>(split_rows)) {
+        return refuse(error, *output, "has another number of rows than the batch");
+    }
+    std::uint64_t elements = 1;
+    output->tail_dims.first = bytes.size();
+    for (std::uint32_t i = 1; i < output->dims_count; ++i) {
+        const auto dim = static_cast<std::uint64_t>(row_dims[i]);
+        if (row_dims[i] < 0 || __builtin_mul_overflow(elements, dim, &elements)) {
+            return refuse(error, *output, "has an impossible shape");
+        }
+        std::uint8_t varint[10];
+        const std::uint8_t* end = put_varint(varint, dim);
+        append_raw({varint, static_cast<std::size_t>(end - varint)});
+    }
+    output->tail_dims.size = bytes.size() - output->tail_dims.first;
+    std::uint64_t total = 0;
+    if (__builtin_mul_overflow(elements, static_cast<std::uint64_t>(split_rows), &total)) {
+        return refuse(error, *output, "has an impossible shape");
+    }
+    output->is_bytes = type == DataType::kBytes;
+    output->elements_per_row = elements;
+    output->cursor = RowCursor();
+    if (output->is_bytes) {
+        if (is_bytes_tensor(output->data, total)) return true;
+        return refuse(error, *output, "has strings that do not agree with its shape");
+    }
+    if (__builtin_mul_overflow(total, element_bytes(type), &total) || total != output->data.size) {
+        return refuse(error, *output, "has a byte size that does not agree with its shape");
+    }
+    output->row_bytes = split_rows == 0 ? 0 : output->data.size / split_rows;
+    return true;
+}
+
+bool Reply::State::split(std::uint32_t split_rows, std::string* error) {
+    if (!contents.empty() && raw_count == 0) {
+        if (!convert_contents(error)) return false;
+    } else if (raw_count != outputs.size() || !contents.empty()) {
+        *error = "reply has " + std::to_string(outputs.size()) + " outputs but " +
+                 std::to_string(raw_count) + " raw and " + std::to_string(contents.size()) +
+                 " typed contents";
         return false;
     }
-    for (ReplyOutput& output : state.outputs) {
-        const std::int64_t* dims = state.dims.data() + output.dims_first;
-        const DataType type = parse_data_type(output.data_type);
-        if (output.typed) return refuse(error, output, "has typed contents");
-        if (type == DataType::kInvalid) return refuse(error, output, "has no known datatype");
-        if (output.dims_count == 0 || dims[0] != static_cast<std::int64_t>(rows)) {
-            return refuse(error, output, "has another number of rows than the batch");
-        }
-        std::uint64_t elements = 1;
-        output.tail_dims.first = state.bytes.size();
-        for (std::uint32_t i = 1; i < output.dims_count; ++i) {
-            const auto dim = static_cast<std::uint64_t>(dims[i]);
-            if (dims[i] < 0 || __builtin_mul_overflow(elements, dim, &elements)) {
-                return refuse(error, output, "has an impossible shape");
-            }
-            std::uint8_t varint[10];
-            const std::uint8_t* end = put_varint(varint, dim);
-            state.append_raw({varint, static_cast<std::size_t>(end - varint)});
-        }
-        output.tail_dims.size = state.bytes.size() - output.tail_dims.first;
-        std::uint64_t total = 0;
-        if (__builtin_mul_overflow(elements, static_cast<std::uint64_t>(rows), &total)) {
-            return refuse(error, output, "has an impossible shape");
-        }
-        output.is_bytes = type == DataType::kBytes;
-        output.elements_per_row = elements;
-        output.cursor = RowCursor();
-        if (output.is_bytes) {
-            if (!is_bytes_tensor(output.data, total)) {
-                return refuse(error, output, "has strings that do not agree with its shape");
-            }
-            continue;
-        }
-        if (__builtin_mul_overflow(total, element_bytes(type), &total) ||
-            total != output.data.size) {
-            return refuse(error, output, "has a byte size that does not agree with its shape");
-        }
-        output.row_bytes = rows == 0 ? 0 : output.data.size / rows;
+    for (ReplyOutput& output : outputs) {
+        if (!split_output(&output, split_rows, error)) return false;
     }
-    state.rows = rows;
+    rows = split_rows;
     return true;
+}
+
+bool Reply::splits_into(std::uint32_t rows, std::string* error) {
+    return state_->split(rows, error);
 }
 
 Reply::State* ReplyAccess::take() { return list().take(); }

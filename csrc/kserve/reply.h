@@ -25,8 +25,10 @@ struct ReplyOutput {
     std::uint32_t dims_count = 0;
     ByteRange head;        // in Reply::State::bytes: fields name and datatype
     ByteRange parameters;  // likewise: its parameters, as received
-    bool typed = false;    // has typed contents
-    Span data;             // raw bytes
+    // Typed contents, in Reply::State::contents.
+    std::uint32_t contents_first = 0;
+    std::uint32_t contents_count = 0;
+    Span data;  // raw bytes
     // Set by splits_into:
     bool is_bytes = false;
     std::size_t row_bytes = 0;
@@ -37,12 +39,14 @@ struct ReplyOutput {
 
 struct Reply::State {
     BufferRef message;
+    BufferRef converted;  // typed contents as raw bytes
     std::string_view model_name;
     std::string_view model_version;
     std::string_view id;
     InlineArray<Span, 2> id_fields;  // where the message carries an id
     InlineArray<ReplyOutput, 4> outputs;
     InlineArray<std::int64_t, 16> dims;
+    InlineArray<Span, 4> contents;
     InlineArray<std::uint8_t, 256> bytes;
     ByteRange head;        // model name and version
     ByteRange parameters;  // of the response, as received
@@ -51,6 +55,10 @@ struct Reply::State {
 
     void recycle();
     [[nodiscard]] bool scan(Span whole);
+    // See Reply::splits_into.
+    [[nodiscard]] bool split(std::uint32_t split_rows, std::string* error);
+    // What the bytes of the outputs lie in.
+    const BufferRef& owner() const { return converted ? converted : message; }
     void append_raw(Span field);
     std::string_view text(ByteRange range) const {
         return {reinterpret_cast<const char*>(bytes.data()) + range.first, range.size};
@@ -61,6 +69,8 @@ struct Reply::State {
     void write_heads();
     void append(std::uint8_t tag, std::string_view value);
     bool scan_dims(Span packed);
+    bool convert_contents(std::string* error);
+    bool split_output(ReplyOutput* output, std::uint32_t split_rows, std::string* error);
 };
 
 struct ReplyAccess {

@@ -182,6 +182,11 @@ bool match_inputs(const RequestScan& scan, const ModelSchema& schema, CheckedReq
 bool check_inputs(const RequestScan& scan, const ModelSchema& schema, CheckedRequest* checked) {
     std::uint32_t required = 0;
     for (const TensorSchema& input : schema.inputs) required += input.optional ? 0 : 1;
+    if (scan.inputs.size() < required) {
+        for (const TensorSchema& input : schema.inputs) {
+            required -= !input.optional && is_filled_in(schema, input.name) ? 1 : 0;
+        }
+    }
     if (scan.inputs.size() > schema.inputs.size() || scan.inputs.size() < required) return false;
     if (!match_inputs(scan, schema, checked)) return false;
     std::int64_t rows = 0;
@@ -282,7 +287,7 @@ std::uint32_t claimed_rows(const RequestScan& scan, const ModelSchema& schema) {
 
 void CheckedRequest::clear() {
     rows = 1;
-    mergeable = false;
+    mergeable = padded = false;
     scheduling = SchedulingParameters();
     sequence_id = nullptr;
     regions.clear();
@@ -330,8 +335,12 @@ bool check_request(const RequestScan& scan, const ModelSchema& schema, CheckedRe
     }
     checked->mergeable = schema.merge && schema.max_batch_size > 0 && !schema.decoupled &&
                          !schema.sequence && !checked->scheduling.has_sequence;
-    return check_outputs(scan, schema, checked) && check_inputs(scan, schema, checked) &&
-           check_rows(schema, *checked);
+    if (!check_outputs(scan, schema, checked) || !check_inputs(scan, schema, checked) ||
+        !check_rows(schema, *checked)) {
+        return false;
+    }
+    checked->padded = checked->mergeable && has_padding(schema);
+    return !checked->padded || plan_padding(scan, schema, checked);
 }
 
 }  // namespace infersched::kserve

@@ -12,6 +12,7 @@
 #include "base/status.h"
 #include "kserve/codec.h"
 #include "kserve/inline_array.h"
+#include "kserve/padding.h"
 #include "kserve/request_scan.h"
 #include "kserve/schema.h"
 
@@ -21,9 +22,10 @@ namespace infersched::kserve {
 inline constexpr std::size_t kSequenceIdBytesMax = 128;
 
 struct CheckedInput {
-    std::uint32_t schema;          // index into ModelSchema::inputs
-    std::uint32_t scanned;         // index into RequestScan::inputs
-    Span data;                     // raw tensor bytes
+    std::uint32_t schema;   // index into ModelSchema::inputs
+    std::uint32_t scanned;  // index into RequestScan::inputs
+    Span data;              // raw tensor bytes
+    InputPadding padding;
     std::size_t converted_at = 0;  // typed: where `data` starts in CheckedRequest::converted
     bool typed = false;
 };
@@ -31,6 +33,7 @@ struct CheckedInput {
 struct CheckedRequest {
     std::uint32_t rows = 1;
     bool mergeable = false;
+    bool padded = false;  // has inputs that are padded or filled in
     SchedulingParameters scheduling;
     const Parameter* sequence_id = nullptr;    // in the scan
     InlineArray<std::string_view, 4> regions;  // of shared memory, ascending, no repeats

@@ -36,12 +36,15 @@ Status Examiner::examine_outputs() const {
 // Triton counts inputs here; unknown names show up later.
 Status Examiner::examine_input_names() const {
     std::size_t required = 0;
-    for (const TensorSchema& tensor : schema.inputs) required += tensor.optional ? 0 : 1;
+    const auto may_lack = [this](const TensorSchema& tensor) {
+        return tensor.optional || is_filled_in(schema, tensor.name);
+    };
+    for (const TensorSchema& tensor : schema.inputs) required += may_lack(tensor) ? 0 : 1;
     if (inputs.size() >= required && inputs.size() <= schema.inputs.size()) return Status();
 
     std::string missing = "[";
     for (const TensorSchema& tensor : schema.inputs) {
-        if (tensor.optional || inputs.count(tensor.name) != 0) continue;
+        if (may_lack(tensor) || inputs.count(tensor.name) != 0) continue;
         missing += quoted(tensor.name) + ",";
     }
     missing.pop_back();  // takes the bracket when nothing is missing, as Triton does

@@ -19,6 +19,14 @@ Status overfull_error(std::string_view id) {
         request_prefix(id) + "request has too many inputs, outputs, dimensions or parameters");
 }
 
+bool is_trimmed(const RequestAccess::State& state) {
+    for (const Trim& trim : state.signature->trims) {
+        const std::uint32_t length = state.inputs[trim.input].length;
+        if (state.signature->inputs[trim.input].layout->length != length) return true;
+    }
+    return false;
+}
+
 // Whether Triton's view of the request, in which it is fine, is that of a request of zero rows.
 bool has_zero_rows(const RequestScan& scan) {
     for (const ScannedInput& input : scan.inputs) {
@@ -72,7 +80,7 @@ struct RequestReader::Scratch {
         for (const Span& field : scan.consumed_fields) state->consumed_fields.push_back(field);
         if (!checked.mergeable) return;
         for (const CheckedInput& input : checked.inputs) {
-            state->inputs.push_back({input.data, RowCursor(), input.typed});
+            state->inputs.push_back({input.data, RowCursor(), input.typed, input.padding.length});
         }
         for (const std::uint32_t output : checked.outputs) state->outputs.push_back(output);
     }
@@ -102,6 +110,7 @@ Status RequestReader::prepare(const BufferRef& message, const ModelSchema& schem
     fresh.state_ = RequestAccess::take();
     scratch_->fill(message, fresh.state_);
     fresh.state_->signature = signatures_->state_->intern(scan, schema, checked, metadata);
+    if (checked.padded) fresh.state_->trimmed = is_trimmed(*fresh.state_);
     *request = std::move(fresh);
     return Status();
 }

@@ -47,22 +47,46 @@ std::string tensor_parameter_fields(std::uint8_t tag, const RequestScan& scan, R
     return fields;
 }
 
+// Dimension `i` of the input's rows in a batch (0 = the first after the batch dimension).
+std::uint64_t batch_dim(const RequestScan& scan, const CheckedInput& input, std::uint32_t i) {
+    if (input.padding.padded >= 0 && i == input.padding.axis) {
+        return static_cast<std::uint64_t>(input.padding.padded);
+    }
+    return static_cast<std::uint64_t>(scan.dims[scan.inputs[input.scanned].dims.first + 1 + i]);
+}
+
+// What padding adds to the identity of a batch.
+void append_padding(const ModelSchema& schema, const CheckedRequest& checked, std::string* key) {
+    for (const CheckedInput& input : checked.inputs) {
+        append_number(key, static_cast<std::uint64_t>(input.padding.padded + 1));
+        key->push_back(static_cast<char>(input.padding.fill));
+        append_number(key, input.padding.axis);
+        append_text(key, schema.inputs[input.schema].padding.value);
+    }
+    for (const TensorSchema& output : schema.outputs) {
+        append_text(key, output.trim_to);
+        append_number(key, output.trim_axis);
+    }
+}
+
 void build_key(const RequestScan& scan, const ModelSchema& schema, const CheckedRequest& checked,
                std::string_view metadata, std::string* key) {
     key->clear();
-    key->push_back(checked.mergeable ? 1 : 0);
+    key->push_back(static_cast<char>((checked.mergeable ? 1 : 0) | (checked.padded ? 2 : 0)));
     append_text(key, schema.name);
     append_text(key, schema.version);
     if (!checked.mergeable) return;
+    if (checked.padded) append_padding(schema, checked, key);
     append_number(key, checked.inputs.size());
     for (const CheckedInput& input : checked.inputs) {
         const TensorSchema& tensor = schema.inputs[input.schema];
         append_text(key, tensor.name);
         key->push_back(static_cast<char>(tensor.data_type));
+        if (input.padding.fill != Fill::kNone) continue;
         const ScannedInput& scanned = scan.inputs[input.scanned];
         append_number(key, scanned.dims.count);
         for (std::uint32_t i = 1; i < scanned.dims.count; ++i) {
-            append_number(key, static_cast<std::uint64_t>(scan.dims[scanned.dims.first + i]));
+            append_number(key, batch_dim(scan, input, i - 1));
         }
         append_number(key, scanned.parameters.count);
         if (scanned.parameters.count == 0) continue;
@@ -89,21 +113,57 @@ void append_field(std::string* out, std::uint8_t tag, std::string_view bytes) {
 }
 
 SignatureInput make_input(const RequestScan& scan, const TensorSchema& tensor,
-                          const ScannedInput& scanned) {
+                          const CheckedInput& checked) {
     SignatureInput input;
+    std::vector<std::int64_t> dims;
+    if (checked.padding.fill == Fill::kNone) {
+        const ScannedInput& scanned = scan.inputs[checked.scanned];
+        for (std::uint32_t i = 1; i < scanned.dims.count; ++i) {
+            dims.push_back(static_cast<std::int64_t>(batch_dim(scan, checked, i - 1)));
+        }
+        input.parameters =
+            tensor_parameter_fields(wire_tag(4, kLengthDelimited), scan, scanned.parameters);
+    } else {
+        dims.push_back(checked.padding.fill == Fill::kMask ? checked.padding.padded : 1);
+    }
     append_field(&input.head, wire_tag(1, kLengthDelimited), tensor.name);
     append_field(&input.head, wire_tag(2, kLengthDelimited), data_type_text(tensor.data_type));
     input.is_bytes = tensor.data_type == DataType::kBytes;
     input.elements_per_row = 1;
-    for (std::uint32_t i = 1; i < scanned.dims.count; ++i) {
-        const auto dim = static_cast<std::uint64_t>(scan.dims[scanned.dims.first + i]);
-        append_number(&input.tail_dims, dim);
-        input.elements_per_row *= dim;
+    for (const std::int64_t dim : dims) {
+        append_number(&input.tail_dims, static_cast<std::uint64_t>(dim));
+        input.elements_per_row *= static_cast<std::uint64_t>(dim);
     }
     input.row_bytes = input.elements_per_row * element_bytes(tensor.data_type);
-    input.parameters =
-        tensor_parameter_fields(wire_tag(4, kLengthDelimited), scan, scanned.parameters);
+    if (checked.padding.padded >= 0) {
+        input.layout = make_layout(tensor, checked.padding, dims.data(), dims.size());
+    }
     return input;
+}
+
+bool has_classification(const RequestScan& scan, const CheckedRequest& checked,
+                        std::string_view output) {
+    for (const ScannedOutput* scanned : checked.output_parameters) {
+        if (scanned->name != output) continue;
+        const Parameter* parameters = scan.tensor_parameters.data() + scanned->parameters.first;
+        return find_parameter(parameters, scanned->parameters.count, "classification") != nullptr;
+    }
+    return false;
+}
+
+void make_trims(const RequestScan& scan, const ModelSchema& schema, const CheckedRequest& checked,
+                Signature* signature) {
+    for (std::uint32_t o = 0; o < schema.outputs.size(); ++o) {
+        const TensorSchema& output = schema.outputs[o];
+        // Class results have other dimensions.
+        if (output.trim_to.empty() || has_classification(scan, checked, output.name)) continue;
+        for (std::uint32_t i = 0; i < checked.inputs.size(); ++i) {
+            const CheckedInput& input = checked.inputs[i];
+            const bool padded = input.padding.padded >= 0 && input.padding.fill == Fill::kNone;
+            if (!padded || schema.inputs[input.schema].name != output.trim_to) continue;
+            signature->trims.push_back({o, i, output.trim_axis});
+        }
+    }
 }
 
 void make_outputs(const RequestScan& scan, const ModelSchema& schema, const CheckedRequest& checked,
@@ -137,10 +197,10 @@ SignatureRef make_signature(const RequestScan& scan, const ModelSchema& schema,
     signature->head += parameter_fields(wire_tag(4, kLengthDelimited), scan.parameters.data(),
                                         scan.parameters.size());
     for (const CheckedInput& input : checked.inputs) {
-        signature->inputs.push_back(
-            make_input(scan, schema.inputs[input.schema], scan.inputs[input.scanned]));
+        signature->inputs.push_back(make_input(scan, schema.inputs[input.schema], input));
     }
     make_outputs(scan, schema, checked, signature.get());
+    if (checked.padded) make_trims(scan, schema, checked, signature.get());
     return signature;
 }
 

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "kserve/codec.h"
+#include "kserve/padding.h"
 #include "kserve/request_check.h"
 
 namespace infersched::kserve {
@@ -17,7 +19,15 @@ struct SignatureInput {
     std::string parameters;     // fields of its own parameters
     std::size_t row_bytes = 0;  // of a type of fixed size
     std::uint64_t elements_per_row = 0;
-    bool is_bytes = false;  // BYTES: rows have no common size
+    bool is_bytes = false;              // BYTES: rows have no common size
+    std::unique_ptr<PadLayout> layout;  // of a padded or filled-in input
+};
+
+// An output that is as long as a padded input, and is cut back to its length.
+struct Trim {
+    std::uint32_t output;  // index into Signature::output_names
+    std::uint32_t input;   // index into Signature::inputs
+    std::uint32_t axis;    // 0 = the first after the batch dimension
 };
 
 class Signature {
@@ -28,6 +38,7 @@ class Signature {
     std::vector<SignatureInput> inputs;
     std::vector<std::string> output_names;   // all of the model, in its order
     std::vector<std::string> output_fields;  // the request's field 6 that asks for each of them
+    std::vector<Trim> trims;
 };
 
 struct SignatureTable::State {

@@ -2,6 +2,7 @@
 #include "kserve/prepared_request.h"
 #include "kserve/reply.h"
 #include "kserve/signature.h"
+#include "kserve/trim.h"
 #include "kserve/wire_reader.h"
 #include "kserve/wire_writer.h"
 
@@ -88,8 +89,10 @@ bool check_parts(const RequestState& request, const ReplyRows* parts, std::size_
 }
 
 std::uint8_t* put_output(std::uint8_t* at, const ReplyState& reply, const ReplyOutput& output,
-                         std::uint32_t rows) {
-    const std::size_t shape_bytes = varint_bytes(rows) + output.tail_dims.size;
+                         const Cut& cut, std::uint32_t rows) {
+    const std::size_t dims_bytes =
+        cut.wanted ? cut_dims_bytes(reply, output, cut) : output.tail_dims.size;
+    const std::size_t shape_bytes = varint_bytes(rows) + dims_bytes;
     const std::size_t size = output.head.size + field_bytes(shape_bytes) + output.parameters.size;
     *at++ = wire_tag(5, kLengthDelimited);
     at = put_varint(at, size);
@@ -97,7 +100,8 @@ std::uint8_t* put_output(std::uint8_t* at, const ReplyState& reply, const ReplyO
     *at++ = wire_tag(3, kLengthDelimited);
     at = put_varint(at, shape_bytes);
     at = put_varint(at, rows);
-    at = put_bytes(at, reply.text(output.tail_dims));
+    at = cut.wanted ? put_cut_dims(at, reply, output, cut)
+                    : put_bytes(at, reply.text(output.tail_dims));
     return put_bytes(at, reply.text(output.parameters));
 }
 
@@ -110,9 +114,25 @@ void append_header(const RequestState& request, const ReplyState& reply, std::ui
     if (!request.id.empty()) at = put_field(at, wire_tag(3, kLengthDelimited), request.id);
     at = put_bytes(at, reply.text(reply.parameters));
     for (const ReplyOutput& output : reply.outputs) {
-        if (is_wanted(request, output)) at = put_output(at, reply, output, rows);
+        if (!is_wanted(request, output)) continue;
+        at = put_output(at, reply, output, cut_of(request, reply, output), rows);
     }
     message->shrink_space(bytes_max - static_cast<std::size_t>(at - begin));
+}
+
+void append_tensor_head(std::size_t bytes, Pieces* message) {
+    std::uint8_t* const begin = message->append_space(11);
+    begin[0] = wire_tag(6, kLengthDelimited);
+    const std::uint8_t* end = put_varint(begin + 1, bytes);
+    message->shrink_space(11 - static_cast<std::size_t>(end - begin));
+}
+
+void append_run(const ReplyState& reply, Span run, Pieces* message) {
+    if (run.size <= kCopyMax) {
+        message->append_copy(run);
+    } else {
+        message->append_reference(reply.owner(), run);
+    }
 }
 
 // Field 6: the rows of one output, which every part has. `guess` is where it probably is.
@@ -124,19 +144,26 @@ void append_tensor(const ReplyRows* parts, std::size_t count, std::string_view n
         ReplyOutput output = *find_output(&ReplyAccess::state(*parts[i].reply), name, guess);
         bytes += rows_of(&output, parts[i]).size;
     }
-    std::uint8_t* const begin = message->append_space(11);
-    begin[0] = wire_tag(6, kLengthDelimited);
-    const std::uint8_t* end = put_varint(begin + 1, bytes);
-    message->shrink_space(11 - static_cast<std::size_t>(end - begin));
+    append_tensor_head(bytes, message);
     for (std::size_t i = 0; i < count; ++i) {
         ReplyState& reply = ReplyAccess::state(*parts[i].reply);
-        const Span rows = rows_of(find_output(&reply, name, guess), parts[i]);
-        if (rows.size <= kCopyMax) {
-            message->append_copy(rows);
-        } else {
-            message->append_reference(reply.message, rows);
-        }
+        append_run(reply, rows_of(find_output(&reply, name, guess), parts[i]), message);
     }
+}
+
+// Likewise of an output that is cut.
+void append_cut_tensor(const ReplyRows* parts, std::size_t count, std::string_view name,
+                       std::uint32_t guess, const Cut& cut, Pieces* message) {
+    KeptRuns runs;
+    for (std::size_t i = 0; i < count; ++i) {
+        ReplyState& reply = ReplyAccess::state(*parts[i].reply);
+        ReplyOutput* output = find_output(&reply, name, guess);
+        keep_runs(reply, *output, rows_of(output, parts[i]), parts[i].rows, cut, &runs);
+    }
+    std::size_t bytes = 0;
+    for (const KeptRun& run : runs) bytes += run.bytes.size;
+    append_tensor_head(bytes, message);
+    for (const KeptRun& run : runs) append_run(*run.reply, run.bytes, message);
 }
 
 // The reply as it came, with the request's own id.
@@ -160,6 +187,13 @@ void forward(const RequestState& request, const ReplyState& reply, Pieces* messa
     message->shrink_space(bytes_max - static_cast<std::size_t>(after - begin));
 }
 
+// Whether a reply that needs no splitting must be cut back to the request's own lengths.
+bool cuts_whole(const RequestState& request, const Reply& reply) {
+    if (!request.trimmed) return false;
+    std::string ignored;
+    return ReplyAccess::state(reply).split(request.rows, &ignored);
+}
+
 }  // namespace
 
 bool write_reply(const PreparedRequest& request, const ReplyRows* parts, std::size_t count,
@@ -170,7 +204,7 @@ bool write_reply(const PreparedRequest& request, const ReplyRows* parts, std::si
         return false;
     }
     const ReplyState& first = ReplyAccess::state(*parts[0].reply);
-    if (whole) {
+    if (whole && !cuts_whole(state, *parts[0].reply)) {
         forward(state, first, message);
         return true;
     }
@@ -179,7 +213,13 @@ bool write_reply(const PreparedRequest& request, const ReplyRows* parts, std::si
     append_header(state, first, rows, message);
     for (std::uint32_t i = 0; i < first.outputs.size(); ++i) {
         if (!is_wanted(state, first.outputs[i])) continue;
-        append_tensor(parts, count, first.outputs[i].name, i, message);
+        const ReplyOutput& output = first.outputs[i];
+        const Cut cut = cut_of(state, first, output);
+        if (cut.wanted) {
+            append_cut_tensor(parts, count, output.name, i, cut, message);
+        } else {
+            append_tensor(parts, count, output.name, i, message);
+        }
     }
     return true;
 }

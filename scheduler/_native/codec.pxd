@@ -54,6 +54,13 @@ cdef extern from "kserve/schema.h" namespace "infersched::kserve" nogil:
 
     DataType parse_data_type(string_view text)
 
+    cdef cppclass Padding:
+        uint32_t axis
+        vector[int64_t] buckets
+        string value
+        string mask_input
+        string length_input
+
     cdef cppclass TensorSchema:
         string name
         DataType data_type
@@ -61,6 +68,9 @@ cdef extern from "kserve/schema.h" namespace "infersched::kserve" nogil:
         cbool optional
         cbool shape_tensor
         cbool ragged
+        Padding padding
+        string trim_to
+        uint32_t trim_axis
 
     cdef cppclass CModelSchema "infersched::kserve::ModelSchema":
         string name

@@ -27,8 +27,21 @@ class ModelSchema:
         optional: bool = False,
         shape_tensor: bool = False,
         ragged: bool = False,
+        buckets: Sequence[int] = (),
+        axis: int = 0,
+        value: bytes = b"",
+        mask: str = "",
+        length: str = "",
     ) -> ModelSchema: ...
-    def add_output(self, name: str, datatype: str, dims: Sequence[int]) -> ModelSchema: ...
+    def add_output(
+        self,
+        name: str,
+        datatype: str,
+        dims: Sequence[int],
+        *,
+        trim_to: str = "",
+        trim_axis: int = 0,
+    ) -> ModelSchema: ...
 
 class PreparedRequest:
     @property

@@ -68,18 +68,32 @@ cdef class ModelSchema:
         return tensor
 
     def add_input(self, str name, str datatype, dims, *, optional=False, shape_tensor=False,
-                  ragged=False):
-        """Adds an input; `dims` without the batch dimension, -1 = variable. Returns self."""
-        self._schema.inputs.push_back(
-            ModelSchema._tensor(name, datatype, dims, optional, shape_tensor, ragged)
+                  ragged=False, buckets=(), axis=0, value=b"", mask="", length=""):
+        """Adds an input; `dims` without the batch dimension, -1 = variable. Returns self.
+
+        `buckets` (ascending) switch padding of `axis` on, by `value` (the bytes of one element);
+        `mask` and `length` name the inputs that are then filled in.
+        """
+        cdef TensorSchema tensor = ModelSchema._tensor(
+            name, datatype, dims, optional, shape_tensor, ragged
         )
+        tensor.padding.axis = axis
+        tensor.padding.buckets = buckets
+        tensor.padding.value = value
+        tensor.padding.mask_input = mask.encode()
+        tensor.padding.length_input = length.encode()
+        self._schema.inputs.push_back(tensor)
         return self
 
-    def add_output(self, str name, str datatype, dims):
-        """Adds an output; `dims` without the batch dimension, -1 = variable. Returns self."""
-        self._schema.outputs.push_back(
-            ModelSchema._tensor(name, datatype, dims, False, False, False)
-        )
+    def add_output(self, str name, str datatype, dims, *, trim_to="", trim_axis=0):
+        """Adds an output; `dims` without the batch dimension, -1 = variable. Returns self.
+
+        `trim_axis` is cut back to the length of the padded input `trim_to`.
+        """
+        cdef TensorSchema tensor = ModelSchema._tensor(name, datatype, dims, False, False, False)
+        tensor.trim_to = trim_to.encode()
+        tensor.trim_axis = trim_axis
+        self._schema.outputs.push_back(tensor)
         return self
 
 

@@ -79,6 +79,41 @@ def test_replies_that_cannot_be_split_say_why(
         reply.splits_into(2)
 
 
+def typed_reply(change: Callable[[Response], object]) -> codec.Reply:
+    response = reply_of(2)
+    del response.raw_output_contents[:]
+    response.outputs[0].contents.fp32_contents.extend([1, 2, 3, 4] * 2)
+    response.outputs[1].contents.fp32_contents.extend([0, 0])
+    change(response)
+    return codec.Reply(response.SerializeToString())
+
+
+def test_typed_contents_are_split_as_raw_ones() -> None:
+    reply = typed_reply(lambda r: None)
+    reply.splits_into(2)
+
+    answer = codec.write_reply(prepare(vector_request(id="mine")), [(reply, 1, 1)])
+
+    assert Response.FromString(answer) == reply_of(1, id="mine")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda r: r.outputs[0].contents.fp32_contents.pop(), "byte size"),
+        (lambda r: r.outputs[0].ClearField("contents"), "byte size"),
+        (lambda r: r.outputs[0].contents.int_contents.append(1), "contents of another datatype"),
+        (lambda r: setattr(r.outputs[0], "datatype", "FP16"), "contents of another datatype"),
+        (lambda r: setattr(r.outputs[0], "datatype", "FP8"), "contents of another datatype"),
+    ],
+)
+def test_typed_contents_that_do_not_fit_say_why(
+    change: Callable[[Response], object], text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        typed_reply(change).splits_into(2)
+
+
 def test_malformed_reply() -> None:
     with pytest.raises(ValueError, match="not a ModelInferResponse"):
         codec.Reply(reply_of(1).SerializeToString()[:-1])
