@@ -84,7 +84,7 @@ Reason Core::refusal(const ModelState& model, const Request& request, Nanos dead
         now - requests_[model.by_age.first].arrival > policy.queue_age_max_ns) {
         return Reason::kQueueAge;
     }
-    return Reason::kNone;
+    return triton_full(model, request) ? Reason::kQueueFull : Reason::kNone;
 }
 
 Admission Core::refuse(ModelState& model, std::uint32_t index, Reason reason) {
@@ -92,7 +92,9 @@ Admission Core::refuse(ModelState& model, std::uint32_t index, Reason reason) {
     ++page.refused;
     ++model.stats.rejected;
     ++page.outcomes[static_cast<std::size_t>(Outcome::kRefused)][static_cast<std::size_t>(reason)];
-    return {0, reason, retry_after(model, reason)};
+    const bool tritons = model.policy.triton != nullptr && reason == Reason::kQueueFull;
+    return {0, reason, retry_after(model, reason),
+            tritons ? StatusCode::kUnavailable : StatusCode::kOk};
 }
 
 Admission Core::submit(const Request& request, Nanos now) {
@@ -126,6 +128,8 @@ Admission Core::submit(const Request& request, Nanos now) {
     enqueue(slot);
     if (request.sequence != 0 && policy.sequence_idle_ns > 0) {
         join_sequence(slot, request, now);
+    } else if (triton_takes(model, request)) {
+        join_levels(slot, request, now);
     } else {
         // A request without rows shares its batch with nobody.
         record.group = model.groups.get(
@@ -142,8 +146,11 @@ void Core::leave_batches(std::uint32_t slot, Nanos now) {
         const std::uint32_t batch_slot = carriers.back();
         carriers.pop_back();
         BatchRecord& batch = batches_[batch_slot];
+        if (batch.formed) batch.rows -= requests_[slot].rows;
         if (--batch.live > 0) continue;
-        if (batch.retry_sequence != 0) {
+        if (batch.formed) {
+            drop_formed(batch_slot);
+        } else if (batch.retry_sequence != 0) {
             drop_retry(batch_slot);
         } else if (models_[batch.model].policy.cancellable) {
             Action action{};

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "engine/triton_queue.h"
+
 namespace infersched::engine {
 namespace {
 
@@ -29,6 +31,14 @@ ModelPolicy normalised(ModelPolicy policy) {
     policy.queue_delay_max_ns = std::max<Nanos>(policy.queue_delay_max_ns, 0);
     policy.sequence_idle_ns = std::max<Nanos>(policy.sequence_idle_ns, 0);
     policy.merge = policy.merge && policy.direct_max == 0;
+    if (policy.direct_max > 0 || policy.sequence_idle_ns > 0) policy.triton.reset();
+    if (policy.triton != nullptr) {
+        policy.preferred_rows.clear();
+        policy.mandatory_rows.clear();
+        policy.queue_delay_max_ns = 0;
+        policy.triton = std::make_shared<const TritonBatching>(
+            normalised(TritonBatching(*policy.triton), policy.rows_max));
+    }
     make_sizes_safe(policy.preferred_rows, policy.rows_max);
     make_sizes_safe(policy.mandatory_rows, policy.rows_max);
     return policy;

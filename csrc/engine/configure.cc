@@ -11,6 +11,11 @@ bool same_batching(const ModelPolicy& a, const ModelPolicy& b) {
            a.preferred_rows == b.preferred_rows && a.mandatory_rows == b.mandatory_rows;
 }
 
+bool same_levels(const ModelPolicy& a, const ModelPolicy& b) {
+    if (a.triton == nullptr || b.triton == nullptr) return a.triton == b.triton;
+    return a.rows_max == b.rows_max && *a.triton == *b.triton;
+}
+
 bool named(const std::vector<Placement>& placements, std::uint32_t backend) {
     return std::any_of(placements.begin(), placements.end(),
                        [=](const Placement& p) { return p.backend == backend; });
@@ -60,7 +65,9 @@ void Core::configure_model(std::uint32_t index, const ModelPolicy& policy,
     if (!same_batching(model.policy, next)) model.merging_off = false;
     if (next.in_use && !model.policy.in_use) model.holding = true;
     if (!next.in_use) model.stats = ModelStats();
+    const bool other_levels = !same_levels(model.policy, next);
     model.policy = next;
+    if (other_levels) rebuild_levels(model, now);
     model.known = true;
     counters(index).in_use = next.in_use;
     mark_dirty(index);
@@ -120,10 +127,13 @@ void Core::set_backend(std::uint32_t backend, bool available, Nanos now) {
 // that were to be sent again.
 void Core::fail_pool(ModelState& model, Pool& pool, std::uint32_t pin, Nanos now) {
     const Ending ending{Outcome::kFailed, Reason::kNoBackend, StatusCode::kUnavailable};
+    if (pin == kNoBackend) release_formed(model);
     for (std::uint32_t slot = model.by_age.first; slot != kNoSlot;) {
         const std::uint32_t next = requests_[slot].in_model.next;
         const RequestRecord& request = requests_[slot];
-        const bool waits_here = !request.held && model.groups[request.group].key.pin == pin;
+        const bool waits_here = request.in_levels
+                                    ? pin == kNoBackend
+                                    : !request.held && model.groups[request.group].key.pin == pin;
         if (waits_here) finish(slot, ending, now);
         slot = next;
     }

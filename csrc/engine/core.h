@@ -4,6 +4,7 @@
 //     admission.cc   submit, cancel, expiry: how requests come and go
 //     grouping.cc    where a request waits, when its group is ready
 //     sequences.cc   requests of a sequence: their order and their backend
+//     triton_*.cc    models whose requests are batched as Triton's batcher does
 //     dispatch.cc    which batch goes where
 //     replies.cc     what a reply or a failure means for the members
 //     retries.cc     fixed groups that are sent again, bisecting, suspects
@@ -23,6 +24,7 @@
 #include "engine/queue.h"
 #include "engine/records.h"
 #include "engine/timer_heap.h"
+#include "engine/triton_queue.h"
 
 namespace infersched::engine {
 
@@ -62,6 +64,7 @@ struct ModelState {
     std::vector<PlacementState> placements;
     Pool shared;
     GroupTable groups;
+    TritonQueue triton;  // empty without policy.triton
     RequestList by_age;
     std::unordered_map<std::uint64_t, std::uint32_t> sequences;  // by key; looked up, never walked
     std::vector<std::uint32_t> doomed;  // sequences whose queued requests are to be failed
@@ -198,9 +201,37 @@ class Core {
     bool splits(const ModelState& model, const Group& group) const;
     std::uint32_t batch_limit(const ModelState& model, const Group& group, bool merging) const;
     void form(ModelState& model, std::uint32_t group, std::uint32_t batch, Nanos now);
-    void add_member(std::uint32_t batch, std::uint32_t request, std::uint32_t rows, Nanos now);
+    void join_batch(std::uint32_t batch, std::uint32_t request, std::uint32_t rows);
+    void mark_dispatched(std::uint32_t request, Nanos now);
+    void drop_stale(BatchRecord& batch) const;
     void send(ModelState& model, std::uint32_t batch, PlacementState& placement, Nanos now);
     Nanos next_moment(ModelState& model, Nanos now);
+
+    // triton_queueing.cc
+    bool triton_takes(const ModelState& model, const Request& request) const;
+    std::uint32_t triton_level(const ModelState& model, std::uint64_t priority) const;
+    bool triton_full(const ModelState& model, const Request& request) const;
+    void join_levels(std::uint32_t slot, const Request& request, Nanos now);
+    void leave_levels(ModelState& model, std::uint32_t slot);
+    void drop_formed(std::uint32_t batch);
+    void release_formed(ModelState& model);
+    void rebuild_levels(ModelState& model, Nanos now);
+    void rebuild_place(ModelState& model, std::uint32_t slot, Nanos now);
+
+    // triton_former.cc
+    struct TritonLook;
+    bool triton_joins(const ModelState& model, const BatchRecord* open,
+                      const std::vector<std::uint32_t>& pending,
+                      const RequestRecord& request) const;
+    TritonLook triton_gather(ModelState& model, const BatchRecord* open, Nanos now);
+    bool triton_look(ModelState& model, Nanos now);
+    void triton_append(ModelState& model, const TritonLook& look);
+    void refuse_timed_out(const std::vector<std::uint32_t>& slots, Nanos now);
+    bool triton_slot(const ModelState& model, Nanos now) const;
+    void triton_merge(ModelState& model, std::uint32_t batch, Nanos now);
+    bool triton_take(ModelState& model, Nanos now);
+    void run_triton(ModelState& model, Nanos now);
+    Nanos triton_moment(const ModelState& model, Nanos now) const;
 
     // replies.cc
     void leave_placement(std::uint32_t batch, Nanos now);
@@ -239,6 +270,8 @@ class Core {
     void archive_sequences(Archive& archive);
     template <class Archive>
     void archive_queued(Archive& archive);
+    template <class Archive>
+    void archive_triton(Archive& archive, ModelState& model);
     template <class Archive>
     void archive_groups(Archive& archive, ModelState& model);
     void restore_queued(std::uint32_t slot);

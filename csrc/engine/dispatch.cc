@@ -112,9 +112,11 @@ bool Core::dispatch_retry(ModelState& model, Nanos now) {
     first->retries.erase(first->retries.begin());
     BatchRecord& batch = batches_[batch_slot];
     batch.retry_sequence = 0;
-    const auto stale = [&](const BatchMember& m) { return requests_.find(m.request) == kNoSlot; };
-    batch.members.erase(std::remove_if(batch.members.begin(), batch.members.end(), stale),
-                        batch.members.end());
+    drop_stale(batch);
+    // One that Triton's batcher formed was not sent before.
+    for (const BatchMember& member : batch.members) {
+        mark_dispatched(static_cast<std::uint32_t>(member.request), now);
+    }
     send(model, batch_slot, *placement, now);
     return true;
 }
@@ -160,7 +162,8 @@ void Core::form(ModelState& model, std::uint32_t group_index, std::uint32_t batc
             if (++passed_over > kPassedOverMax) break;
             continue;
         }
-        add_member(batch_slot, slot, part, now);
+        join_batch(batch_slot, slot, part);
+        mark_dispatched(slot, now);
         take(model, group, slot, part);
         rows += part;
         if (!merging || rows >= limit) break;
@@ -168,14 +171,24 @@ void Core::form(ModelState& model, std::uint32_t group_index, std::uint32_t batc
     refresh(model, group_index, now);
 }
 
-void Core::add_member(std::uint32_t batch_slot, std::uint32_t slot, std::uint32_t rows, Nanos now) {
+void Core::join_batch(std::uint32_t batch_slot, std::uint32_t slot, std::uint32_t rows) {
     RequestRecord& request = requests_[slot];
     BatchRecord& batch = batches_[batch_slot];
     batch.members.push_back({requests_.handle(slot), request.user, request.rows_sent, rows});
     ++batch.live;
     request.batches.push_back(batch_slot);
+}
+
+void Core::mark_dispatched(std::uint32_t slot, Nanos now) {
+    RequestRecord& request = requests_[slot];
     if (!request.dispatched) count_queue_wait(request, now);
     request.dispatched = true;
+}
+
+void Core::drop_stale(BatchRecord& batch) const {
+    const auto stale = [&](const BatchMember& m) { return requests_.find(m.request) == kNoSlot; };
+    batch.members.erase(std::remove_if(batch.members.begin(), batch.members.end(), stale),
+                        batch.members.end());
 }
 
 void Core::send(ModelState& model, std::uint32_t batch_slot, PlacementState& placement, Nanos now) {
@@ -213,7 +226,8 @@ void Core::send(ModelState& model, std::uint32_t batch_slot, PlacementState& pla
 void Core::run_model(std::uint32_t index, Nanos now) {
     ModelState& model = models_[index];
     const auto given_up = [&](const Pool& pool) {
-        return pool.unserved_since != kNever && pool.has_work() &&
+        const bool levels = &pool == &model.shared && model.triton.has_work();
+        return pool.unserved_since != kNever && (pool.has_work() || levels) &&
                now >= add_saturating(pool.unserved_since, kUnservedMaxNs);
     };
     lose_unserved(model, now);
@@ -227,11 +241,12 @@ void Core::run_model(std::uint32_t index, Nanos now) {
     if (model.holding) return;
     while (dispatch_retry(model, now) || dispatch_next(model, now)) {
     }
+    run_triton(model, now);
 }
 
 // When this model must be looked at again although nothing happens to it.
 Nanos Core::next_moment(ModelState& model, Nanos now) {
-    Nanos next = kNever;
+    Nanos next = triton_moment(model, now);
     model.each_pool([&](Pool& pool) {
         if (!pool.has_work()) return;
         if (pool.unserved_since != kNever) {

@@ -123,7 +123,8 @@ struct Request {
 struct Admission {
     RequestHandle handle = 0;  // 0: refused
     Reason reason = Reason::kNone;
-    Nanos retry_after_ns = 0;  // a hint, 0 = none
+    Nanos retry_after_ns = 0;           // a hint, 0 = none
+    StatusCode code = StatusCode::kOk;  // other: what Triton's batcher gives (TritonBatching)
 };
 
 // One member of a batch: rows [row_begin, row_begin + rows) of the request.
@@ -146,7 +147,8 @@ struct Action {
     ActionKind kind;
     Outcome outcome;
     Reason reason;
-    StatusCode code;  // kAnswer of a failed request: the backend's code
+    StatusCode code;  // kAnswer of a failed request: the backend's code; of one that expired:
+                      // kUnavailable by a TritonQueuePolicy
     std::uint32_t model;
     std::uint32_t backend;
     RequestHandle request;  // kAnswer

@@ -71,6 +71,7 @@ void Core::unqueue(std::uint32_t slot, Nanos now) {
         model.queued_rows -= request.rows;
         return unlist(model, slot);
     }
+    if (request.in_levels) return leave_levels(model, slot);
     take(model, model.groups[request.group], slot, request.rows_left());
     refresh(model, request.group, now);
 }

@@ -47,7 +47,7 @@ void Core::check_model(std::uint32_t index) const {
         const RequestRecord& request = requests_[slot];
         must(request.queued && request.model == index, "the age list names queued requests");
         ++requests;
-        grouped += request.held;
+        grouped += request.held || request.in_levels;
         rows += request.rows_left();
         bytes += request.bytes;
     }
@@ -61,7 +61,13 @@ void Core::check_model(std::uint32_t index) const {
         filled += !model.groups[g].order.empty();
     }
     must(model.groups.size() <= filled + GroupTable::kEmptyGroupsMax, "empty groups are bounded");
-    must(grouped == requests, "every queued request is in one group or held in a sequence");
+    must(grouped == requests,
+         "every queued request is in one group or level or held in a sequence");
+    must(model.triton.consistent(requests_), "the levels list what waits in them");
+    for (const std::uint32_t batch : model.triton.formed) {
+        must(batches_.live(batch) && batches_[batch].formed && batches_[batch].model == index,
+             "a formed batch waits for an instance of its model");
+    }
     std::uint64_t out = 0;
     for (const PlacementState& p : model.placements) {
         std::uint64_t rows_out = 0;

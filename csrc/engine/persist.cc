@@ -13,6 +13,28 @@ namespace {
 constexpr std::uint64_t kStateMagic = 0x32656e69676e65;  // "engine2"
 
 template <class Archive>
+void archive_triton_policy(Archive& archive, ModelPolicy& p) {
+    bool present = p.triton != nullptr;
+    archive(present);
+    if (!present) return;
+    TritonBatching batching;
+    if constexpr (!Archive::kReads) batching = *p.triton;
+    archive(batching.dynamic);
+    archive(batching.preferred_rows);
+    archive(batching.queue_delay_max_ns);
+    archive(batching.preserve_ordering);
+    archive(batching.default_level);
+    archive.vector_size(batching.levels, 14);
+    for (TritonQueuePolicy& level : batching.levels) {
+        archive(level.delay_timed_out);
+        archive(level.timeout_ns);
+        archive(level.timeout_override);
+        archive(level.requests_max);
+    }
+    p.triton = std::make_shared<const TritonBatching>(batching);
+}
+
+template <class Archive>
 void archive_policy(Archive& archive, ModelPolicy& p) {
     archive(p.in_use);
     archive(p.merge);
@@ -33,6 +55,7 @@ void archive_policy(Archive& archive, ModelPolicy& p) {
     archive(p.sequence_idle_ns);
     archive(p.admitting);
     archive(p.hold_requests);
+    archive_triton_policy(archive, p);
 }
 
 template <class Archive>
@@ -115,6 +138,12 @@ void archive_request(Archive& archive, RequestRecord& r) {
     archive(r.sequence_end);
     archive(r.pin);
     archive(r.path);
+    archive(r.in_levels);
+    archive(r.delayed);
+    archive(r.mergeable);
+    archive(r.signature);
+    archive(r.enqueued_at);
+    archive(r.timeout_at);
     archive.require(r.rows_sent <= r.rows);
 }
 
@@ -131,6 +160,8 @@ void archive_batch(Archive& archive, BatchRecord& b) {
     archive(b.retry_sequence);
     archive(b.retried);
     archive(b.mergeable);
+    archive(b.formed);
+    archive(b.sealed);
     archive(b.dispatched_at);
     archive(b.started_at);
     archive(b.release_at);
@@ -187,7 +218,7 @@ void Core::archive_queued(Archive& archive) {
         if (!archive.require(slot < requests_.slots())) return;
         RequestRecord& request = requests_[slot];
         if (!archive.require(request.model < models_.size())) return;
-        if (request.held) {
+        if (request.held || request.in_levels) {
             if constexpr (Archive::kReads) restore_queued(slot);
             continue;
         }
@@ -211,7 +242,7 @@ void Core::restore_queued(std::uint32_t slot) {
     ModelState& model = models_[request.model];
     if (request.held) {
         sequences_[request.in_sequence].held.append<&RequestRecord::in_group>(requests_, slot);
-    } else {
+    } else if (!request.in_levels) {
         Group& group = model.groups[request.group];
         request.place = nodes_.insert(group.order, request.key(slot));
         group.by_age.append<&RequestRecord::in_group>(requests_, slot);
@@ -303,9 +334,9 @@ void Core::archive_records(Archive& archive) {
         archive_batch(archive, batch);
         if (!archive.require(batch.model < models_.size())) return;
         ModelState& model = models_[batch.model];
-        const std::uint32_t place = batch.retry_sequence == 0 ? batch.backend : batch.pin;
-        const bool placed =
-            (batch.retry_sequence != 0 && place == kNoBackend) || model.placement(place) != nullptr;
+        const bool waits = batch.formed || batch.retry_sequence != 0;
+        const std::uint32_t place = waits ? batch.pin : batch.backend;
+        const bool placed = (waits && place == kNoBackend) || model.placement(place) != nullptr;
         if (!archive.require(placed)) return;
     }
 }
@@ -331,6 +362,7 @@ void Core::archive(Archive& archive) {
     archive_queued(archive);
     for (std::uint32_t index = 0; index < models_.size(); ++index) {
         archive_groups(archive, models_[index]);
+        archive_triton(archive, models_[index]);
         Nanos moment = moments_.contains(index) ? moments_.at(index) : kNever;
         archive(moment);
         moments_.set({moment, index, index});

@@ -53,6 +53,14 @@ struct RequestRecord {
     bool sequence_end = false;
     std::uint32_t pin = kNoBackend;
     std::uint64_t path = 0;
+    // Of a model with TritonBatching. `in_levels`: queued in its level, linked there and in no
+    // group.
+    bool in_levels = false;
+    bool delayed = false;  // timed out, behind the others of its level
+    bool mergeable = true;
+    std::uint64_t signature = 0;
+    Nanos enqueued_at = 0;
+    Nanos timeout_at = kNever;
     std::vector<std::uint32_t> batches;  // slots of the batches that carry rows of it
 
     std::uint32_t rows_left() const { return rows - rows_sent; }
@@ -61,17 +69,18 @@ struct RequestRecord {
     void recycle() {
         batches.clear();
         rows_sent = 0;
-        queued = dispatched = held = false;
+        queued = dispatched = held = in_levels = delayed = false;
         in_sequence = kNoSlot;
     }
 };
 
-// At a backend, or (retry_sequence != 0) a fixed group that waits to be sent again.
+// At a backend, or (retry_sequence != 0) a fixed group that waits to be sent again, or (in
+// TritonQueue::formed) one that waits for an instance.
 struct BatchRecord {
     std::uint32_t model = 0;
     std::uint32_t backend = kNoBackend;
     std::uint32_t pin = kNoBackend;
-    std::uint32_t rows = 0;   // as sent
+    std::uint32_t rows = 0;   // as sent; before that those of the live members
     std::uint32_t live = 0;   // members that still wait for their answer
     std::uint32_t tries = 0;  // failed attempts before this one
     std::uint32_t avoid = kNoBackend;
@@ -79,6 +88,8 @@ struct BatchRecord {
     std::uint64_t retry_sequence = 0;
     bool retried = false;  // sent again after a failure
     bool mergeable = true;
+    bool formed = false;  // waits in TritonQueue::formed
+    bool sealed = false;  // no other formed batch is joined to it
     Nanos dispatched_at = 0;
     Nanos started_at = kNever;  // when an instance was free for it; kNever: still staged
     // Answered while its execution goes on: when its slot is free again. Its handle is stale.
@@ -89,7 +100,7 @@ struct BatchRecord {
         backend = pin = avoid = kNoBackend;
         rows = live = tries = 0;
         retry_sequence = 0;
-        retried = false;
+        retried = formed = sealed = false;
         started_at = release_at = kNever;
         members.clear();
     }

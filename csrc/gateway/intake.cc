@@ -11,12 +11,18 @@ constexpr Nanos kLongestTimeoutNs = kNever / 2;
 // After this the budget may have room again: as the session says when DATA finds none.
 constexpr Nanos kHostMemoryRetryNs = 100 * kMillisecond;
 
+// The `timeout` parameter; 0: none.
+Nanos timeout_ns(const kserve::SchedulingParameters& scheduling) {
+    if (scheduling.timeout_us <= 0) return 0;
+    Nanos timeout = 0;
+    if (__builtin_mul_overflow(scheduling.timeout_us, kMicrosecond, &timeout))
+        timeout = kLongestTimeoutNs;
+    return timeout;
+}
+
 // The earlier of the gRPC deadline and the request's own budget.
-Nanos request_deadline(const http2::Event& event, const kserve::SchedulingParameters& scheduling) {
-    if (scheduling.timeout_us <= 0) return event.deadline;
-    Nanos budget = 0;
-    if (__builtin_mul_overflow(scheduling.timeout_us, kMicrosecond, &budget))
-        budget = kLongestTimeoutNs;
+Nanos request_deadline(const http2::Event& event, Nanos budget) {
+    if (budget == 0) return event.deadline;
     return std::min(event.deadline, add_saturating(event.arrival, budget));
 }
 
@@ -198,7 +204,10 @@ void Gateway::State::take_request(ConnectionId id, Connection* connection, http2
     request.bytes = event->bytes;
     request.priority = record->prepared.scheduling().priority;
     request.arrival = event->arrival;
-    request.deadline = request_deadline(*event, record->prepared.scheduling());
+    request.timeout_ns = timeout_ns(record->prepared.scheduling());
+    // In Triton the parameter covers queueing only; the engine applies it so.
+    request.deadline =
+        model->policy.triton ? event->deadline : request_deadline(*event, request.timeout_ns);
     request.mergeable = record->prepared.mergeable();
     if (model->schema.sequence) request.pinned_backend = sequence_backend(*model);
     const engine::Admission admission = engine.submit(request, now);

@@ -26,8 +26,8 @@ Status overload(StatusCode code, std::string message, std::string_view reason,
     return status;
 }
 
-Status expired(std::string_view reason, std::string_view key, Nanos duration) {
-    Status status = Status::error(StatusCode::kDeadlineExceeded, "Request timeout expired");
+Status expired(StatusCode code, std::string_view reason, std::string_view key, Nanos duration) {
+    Status status = Status::error(code, "Request timeout expired");
     const std::string duration_ms = std::to_string(duration / kMillisecond);
     status.details = ErrorDetails()
                          .error_info(reason, {{key, duration_ms}})
@@ -35,13 +35,16 @@ Status expired(std::string_view reason, std::string_view key, Nanos duration) {
     return status;
 }
 
-Status for_reason(engine::Reason reason, std::string_view request_id, Nanos retry_after_ns) {
+// `code` other than kOk: what Triton's batcher gives instead of ours.
+Status for_reason(engine::Reason reason, std::string_view request_id, Nanos retry_after_ns,
+                  StatusCode code = StatusCode::kOk) {
     const std::string prefix = request_id_prefix(request_id);
     switch (reason) {
         case engine::Reason::kQueueFull:
         case engine::Reason::kQueueAge:
-            return overload(StatusCode::kResourceExhausted, prefix + "Exceeds maximum queue size",
-                            "QUEUE_FULL", retry_after_ns);
+            if (code == StatusCode::kOk) code = StatusCode::kResourceExhausted;
+            return overload(code, prefix + "Exceeds maximum queue size", "QUEUE_FULL",
+                            retry_after_ns);
         case engine::Reason::kHostMemory:
             return overload(StatusCode::kResourceExhausted,
                             prefix + "request bytes held by the scheduler exceed its limit",
@@ -67,16 +70,17 @@ std::string request_id_prefix(std::string_view request_id) {
 
 Status refusal_status(const engine::Admission& admission, std::string_view request_id) {
     if (admission.reason == engine::Reason::kDeadlineInfeasible)
-        return expired("DEADLINE_INFEASIBLE", "floorMs", admission.retry_after_ns);
-    return for_reason(admission.reason, request_id, admission.retry_after_ns);
+        return expired(StatusCode::kDeadlineExceeded, "DEADLINE_INFEASIBLE", "floorMs",
+                       admission.retry_after_ns);
+    return for_reason(admission.reason, request_id, admission.retry_after_ns, admission.code);
 }
 
 Status answer_status(const engine::Action& action, const RequestRecord& request) {
     switch (action.reason) {
         case engine::Reason::kExpiredInQueue:
-            return expired("EXPIRED_IN_QUEUE", "queuedMs", action.queued_ns);
+            return expired(action.code, "EXPIRED_IN_QUEUE", "queuedMs", action.queued_ns);
         case engine::Reason::kExpiredInFlight:
-            return expired("EXPIRED_IN_FLIGHT", "elapsedMs", action.queued_ns);
+            return expired(action.code, "EXPIRED_IN_FLIGHT", "elapsedMs", action.queued_ns);
         case engine::Reason::kBackendError:
             if (request.failure && request.failure->code == action.code) return *request.failure;
             // Nothing ran, wherever it was sent.

@@ -126,7 +126,8 @@ cdef inline ModelConfig model_config(message):
     for name in message.batching.key_headers:
         config.key_headers.push_back(name.lower().encode())
     # What cannot be merged cannot be split either: its size is checked as Triton does.
-    config.schema.rows_max = 0 if message.batching.merge else message.max_batch_size
+    splits = message.batching.merge and not message.batching.HasField("triton")
+    config.schema.rows_max = 0 if splits else message.max_batch_size
     for wanted in message.placements:
         placement.backend = wanted.backend_index
         placement.instances = max(wanted.instances, 1)

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
+from libcpp.memory cimport make_shared, shared_ptr
 from libcpp.vector cimport vector
 
 
@@ -43,7 +44,20 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
 
 
 cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
+    cdef cppclass TritonQueuePolicy:
+        cbool delay_timed_out, timeout_override
+        int64_t timeout_ns
+        uint32_t requests_max
+
+    cdef cppclass TritonBatching:
+        cbool dynamic, preserve_ordering
+        vector[uint32_t] preferred_rows
+        int64_t queue_delay_max_ns
+        vector[TritonQueuePolicy] levels
+        uint32_t default_level
+
     cdef cppclass ModelPolicy:
+        shared_ptr[TritonBatching] triton
         cbool in_use, merge, idempotent, cancellable, admitting
         uint32_t rows_max, priority_levels, default_priority, staged_batches_max
         uint32_t direct_max, hold_requests
@@ -61,11 +75,13 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         int64_t arrival, deadline
         cbool mergeable, sequence_start, sequence_end
         uint64_t sequence, path
+        int64_t timeout_ns
 
     cdef struct Admission:
         uint64_t handle
         Reason reason
         int64_t retry_after_ns
+        StatusCode code
 
     cdef struct BatchMember:
         uint64_t request, user

@@ -47,6 +47,20 @@ class Admitted(NamedTuple):
     handle: int
     reason: str
     retry_after_ns: int
+    code: int
+
+class TritonPolicy(NamedTuple):
+    timeout_ns: int = 0
+    delay_timed_out: bool = False
+    timeout_override: bool = False
+    requests_max: int = 0
+
+class TritonBlock(NamedTuple):
+    preferred_rows: tuple[int, ...] = ()
+    queue_delay_max_ns: int = 0
+    levels: tuple[TritonPolicy, ...] = ...
+    default_level: int = 1
+    dynamic: bool = True
 
 class BatchSize(NamedTuple):
     rows: int
@@ -92,6 +106,7 @@ class Engine:
         sequence_idle_ns: int = 0,
         admitting: bool = True,
         hold_requests: int = 0,
+        triton: TritonBlock | None = None,
     ) -> None:
         """Placements are (backend, instances, ready)."""
     def set_backend(self, backend: int, available: bool, now: int) -> None: ...
@@ -114,6 +129,7 @@ class Engine:
         start: bool = False,
         end: bool = False,
         path: int = 0,
+        timeout_ns: int = 0,
     ) -> Admitted:
         """Handle 0: refused. Without `arrival` the request arrives now."""
     def cancel(self, request: int, now: int) -> None: ...

@@ -35,7 +35,15 @@ Dispatch = namedtuple("Dispatch", "batch model backend rows rows_padded deadline
 Answer = namedtuple("Answer", "request user model outcome reason code batch backend queued_ns")
 Abandon = namedtuple("Abandon", "batch model backend")
 Wake = namedtuple("Wake", "at")
-Admitted = namedtuple("Admitted", "handle reason retry_after_ns")
+Admitted = namedtuple("Admitted", "handle reason retry_after_ns code")
+TritonPolicy = namedtuple(
+    "TritonPolicy", "timeout_ns delay_timed_out timeout_override requests_max",
+    defaults=(0, False, False, 0),
+)
+TritonBlock = namedtuple(
+    "TritonBlock", "preferred_rows queue_delay_max_ns levels default_level dynamic",
+    defaults=((), 0, (TritonPolicy(),), 1, True),
+)
 BatchSize = namedtuple("BatchSize", "rows batches backend_ns")
 QueueState = namedtuple("QueueState", "requests rows bytes oldest_arrival inflight_batches merging")
 
@@ -44,6 +52,22 @@ _WORDS = (
     "queued_bytes oldest_arrival_ns inflight_batches batches batch_rows_capacity retried_batches "
     "bisected_batches slo_total slo_good"
 ).split()
+
+
+cdef shared_ptr[TritonBatching] triton_batching(block):
+    cdef shared_ptr[TritonBatching] batching = make_shared[TritonBatching]()
+    cdef TritonQueuePolicy level
+    batching.get().dynamic = block.dynamic
+    batching.get().preferred_rows = list(block.preferred_rows)
+    batching.get().queue_delay_max_ns = block.queue_delay_max_ns
+    batching.get().default_level = block.default_level
+    for wanted in block.levels:
+        level.delay_timed_out = wanted.delay_timed_out
+        level.timeout_ns = wanted.timeout_ns
+        level.timeout_override = wanted.timeout_override
+        level.requests_max = wanted.requests_max
+        batching.get().levels.push_back(level)
+    return batching
 
 
 cdef class Engine:
@@ -64,7 +88,7 @@ cdef class Engine:
         mandatory_rows=(), queue_delay_max_ns=0, priority_levels=1, default_priority=1, slo_ns=0,
         queue_requests_max=10_000, queue_bytes_max=1 << 30, queue_age_max_ns=0,
         staged_batches_max=1, idempotent=True, cancellable=False, direct_max=0,
-        sequence_idle_ns=0, admitting=True, hold_requests=0,
+        sequence_idle_ns=0, admitting=True, hold_requests=0, triton=None,
     ):
         cdef ModelPolicy policy
         cdef vector[Placement] places
@@ -88,6 +112,8 @@ cdef class Engine:
         policy.sequence_idle_ns = sequence_idle_ns
         policy.admitting = admitting
         policy.hold_requests = hold_requests
+        if triton is not None:
+            policy.triton = triton_batching(triton)
         for backend, instances, ready in placements:
             place.backend = backend
             place.instances = instances
@@ -104,7 +130,7 @@ cdef class Engine:
     def submit(
         self, now, *, user=0, model=0, rows=1, signature=0, bytes=0, priority=0, arrival=None,
         deadline=NEVER, mergeable=True, pinned_backend=NO_BACKEND, sequence=0, start=False,
-        end=False, path=0,
+        end=False, path=0, timeout_ns=0,
     ):
         cdef Request request
         cdef Admission admission
@@ -118,13 +144,15 @@ cdef class Engine:
         request.deadline = deadline
         request.mergeable = mergeable
         request.pinned_backend = pinned_backend
+        request.timeout_ns = timeout_ns
         request.sequence = sequence
         request.sequence_start = start
         request.sequence_end = end
         request.path = path
         admission = self._engine.submit(request, now)
         return Admitted(
-            admission.handle, REASONS[<int>admission.reason], admission.retry_after_ns
+            admission.handle, REASONS[<int>admission.reason], admission.retry_after_ns,
+            <int>admission.code,
         )
 
     def cancel(self, request, now):

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -58,8 +58,8 @@ class EmbeddedTriton:
     """One tritonserver child: start, wait until ready, stop, start again on the same ports.
 
     Ports of 0 are chosen at the first start. `metrics_port` None switches the metrics endpoint
-    off. `extra_arguments` go to the command line as they are. The log file is `log_path`, by
-    default in a temporary directory that is removed by `close()`.
+    off. `extra_arguments` go to the command line as they are, `environment` over this process's.
+    The log file is `log_path`, by default in a temporary directory that is removed by `close()`.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class EmbeddedTriton:
         metrics_port: int | None = 0,
         model_control_mode: str = "none",
         extra_arguments: Iterable[str] = (),
+        environment: Mapping[str, str] | None = None,
         log_path: str | os.PathLike[str] | None = None,
         tool_directory: Path | None = None,
     ) -> None:
@@ -80,6 +81,7 @@ class EmbeddedTriton:
         self.metrics_port = metrics_port
         self._model_control_mode = model_control_mode
         self._extra_arguments = list(extra_arguments)
+        self._environment = dict(environment or {})
         self._tool_directory = tool_directory
         self._process: subprocess.Popen[bytes] | None = None
         self._shared_memory_prefix = ""
@@ -148,7 +150,7 @@ class EmbeddedTriton:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=found.environment(),
+                env={**found.environment(), **self._environment},
                 start_new_session=True,  # a Ctrl-C is for us; we decide when Triton stops
             )
 

@@ -68,6 +68,7 @@ class TritonInstall:
         packages = dict.fromkeys(sysconfig.get_path(name) for name in ("platlib", "purelib"))
         environment[_STUB_PATH_VARIABLE] = ":".join(packages)
         environment.pop("LD_PRELOAD", None)  # of a sanitizer run, which is not about Triton
+        environment.pop("TRITONSERVER_DELAY_SCHEDULER", None)  # batches are held in front of it
         return environment
 
 

@@ -14,6 +14,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     PlainSerializer,
+    field_validator,
     model_validator,
 )
 
@@ -190,6 +191,16 @@ class Discovery(Section):
 class Batching(Section):
     """How the requests of a model are queued, merged and dispatched."""
 
+    batching: Literal["own", "triton"] = Field(
+        default="own",
+        description="triton: batches, order and refusals of the model's dynamic_batching block, as "
+        "Triton's batcher has them; of the keys below, sizes, delay, slo and priorities are unused",
+    )
+    dynamic_batching: dict[str, Any] | None = Field(
+        default=None,
+        description="with batching: triton, a block in the words of config.pbtxt that acts instead "
+        "of the model's own, which is best left out at Triton: its batcher would wait again",
+    )
     merge: bool = Field(default=True, description="false: every request is dispatched alone")
     max_batch_rows: Annotated[int, Field(ge=0, le=UINT32_MAX)] = Field(
         default=0, description="largest batch in rows; 0 takes the model's max_batch_size"
@@ -231,6 +242,19 @@ class Batching(Section):
         default=(), description="request headers that must agree within a batch"
     )
 
+    @field_validator("dynamic_batching")
+    @classmethod
+    def _readable_block(cls, block: dict[str, Any] | None) -> dict[str, Any] | None:
+        if block is not None:
+            from google.protobuf import json_format
+            from tritonclient.grpc import model_config_pb2
+
+            try:
+                json_format.ParseDict(block, model_config_pb2.ModelDynamicBatching())
+            except json_format.ParseError as error:
+                raise ValueError(f"not a dynamic_batching block: {error}") from error
+        return block
+
     @model_validator(mode="after")
     def _consistent(self) -> Batching:
         for problem in batching_problems(self):
@@ -240,7 +264,11 @@ class Batching(Section):
 
 def batching_problems(batching: Batching, row_limit: int = 0) -> list[str]:
     """Contradictions, as sentences with the fix. `row_limit` is the model's, 0 = unknown."""
+    if batching.batching == "triton":
+        return []  # all that could contradict itself comes from a block that Triton has accepted
     problems: list[str] = []
+    if batching.dynamic_batching is not None:
+        problems.append("dynamic_batching needs batching: triton")
     limit = batching.max_batch_rows or row_limit
     if batching.slo and batching.max_queue_delay >= batching.slo:
         problems.append(

@@ -20,6 +20,7 @@ from scheduler.control.plane import ControlPlane
 from scheduler.control.repository import Repository
 from scheduler.control.statistics import VIEW_HEADER, Statistics
 from scheduler.control.trace_and_log import TraceAndLog
+from scheduler.control.triton_batching import triton_block
 from scheduler.control.versions import parse_version
 
 Answer = TypeVar("Answer")
@@ -85,7 +86,11 @@ class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         config = model_config_pb2.ModelConfig()
         config.CopyFrom(entry.spec.config)
         batching = self._plane.batching_for(entry.spec.name)
-        if batching.merge and not self._plane.merging_off(entry):
+        if batching.batching == "triton":
+            block = triton_block(batching, entry.spec)
+            if block is not None:
+                config.dynamic_batching.CopyFrom(block)
+        elif batching.merge and not self._plane.merging_off(entry):
             show_effective_batching(config, batching)
         return service_pb2.ModelConfigResponse(config=config)
 

@@ -13,6 +13,7 @@ from scheduler.backends.remembered import ModelKey
 from scheduler.backends.watch import BackendStatus
 from scheduler.config import Batching, Settings, batching_problems
 from scheduler.control.indices import BACKENDS_MAX, MODELS_MAX, IndexBook
+from scheduler.control.triton_batching import forms_batches, held_requests, triton_message
 from scheduler.security.tls import ClientTls
 from scheduler.telemetry.logs import log
 from scheduler.v1 import dataplane_pb2 as pb
@@ -114,7 +115,8 @@ class DesiredState:
 def batching_message(batching: Batching, spec: ModelSpec, merge: bool) -> pb.Batching:
     """The policy of one model. Sizes above the model's own limit are left out."""
     limit = spec.max_batch_size
-    rows_max = min(batching.max_batch_rows or limit, limit)
+    triton = triton_message(batching, spec)
+    rows_max = limit if triton else min(batching.max_batch_rows or limit, limit)
     levels = max(batching.priority_levels, 1)
     # Triton itself schedules what belongs together or has many answers.
     direct = spec.sequence or spec.decoupled
@@ -126,16 +128,18 @@ def batching_message(batching: Batching, spec: ModelSpec, merge: bool) -> pb.Bat
         queue_delay_max_ns=batching.max_queue_delay,
         priority_levels=levels,
         default_priority=batching.default_priority or (levels + 1) // 2,
-        slo_ns=batching.slo,
+        slo_ns=0 if triton else batching.slo,
         queue_requests_max=batching.max_queue_requests,
         queue_bytes_max=batching.max_queue_bytes,
-        queue_age_max_ns=batching.max_queue_age,
+        queue_age_max_ns=0 if triton else batching.max_queue_age,
         staged_batches_max=batching.staged_batches,
         idempotent=batching.idempotent,
         cancellable=batching.cancellable,
         direct_max=batching.max_inflight if direct else 0,
         sequence_idle_ns=_sequence_idle_us(spec) * 1000,
         key_headers=batching.batch_keys,
+        hold_requests=held_requests() if forms_batches(batching, spec) else 0,
+        triton=triton,
     )
 
 
