@@ -2,27 +2,68 @@
 
 from __future__ import annotations
 
+import gzip
 import random
+import zlib
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from scheduler._native import http2
-from tests.unit.http2_peers import INFER, LIVE, PREFACE, ROUTES, frame_message, http2_frame
+from tests.unit.http2_peers import (
+    INFER,
+    LIVE,
+    PREFACE,
+    STREAM_INFER,
+    STREAM_ROUTES,
+    frame_message,
+    http2_frame,
+)
 
 pytestmark = pytest.mark.native
 
 CANCEL = 8
+COMPRESSIONS = ("identity", "gzip", "deflate")
 GRPC = [("content-type", "application/grpc")]
 
 
 def server(budget: http2.ByteBudget | None = None) -> http2.ServerSession:
-    return http2.ServerSession(ROUTES, budget=budget, message_bytes_max=200_000)
+    return http2.ServerSession(
+        STREAM_ROUTES,
+        budget=budget,
+        message_bytes_max=200_000,
+        watched_headers=["content-type"],
+        response_compression="gzip",
+    )
+
+
+def message_of(rng: random.Random) -> bytes:
+    """A message of any size: empty, noise, or such that it compresses."""
+    size = rng.choice([0, 1, 100, 1_000, 16_384, 70_000, 250_000 if rng.random() < 0.1 else 5])
+    return rng.choice([rng.randbytes, bytes])(size)
+
+
+def send_on(client: http2.ClientSession, rng: random.Random) -> int:
+    """A new call, message stream or forwarded stream of `client`."""
+    choice = rng.random()
+    timeout = rng.choice([None, rng.randrange(10**10)])
+    if choice < 0.4:
+        return client.call(INFER, message_of(rng), timeout)
+    if choice < 0.8:
+        stream = client.open_stream(STREAM_INFER, timeout)
+        for _ in range(rng.randrange(8)):
+            client.send(stream, message_of(rng))
+        if rng.random() < 0.7:
+            client.half_close(stream)
+        return stream
+    stream = client.forward_open([(":path", LIVE), *GRPC])
+    client.forward_data(stream, message_of(rng)[:60_000], rng.random() < 0.5)
+    return stream
 
 
 def client_bytes(rng: random.Random) -> bytes:
-    """What one of our clients sends: calls and forwarded streams of many sizes, some cancelled."""
-    client, peer = http2.ClientSession(), server()
+    """What one of our clients sends: streams of all kinds and many sizes, some cancelled."""
+    client, peer = http2.ClientSession(compression=rng.choice(COMPRESSIONS)), server()
     recorded = b""
 
     def pump() -> None:
@@ -30,18 +71,14 @@ def client_bytes(rng: random.Random) -> bytes:
         while data := client.pull():
             recorded += data
             peer.feed(data)
-            peer.events()
+            for event in peer.events():
+                if event.kind in ("request", "message"):
+                    peer.release(event.bytes)
             client.feed(peer.pull())
 
     pump()
-    for _ in range(rng.randrange(1, 30)):
-        size = rng.choice([0, 1, 100, 16_384, 70_000, 250_000])
-        if rng.random() < 0.7:
-            timeout = rng.choice([None, rng.randrange(10**10)])
-            stream = client.call(INFER, rng.randbytes(size), timeout)
-        else:
-            stream = client.forward_open([(":path", LIVE), *GRPC])
-            client.forward_data(stream, rng.randbytes(min(size, 60_000)), rng.random() < 0.5)
+    for _ in range(rng.randrange(1, 20)):
+        stream = send_on(client, rng)
         if rng.random() < 0.5:
             pump()
         if rng.random() < 0.2:
@@ -95,10 +132,26 @@ def test_cuts_do_not_change_what_is_seen(rng: random.Random, round_index: int) -
     assert cut == whole
 
 
+def drive_messages(session: http2.ServerSession, event: http2.Event, rng: random.Random) -> None:
+    """Some answers to what came on a message stream."""
+    for _ in range(rng.randrange(3)):
+        session.send(event.stream, message_of(rng), [("x-before", "1")])
+    choice = rng.randrange(8)
+    if choice == 0:
+        session.finish(event.stream, trailers=[("x-after", "2")])
+    elif choice == 1:
+        session.refuse(event.stream, 8, "no", b"\1\2", 3)
+    elif choice == 2:
+        session.reset(event.stream, CANCEL)
+    session.release(event.bytes)
+
+
 def drive(session: http2.ServerSession, rng: random.Random) -> None:
     """An owner that does something legal with every event, in random order and twice."""
     for event in session.events():
-        if event.kind == "request":
+        if event.kind in ("stream_opened", "message", "half_closed"):
+            drive_messages(session, event, rng)
+        elif event.kind == "request":
             choice = rng.randrange(4)
             if choice == 0:
                 session.answer(event.stream, rng.randbytes(rng.randrange(40_000)))
@@ -154,7 +207,7 @@ def survive(data: bytes, rng: random.Random) -> None:
             break
     session.connection_lost()
     for event in session.events():
-        if event.kind == "request":
+        if event.kind in ("request", "message"):
             session.release(event.bytes)
     assert budget.used == 0
     assert session.open_streams == 0
@@ -185,9 +238,15 @@ def test_random_answers_break_no_client(rng: random.Random, round_index: int) ->
     peer.feed(client.pull())
     client.feed(peer.pull())
     streams = [client.call(INFER, rng.randbytes(rng.randrange(1000))) for _ in range(8)]
+    streams += [client.open_stream(STREAM_INFER) for _ in range(8)]
     peer.feed(client.pull())
     for event in peer.events():
-        peer.answer(event.stream, rng.randbytes(rng.randrange(100_000)), [("x-t", "1")])
+        if event.kind == "request":
+            peer.answer(event.stream, message_of(rng), [("x-t", "1")])
+            continue
+        for _ in range(rng.randrange(5)):
+            peer.send(event.stream, message_of(rng), [("x-h", "2")])
+        peer.finish(event.stream)
     answers = peer.pull(1 << 24)
     for _ in range(rng.randrange(1, 8)):
         at = rng.randrange(len(answers))
@@ -196,12 +255,21 @@ def test_random_answers_break_no_client(rng: random.Random, round_index: int) ->
     events = []
     for piece in pieces_of(answers, rng):
         alive = client.feed(piece)
-        events += client.events()
+        for event in client.events():
+            events.append(event)
+            if event.kind == "message":
+                client.consumed(event.stream, rng.randrange(event.bytes * 2))
         client.pull()
         if not alive:
             break
     client.connection_lost()
     events += client.events()
+    assert client.events() == []
+    ended: set[int] = set()
+    for event in events:
+        assert event.stream not in ended, "something behind the end of a stream"
+        if event.kind == "reply":
+            ended.add(event.stream)
     assert sorted(event.stream for event in events if event.kind == "reply") == streams
     assert client.open_streams == 0
 
@@ -220,3 +288,106 @@ def test_a_message_cut_anywhere_is_the_same_message() -> None:
         session.feed(http2_frame(0, 0, stream, data[:cut]))
         session.feed(http2_frame(0, 1, stream, data[cut:]))
         assert [event.message for event in session.events()] == [message]
+
+
+@pytest.mark.parametrize("encoding", COMPRESSIONS)
+def test_messages_cut_anywhere_are_the_same_messages(encoding: str) -> None:
+    messages = [bytes(range(40)), b"", bytes(100)]
+    compress = {"identity": bytes, "gzip": gzip.compress, "deflate": zlib.compress}[encoding]
+    flag = encoding != "identity"
+    data = b"".join(frame_message(compress(message), flag) for message in messages)
+    opened, peer = http2.ClientSession(), server()
+    peer.feed(opened.pull())
+    opened.feed(peer.pull())
+    stream = opened.forward_open([(":path", STREAM_INFER), ("grpc-encoding", encoding), *GRPC])
+    head = opened.pull()
+    head = head[head.index(b"\x01\x04\0\0\0\x01") - 3 :]
+    for cut in range(len(data) + 1):
+        budget = http2.ByteBudget()
+        session = server(budget)
+        session.feed(PREFACE + http2_frame(4, 0, 0) + head)
+        session.feed(http2_frame(0, 0, stream, data[:cut]))
+        session.feed(http2_frame(0, 1, stream, data[cut:]))
+        events = session.events()
+        assert [event.kind for event in events] == [
+            "stream_opened",
+            *["message"] * 3,
+            "half_closed",
+        ]
+        assert [event.message for event in events[1:-1]] == messages
+        assert budget.used == sum(event.bytes for event in events)
+
+
+@pytest.mark.parametrize("round_index", range(12))
+def test_any_pace_of_both_sides_brings_every_message(rng: random.Random, round_index: int) -> None:
+    """Small windows, pulls of any size, messages taken and consumed late: nothing stalls."""
+    rng.seed(rng.random() + round_index)
+    budget = http2.ByteBudget()
+    session = http2.ServerSession(
+        STREAM_ROUTES,
+        budget=budget,
+        stream_window_bytes=rng.choice([1 << 16, 1 << 20]),
+        connection_window_bytes=rng.choice([1 << 17, 8 << 20]),
+        response_compression=rng.choice(COMPRESSIONS),
+    )
+    client = http2.ClientSession(stream_window_bytes=1 << 16, compression=rng.choice(COMPRESSIONS))
+    Echo(session, client, rng).run()
+    assert budget.used == 0
+    assert client.open_streams == session.open_streams == 0
+
+
+class Echo:
+    """Streams whose every message comes back; each side works when it feels like it."""
+
+    def __init__(
+        self, session: http2.ServerSession, client: http2.ClientSession, rng: random.Random
+    ) -> None:
+        self.session, self.client, self.rng = session, client, rng
+        self.sent: dict[int, list[bytes]] = {}
+        self.received: dict[int, list[bytes]] = {}
+        self.ended: list[int] = []
+        self.held: list[http2.Event] = []
+        self.unconsumed: list[http2.Event] = []
+
+    def run(self) -> None:
+        for _ in range(6):
+            stream = self.client.open_stream(STREAM_INFER)
+            self.sent[stream] = [message_of(self.rng) for _ in range(self.rng.randrange(8))]
+            self.received[stream] = []
+            for message in self.sent[stream]:
+                self.client.send(stream, message)
+            self.client.half_close(stream)
+        for _ in range(200_000):
+            if len(self.ended) == len(self.sent) and not self.held and not self.unconsumed:
+                assert self.received == self.sent
+                self.session.feed(self.client.pull())
+                return
+            self.turn()
+        raise AssertionError("something stalls")
+
+    def turn(self) -> None:
+        rng = self.rng
+        self.session.feed(self.client.pull(rng.choice([1, 5_000, 1 << 20])))
+        if rng.random() < 0.5:
+            for event in self.session.events():
+                if event.kind == "message":
+                    self.session.send(event.stream, event.message)
+                    self.held.append(event)
+                elif event.kind == "half_closed":
+                    self.session.finish(event.stream)
+        if rng.random() < 0.3:
+            for event in self.held:
+                self.session.release(event.bytes)
+            self.held.clear()
+        self.client.feed(self.session.pull(rng.choice([1, 5_000, 1 << 20])))
+        for event in self.client.events():
+            if event.kind == "reply":
+                assert event.code == 0
+                self.ended.append(event.stream)
+                continue
+            self.received[event.stream].append(event.message)
+            self.unconsumed.append(event)
+        if rng.random() < 0.3:
+            for event in self.unconsumed:
+                self.client.consumed(event.stream, event.bytes)
+            self.unconsumed.clear()

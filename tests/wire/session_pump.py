@@ -15,7 +15,13 @@ import grpc.aio
 from scheduler._native import http2
 
 ECHO, SLOW, MISSING, WATCH = "/test.Echo/Echo", "/test.Echo/Slow", "/test.Echo/No", "/test.Echo/All"
-ROUTES = ((ECHO, "unary", ""), (SLOW, "unary", ""), (MISSING, "unimplemented", "no such thing"))
+EACH = "/test.Echo/Each"
+ROUTES = (
+    (ECHO, "unary", ""),
+    (SLOW, "unary", ""),
+    (MISSING, "unimplemented", "no such thing"),
+    (EACH, "message_stream", ""),
+)
 BOUND_S = 20.0
 
 
@@ -27,6 +33,7 @@ class Pump(asyncio.Protocol):
         self.handle = handle
         self.transport: asyncio.Transport | None = None
         self.paused = False
+        self.sent_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -57,6 +64,7 @@ class Pump(asyncio.Protocol):
             if not data:
                 break
             self.transport.write(data)
+            self.sent_bytes += len(data)
         if self.transport is not None and self.session.finished():
             self.transport.close()
 
@@ -134,14 +142,18 @@ class Back(grpc.GenericRpcHandler):
             yield b"%d" % i
 
     async def each(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        await context.send_initial_metadata((("x-before", "1"), ("x-before-bin", b"\x01\xff")))
+        context.set_trailing_metadata((("x-after", "2"),))
         async for request in requests:
             yield request + request
 
 
 @asynccontextmanager
-async def backend() -> AsyncIterator[int]:
+async def backend(compression: grpc.Compression | None = None) -> AsyncIterator[int]:
     limits = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    server = grpc.aio.server(ThreadPoolExecutor(1), handlers=(Back(),), options=limits)
+    server = grpc.aio.server(
+        ThreadPoolExecutor(1), handlers=(Back(),), options=limits, compression=compression
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
