@@ -12,6 +12,8 @@ namespace infersched::kserve {
 namespace {
 
 constexpr std::int64_t kRowsLimit = 0x7fffffff;
+constexpr std::uint64_t kAddressableBytes = 0x7fffffffffffffff;
+constexpr std::size_t kPointerBytes = 8;  // what a string takes in numpy, beside its bytes
 
 bool is_forwardable(const Parameter& parameter) {
     return parameter.kind != ParameterKind::kNone && parameter.kind != ParameterKind::kUint64;
@@ -113,16 +115,22 @@ bool check_dims(const std::int64_t* dims, std::uint32_t rank, const TensorSchema
                 bool batched, std::uint64_t* elements) {
     const std::uint32_t lead = batched ? 1 : 0;
     if (rank != tensor.dims.size() + lead) return false;
-    std::uint64_t count = rank == 0 ? 0 : 1;
+    // A dimension of zero does not excuse the others: numpy, and with it the process of a python
+    // model, fails on a shape whose other dimensions cannot be addressed.
+    std::uint64_t count = 1;
+    bool empty = rank == 0;
     for (std::uint32_t i = 0; i < rank; ++i) {
         if (dims[i] < 0) return false;
+        empty = empty || dims[i] == 0;
         if (i >= lead && tensor.dims[i - lead] != -1 && tensor.dims[i - lead] != dims[i]) {
             return false;
         }
-        if (__builtin_mul_overflow(count, static_cast<std::uint64_t>(dims[i]), &count))
-            return false;
+        const auto factor = static_cast<std::uint64_t>(std::max<std::int64_t>(dims[i], 1));
+        if (__builtin_mul_overflow(count, factor, &count)) return false;
     }
-    *elements = count;
+    const std::size_t each = element_bytes(tensor.data_type);
+    if (count > kAddressableBytes / (each == 0 ? kPointerBytes : each)) return false;
+    *elements = empty ? 0 : count;
     return true;
 }
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from tests.differential.cases import CHUNK
-from tests.differential.random_run import MODELS, run
+from tests.differential.random_run import MODELS, Unlisted, run
 
 TRITON = Path(__file__).resolve().parents[2] / ".tools" / "triton"
 
@@ -42,9 +42,10 @@ def main() -> int:
             told = time.monotonic()
             print(text, file=sys.stderr, flush=True)
 
-    report = run(seed, numbers, models=given.models, say=say)
-    for difference in report.unlisted[:20]:
-        print(difference.report(seed), file=sys.stderr)
+    def tell(difference: Unlisted) -> None:
+        print(difference.report(seed), file=sys.stderr, flush=True)
+
+    report = run(seed, numbers, models=given.models, say=say, tell=tell)
     print(report.summary(), file=sys.stderr)
     figure = {
         "figure": "random differential requests with an unlisted difference",

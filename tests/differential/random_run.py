@@ -81,9 +81,10 @@ class Report:
 class Comparison:
     """Both ways of one world, and the report that grows by it."""
 
-    def __init__(self, ways: Ways, report: Report) -> None:
+    def __init__(self, ways: Ways, report: Report, tell: Callable[[Unlisted], None]) -> None:
         self.ways = ways
         self.report = report
+        self.tell = tell
 
     def straight(self, messages: list[bytes]) -> list[Answer]:
         return self.ways.straight.answers(messages)
@@ -126,6 +127,7 @@ class Comparison:
             smallest = shrunk(case, self.differs_alone) if alone else case.message
             report.deliberate = deliberate
             report.unlisted.append(Unlisted(found, alone, smallest))
+            self.tell(report.unlisted[-1])
 
 
 def smaller(request: Request) -> Iterator[Request]:
@@ -171,8 +173,12 @@ def run(
     *,
     models: int = MODELS,
     say: Callable[[str], None] = lambda _: None,
+    tell: Callable[[Unlisted], None] = lambda _: None,
 ) -> Report:
-    """Compares the requests `numbers`, whose first one begins a chunk."""
+    """Compares the requests `numbers`, whose first one begins a chunk.
+
+    `say` hears of the progress after each chunk, `tell` of each difference that is not meant.
+    """
     report = Report(seed)
     begun = time.monotonic()
     step = WORLD_CHUNKS * CHUNK
@@ -184,7 +190,7 @@ def run(
             world(Path(repository), chosen) as servers,
             ways_of(servers, CHUNK) as ways,
         ):
-            comparison = Comparison(ways, report)
+            comparison = Comparison(ways, report, tell)
             for begin in range(part.start, part.stop, CHUNK):
                 chunk = range(begin, min(begin + CHUNK, part.stop))
                 cases = [random_case(seed, n, chosen) for n in chunk]

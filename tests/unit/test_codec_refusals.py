@@ -228,3 +228,13 @@ def test_what_goes_alone_cannot_be_split() -> None:
 
     text = R.replace("7", "<id_unknown>") + "inference request batch-size must be <= 8 for 'm'"
     assert refusal(request, vector_schema(rows_max=0)) == (INVALID_ARGUMENT, text)
+
+
+def test_a_shape_that_cannot_be_addressed_is_refused_though_it_is_empty() -> None:
+    """It ends the process of a python model of Triton's."""
+    schema = codec.ModelSchema("m", max_batch_size=8).add_input("I", "FP32", [-1, -1])
+    request = Request(model_name="m", id="7", raw_input_contents=[b""])
+    request.inputs.add(name="I", datatype="FP32", shape=[1, 0, 2**63 - 1])
+
+    text = R + "tensor sizes exceed what can be addressed"
+    assert refusal(request, schema) == (INVALID_ARGUMENT, text)
