@@ -18,6 +18,7 @@ from scheduler.config import Batching, batching_problems
 from scheduler.control.errors import ColdError
 from scheduler.control.plane import ControlPlane
 from scheduler.control.repository import Repository
+from scheduler.control.shared_memory import SharedMemory
 from scheduler.control.statistics import VIEW_HEADER, Statistics
 from scheduler.control.trace_and_log import TraceAndLog
 from scheduler.control.triton_batching import triton_block
@@ -26,10 +27,10 @@ from scheduler.control.versions import parse_version
 Answer = TypeVar("Answer")
 SERVICE_NAME: str = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
-# Of a pool without a backend on this host (see shared_memory.py).
-SHARED_MEMORY_EXTENSIONS = frozenset({"system_shared_memory", "cuda_shared_memory"})
 # What a Triton offers and this server does not carry (yet).
-EXTENSIONS_NOT_CARRIED = frozenset({"sequence", *SHARED_MEMORY_EXTENSIONS})
+EXTENSIONS_NOT_CARRIED = frozenset({"sequence"})
+# Offered where a backend runs on this host.
+SHARED_MEMORY_EXTENSIONS = frozenset({"system_shared_memory", "cuda_shared_memory"})
 OWN_EXTENSION = "infersched"
 
 
@@ -42,6 +43,7 @@ class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._readiness = plane.readiness
         self._statistics = Statistics(plane)
         self._repository = Repository(plane)
+        self._shared_memory = SharedMemory(plane)
         self._trace_and_log = TraceAndLog(plane.pool)
 
     async def ServerLive(self, request: Any, context: Any) -> service_pb2.ServerLiveResponse:
@@ -66,7 +68,10 @@ class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
             await context.abort(
                 grpc.StatusCode.UNAVAILABLE, "no backend has been reached yet; try again"
             )
-        return pool_metadata(servers)
+        not_carried = EXTENSIONS_NOT_CARRIED
+        if not await self._shared_memory.has_local_backend():
+            not_carried |= SHARED_MEMORY_EXTENSIONS
+        return pool_metadata(servers, not_carried)
 
     async def ModelMetadata(
         self, request: service_pb2.ModelMetadataRequest, context: grpc.aio.ServicerContext
@@ -116,6 +121,46 @@ class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> service_pb2.RepositoryModelUnloadResponse:
         return await _answer(context, self._repository.unload(request))
 
+    async def SystemSharedMemoryRegister(
+        self,
+        request: service_pb2.SystemSharedMemoryRegisterRequest,
+        context: grpc.aio.ServicerContext,
+    ) -> service_pb2.SystemSharedMemoryRegisterResponse:
+        return await _answer(context, self._shared_memory.register("System", request))
+
+    async def SystemSharedMemoryUnregister(
+        self,
+        request: service_pb2.SystemSharedMemoryUnregisterRequest,
+        context: grpc.aio.ServicerContext,
+    ) -> service_pb2.SystemSharedMemoryUnregisterResponse:
+        return await _answer(context, self._shared_memory.unregister("System", request))
+
+    async def SystemSharedMemoryStatus(
+        self,
+        request: service_pb2.SystemSharedMemoryStatusRequest,
+        context: grpc.aio.ServicerContext,
+    ) -> service_pb2.SystemSharedMemoryStatusResponse:
+        return await _answer(context, self._shared_memory.status("System", request))
+
+    async def CudaSharedMemoryRegister(
+        self,
+        request: service_pb2.CudaSharedMemoryRegisterRequest,
+        context: grpc.aio.ServicerContext,
+    ) -> service_pb2.CudaSharedMemoryRegisterResponse:
+        return await _answer(context, self._shared_memory.register("Cuda", request))
+
+    async def CudaSharedMemoryUnregister(
+        self,
+        request: service_pb2.CudaSharedMemoryUnregisterRequest,
+        context: grpc.aio.ServicerContext,
+    ) -> service_pb2.CudaSharedMemoryUnregisterResponse:
+        return await _answer(context, self._shared_memory.unregister("Cuda", request))
+
+    async def CudaSharedMemoryStatus(
+        self, request: service_pb2.CudaSharedMemoryStatusRequest, context: grpc.aio.ServicerContext
+    ) -> service_pb2.CudaSharedMemoryStatusResponse:
+        return await _answer(context, self._shared_memory.status("Cuda", request))
+
     async def TraceSetting(
         self, request: service_pb2.TraceSettingRequest, context: grpc.aio.ServicerContext
     ) -> service_pb2.TraceSettingResponse:
@@ -140,11 +185,11 @@ class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 def pool_metadata(
-    servers: list[service_pb2.ServerMetadataResponse],
+    servers: list[service_pb2.ServerMetadataResponse], not_carried: frozenset[str]
 ) -> service_pb2.ServerMetadataResponse:
     """One server out of many: the lowest version, the extensions that all have and we carry."""
     common = set(servers[0].extensions).intersection(*(set(s.extensions) for s in servers))
-    carried = [e for e in servers[0].extensions if e in common - EXTENSIONS_NOT_CARRIED]
+    carried = [e for e in servers[0].extensions if e in common - not_carried]
     lowest = min((server.version for server in servers), key=_version_numbers)
     return service_pb2.ServerMetadataResponse(
         name=servers[0].name, version=lowest, extensions=[*carried, OWN_EXTENSION]
@@ -189,26 +234,3 @@ async def _version(text: str, context: grpc.aio.ServicerContext) -> str:
 async def _abort(context: grpc.aio.ServicerContext, code: grpc.StatusCode, text: str) -> NoReturn:
     await context.abort(code, text)
     raise AssertionError("abort returned")
-
-
-def _not_carried(method: str) -> Any:
-    async def answer(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        await context.abort(
-            grpc.StatusCode.UNIMPLEMENTED,
-            f"{method} is not carried by infersched; call it on the Triton server itself",
-        )
-
-    answer.__name__ = method
-    return answer
-
-
-for _method in (
-    "SystemSharedMemoryStatus",
-    "SystemSharedMemoryRegister",
-    "SystemSharedMemoryUnregister",
-    "CudaSharedMemoryStatus",
-    "CudaSharedMemoryRegister",
-    "CudaSharedMemoryUnregister",
-    "ModelInfer",
-):
-    setattr(ColdServicer, _method, _not_carried(_method))

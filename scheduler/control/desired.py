@@ -13,6 +13,7 @@ from scheduler.backends.remembered import ModelKey
 from scheduler.backends.watch import BackendStatus
 from scheduler.config import Batching, Settings, batching_problems
 from scheduler.control.indices import BACKENDS_MAX, MODELS_MAX, IndexBook
+from scheduler.control.regions import Regions
 from scheduler.control.triton_batching import forms_batches, held_requests, triton_message
 from scheduler.security.tls import ClientTls
 from scheduler.telemetry.logs import log
@@ -57,7 +58,7 @@ class DesiredState:
         self._backends = IndexBook(self.runtime_directory / "backends.json", BACKENDS_MAX)
         self._reported: set[tuple[ModelKey, str]] = set()
 
-    def build(self, pool: BackendPool, settings: Settings) -> pb.Apply:
+    def build(self, pool: BackendPool, settings: Settings, regions: Regions) -> pb.Apply:
         """The complete wanted state (without a generation)."""
         self.backend_index = self._backends.assign(pool.watches)
         indices = self._models.assign(key_text(key) for key in pool.catalog)
@@ -80,6 +81,9 @@ class DesiredState:
             batching = self._batching(key, entry.spec, settings)
             batching.refusing = key[0] in self.refusing
             apply.models.append(_model(index, entry, batching, self.backend_index))
+        for name, region in sorted(regions.by_name.items()):
+            having = sorted(region.backends & self.backend_index.keys())
+            apply.regions.add(name=name, backend_indices=[self.backend_index[a] for a in having])
         return apply
 
     def model_at(self, index: int) -> ModelKey | None:

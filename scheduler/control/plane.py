@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from scheduler._native.counters import CountersPage
@@ -17,6 +18,7 @@ from scheduler.control.desired import DesiredState, served_placements
 from scheduler.control.health import HealthServicer
 from scheduler.control.parameters import Parameters
 from scheduler.control.readiness import Readiness
+from scheduler.control.regions import Regions
 from scheduler.control.steering import SteeringClient
 from scheduler.telemetry.logs import log
 from scheduler.telemetry.metrics import Scope
@@ -56,6 +58,11 @@ class ControlPlane:
             self._data_plane_serves,
         )
         self.health = HealthServicer()
+        self.regions = Regions(parameters.runtime_directory)
+        # Called with the address of a backend that serves for the first time or again.
+        self.on_rejoin: list[Callable[[str], Coroutine[Any, Any, None]]] = []
+        self._joined: set[str] = set()
+        self._rejoins: set[asyncio.Task[None]] = set()
 
     @property
     def settings(self) -> Settings:
@@ -91,9 +98,18 @@ class ControlPlane:
         the state of a control plane that died, and ignorance must not take that away.
         """
         self._looked_around = self._looked_around or self.pool.settled
+        self._note_rejoins()
         if self._looked_around:
-            self.steering.want(self.desired.build(self.pool, self.settings))
+            self.steering.want(self.desired.build(self.pool, self.settings, self.regions))
         self.publish_health()
+
+    async def confirmed(self) -> None:
+        """Waits until the data plane serves by what is wanted now; says so if it does not."""
+        try:
+            await self.steering.settled()
+        except (ConnectionError, asyncio.TimeoutError) as error:
+            log(logger, logging.WARNING, "the data plane does not confirm its state",
+                reason=repr(error))  # fmt: skip
 
     def publish_health(self) -> None:
         self.health.publish(self.readiness.by_name())
@@ -137,6 +153,19 @@ class ControlPlane:
         await asyncio.sleep(drain.propagation_wait / 1e9)
         unanswered = await self.steering.drain(drain.deadline // 1_000_000)
         log(logger, logging.INFO, "the data plane has drained", unanswered_requests=unanswered)
+
+    def _note_rejoins(self) -> None:
+        for address, watch in self.pool.watches.items():
+            if watch.status is BackendStatus.DOWN and watch.settled:
+                self._joined.discard(address)
+                self.regions.lost(address)
+            elif watch.status is BackendStatus.SERVING and address not in self._joined:
+                self._joined.add(address)
+                for act in self.on_rejoin:
+                    task = asyncio.create_task(act(address))
+                    self._rejoins.add(task)
+                    task.add_done_callback(self._rejoins.discard)
+        self._joined &= self.pool.watches.keys()
 
     def _merging_switched_off(self, event: pb.MergingSwitchedOff) -> None:
         key = self.desired.model_at(event.model_index)

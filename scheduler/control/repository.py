@@ -190,11 +190,7 @@ class Repository:
 
         await asyncio.gather(*(read(watch) for watch in watches))
         self._plane.refresh_state()
-        try:
-            await self._plane.steering.settled()
-        except (ConnectionError, asyncio.TimeoutError) as error:
-            log(logger, logging.WARNING, "the data plane does not confirm the catalog",
-                reason=repr(error))  # fmt: skip
+        await self._plane.confirmed()
 
     def _report(self, done: str, name: str, outcome: Outcome) -> None:
         failed = ", ".join(str(failure) for failure in outcome.failures)
