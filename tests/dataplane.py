@@ -183,6 +183,12 @@ class DataPlane:
         self._send(pb.ToDataPlane(snapshot=pb.SnapshotRequest()))
         return self._receive("snapshot").snapshot
 
+    def statistics(self, *indices: int) -> dict[int, pb.ModelStatistics]:
+        """What ModelStatistics shows, by model index; of all models without an index."""
+        request = pb.StatisticsRequest(model_indices=indices)
+        self._send(pb.ToDataPlane(statistics=request))
+        return {model.index: model for model in self._receive("statistics").statistics.models}
+
     def model_snapshot(self, index: int = 0) -> pb.ModelSnapshot:
         return next(model for model in self.snapshot().models if model.index == index)
 

@@ -101,6 +101,20 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         uint32_t hold_requests
         shared_ptr[TritonBatching] triton
 
+    cdef cppclass BatchSizeStats:
+        uint32_t rows
+        uint64_t batches
+        uint64_t backend_ns
+
+    cdef cppclass ModelStats:
+        uint64_t rows, batches, completed, completed_ns, failed, failed_ns, rejected, rejected_ns
+        uint64_t cancelled, cancelled_ns, queue_ns, backend_ns
+        Nanos last_answer
+        vector[BatchSizeStats] batch_sizes
+
+    cdef cppclass CppEngine "infersched::engine::Engine":
+        ModelStats model_stats(uint32_t model) except +
+
     cdef cppclass Placement:
         uint32_t backend
         uint32_t instances
@@ -210,3 +224,4 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         vector[uint32_t] models() except +
         uint64_t host_bytes()
         uint32_t client_connections()
+        const CppEngine& scheduler()

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from scheduler.v1 import dataplane_pb2
@@ -36,3 +36,20 @@ class Gateway:
     def backends(self) -> list[tuple[int, str, int, int, int, int, int]]: ...
     def batches(self) -> list[tuple[int, int, int, int, int]]: ...
     def queues(self) -> list[tuple[int, int, int, int, int, int, bool]]: ...
+    def statistics(
+        self, models: Collection[int]
+    ) -> list[
+        tuple[
+            int,
+            int,
+            int,
+            tuple[int, int],
+            tuple[int, int],
+            tuple[int, int],
+            tuple[int, int],
+            int,
+            int,
+            int,
+            list[tuple[int, int, int]],
+        ]
+    ]: ...

@@ -399,3 +399,28 @@ cdef class Gateway:
             queues.append((model, status.requests, status.rows, status.bytes, age_ns,
                            status.inflight_batches, status.merging))
         return queues
+
+    def statistics(self, models):
+        """(index, rows, batches, completed, failed, rejected, cancelled, queue_ns, backend_ns,
+        last_answer_age_ns, batch sizes) of these models, of all where the list is empty.
+
+        The four outcomes are (count, total_ns); the age is -1 before the first answer; batch sizes
+        are (rows, batches, backend_ns).
+        """
+        cdef Nanos now = monotonic_now()
+        cdef ModelStats stats
+        cdef BatchSizeStats size
+        cdef uint32_t model
+        known = set(self.core.get().models())
+        found = []
+        for model in sorted(known.intersection(models) if models else known):
+            stats = self.core.get().scheduler().model_stats(model)
+            age_ns = max(now - stats.last_answer, 0) if stats.last_answer else -1
+            sizes = [(size.rows, size.batches, size.backend_ns) for size in stats.batch_sizes]
+            found.append((
+                model, stats.rows, stats.batches,
+                (stats.completed, stats.completed_ns), (stats.failed, stats.failed_ns),
+                (stats.rejected, stats.rejected_ns), (stats.cancelled, stats.cancelled_ns),
+                stats.queue_ns, stats.backend_ns, age_ns, sizes,
+            ))
+        return found

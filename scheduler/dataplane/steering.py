@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import cast
 
 from scheduler._native.gateway import Gateway
@@ -69,6 +69,9 @@ class Steering:
             peer.send(pb.FromDataPlane(applied=applied))
         elif kind == "snapshot":
             peer.send(pb.FromDataPlane(snapshot=snapshot(self.gateway)))
+        elif kind == "statistics":
+            indices = message.statistics.model_indices
+            peer.send(pb.FromDataPlane(statistics=statistics(self.gateway, indices)))
         elif kind == "drain":
             self.gateway.drain(message.drain.deadline_ms)
 
@@ -164,3 +167,40 @@ def snapshot(gateway: Gateway) -> pb.Snapshot:
             model_index=model, backend_index=backend, requests=requests, rows=rows, age_ns=age_ns
         )
     return message
+
+
+def statistics(gateway: Gateway, model_indices: Collection[int]) -> pb.Statistics:
+    """What happened to the requests of these models, of all where none is named."""
+    message = pb.Statistics()
+    for (
+        index,
+        rows,
+        batches,
+        completed,
+        failed,
+        rejected,
+        cancelled,
+        queue_ns,
+        backend_ns,
+        age_ns,
+        sizes,
+    ) in gateway.statistics(model_indices):
+        model = message.models.add(
+            index=index,
+            rows=rows,
+            batches=batches,
+            completed=_counted_time(completed),
+            failed=_counted_time(failed),
+            rejected=_counted_time(rejected),
+            cancelled=_counted_time(cancelled),
+            queue_ns=queue_ns,
+            backend_ns=backend_ns,
+            last_answer_age_ns=age_ns,
+        )
+        for size, times, size_ns in sizes:
+            model.batch_sizes.add(rows=size, batches=times, backend_ns=size_ns)
+    return message
+
+
+def _counted_time(count_and_ns: tuple[int, int]) -> pb.CountedTime:
+    return pb.CountedTime(count=count_and_ns[0], total_ns=count_and_ns[1])

@@ -1,0 +1,123 @@
+"""Statistics, loading and unloading through the whole of the scheduler, by tritonclient."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tritonclient.grpc import InferenceServerClient
+
+from scheduler.backends import triton_install
+from scheduler.backends.embedded_triton import EmbeddedTriton
+from tests import models
+from tests.dataplane import wait_until
+from tests.serving import ServedScheduler
+from tests.wire.calls import connected, infer_request, output, rows
+
+LOAD_TIMEOUT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def explicit_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if triton_install.locate() is None:
+        pytest.skip("no embedded Triton: make setup installs it")
+    repository = tmp_path_factory.mktemp("explicit")
+    models.identity(repository)
+    models.slow(repository, per_execution_s=0.02)
+    return repository
+
+
+@pytest.fixture(scope="module")
+def served(explicit_repository: Path) -> Iterator[ServedScheduler]:
+    """Two Tritons that load what they are told to, behind a scheduler."""
+    load = ["--load-model=slow", "--load-model=identity"]
+    with (
+        EmbeddedTriton(
+            explicit_repository, model_control_mode="explicit", extra_arguments=load
+        ) as a,
+        EmbeddedTriton(
+            explicit_repository, model_control_mode="explicit", extra_arguments=load
+        ) as b,
+        ServedScheduler(["--backend", a.grpc_address, "--backend", b.grpc_address]) as scheduler,
+    ):
+        yield scheduler
+
+
+@pytest.fixture
+def client(served: ServedScheduler) -> Iterator[InferenceServerClient]:
+    with InferenceServerClient(served.address) as client:
+        yield client
+
+
+def test_statistics_are_of_the_requests_and_not_of_the_batches(
+    served: ServedScheduler, client: InferenceServerClient
+) -> None:
+    def count(headers: dict[str, str] | None = None) -> tuple[int, int, int]:
+        found = client.get_inference_statistics("identity", headers=headers).model_stats[0]
+        success = found.inference_stats.success.count
+        return found.inference_count, found.execution_count, success
+
+    backends = {"infersched-statistics": "backends"}
+    ours, theirs = count(), count(backends)
+    with connected(served.address) as stub:
+        calls = [stub.ModelInfer.future(infer_request(rows(n, 2)), timeout=60) for n in range(100)]
+        for call in calls:
+            call.result()
+    grown = [after - before for before, after in zip(ours, count(), strict=True)]
+    assert (grown[0], grown[2]) == (200, 100)
+    assert grown[1] < 100, "they were merged"
+
+    def grown_there() -> list[int]:
+        return [after - before for before, after in zip(theirs, count(backends), strict=True)]
+
+    # A Triton counts a request after it has answered it.
+    wait_until(lambda: grown_there() == [200, grown[1], grown[1]], "the Tritons saw the batches")
+    stats = client.get_inference_statistics("identity").model_stats[0]
+    assert sum(b.compute_infer.count for b in stats.batch_stats) == stats.execution_count
+    assert sum(b.compute_infer.count * b.batch_size for b in stats.batch_stats) == (
+        stats.inference_count
+    )
+    listed = {model.name for model in client.get_inference_statistics().model_stats}
+    assert listed == {"identity", "slow"}
+
+
+def test_an_override_changes_what_the_scheduler_merges(
+    served: ServedScheduler, client: InferenceServerClient
+) -> None:
+    config = client.get_model_config("identity", as_json=True)["config"]
+    try:
+        client.load_model(
+            "identity",
+            config=json.dumps({**config, "max_batch_size": 4}),
+            client_timeout=LOAD_TIMEOUT_S,
+        )
+        assert client.get_model_config("identity").config.max_batch_size == 4
+        with connected(served.address) as stub:
+            values = rows(1, 9)
+            reply = stub.ModelInfer(infer_request(values), timeout=60)
+            np.testing.assert_array_equal(output(reply), values)
+        sizes = client.get_inference_statistics("identity").model_stats[0].batch_stats
+        assert {4, 1} <= {size.batch_size for size in sizes}
+    finally:
+        # Triton keeps an override until the model is unloaded.
+        client.unload_model("identity", client_timeout=LOAD_TIMEOUT_S)
+        client.load_model("identity", client_timeout=LOAD_TIMEOUT_S)
+    assert client.get_model_config("identity").config.max_batch_size == 64
+
+
+def test_the_embedded_triton_can_be_told_to_load_nothing_but(
+    explicit_repository: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("embedded:\n  model_control_mode: explicit\n  load_models: [identity]\n")
+    arguments = ["--embedded", str(explicit_repository), "--config", str(path)]
+    with ServedScheduler(arguments) as served, InferenceServerClient(served.address) as client:
+        index = client.get_model_repository_index()
+        assert {m.name: m.state for m in index.models} == {"identity": "READY", "slow": ""}
+        client.load_model("slow", client_timeout=LOAD_TIMEOUT_S)
+        with connected(served.address) as stub:
+            reply = stub.ModelInfer(infer_request(rows(3), model="slow"), timeout=60)
+            np.testing.assert_array_equal(output(reply), rows(3))
