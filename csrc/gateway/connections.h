@@ -29,6 +29,9 @@ struct Connection {
     // kClient: stream -> request and stream -> relay. kBackend: stream -> batch. kCold: -> relay.
     StreamMap requests;
     StreamMap relays;
+    StreamMap streams;                   // kClient: -> ClientStream. kBackend: -> BackendStream.
+    std::vector<std::uint64_t> stalled;  // kClient: ClientStreams that wait to be read
+    std::uint32_t streamed_batches = 0;  // kBackend: out on its streams
     // kBackend: liveness.
     Nanos received_at = 0;
     http2::StreamId probe = 0;
@@ -37,6 +40,8 @@ struct Connection {
 
     // kBackend: may be given calls. At the peer's stream limit they wait in the session.
     bool usable() const { return settled && !retiring && !lost && !client->draining(); }
+    // kBackend: something is expected to come.
+    bool has_work_out() const { return requests.size() + streamed_batches > 0; }
     bool has_events() const { return server ? server->has_events() : client->has_events(); }
 };
 

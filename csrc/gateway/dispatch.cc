@@ -9,6 +9,8 @@ namespace infersched::gateway {
 namespace {
 
 constexpr std::string_view kModelInfer = "/inference.GRPCInferenceService/ModelInfer";
+// The backend's clock and the rounding of grpc-timeout.
+constexpr Nanos kDeadlineSlackNs = 5 * kMillisecond;
 
 bool contains(std::string_view text, std::string_view part) {
     return text.find(part) != std::string_view::npos;
@@ -22,6 +24,14 @@ bool says_leaving(const Status& status) {
            (contains(status.message, "not at ready state") ||
             contains(status.message, "Server is stopping") ||
             contains(status.message, "not ready"));
+}
+
+// Triton answers at the deadline that it was told while an execution that has started goes on: the
+// slot is not free then.
+bool given_up(const BatchRecord& batch, const Status& status, Nanos now) {
+    return (status.code == StatusCode::kDeadlineExceeded ||
+            status.code == StatusCode::kCancelled) &&
+           batch.deadline != kNever && now + kDeadlineSlackNs >= batch.deadline;
 }
 
 engine::FailureKind failure_kind(const Status& status, bool nothing_ran) {
@@ -73,26 +83,50 @@ void Gateway::State::dispatch_unsent(const engine::Action& action, Nanos now) {
                            now);
 }
 
-// What is passed on as grpc-timeout. Triton answers at the deadline while the execution goes on,
-// and the slot would be given away under a running batch; only a model that really stops is told.
-Nanos Gateway::State::backend_timeout(const engine::Action& action, Nanos now) const {
-    const ModelConfig* model = catalog.at(action.model);
-    if (action.at == kNever || model == nullptr || !model->policy.cancellable) return kNever;
-    return std::max<Nanos>(action.at - now, 1);
+BatchId Gateway::State::open_batch(const engine::Action& action, ConnectionId id,
+                                   Connection* connection, Nanos now) {
+    const BatchId batch_id = batches.emplace();
+    BatchRecord* batch = batches.find(batch_id);
+    batch->handle = action.batch;
+    batch->model = action.model;
+    batch->backend = action.backend;
+    batch->connection = id;
+    batch->rows = action.rows;
+    batch->rows_padded = action.rows_padded;
+    batch->dispatched_at = now;
+    batch->deadline = action.at;
+    const auto first = engine.members().begin() + action.member_begin;
+    batch->members.assign(first, first + action.member_count);
+    const auto slot = static_cast<std::uint32_t>(action.batch);
+    if (slot >= batch_of_slot.size()) batch_of_slot.resize(slot + 1);
+    batch_of_slot[slot] = batch_id;
+    // Silence counts from the moment when there is something to hear.
+    if (!connection->has_work_out()) {
+        connection->received_at = now;
+        probe_at = std::min(probe_at, now + kProbePeriodNs);
+    }
+    connections.mark_dirty(id, connection);
+    ++backends[action.backend].inflight_batches;
+    backends[action.backend].inflight_rows += action.rows;
+    return batch_id;
 }
 
 void Gateway::State::dispatch(const engine::Action& action, Nanos now) {
+    const engine::BatchMember* members = engine.members().data() + action.member_begin;
+    if (RequestRecord* request = requests.find(members->user); request->streamed) {
+        dispatch_streamed(action, request, now);
+        return;
+    }
     ConnectionId id = 0;
     Connection* connection = choose_connection(action.backend, &id);
     if (connection == nullptr) {
         dispatch_unsent(action, now);
         return;
     }
-    const auto first = engine.members().begin() + action.member_begin;
-    std::vector<engine::BatchMember> members(first, first + action.member_count);
     merge_scratch.clear();
     std::string_view metadata;
-    for (const engine::BatchMember& member : members) {
+    for (std::uint32_t i = 0; i < action.member_count; ++i) {
+        const engine::BatchMember& member = members[i];
         const RequestRecord* request = requests.find(member.user);
         assert(request != nullptr);  // the engine dispatches only what waits for an answer
         merge_scratch.push_back({&request->prepared, member.row_begin, member.rows});
@@ -101,29 +135,18 @@ void Gateway::State::dispatch(const engine::Action& action, Nanos now) {
     Pieces message;
     kserve::merge_requests(merge_scratch.data(), merge_scratch.size(), action.rows_padded,
                            &message);
-    const http2::StreamId stream = connection->client->call(
-        kModelInfer, backend_timeout(action, now), metadata, std::move(message));
+    const Nanos timeout_ns = action.at == kNever ? kNever : std::max<Nanos>(action.at - now, 1);
+    const http2::StreamId stream =
+        connection->client->call(kModelInfer, timeout_ns, metadata, std::move(message));
     if (stream == 0) {
         dispatch_unsent(action, now);
         return;
     }
-    const BatchId batch_id = batches.emplace();
+    const BatchId batch_id = open_batch(action, id, connection, now);
     BatchRecord* batch = batches.find(batch_id);
-    *batch = {action.batch,       action.model, action.backend,    id, stream, action.rows,
-              action.rows_padded, now,          std::move(members)};
+    batch->stream = stream;
     stay_awake(*batch, now);
-    const auto slot = static_cast<std::uint32_t>(action.batch);
-    if (slot >= batch_of_slot.size()) batch_of_slot.resize(slot + 1);
-    batch_of_slot[slot] = batch_id;
-    // Silence counts from the moment when there is something to hear.
-    if (connection->requests.size() == 0) {
-        connection->received_at = now;
-        probe_at = std::min(probe_at, now + kProbePeriodNs);
-    }
     connection->requests.insert(stream, batch_id);
-    connections.mark_dirty(id, connection);
-    ++backends[action.backend].inflight_batches;
-    backends[action.backend].inflight_rows += action.rows;
 }
 
 Connection* Gateway::State::choose_connection(std::uint32_t backend, ConnectionId* id) {
@@ -155,6 +178,13 @@ void Gateway::State::abandon(const engine::Action& action) {
     const BatchId found = slot < batch_of_slot.size() ? batch_of_slot[slot] : 0;
     BatchRecord* batch = batches.find(found);
     if (batch == nullptr || batch->handle != action.batch) return;
+    if (batch->backend_stream != 0) {
+        // Its stream has others on it: what still comes for it is dropped.
+        const BatchRecord closed = std::move(*batch);
+        leave_backend_stream(closed);
+        close_batch(found, batch);
+        return;
+    }
     if (Connection* connection = connections.find(batch->connection)) {
         connection->requests.take(batch->stream);
         connection->client->cancel(batch->stream);
@@ -180,8 +210,7 @@ void Gateway::State::close_batch(BatchId id, BatchRecord* batch) {
     batches.erase(id);
 }
 
-void Gateway::State::take_reply(ConnectionId, Connection* connection, http2::Event* event,
-                                Nanos now) {
+void Gateway::State::take_reply(Connection* connection, http2::Event* event, Nanos now) {
     const BatchId id = connection->requests.take(event->stream);
     BatchRecord* batch = batches.find(id);
     if (batch == nullptr) return;
@@ -189,6 +218,7 @@ void Gateway::State::take_reply(ConnectionId, Connection* connection, http2::Eve
     if (closed.model >= round_trip_ns.size()) round_trip_ns.resize(closed.model + 1);
     round_trip_ns[closed.model] = now - closed.dispatched_at;
     close_batch(id, batch);
+    if (!event->answer.empty()) note_metadata(closed, std::move(event->answer));
     if (event->status.ok() && event->message) {
         reply_arrived(closed, event->message, now);
     } else if (event->status.ok()) {
@@ -206,9 +236,21 @@ void Gateway::State::reply_failed(const BatchRecord& batch, Status status, bool 
         mark_leaving(batch.model, batch.backend, now);
     }
     const StatusCode code = status.code;
-    const engine::FailureKind kind = failure_kind(status, nothing_ran);
+    const ModelConfig* model = catalog.at(batch.model);
+    const bool stops = model == nullptr || model->policy.cancellable || batch.backend_stream != 0;
+    const engine::FailureKind kind = !stops && given_up(batch, status, now)
+                                         ? engine::FailureKind::kGivenUp
+                                         : failure_kind(status, nothing_ran);
     note_failure(batch, std::move(status));
     engine.dispatch_failed(batch.handle, kind, code, now);
+}
+
+// Metadata of the backend's answer goes to every member.
+void Gateway::State::note_metadata(const BatchRecord& batch, http2::AnswerMetadata&& answer) {
+    const auto metadata = std::make_shared<const http2::AnswerMetadata>(std::move(answer));
+    for (const engine::BatchMember& member : batch.members)
+        if (RequestRecord* request = requests.find(member.user))
+            request->answer_metadata = metadata;
 }
 
 // Kept for the members that are not sent again.

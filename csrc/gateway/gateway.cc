@@ -14,8 +14,7 @@ constexpr std::string_view kService = "/inference.GRPCInferenceService/";
 std::vector<http2::Route> inference_routes() {
     const std::string service(kService);
     return {{service + "ModelInfer", http2::RouteKind::kUnary, {}},
-            {service + "ModelStreamInfer", http2::RouteKind::kUnimplemented,
-             "ModelStreamInfer is not served by this version of the scheduler; use ModelInfer"}};
+            {service + "ModelStreamInfer", http2::RouteKind::kMessageStream, {}}};
 }
 
 }  // namespace
@@ -23,6 +22,7 @@ std::vector<http2::Route> inference_routes() {
 Gateway::State::State(engine::CountersPage* counters)
     : page(counters), engine(counters), reader(&signatures) {
     server_config.routes = inference_routes();
+    server_config.watched_headers = {std::string(kErrorHeader)};
     server_config.internal_headers = {"infersched-peer", "infersched-principal"};
 }
 
@@ -71,6 +71,7 @@ ConnectionId Gateway::backend_connected(std::uint32_t index, const std::string& 
         return 0;
     http2::ClientConfig config;
     config.authority = backend.config.address;
+    config.compression = backend.config.compression;
     Connection connection;
     connection.peer = Peer::kBackend;
     connection.client = std::make_unique<http2::ClientSession>(config);
@@ -143,6 +144,7 @@ bool Gateway::turn(Nanos now) noexcept {
     if (!state.leaving.empty()) state.release_leaving(now);
     state.engine.step(now);
     state.carry_out_actions(now);
+    state.expire_streams(now);
     state.check_drained(now);
     state.page->host_bytes = state.budget.used;
     left_over |= now < state.awake_until;
@@ -152,6 +154,8 @@ bool Gateway::turn(Nanos now) noexcept {
 
 Nanos Gateway::next_wake() const {
     Nanos next = std::min(state_->engine_wake, state_->next_look());
+    if (!state_->stream_deadlines.empty())
+        next = std::min(next, state_->stream_deadlines.begin()->first);
     if (state_->draining && !state_->drained) next = std::min(next, state_->drain_deadline);
     return next;
 }
@@ -174,7 +178,8 @@ void Gateway::take_retired(std::vector<ConnectionId>* ids) {
 }
 
 bool Gateway::wants_turn() const {
-    return !state_->connections.dirty.empty() || state_->drain_complete();
+    return !state_->connections.dirty.empty() || !state_->connections.active.empty() ||
+           state_->drain_complete();
 }
 
 void Gateway::pull(ConnectionId id, std::size_t bytes_max, std::vector<Slice>* out) noexcept {
@@ -190,7 +195,9 @@ void Gateway::pull(ConnectionId id, std::size_t bytes_max, std::vector<Slice>* o
         connection->client->pull(bytes_max, out);
         finished = connection->client->finished();
     }
-    if (connection->has_events()) state.connections.mark_active(id, connection);
+    // Streams that wait to be read look again when something has left.
+    if (connection->has_events() || (!connection->stalled.empty() && out->size() > before))
+        state.connections.mark_active(id, connection);
     if (finished) state.connections.mark_closing(id, connection);
     std::size_t bytes = 0;
     for (std::size_t i = before; i < out->size(); ++i) bytes += (*out)[i].bytes.size;

@@ -27,7 +27,7 @@ void Gateway::State::probe_backends(Nanos now) {
 
 // Returns when the connection must be looked at again.
 Nanos Gateway::State::probe_connection(ConnectionId id, Connection* connection, Nanos now) {
-    if (connection->lost || connection->requests.size() == 0) return kNever;
+    if (connection->lost || !connection->has_work_out()) return kNever;
     if (connection->probe != 0) {
         const Nanos heard = std::max(connection->probe_started, connection->received_at);
         if (now < heard + kProbeTimeoutNs) return heard + kProbeTimeoutNs;

@@ -15,6 +15,8 @@ namespace infersched::gateway {
 
 using RequestId = std::uint64_t;
 using BatchId = std::uint64_t;
+using ClientStreamId = std::uint64_t;   // 0: a unary call
+using BackendStreamId = std::uint64_t;  // 0: a unary call
 
 // Rows of a backend's reply that belong to one request.
 struct ReplyPart {
@@ -35,10 +37,20 @@ struct RequestRecord {
     std::uint64_t overhead = 0;  // charged to the budget besides: records, converted contents
     Nanos arrival = 0;
     kserve::PreparedRequest prepared;
-    std::string metadata;                   // forwarded headers, canonical
+    std::string metadata;  // forwarded headers, canonical
+    // Of a message of a client's stream: that stream, where it stands in its list of requests, and
+    // its place among the replies that leave in order.
+    ClientStreamId client_stream = 0;
+    std::uint32_t list_index = 0;
+    std::uint64_t order = 0;
+    bool ordered = false;                   // its one reply waits for those of earlier requests
+    bool streamed = false;                  // goes to the backend as a message of a stream
+    bool executed = true;                   // it was not the backend's checks that failed it
+    Pieces stream_reply;                    // streamed: the message that ends it
     ReplyPart part;                         // the first part that came,
     std::vector<ReplyPart> further_parts;   // and those of a request larger than a batch
     std::shared_ptr<const Status> failure;  // what the backend said last
+    std::shared_ptr<const http2::AnswerMetadata> answer_metadata;  // that came with it; often none
 };
 
 // A batch at a backend, from dispatch to reply.
@@ -51,12 +63,18 @@ struct BatchRecord {
     std::uint32_t rows = 0;
     std::uint32_t rows_padded = 0;
     Nanos dispatched_at = 0;
+    Nanos deadline = kNever;  // as the backend was told
     std::vector<engine::BatchMember> members;
+    BackendStreamId backend_stream = 0;
+    std::uint32_t list_index = 0;    // in the list of that stream
+    std::uint32_t replies_sent = 0;  // passed on to the client before the last one
 };
 
 // Statuses for what the engine decided; table of the README.
-Status refusal_status(const engine::Admission& admission, std::string_view request_id);
-Status answer_status(const engine::Action& action, const RequestRecord& request);
+Status refusal_status(const engine::Admission& admission, std::string_view request_id,
+                      std::string_view model);
+Status answer_status(const engine::Action& action, const RequestRecord& request,
+                     std::string_view model);
 // `[request id: ...] ` as Triton puts it before many texts.
 std::string request_id_prefix(std::string_view request_id);
 

@@ -2,8 +2,11 @@
 #pragma once
 
 #include <deque>
+#include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/engine.h"
@@ -11,11 +14,14 @@
 #include "gateway/connections.h"
 #include "gateway/gateway.h"
 #include "gateway/requests.h"
+#include "gateway/streams.h"
 #include "http2/session.h"
 #include "kserve/codec.h"
 
 namespace infersched::gateway {
 
+// Of a client's stream: "true" ends it at the first failed execution, with a status.
+inline constexpr std::string_view kErrorHeader = "triton_grpc_error";
 // Requests that one connection may start in one loop turn.
 inline constexpr std::uint32_t kRequestsPerTurnMax = 256;
 // A backend connection with work out is probed when nothing came from it for this long,
@@ -51,6 +57,20 @@ struct Backend {
     std::uint64_t inflight_rows = 0;
 };
 
+// A request on its way into the engine: a unary call, or a message of a client's stream.
+struct Arriving {
+    ConnectionId connection = 0;
+    http2::StreamId stream = 0;
+    ClientStreamId client_stream = 0;
+    const http2::Event* event = nullptr;  // message, bytes, arrival
+    Nanos deadline = kNever;
+    const std::string* metadata = nullptr;
+    const http2::Headers* headers = nullptr;  // watched ones
+    // Found out on the way.
+    std::string_view id;
+    bool decoupled = false;
+};
+
 // A placement whose backend said that it does not serve the model, while the catalog still says it
 // does.
 struct Leaving {
@@ -68,6 +88,7 @@ struct Gateway::State {
     void apply_backends(const std::vector<BackendConfig>& wanted, Nanos now);
     void apply_models(const std::vector<std::shared_ptr<const ModelConfig>>& wanted, Nanos now);
     void configure_model(const ModelConfig& model, Nanos now);
+    void watch_headers(const std::vector<std::shared_ptr<const ModelConfig>>& models);
     void remove_model(std::uint32_t index, Nanos now);
     void refresh_backend(std::uint32_t backend, Nanos now);
     void mark_leaving(std::uint32_t model, std::uint32_t backend, Nanos now);
@@ -81,31 +102,77 @@ struct Gateway::State {
     bool take_events(Nanos now);
     bool take_client_events(ConnectionId id, Connection* connection, Nanos now);
     void take_backend_events(ConnectionId id, Connection* connection, Nanos now);
-    const ModelConfig* find_model(Span message, Status* status);
-    void take_request(ConnectionId id, Connection* connection, http2::Event* event, Nanos now);
-    void refuse(ConnectionId id, Connection* connection, const http2::Event& event,
-                const Status& status);
     void lose_connection(ConnectionId id, const std::string& reason, Nanos now);
     void bury_connection(ConnectionId id, Connection* connection);
+
+    // admit.cc
+    void take_request(ConnectionId id, Connection* connection, http2::Event* event, Nanos now);
+    const ModelConfig* find_model(Arriving* arriving, Status* status);
+    Status admit(Arriving* arriving, RequestId* admitted, Nanos now);
+    Status prepare(const ModelConfig& model, const Arriving& arriving, RequestRecord* record);
+    Status submit(const ModelConfig& model, const Arriving& arriving, RequestId id,
+                  RequestRecord* record, Nanos now);
     bool charge_overhead(RequestRecord* record, std::uint64_t bytes);
+    Status pin_to_regions(const ModelConfig& model, const RequestRecord& record,
+                          std::uint32_t* backend) const;
+
+    // streams.cc
+    void open_client_stream(ConnectionId id, Connection* connection, http2::Event* event);
+    void take_message(ConnectionId id, Connection* connection, http2::Event* event, Nanos now);
+    void start_message(ClientStreamId id, ClientStream* stream, Connection* connection,
+                       const http2::Event& event, Nanos now);
+    void requests_ended(ClientStreamId id, Nanos now);
+    bool reads_slowly(const ClientStream& stream, const Connection& connection) const;
+    bool must_wait(const ClientStream& stream, const Connection& connection) const;
+    void stall(ClientStreamId id, ClientStream* stream, Connection* connection);
+    std::uint32_t resume_stalled(ConnectionId id, Connection* connection, Nanos now);
+    void send_in_order(ClientStream* stream, Connection* connection, std::uint64_t order,
+                       Pieces&& message);
+    void answer_in_stream(const engine::Action& action, RequestRecord* request,
+                          Connection* connection, Nanos now);
+    void forget_in_stream(RequestRecord* request, Nanos now);
+    void finish_if_done(ClientStreamId id, ClientStream* stream, Nanos now);
+    // Without a status the client is gone.
+    void end_client_stream(ClientStreamId id, const Status* status, Nanos now);
+    void end_all_streams(const Status& status, Nanos now);
+    void expire_streams(Nanos now);
+
+    // backend_streams.cc
+    void dispatch_streamed(const engine::Action& action, RequestRecord* request, Nanos now);
+    BackendStreamId backend_stream_for(ClientStreamId client, std::uint32_t backend, bool decoupled,
+                                       Nanos now);
+    void take_stream_message(ConnectionId id, Connection* connection, http2::Event* event,
+                             Nanos now);
+    void stream_reply_arrived(BatchId id, BatchRecord* batch, const kserve::StreamReply& reply,
+                              Nanos now);
+    void stream_ended_by_reply(const BatchRecord& batch, const kserve::StreamReply& reply,
+                               std::string_view our_id, Nanos now);
+    void pay_window(BackendStreamId id, std::uint64_t bytes);
+    void backend_stream_ended(BackendStreamId id, Status status, bool nothing_ran, Nanos now);
+    void let_go_backend_stream(BackendStreamId id, Nanos now);
+    void leave_backend_stream(const BatchRecord& batch);
 
     // dispatch.cc
     void carry_out_actions(Nanos now);
     void dispatch(const engine::Action& action, Nanos now);
     void dispatch_unsent(const engine::Action& action, Nanos now);
-    Nanos backend_timeout(const engine::Action& action, Nanos now) const;
+    BatchId open_batch(const engine::Action& action, ConnectionId id, Connection* connection,
+                       Nanos now);
     void abandon(const engine::Action& action);
     Connection* choose_connection(std::uint32_t backend, ConnectionId* id);
-    void take_reply(ConnectionId id, Connection* connection, http2::Event* event, Nanos now);
+    void take_reply(Connection* connection, http2::Event* event, Nanos now);
     void reply_failed(const BatchRecord& batch, Status status, bool nothing_ran, Nanos now);
     void reply_arrived(const BatchRecord& batch, const BufferRef& message, Nanos now);
+    void note_metadata(const BatchRecord& batch, http2::AnswerMetadata&& answer);
     void note_failure(const BatchRecord& batch, Status status);
     void stay_awake(const BatchRecord& batch, Nanos now);
     void close_batch(BatchId id, BatchRecord* batch);
 
     // answers.cc
     void answer(const engine::Action& action, Nanos now);
-    void finish_request(RequestId id, RequestRecord* request, Connection* connection);
+    bool put_reply_together(RequestRecord* request, Pieces* message, Status* status);
+    void finish_request(RequestId id, RequestRecord* request, Connection* connection, Nanos now);
+    std::string_view model_name(std::uint32_t model) const;
 
     // liveness.cc
     void probe_backends(Nanos now);
@@ -129,6 +196,7 @@ struct Gateway::State {
     Catalog catalog;
     std::vector<Backend> backends;  // by index
     std::vector<Leaving> leaving;
+    std::map<std::string, std::vector<std::uint32_t>, std::less<>> regions;
 
     Connections connections;
     ConnectionId cold = 0;
@@ -136,6 +204,9 @@ struct Gateway::State {
     SlotMap<RequestRecord> requests;
     SlotMap<BatchRecord> batches;
     std::vector<BatchId> batch_of_slot;  // by the slot in the engine's handle
+    SlotMap<ClientStream> client_streams;
+    SlotMap<BackendStream> backend_streams;
+    std::set<std::pair<Nanos, ClientStreamId>> stream_deadlines;
     SlotMap<Relay> relays;
 
     Nanos engine_wake = kNever;

@@ -35,9 +35,26 @@ Status expired(StatusCode code, std::string_view reason, std::string_view key, N
     return status;
 }
 
+// Only a new start helps: who repeats the request gets the same again.
+Status sequence_lost(const std::string& prefix, std::string_view model) {
+    std::string text = prefix + "the backend that had the sequence for model '";
+    text.append(model).append("' is gone; start the sequence again");
+    Status status = Status::error(StatusCode::kAborted, std::move(text));
+    status.details =
+        ErrorDetails().error_info("SEQUENCE_LOST").serialise(status.code, status.message);
+    return status;
+}
+
+// As Triton says it of a model that it knows and does not serve (any more).
+Status unloading(std::string_view model) {
+    std::string text = "Request for unknown model: '";
+    text.append(model).append("' has no available versions");
+    return Status::error(StatusCode::kNotFound, std::move(text));
+}
+
 // `code` other than kOk: what Triton's batcher gives instead of ours.
-Status for_reason(engine::Reason reason, std::string_view request_id, Nanos retry_after_ns,
-                  StatusCode code = StatusCode::kOk) {
+Status for_reason(engine::Reason reason, std::string_view request_id, std::string_view model,
+                  Nanos retry_after_ns, StatusCode code = StatusCode::kOk) {
     const std::string prefix = request_id_prefix(request_id);
     switch (reason) {
         case engine::Reason::kQueueFull:
@@ -55,6 +72,10 @@ Status for_reason(engine::Reason reason, std::string_view request_id, Nanos retr
         case engine::Reason::kNoBackend:
             return overload(StatusCode::kUnavailable, "no ready backend serves the model",
                             "NO_BACKEND", kUnavailableRetryNs);
+        case engine::Reason::kSequenceLost:
+            return sequence_lost(prefix, model);
+        case engine::Reason::kUnloading:
+            return unloading(model);
         default:
             return Status::error(StatusCode::kInternal, "request failed");
     }
@@ -68,14 +89,17 @@ std::string request_id_prefix(std::string_view request_id) {
     return prefix;
 }
 
-Status refusal_status(const engine::Admission& admission, std::string_view request_id) {
+Status refusal_status(const engine::Admission& admission, std::string_view request_id,
+                      std::string_view model) {
     if (admission.reason == engine::Reason::kDeadlineInfeasible)
         return expired(StatusCode::kDeadlineExceeded, "DEADLINE_INFEASIBLE", "floorMs",
                        admission.retry_after_ns);
-    return for_reason(admission.reason, request_id, admission.retry_after_ns, admission.code);
+    return for_reason(admission.reason, request_id, model, admission.retry_after_ns,
+                      admission.code);
 }
 
-Status answer_status(const engine::Action& action, const RequestRecord& request) {
+Status answer_status(const engine::Action& action, const RequestRecord& request,
+                     std::string_view model) {
     switch (action.reason) {
         case engine::Reason::kExpiredInQueue:
             return expired(action.code, "EXPIRED_IN_QUEUE", "queuedMs", action.queued_ns);
@@ -85,10 +109,10 @@ Status answer_status(const engine::Action& action, const RequestRecord& request)
             if (request.failure && request.failure->code == action.code) return *request.failure;
             // Nothing ran, wherever it was sent.
             if (action.code == StatusCode::kUnavailable)
-                return for_reason(engine::Reason::kNoBackend, request.prepared.id(), 0);
+                return for_reason(engine::Reason::kNoBackend, request.prepared.id(), model, 0);
             return Status::error(action.code, "the backend failed the request");
         default:
-            return for_reason(action.reason, request.prepared.id(), 0);
+            return for_reason(action.reason, request.prepared.id(), model, 0);
     }
 }
 

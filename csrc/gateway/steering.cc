@@ -60,6 +60,9 @@ std::string Gateway::State::apply(const WantedState& next, Nanos now) {
     if (!error.empty()) return error;
     apply_limits(next.limits);
     apply_backends(next.backends, now);
+    regions.clear();
+    for (const SharedMemoryRegion& region : next.regions)
+        regions.emplace(region.name, region.backends);
     apply_models(next.models, now);
     wanted = next;
     // The engine shows every backend it has heard of.
@@ -73,6 +76,7 @@ void Gateway::State::apply_limits(const Limits& limits) {
     server_config.message_bytes_max = limits.message_bytes_max;
     server_config.streams_max = limits.streams_per_connection_max;
     server_config.forward_metadata = limits.forward_metadata;
+    server_config.response_compression = limits.response_compression;
     budget.max = limits.host_bytes_max;
 }
 
@@ -127,7 +131,16 @@ void Gateway::State::apply_models(const std::vector<std::shared_ptr<const ModelC
     for (const std::shared_ptr<const ModelConfig>& model : wanted.models)
         if (!kept[model->index]) remove_model(model->index, now);
     catalog.replace(next);
+    watch_headers(next);
     for (const ModelConfig* model : changed) configure_model(*model, now);
+}
+
+// The headers that are looked at besides those passed on.
+void Gateway::State::watch_headers(const std::vector<std::shared_ptr<const ModelConfig>>& models) {
+    std::set<std::string> names = {std::string(kErrorHeader)};
+    for (const std::shared_ptr<const ModelConfig>& model : models)
+        names.insert(model->key_headers.begin(), model->key_headers.end());
+    server_config.watched_headers.assign(names.begin(), names.end());
 }
 
 void Gateway::State::remove_model(std::uint32_t index, Nanos now) {
@@ -206,6 +219,7 @@ void Gateway::State::check_drained(Nanos now) {
         engine.fail_all(engine::Reason::kDraining, now);
         carry_out_actions(now);
     }
+    end_all_streams(refusal_status({0, engine::Reason::kDraining, 0}, {}, {}), now);
     drained = true;
     notices.push_back({Notice::Kind::kDrained, 0, 0, false, unanswered, {}});
 }

@@ -160,14 +160,6 @@ def test_bytes_that_are_no_request_are_answered(plane: DataPlane, stub: Stub) ->
         assert error.code() == NOT_FOUND
 
 
-def test_streaming_inference_is_said_to_be_unimplemented(stub: Stub) -> None:
-    call = stub.ModelStreamInfer(iter([infer_request(rows(1))]), timeout=30)
-    with pytest.raises(grpc.RpcError) as raised:
-        next(call)
-    assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert "ModelStreamInfer" in raised.value.details()
-
-
 def test_a_full_queue_refuses_with_the_time_to_retry(plane: DataPlane, fake: FakeTriton) -> None:
     plane.apply([identity_model(queue_requests_max=3, staged_batches_max=0)], [fake.address])
     with connected(plane.address) as stub:

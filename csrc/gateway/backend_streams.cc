@@ -1,0 +1,268 @@
+// The backend's side of ModelStreamInfer: requests of decoupled and sequence models, one at a time
+// out on a stream of their client stream, replies matched by our ids.
+#include <algorithm>
+#include <charconv>
+#include <utility>
+
+#include "gateway/state.h"
+
+namespace infersched::gateway {
+
+namespace {
+
+constexpr std::string_view kModelStreamInfer = "/inference.GRPCInferenceService/ModelStreamInfer";
+
+// The id of a batch on its stream: the handle in decimal.
+struct StreamRequestId {
+    explicit StreamRequestId(BatchId id) {
+        end = std::to_chars(digits, digits + sizeof digits, id).ptr;
+    }
+    std::string_view text() const { return {digits, static_cast<std::size_t>(end - digits)}; }
+
+    char digits[20];
+    char* end;
+};
+
+BatchId parse_batch_id(std::string_view text) {
+    BatchId id = 0;
+    const char* const end = text.data() + text.size();
+    const auto parsed = std::from_chars(text.data(), end, id);
+    return parsed.ec == std::errc() && parsed.ptr == end ? id : 0;
+}
+
+// A refusal names nothing but the id: the backend had not started to execute the request.
+bool is_refusal(const kserve::StreamReply& reply) {
+    return !reply.error_message.empty() && reply.response.size == reply.id_field.size;
+}
+
+// Messages of a stream carry no code: leaving is told by what Triton says of a model that it does
+// not serve (any more).
+bool says_leaving(const kserve::StreamReply& reply) {
+    const std::string_view text = reply.error_message;
+    return is_refusal(reply) &&
+           (text.find("Request for unknown model") == 0 ||
+            text.find("GRPC server is shutting down") == 0 || text.find("Server is stopping") == 0);
+}
+
+// The error as a status, with the client's id in place of ours.
+Status failure_status(const kserve::StreamReply& reply, std::string_view our_id,
+                      std::string_view id) {
+    std::string text(reply.error_message);
+    const std::string ours = request_id_prefix(our_id);
+    const std::size_t at = text.find(ours);
+    if (at != std::string::npos) text.replace(at, ours.size(), request_id_prefix(id));
+    return Status::error(StatusCode::kInternal, std::move(text));
+}
+
+}  // namespace
+
+void Gateway::State::dispatch_streamed(const engine::Action& action, RequestRecord* request,
+                                       Nanos now) {
+    const BackendStreamId stream_id =
+        backend_stream_for(request->client_stream, action.backend, !request->ordered, now);
+    BackendStream* stream = backend_streams.find(stream_id);
+    if (stream == nullptr) {
+        dispatch_unsent(action, now);
+        return;
+    }
+    Connection* connection = connections.find(stream->connection);
+    const BatchId batch_id = open_batch(action, stream->connection, connection, now);
+    BatchRecord* batch = batches.find(batch_id);
+    batch->stream = stream->stream;
+    batch->backend_stream = stream_id;
+    batch->list_index = static_cast<std::uint32_t>(stream->batches.size());
+    stream->batches.push_back(batch_id);
+    ++connection->streamed_batches;
+    Pieces message;
+    kserve::write_stream_request(request->prepared, StreamRequestId(batch_id).text(), true,
+                                 &message);
+    connection->client->send(stream->stream, std::move(message));
+}
+
+// The stream to that backend, opened when there is none. 0: it cannot be.
+BackendStreamId Gateway::State::backend_stream_for(ClientStreamId client_id, std::uint32_t backend,
+                                                   bool decoupled, Nanos now) {
+    ClientStream* client = client_streams.find(client_id);
+    if (client == nullptr) return 0;
+    for (const BackendStreamId id : client->backend_streams) {
+        const BackendStream* open = backend_streams.find(id);
+        if (open->backend == backend && open->decoupled == decoupled) return id;
+    }
+    ConnectionId connection_id = 0;
+    Connection* connection = choose_connection(backend, &connection_id);
+    if (connection == nullptr) return 0;
+    const Nanos timeout_ns =
+        client->deadline == kNever ? kNever : std::max<Nanos>(client->deadline - now, 1);
+    const http2::StreamId stream =
+        connection->client->open_stream(kModelStreamInfer, timeout_ns, client->metadata);
+    if (stream == 0) return 0;
+    const BackendStreamId id = backend_streams.emplace();
+    BackendStream* opened = backend_streams.find(id);
+    opened->connection = connection_id;
+    opened->stream = stream;
+    opened->backend = backend;
+    opened->decoupled = decoupled;
+    opened->client = client_id;
+    connection->streams.insert(stream, id);
+    client->backend_streams.push_back(id);
+    return id;
+}
+
+void Gateway::State::take_stream_message(ConnectionId id, Connection* connection,
+                                         http2::Event* event, Nanos now) {
+    const BackendStreamId stream_id = connection->streams.find(event->stream);
+    const BackendStream* stream = backend_streams.find(stream_id);
+    if (stream == nullptr) {
+        connection->client->consumed(event->stream, event->bytes);
+        connections.mark_dirty(id, connection);
+        return;
+    }
+    kserve::StreamReply reply;
+    std::string error;
+    if (!kserve::read_stream_reply(event->message, &reply, &error)) {
+        connection->client->cancel(event->stream);
+        connections.mark_dirty(id, connection);
+        backend_stream_ended(
+            stream_id,
+            Status::error(StatusCode::kInternal, "malformed reply of the backend: " + error), false,
+            now);
+        return;
+    }
+    const BatchId batch_id = parse_batch_id(reply.id);
+    BatchRecord* batch = batches.find(batch_id);
+    if (batch != nullptr && batch->backend_stream == stream_id)
+        stream_reply_arrived(batch_id, batch, reply, now);
+    pay_window(stream_id, event->bytes);
+}
+
+void Gateway::State::stream_reply_arrived(BatchId id, BatchRecord* batch,
+                                          const kserve::StreamReply& reply, Nanos now) {
+    const StreamRequestId our_id(id);
+    if (reply.final) {
+        const BatchRecord closed = std::move(*batch);
+        leave_backend_stream(closed);
+        close_batch(id, batch);
+        stream_ended_by_reply(closed, reply, our_id.text(), now);
+        return;
+    }
+    RequestRecord* request = requests.find(batch->members[0].user);
+    ClientStream* client =
+        request == nullptr ? nullptr : client_streams.find(request->client_stream);
+    Connection* connection = client == nullptr ? nullptr : connections.find(client->connection);
+    if (connection == nullptr) return;
+    ++batch->replies_sent;
+    if (!reply.error_message.empty() && client->ends_at_error) {
+        const Status failed = failure_status(reply, our_id.text(), request->prepared.id());
+        end_client_stream(request->client_stream, &failed, now);
+        return;
+    }
+    Pieces message;
+    kserve::write_stream_reply(reply, our_id.text(), request->prepared.id(), &message);
+    connection->server->send(client->stream, std::move(message));
+    connections.mark_dirty(client->connection, connection);
+}
+
+// The last reply to a request; the batch is closed already.
+void Gateway::State::stream_ended_by_reply(const BatchRecord& batch,
+                                           const kserve::StreamReply& reply,
+                                           std::string_view our_id, Nanos now) {
+    if (says_leaving(reply) && catalog.at(batch.model) != nullptr) {
+        mark_leaving(batch.model, batch.backend, now);
+        reply_failed(batch,
+                     Status::error(StatusCode::kUnavailable, std::string(reply.error_message)),
+                     true, now);
+        return;
+    }
+    RequestRecord* request = requests.find(batch.members[0].user);
+    // Asked for by us, to learn of the end.
+    const bool swallowed = reply.empty && request != nullptr && !request->ordered &&
+                           !request->prepared.scheduling().wants_empty_final;
+    if (request != nullptr && !swallowed)
+        kserve::write_stream_reply(reply, our_id, request->prepared.id(), &request->stream_reply);
+    if (reply.error_message.empty()) {
+        engine.complete(batch.handle, now);
+        return;
+    }
+    if (request != nullptr) {
+        request->executed = !is_refusal(reply);
+        note_failure(batch, failure_status(reply, our_id, request->prepared.id()));
+    }
+    engine.dispatch_failed(batch.handle, engine::FailureKind::kFinal, StatusCode::kInternal, now);
+}
+
+// Lets the backend send on, unless the client has much to read first.
+void Gateway::State::pay_window(BackendStreamId id, std::uint64_t bytes) {
+    BackendStream* stream = backend_streams.find(id);
+    if (stream == nullptr) return;
+    stream->unpaid_bytes += bytes;
+    ClientStream* client = client_streams.find(stream->client);
+    if (client != nullptr) {
+        Connection* client_connection = connections.find(client->connection);
+        if (client_connection != nullptr && reads_slowly(*client, *client_connection)) {
+            stall(stream->client, client, client_connection);
+            return;
+        }
+    }
+    if (stream->unpaid_bytes == 0) return;
+    if (Connection* connection = connections.find(stream->connection)) {
+        connection->client->consumed(stream->stream, std::exchange(stream->unpaid_bytes, 0));
+        connections.mark_dirty(stream->connection, connection);
+    }
+}
+
+// By the backend or with its connection: what had no reply yet may go elsewhere.
+void Gateway::State::backend_stream_ended(BackendStreamId id, Status status, bool nothing_ran,
+                                          Nanos now) {
+    const BackendStream closed = std::move(*backend_streams.find(id));
+    backend_streams.erase(id);
+    if (Connection* connection = connections.find(closed.connection))
+        connection->streams.take(closed.stream);
+    if (ClientStream* client = client_streams.find(closed.client)) {
+        auto& open = client->backend_streams;
+        open.erase(std::remove(open.begin(), open.end(), id), open.end());
+    }
+    if (status.ok())
+        status = Status::error(StatusCode::kUnavailable, "the backend ended its stream");
+    for (const BatchId batch_id : closed.batches) {
+        BatchRecord* found = batches.find(batch_id);
+        const BatchRecord batch = std::move(*found);
+        if (Connection* connection = connections.find(batch.connection))
+            --connection->streamed_batches;
+        close_batch(batch_id, found);
+        if (batch.replies_sent == 0) {
+            reply_failed(batch, status, nothing_ran, now);
+            continue;
+        }
+        // The client has seen a part: running it again would show it twice.
+        note_failure(batch, status);
+        engine.dispatch_failed(batch.handle, engine::FailureKind::kFinal, status.code, now);
+    }
+}
+
+// The client's stream is over. A backend that has nothing more to say ends its own by itself.
+void Gateway::State::let_go_backend_stream(BackendStreamId id, Nanos now) {
+    BackendStream* stream = backend_streams.find(id);
+    if (stream == nullptr) return;
+    Connection* connection = connections.find(stream->connection);
+    if (connection != nullptr) connections.mark_dirty(stream->connection, connection);
+    if (stream->batches.empty() && connection != nullptr) {
+        connection->client->half_close(stream->stream);
+        pay_window(id, 0);
+        return;
+    }
+    if (connection != nullptr) connection->client->cancel(stream->stream);
+    backend_stream_ended(id, Status::error(StatusCode::kCancelled, "the client is gone"), false,
+                         now);
+}
+
+void Gateway::State::leave_backend_stream(const BatchRecord& batch) {
+    if (Connection* connection = connections.find(batch.connection)) --connection->streamed_batches;
+    BackendStream* stream = backend_streams.find(batch.backend_stream);
+    if (stream == nullptr) return;
+    const BatchId last = stream->batches.back();
+    stream->batches[batch.list_index] = last;
+    batches.find(last)->list_index = batch.list_index;
+    stream->batches.pop_back();
+}
+
+}  // namespace infersched::gateway

@@ -1,0 +1,61 @@
+// ModelStreamInfer calls of clients, and the streams opened to backends for them.
+//
+// Each message of a client's stream is a request like any other. Those of plain models are batched
+// with everyone else's, and their replies leave in the order of the requests. Those of decoupled
+// and sequence models go, alone, over a stream to the backend that is opened at the first use: one
+// for each client stream and backend and for each of the two kinds (Triton 2.51 hangs or dies when
+// replies of both meet on one stream). Replies are matched there by an id of ours.
+//
+// Memory is bounded by what the client reads: while much is unsent on its stream, its further
+// requests are held (and with them the window of its connection), and its backend streams are not
+// given new window.
+#pragma once
+
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "gateway/requests.h"
+
+namespace infersched::gateway {
+
+// A client's stream is stalled while more than this of its answers is unsent,
+inline constexpr std::uint64_t kStreamUnsentMax = 1u << 20;
+// or while so many of its replies, or so many bytes of them, wait for earlier ones.
+inline constexpr std::size_t kStreamOrderedMax = 4096;
+inline constexpr std::uint64_t kStreamOrderedBytesMax = 64u << 20;
+
+// The place of one reply among those that leave in order.
+struct OrderedReply {
+    bool ready = false;
+    Pieces message;
+};
+
+struct ClientStream {
+    ConnectionId connection = 0;
+    http2::StreamId stream = 0;
+    Nanos deadline = kNever;
+    std::string metadata;        // forwarded headers, canonical
+    http2::Headers headers;      // watched ones
+    bool ends_at_error = false;  // triton_grpc_error: the first failed execution ends the stream
+    bool half_closed = false;
+    bool stalled = false;             // in the connection's list
+    std::vector<RequestId> requests;  // admitted and not answered
+    std::deque<OrderedReply> ordered;
+    std::uint64_t ordered_first = 0;  // number of the reply at the front
+    std::uint64_t ordered_bytes = 0;
+    std::deque<http2::Event> held;  // messages not looked at yet
+    std::vector<BackendStreamId> backend_streams;
+};
+
+struct BackendStream {
+    ConnectionId connection = 0;
+    http2::StreamId stream = 0;
+    std::uint32_t backend = 0;
+    bool decoupled = false;
+    ClientStreamId client = 0;
+    std::vector<BatchId> batches;    // their final reply has not come
+    std::uint64_t unpaid_bytes = 0;  // received, and no window given back yet
+};
+
+}  // namespace infersched::gateway
