@@ -89,9 +89,9 @@ bool check_parts(const RequestState& request, const ReplyRows* parts, std::size_
 }
 
 std::uint8_t* put_output(std::uint8_t* at, const ReplyState& reply, const ReplyOutput& output,
-                         const Cut& cut, std::uint32_t rows) {
+                         const Cut* cut, std::uint32_t rows) {
     const std::size_t dims_bytes =
-        cut.wanted ? cut_dims_bytes(reply, output, cut) : output.tail_dims.size;
+        cut != nullptr ? cut_dims_bytes(reply, output, *cut) : output.tail_dims.size;
     const std::size_t shape_bytes = varint_bytes(rows) + dims_bytes;
     const std::size_t size = output.head.size + field_bytes(shape_bytes) + output.parameters.size;
     *at++ = wire_tag(5, kLengthDelimited);
@@ -100,8 +100,8 @@ std::uint8_t* put_output(std::uint8_t* at, const ReplyState& reply, const ReplyO
     *at++ = wire_tag(3, kLengthDelimited);
     at = put_varint(at, shape_bytes);
     at = put_varint(at, rows);
-    at = cut.wanted ? put_cut_dims(at, reply, output, cut)
-                    : put_bytes(at, reply.text(output.tail_dims));
+    at = cut != nullptr ? put_cut_dims(at, reply, output, *cut)
+                        : put_bytes(at, reply.text(output.tail_dims));
     return put_bytes(at, reply.text(output.parameters));
 }
 
@@ -115,7 +115,9 @@ void append_header(const RequestState& request, const ReplyState& reply, std::ui
     at = put_bytes(at, reply.text(reply.parameters));
     for (const ReplyOutput& output : reply.outputs) {
         if (!is_wanted(request, output)) continue;
-        at = put_output(at, reply, output, cut_of(request, reply, output), rows);
+        Cut cut;
+        const bool is_cut = request.trimmed && find_cut(request, reply, output, &cut);
+        at = put_output(at, reply, output, is_cut ? &cut : nullptr, rows);
     }
     message->shrink_space(bytes_max - static_cast<std::size_t>(at - begin));
 }
@@ -135,7 +137,15 @@ void append_run(const ReplyState& reply, Span run, Pieces* message) {
     }
 }
 
-// Field 6: the rows of one output, which every part has. `guess` is where it probably is.
+// Field 6: the rows of one output, from the only part there is.
+void append_only_tensor(const ReplyRows& part, std::uint32_t index, Pieces* message) {
+    ReplyState& reply = ReplyAccess::state(*part.reply);
+    const Span rows = rows_of(&reply.outputs[index], part);
+    append_tensor_head(rows.size, message);
+    append_run(reply, rows, message);
+}
+
+// Likewise from several parts, which all have it. `guess` is where it probably is.
 void append_tensor(const ReplyRows* parts, std::size_t count, std::string_view name,
                    std::uint32_t guess, Pieces* message) {
     std::size_t bytes = 0;
@@ -214,9 +224,11 @@ bool write_reply(const PreparedRequest& request, const ReplyRows* parts, std::si
     for (std::uint32_t i = 0; i < first.outputs.size(); ++i) {
         if (!is_wanted(state, first.outputs[i])) continue;
         const ReplyOutput& output = first.outputs[i];
-        const Cut cut = cut_of(state, first, output);
-        if (cut.wanted) {
+        Cut cut;
+        if (state.trimmed && find_cut(state, first, output, &cut)) {
             append_cut_tensor(parts, count, output.name, i, cut, message);
+        } else if (count == 1) {
+            append_only_tensor(parts[0], i, message);
         } else {
             append_tensor(parts, count, output.name, i, message);
         }

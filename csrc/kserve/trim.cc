@@ -14,10 +14,8 @@ std::uint64_t row_dim(const ReplyAccess::State& reply, const ReplyOutput& output
 
 }  // namespace
 
-Cut cut_of(const RequestAccess::State& request, const ReplyAccess::State& reply,
-           const ReplyOutput& output) {
-    Cut cut;
-    if (!request.trimmed) return cut;
+bool find_cut(const RequestAccess::State& request, const ReplyAccess::State& reply,
+              const ReplyOutput& output, Cut* cut) {
     const Signature& signature = *request.signature;
     for (const Trim& trim : signature.trims) {
         const std::uint32_t padded = signature.inputs[trim.input].layout->length;
@@ -26,19 +24,17 @@ Cut cut_of(const RequestAccess::State& request, const ReplyAccess::State& reply,
         if (trim.axis + 1 >= output.dims_count) continue;
         // A model may give back another length: then it is not that of the input.
         if (row_dim(reply, output, trim.axis) != padded) continue;
-        cut.wanted = true;
-        cut.axis = trim.axis;
-        cut.length = length;
-        std::uint64_t inner = 1;
+        *cut = {trim.axis, length, 1, padded, length};
         for (std::uint32_t i = 0; i + 1 < output.dims_count; ++i) {
-            if (i < trim.axis) cut.blocks_per_row *= row_dim(reply, output, i);
-            if (i > trim.axis) inner *= row_dim(reply, output, i);
+            const std::uint64_t dim = row_dim(reply, output, i);
+            if (i < trim.axis) cut->blocks_per_row *= dim;
+            if (i <= trim.axis) continue;
+            cut->block_elements *= dim;
+            cut->run_elements *= dim;
         }
-        cut.block_elements = padded * inner;
-        cut.run_elements = length * inner;
-        return cut;
+        return true;
     }
-    return cut;
+    return false;
 }
 
 std::size_t cut_dims_bytes(const ReplyAccess::State& reply, const ReplyOutput& output,

@@ -10,17 +10,16 @@
 namespace infersched::kserve {
 
 struct Cut {
-    bool wanted = false;
-    std::uint32_t axis = 0;            // 0 = the first after the batch dimension
-    std::uint32_t length = 0;          // that is kept of the axis
-    std::uint64_t blocks_per_row = 1;  // positions before the axis
-    std::uint64_t block_elements = 0;  // behind each of them
-    std::uint64_t run_elements = 0;    // kept of them
+    std::uint32_t axis;            // 0 = the first after the batch dimension
+    std::uint32_t length;          // that is kept of the axis
+    std::uint64_t blocks_per_row;  // positions before the axis
+    std::uint64_t block_elements;  // behind each of them
+    std::uint64_t run_elements;    // kept of them
 };
 
-// What is to be cut off an output of a reply, for this request.
-Cut cut_of(const RequestAccess::State& request, const ReplyAccess::State& reply,
-           const ReplyOutput& output);
+// What is to be cut off an output of a reply, for this request. False: nothing.
+bool find_cut(const RequestAccess::State& request, const ReplyAccess::State& reply,
+              const ReplyOutput& output, Cut* cut);
 
 // The output's shape without dimension 0, as packed varints.
 std::size_t cut_dims_bytes(const ReplyAccess::State& reply, const ReplyOutput& output,
