@@ -24,8 +24,7 @@ void PreparedRequest::State::recycle() {
     signature.reset();
     trimmed = false;
     sequence_text = {};
-    regions.clear();
-    if (regions.capacity() > kElementsKept) regions.shrink_to_fit();
+    if (!regions.empty()) regions = {};
     inputs.clear_beyond(kElementsKept);
     outputs.clear_beyond(kElementsKept);
     consumed_fields.clear_beyond(kElementsKept);
