@@ -51,6 +51,9 @@ def model_at(root: type[BaseModel], path: Sequence[PathPart]) -> type[BaseModel]
     for part in path:
         if isinstance(part, int):
             continue
+        if typing.get_origin(current) is dict:
+            current = _section_of(typing.get_args(current)[1])
+            continue
         fields = getattr(current, "model_fields", {})
         if part not in fields:
             return None

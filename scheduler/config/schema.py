@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from scheduler.config.address import Address, parse_address
+from scheduler.config.padding import Padding
 from scheduler.config.section import Section
 from scheduler.config.tls import BackendTls, ListenerTls
 from scheduler.config.units import (
@@ -241,6 +242,9 @@ class Batching(Section):
     batch_keys: HeaderNames = Field(
         default=(), description="request headers that must agree within a batch"
     )
+    padding: Padding = Field(
+        default=Padding(), description="inputs of different lengths made equal to share a batch"
+    )
 
     @field_validator("dynamic_batching")
     @classmethod
@@ -293,6 +297,8 @@ def batching_problems(batching: Batching, row_limit: int = 0) -> list[str]:
             )
     if not batching.merge and (batching.mandatory_batch_rows or batching.preferred_batch_rows):
         problems.append("preferred_batch_rows and mandatory_batch_rows need merge: true")
+    if not batching.merge and batching.padding.inputs:
+        problems.append("padding needs merge: true")
     if batching.default_priority > max(batching.priority_levels, 1):
         problems.append(
             f"default_priority {batching.default_priority} is not one of the "

@@ -13,6 +13,7 @@ from scheduler.backends.remembered import ModelKey
 from scheduler.backends.watch import BackendStatus
 from scheduler.config import Batching, Settings, batching_problems
 from scheduler.control.indices import BACKENDS_MAX, MODELS_MAX, IndexBook
+from scheduler.control.padding import apply_padding, padding_problems
 from scheduler.control.regions import Regions
 from scheduler.control.triton_batching import forms_batches, held_requests, triton_message
 from scheduler.security.tls import ClientTls
@@ -80,7 +81,9 @@ class DesiredState:
             entry = pool.catalog[key]
             batching = self._batching(key, entry.spec, settings)
             batching.refusing = key[0] in self.refusing
-            apply.models.append(_model(index, entry, batching, self.backend_index))
+            model = _model(index, entry, batching, self.backend_index)
+            self._pad(key, entry.spec, settings, model)
+            apply.models.append(model)
         for name, region in sorted(regions.by_name.items()):
             having = sorted(region.backends & self.backend_index.keys())
             apply.regions.add(name=name, backend_indices=[self.backend_index[a] for a in having])
@@ -109,6 +112,18 @@ class DesiredState:
             if spec.max_batch_size > 0:
                 self._report(key, problem)
         return batching_message(batching, spec, merge=not self.merging_off(key, spec))
+
+    def _pad(self, key: ModelKey, spec: ModelSpec, settings: Settings, model: pb.Model) -> None:
+        padding = settings.batching_for(spec.name).padding
+        if not padding.inputs:
+            return
+        problems = padding_problems(padding, spec.inputs, spec.outputs)
+        if not model.batching.merge:
+            problems.append(f"its requests are not merged: {self.merging_off(key, spec)}")
+        for problem in problems:
+            self._report(key, f"padding is off: {problem}")
+        if not problems:
+            apply_padding(padding, model)
 
     def _report(self, key: ModelKey, problem: str) -> None:
         if (key, problem) not in self._reported:
