@@ -56,23 +56,21 @@ void Core::mark_dirty(std::uint32_t model) {
     dirty_.push_back(model);
 }
 
-// Whether a request of this pin has a backend, or had one a moment ago.
-bool Core::served(const ModelState& model, std::uint32_t pin, Nanos now) const {
-    const Pool* pool = &model.shared;
-    if (pin != kNoBackend) {
-        const PlacementState* placement = const_cast<ModelState&>(model).placement(pin);
-        if (placement == nullptr || !placement->configured) return false;
-        pool = &placement->pinned;
-    }
-    return now < add_saturating(pool->unserved_since, kUnservedAdmitNs);
-}
-
 Reason Core::refusal(const ModelState& model, const Request& request, Nanos deadline, Nanos now) {
     const ModelPolicy& policy = model.policy;
     if (draining) return Reason::kDraining;
     if (!policy.admitting) return Reason::kUnloading;
     if (deadline <= now) return Reason::kDeadlineInfeasible;
-    if (!known_sequence(model, request) && !served(model, request.pinned_backend, now)) {
+    const Pool* pool = &model.shared;
+    const bool known = request.sequence != 0 && known_sequence(model, request);
+    if (request.pinned_backend != kNoBackend && !known) {
+        const PlacementState* placement =
+            const_cast<ModelState&>(model).placement(request.pinned_backend);
+        if (placement == nullptr || !placement->configured) return Reason::kNoBackend;
+        pool = &placement->pinned;
+    }
+    if (pool->unserved_since != kNever && !known &&
+        now >= add_saturating(pool->unserved_since, kUnservedAdmitNs)) {
         return Reason::kNoBackend;
     }
     if (model.queued_requests >= policy.queue_requests_max) return Reason::kQueueFull;
@@ -84,7 +82,8 @@ Reason Core::refusal(const ModelState& model, const Request& request, Nanos dead
         now - requests_[model.by_age.first].arrival > policy.queue_age_max_ns) {
         return Reason::kQueueAge;
     }
-    return triton_full(model, request) ? Reason::kQueueFull : Reason::kNone;
+    const bool full = policy.triton != nullptr && triton_full(model, request);
+    return full ? Reason::kQueueFull : Reason::kNone;
 }
 
 Admission Core::refuse(ModelState& model, std::uint32_t index, Reason reason) {
@@ -125,22 +124,21 @@ Admission Core::submit(const Request& request, Nanos now) {
     ModelCounters& page = counters(request.model);
     ++page.admitted;
     ++page.in_flight;
-    enqueue(slot);
     if (request.sequence != 0 && policy.sequence_idle_ns > 0) {
         join_sequence(slot, request, now);
-    } else if (triton_takes(model, request)) {
+    } else if (policy.triton != nullptr && triton_takes(model, request)) {
         join_levels(slot, request, now);
     } else {
         // A request without rows shares its batch with nobody.
         record.group = model.groups.get(
             {request.signature, request.pinned_backend, request.mergeable && request.rows > 0});
-        join_group(slot, now);
+        enqueue(model, slot, now);
     }
     return {requests_.handle(slot), Reason::kNone, 0};
 }
 
 // Takes a request out of its batches; those that nobody waits for any more end here.
-void Core::leave_batches(std::uint32_t slot, Nanos now) {
+inline void Core::leave_batches(std::uint32_t slot, Nanos now) {
     std::vector<std::uint32_t>& carriers = requests_[slot].batches;
     while (!carriers.empty()) {
         const std::uint32_t batch_slot = carriers.back();
@@ -172,10 +170,10 @@ void Core::finish(std::uint32_t slot, const Ending& ending, Nanos now) {
     if (requests_[slot].deadline != kNever) deadlines_.erase(slot);
     leave_batches(slot, now);
     const RequestRecord& request = requests_[slot];
-    const std::uint32_t sequence = request.in_sequence;
+    const bool sequential = request.sequential;
     const bool dispatched = request.dispatched;
     count_answer(request, ending, now);
-    Action action{};
+    Action& action = actions.emplace_back();
     action.kind = ActionKind::kAnswer;
     action.outcome = ending.outcome;
     action.reason = ending.reason;
@@ -187,11 +185,9 @@ void Core::finish(std::uint32_t slot, const Ending& ending, Nanos now) {
     action.batch = ending.batch;
     action.rows = request.rows;
     action.queued_ns = std::max<Nanos>(now - request.arrival, 0);
-    actions.push_back(action);
     requests_.remove(slot);
-    if (sequence != kNoSlot) {
-        const bool completed = ending.outcome == Outcome::kCompleted;
-        sequence_answered(sequence, slot, dispatched, completed, now);
+    if (sequential) {
+        sequence_answered(slot, dispatched, ending.outcome == Outcome::kCompleted, now);
     }
 }
 

@@ -130,11 +130,9 @@ class Core {
         StatusCode code;
         BatchHandle batch = 0;
         std::uint32_t backend = kNoBackend;
-        Nanos started = 0;  // kCompleted: when the batch was started
     };
 
     // admission.cc
-    bool served(const ModelState& model, std::uint32_t pin, Nanos now) const;
     Reason refusal(const ModelState& model, const Request& request, Nanos deadline, Nanos now);
     Admission refuse(ModelState& model, std::uint32_t index, Reason reason);
     void finish(std::uint32_t slot, const Ending& ending, Nanos now);
@@ -145,8 +143,9 @@ class Core {
     void emit_wake(Nanos now);
 
     // grouping.cc
-    void enqueue(std::uint32_t slot);
-    void join_group(std::uint32_t slot, Nanos now);
+    void enqueue(ModelState& model, std::uint32_t slot, Nanos now);
+    void list_queued(ModelState& model, std::uint32_t slot);
+    void join_group(ModelState& model, std::uint32_t slot, Nanos now);
     void leave_group(std::uint32_t slot, Nanos now);
     void unqueue(std::uint32_t slot, Nanos now);
     void unlist(ModelState& model, std::uint32_t slot);
@@ -162,8 +161,7 @@ class Core {
     bool known_sequence(const ModelState& model, const Request& request) const;
     void join_sequence(std::uint32_t slot, const Request& request, Nanos now);
     void sequence_sent(std::uint32_t batch, PlacementState& placement, Nanos now);
-    void sequence_answered(std::uint32_t sequence, std::uint32_t request, bool dispatched,
-                           bool completed, Nanos now);
+    void sequence_answered(std::uint32_t slot, bool dispatched, bool completed, Nanos now);
     void sequence_failed(ModelState& model, const BatchRecord& failed, FailureKind kind,
                          const Ending& ending, Nanos now);
     void advance(std::uint32_t sequence, Nanos now);
@@ -290,8 +288,15 @@ class Core {
     void count_dispatch(const ModelState& model, const BatchRecord& batch);
     void count_departure(const BatchRecord& batch);
     void count_reply(const BatchRecord& batch, Nanos now);
-    void count_stats(const RequestRecord& request, const Ending& ending, Nanos now);
-    void count_execution(const BatchRecord& batch, Nanos started, Nanos now);
+    // Requests that one batch completed.
+    struct Completions {
+        Nanos requests = 0;
+        Nanos waited_ns = 0;  // arrival to answer, summed up
+        std::uint64_t rows = 0;
+    };
+    void count_completions(ModelState& model, const Completions& done, Nanos started, Nanos now);
+    void count_incomplete(const RequestRecord& request, const Ending& ending, Nanos now);
+    void count_execution(ModelState& model, std::uint32_t rows, Nanos ran_ns);
     void count_failure(const BatchRecord& batch);
     void publish_queue(std::uint32_t model);
 
@@ -301,6 +306,7 @@ class Core {
     Requests requests_;
     Batches batches_;
     Sequences sequences_;
+    std::vector<SequenceMember> sequential_;  // by request slot
     QueueNodes nodes_;
     TimerHeap deadlines_;  // by request slot
     TimerHeap moments_;    // by model: when it must be looked at again
@@ -311,5 +317,25 @@ class Core {
     std::uint64_t retry_sequence_ = 0;
     Nanos wake_ = kNever;  // as last told to the caller
 };
+
+// Counts a request as queued, wherever it waits.
+inline void Core::list_queued(ModelState& model, std::uint32_t slot) {
+    RequestRecord& request = requests_[slot];
+    request.queued = true;
+    model.by_age.append<&RequestRecord::in_model>(requests_, slot);
+    ++model.queued_requests;
+    model.queued_rows += request.rows;
+    model.queued_bytes += request.bytes;
+    mark_dirty(request.model);
+}
+
+// The opposite.
+inline void Core::unlist(ModelState& model, std::uint32_t slot) {
+    RequestRecord& request = requests_[slot];
+    request.queued = false;
+    model.by_age.unlink<&RequestRecord::in_model>(requests_, slot);
+    --model.queued_requests;
+    model.queued_bytes -= request.bytes;
+}
 
 }  // namespace infersched::engine

@@ -78,7 +78,7 @@ Core::Choice Core::choose_for_group(ModelState& model, const Pool& pool, Nanos n
     load.rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(group.rows, limit));
     load.rows_waiting = group.rows;
     load.stage = true;
-    load.spread = requests_[group.head().slot].in_sequence != kNoSlot;
+    load.spread = requests_[group.head().slot].sequential;
     return choose(model, pool, load, now);
 }
 
@@ -89,7 +89,7 @@ Core::Choice Core::choose_for_retry(ModelState& model, const Pool& pool, Nanos n
         const std::uint32_t slot = requests_.find(member.request);
         if (slot == kNoSlot) continue;
         load.rows += member.rows;
-        load.spread |= requests_[slot].in_sequence != kNoSlot;
+        load.spread |= requests_[slot].sequential;
     }
     load.avoid = batch.avoid;
     return choose(model, pool, load, now);

@@ -5,23 +5,15 @@
 
 namespace infersched::engine {
 
-// Counts a request as queued. Where it waits is up to the caller.
-void Core::enqueue(std::uint32_t slot) {
-    RequestRecord& request = requests_[slot];
-    ModelState& model = models_[request.model];
-    request.queued = true;
-    model.by_age.append<&RequestRecord::in_model>(requests_, slot);
-    ++model.queued_requests;
-    model.queued_rows += request.rows;
-    model.queued_bytes += request.bytes;
-    mark_dirty(request.model);
+void Core::enqueue(ModelState& model, std::uint32_t slot, Nanos now) {
+    list_queued(model, slot);
+    join_group(model, slot, now);
 }
 
-void Core::join_group(std::uint32_t slot, Nanos now) {
+void Core::join_group(ModelState& model, std::uint32_t slot, Nanos now) {
     RequestRecord& request = requests_[slot];
-    ModelState& model = models_[request.model];
     Group& group = model.groups[request.group];
-    request.place = nodes_.insert(group.order, request.key(slot));
+    request.place = nodes_.insert(group.order, request, slot);
     group.by_age.append<&RequestRecord::in_group>(requests_, slot);
     group.rows += request.rows;
     // More rows never make a ready group unready: only a new head moves it.
@@ -39,14 +31,6 @@ void Core::leave_group(std::uint32_t slot, Nanos now) {
     group.by_age.unlink<&RequestRecord::in_group>(requests_, slot);
     group.rows -= request.rows;
     refresh(model, request.group, now);
-}
-
-void Core::unlist(ModelState& model, std::uint32_t slot) {
-    RequestRecord& request = requests_[slot];
-    request.queued = false;
-    model.by_age.unlink<&RequestRecord::in_model>(requests_, slot);
-    --model.queued_requests;
-    model.queued_bytes -= request.bytes;
 }
 
 // Takes `rows` of a queued request for a batch, or all that is left when it ends. The caller
@@ -67,7 +51,8 @@ void Core::unqueue(std::uint32_t slot, Nanos now) {
     ModelState& model = models_[request.model];
     mark_dirty(request.model);
     if (request.held) {
-        sequences_[request.in_sequence].held.unlink<&RequestRecord::in_group>(requests_, slot);
+        sequences_[sequential_[slot].sequence].held.unlink<&RequestRecord::in_group>(requests_,
+                                                                                     slot);
         model.queued_rows -= request.rows;
         return unlist(model, slot);
     }

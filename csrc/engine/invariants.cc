@@ -102,7 +102,7 @@ void Core::check_sequence(std::uint32_t index) const {
     const auto in_order = [&](std::uint32_t slot) {
         must(requests_.live(slot) && requests_[slot].queued, "a sequence's request is queued");
         must(requests_[slot].sequence > last, "a sequence is sent in the order of admission");
-        must(requests_[slot].in_sequence == index, "a request knows its sequence");
+        must(sequential_[slot].sequence == index, "a request knows its sequence");
         last = requests_[slot].sequence;
     };
     if (sequence.lead != kNoSlot) in_order(sequence.lead);
@@ -122,9 +122,10 @@ void Core::check_sequence(std::uint32_t index) const {
 void Core::check_sequences() const {
     std::vector<std::uint32_t> inflight(sequences_.slots());
     for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
-        if (!requests_.live(slot) || requests_[slot].in_sequence == kNoSlot) continue;
-        must(sequences_.live(requests_[slot].in_sequence), "a request's sequence is live");
-        inflight[requests_[slot].in_sequence] += requests_[slot].dispatched;
+        if (!requests_.live(slot) || !requests_[slot].sequential) continue;
+        const std::uint32_t index = sequential_[slot].sequence;
+        must(sequences_.live(index), "a request's sequence is live");
+        inflight[index] += requests_[slot].dispatched;
     }
     for (std::uint32_t index = 0; index < sequences_.slots(); ++index) {
         if (!sequences_.live(index)) continue;

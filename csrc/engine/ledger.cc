@@ -48,9 +48,12 @@ void Core::count_answer(const RequestRecord& request, const Ending& ending, Nano
     --page.in_flight;
     ++page.outcomes[static_cast<std::size_t>(ending.outcome)]
                    [static_cast<std::size_t>(ending.reason)];
-    count_stats(request, ending, now);
     const bool completed = ending.outcome == Outcome::kCompleted;
-    if (completed) record(page.request_time, now - request.arrival);
+    if (completed) {
+        record(page.request_time, now - request.arrival);
+    } else {
+        count_incomplete(request, ending, now);
+    }
     // A client that went away did not wait for its objective.
     if (request.deadline == kNever || ending.outcome == Outcome::kCancelled) return;
     ++page.slo_total;

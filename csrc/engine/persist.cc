@@ -132,12 +132,8 @@ void archive_request(Archive& archive, RequestRecord& r) {
     archive(r.queued);
     archive(r.dispatched);
     archive(r.batches);
-    archive(r.in_sequence);
+    archive(r.sequential);
     archive(r.held);
-    archive(r.sequence_start);
-    archive(r.sequence_end);
-    archive(r.pin);
-    archive(r.path);
     archive(r.in_levels);
     archive(r.delayed);
     archive(r.mergeable);
@@ -172,6 +168,15 @@ void archive_batch(Archive& archive, BatchRecord& b) {
         archive(member.row_begin);
         archive(member.rows);
     }
+}
+
+template <class Archive>
+void archive_member(Archive& archive, SequenceMember& m) {
+    archive(m.path);
+    archive(m.sequence);
+    archive(m.pin);
+    archive(m.start);
+    archive(m.end);
 }
 
 // Those held are listed as they are queued.
@@ -241,10 +246,11 @@ void Core::restore_queued(std::uint32_t slot) {
     RequestRecord& request = requests_[slot];
     ModelState& model = models_[request.model];
     if (request.held) {
-        sequences_[request.in_sequence].held.append<&RequestRecord::in_group>(requests_, slot);
+        sequences_[sequential_[slot].sequence].held.append<&RequestRecord::in_group>(requests_,
+                                                                                     slot);
     } else if (!request.in_levels) {
         Group& group = model.groups[request.group];
-        request.place = nodes_.insert(group.order, request.key(slot));
+        request.place = nodes_.insert(group.order, request, slot);
         group.by_age.append<&RequestRecord::in_group>(requests_, slot);
         group.rows += request.rows_left();
     }
@@ -325,6 +331,10 @@ void Core::archive_records(Archive& archive) {
     for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
         if (!requests_.live(slot)) continue;
         archive_request(archive, requests_[slot]);
+        if (requests_[slot].sequential) {
+            if (slot >= sequential_.size()) sequential_.resize(slot + 1);
+            archive_member(archive, sequential_[slot]);
+        }
         if (!archive.require(requests_[slot].model < models_.size())) return;
     }
     batches_.archive_slots(archive);

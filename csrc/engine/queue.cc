@@ -4,8 +4,9 @@
 
 namespace infersched::engine {
 
-std::uint32_t GroupTable::get(const GroupKey& key) {
-    if (last_ != kNoSlot && groups_[last_].key == key) return last_;
+std::uint32_t GroupTable::get(GroupKey key) {
+    if (last_ != kNoSlot && last_key_ == key) return last_;
+    last_key_ = key;
     const auto found = by_key_.find(key);
     if (found != by_key_.end()) return last_ = found->second;
     std::uint32_t group = 0;
@@ -37,12 +38,13 @@ void GroupTable::release(std::uint32_t group) {
     }
 }
 
-QueueOrder::iterator QueueNodes::insert(QueueOrder& order, const QueueKey& key) {
+QueueOrder::iterator QueueNodes::insert(QueueOrder& order, const RequestRecord& request,
+                                        std::uint32_t slot) {
     // Deadlines mostly grow with time: the end is the usual place and costs no search.
-    if (spare_.empty()) return order.insert(order.end(), key);
+    if (spare_.empty()) return order.insert(order.end(), request.key(slot));
     QueueOrder::node_type node = std::move(spare_.back());
     spare_.pop_back();
-    node.value() = key;
+    node.value() = request.key(slot);
     return order.insert(order.end(), std::move(node));
 }
 

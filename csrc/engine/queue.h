@@ -75,7 +75,7 @@ class GroupTable {
     static constexpr std::size_t kEmptyGroupsMax = 64;
 
     // The group of a key, made when there is none.
-    std::uint32_t get(const GroupKey& key);
+    std::uint32_t get(GroupKey key);
     // To be called when a group became empty.
     void release(std::uint32_t group);
 
@@ -89,13 +89,15 @@ class GroupTable {
     std::vector<std::uint32_t> free_;
     std::deque<std::uint32_t> emptied_;  // candidates for removal, oldest first
     std::unordered_map<GroupKey, std::uint32_t, GroupKeyHash> by_key_;  // looked up, never walked
-    std::uint32_t last_ = kNoSlot;
+    std::uint32_t last_ = kNoSlot;                                      // the group of last_key_
+    GroupKey last_key_;
 };
 
 // Tree nodes that are out of use, so that a queue in steady state allocates nothing.
 class QueueNodes {
   public:
-    QueueOrder::iterator insert(QueueOrder& order, const QueueKey& key);
+    QueueOrder::iterator insert(QueueOrder& order, const RequestRecord& request,
+                                std::uint32_t slot);
     void erase(QueueOrder& order, QueueOrder::iterator place);
 
   private:

@@ -42,17 +42,10 @@ struct RequestRecord {
     std::uint32_t rows_sent = 0;  // [0, rows_sent) are in batches or done
     std::uint32_t level = 1;
     std::uint32_t group = kNoSlot;
-    bool queued = false;         // rows are left in its queue
-    bool dispatched = false;     // some rows have been sent to a backend
-    QueueOrder::iterator place;  // while queued
-    Links in_group, in_model;    // submission order of what is queued
-    // Of a sequence: its record. `held`: queued behind others of it, linked there and in no group.
-    std::uint32_t in_sequence = kNoSlot;
-    bool held = false;
-    bool sequence_start = false;
-    bool sequence_end = false;
-    std::uint32_t pin = kNoBackend;
-    std::uint64_t path = 0;
+    bool queued = false;      // rows are left in its queue
+    bool dispatched = false;  // some rows have been sent to a backend
+    bool sequential = false;  // of a sequence: has a SequenceMember
+    bool held = false;        // of a sequence: queued behind others, in no group
     // Of a model with TritonBatching. `in_levels`: queued in its level, linked there and in no
     // group.
     bool in_levels = false;
@@ -61,6 +54,8 @@ struct RequestRecord {
     std::uint64_t signature = 0;
     Nanos enqueued_at = 0;
     Nanos timeout_at = kNever;
+    QueueOrder::iterator place;          // while queued
+    Links in_group, in_model;            // submission order of what is queued
     std::vector<std::uint32_t> batches;  // slots of the batches that carry rows of it
 
     std::uint32_t rows_left() const { return rows - rows_sent; }
@@ -69,8 +64,7 @@ struct RequestRecord {
     void recycle() {
         batches.clear();
         rows_sent = 0;
-        queued = dispatched = held = in_levels = delayed = false;
-        in_sequence = kNoSlot;
+        queued = dispatched = sequential = held = in_levels = delayed = false;
     }
 };
 
@@ -136,6 +130,15 @@ struct SlotList {
     bool empty() const { return first == kNoSlot; }
 };
 using RequestList = SlotList<RequestRecord>;
+
+// What a request of a sequence has besides, by its slot: apart, to keep the others small.
+struct SequenceMember {
+    std::uint64_t path = 0;
+    std::uint32_t sequence = kNoSlot;
+    std::uint32_t pin = kNoBackend;
+    bool start = false;
+    bool end = false;
+};
 
 // A sequence that has requests, or a backend that keeps its state, or lost its state.
 //

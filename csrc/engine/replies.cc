@@ -66,13 +66,13 @@ void Core::complete(BatchHandle handle, Nanos now) {
     const Nanos started = batch.started_at == kNever ? batch.dispatched_at : batch.started_at;
     observe(model, batch, now);
     count_reply(batch, now);
-    count_execution(batch, started, now);
+    count_execution(model, batch.rows, now - started);
     leave_placement(batch_slot, now);
     if (batch.members.size() > 1) suspect_good(model, batch.signature);
 
     Nanos answered = 0;
-    const Ending ending{Outcome::kCompleted, Reason::kNone, StatusCode::kOk, handle,
-                        batch.backend,       started};
+    Completions completions;
+    const Ending ending{Outcome::kCompleted, Reason::kNone, StatusCode::kOk, handle, batch.backend};
     for (const BatchMember& member : batch.members) {
         const std::uint32_t slot = requests_.find(member.request);
         if (slot == kNoSlot) continue;
@@ -80,12 +80,16 @@ void Core::complete(BatchHandle handle, Nanos now) {
         request.batches.erase(
             std::find(request.batches.begin(), request.batches.end(), batch_slot));
         if (request.queued || !request.batches.empty()) continue;  // other parts are still out
+        completions.rows += request.rows;
+        completions.waited_ns += now - request.arrival;
         finish(slot, ending, now);
         ++answered;
     }
     batches_.remove(batch_slot);
 
     if (answered == 0) return;
+    completions.requests = answered;
+    count_completions(model, completions, started, now);
     if (model.queued_requests > 0 && model.last_complete > 0) {
         const Nanos apart = std::max<Nanos>((now - model.last_complete) / answered, 1);
         model.drain_ns = averaged(model.drain_ns, apart);
@@ -163,7 +167,7 @@ void Core::resolve_failure(ModelState& model, const BatchRecord& failed, Failure
     }
     const bool unanswered = kind == FailureKind::kNothingRan || kind == FailureKind::kConnection;
     const auto first = static_cast<std::uint32_t>(failed.members.front().request);
-    if (unanswered && requests_[first].in_sequence != kNoSlot) {
+    if (unanswered && requests_[first].sequential) {
         return sequence_failed(model, failed, kind, ending, now);
     }
     const bool again = model.policy.idempotent || kind == FailureKind::kNothingRan;

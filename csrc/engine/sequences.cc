@@ -19,7 +19,7 @@ Nanos idle_ns(const ModelState& model) { return model.policy.sequence_idle_ns; }
 
 // Whether the request continues a sequence that has a backend, or had one.
 bool Core::known_sequence(const ModelState& model, const Request& request) const {
-    if (request.sequence == 0 || request.sequence_start || idle_ns(model) == 0) return false;
+    if (request.sequence_start || idle_ns(model) == 0) return false;
     const auto found = model.sequences.find(request.sequence);
     if (found == model.sequences.end()) return false;
     const SequenceRecord& sequence = sequences_[found->second];
@@ -28,7 +28,9 @@ bool Core::known_sequence(const ModelState& model, const Request& request) const
 
 void Core::join_sequence(std::uint32_t slot, const Request& request, Nanos now) {
     RequestRecord& record = requests_[slot];
-    const auto [place, made] = models_[record.model].sequences.try_emplace(request.sequence, 0);
+    ModelState& model = models_[record.model];
+    list_queued(model, slot);
+    const auto [place, made] = model.sequences.try_emplace(request.sequence, 0);
     if (made) {
         place->second = sequences_.add();
         SequenceRecord& sequence = sequences_[place->second];
@@ -36,12 +38,10 @@ void Core::join_sequence(std::uint32_t slot, const Request& request, Nanos now) 
         sequence.number = record.sequence;
         sequence.model = record.model;
     }
-    record.in_sequence = place->second;
-    record.sequence_start = request.sequence_start;
-    record.sequence_end = request.sequence_end;
-    record.pin = request.pinned_backend;
-    record.path = request.path;
-    record.held = true;
+    if (slot >= sequential_.size()) sequential_.resize(slot + 1);
+    sequential_[slot] = {request.path, place->second, request.pinned_backend,
+                         request.sequence_start, request.sequence_end};
+    record.sequential = record.held = true;
     sequences_[place->second].held.append<&RequestRecord::in_group>(requests_, slot);
     idle_.erase(place->second);
     advance(place->second, now);
@@ -59,19 +59,20 @@ void Core::advance(std::uint32_t index, Nanos now) {
     if (sequence.lead != kNoSlot || sequence.held.empty()) return;
     const std::uint32_t slot = sequence.held.first;
     RequestRecord& request = requests_[slot];
-    if (sequence.lost && !request.sequence_start) return doom(index);
-    const bool follows = sequence.path != 0 && sequence.path == request.path;
+    const SequenceMember& member = sequential_[slot];
+    if (sequence.lost && !member.start) return doom(index);
+    const bool follows = sequence.path != 0 && sequence.path == member.path;
     if (sequence.inflight > 0 && !follows) return;
     sequence.held.unlink<&RequestRecord::in_group>(requests_, slot);
     request.held = false;
     sequence.lead = slot;
     std::uint32_t pin = sequence.backend;
-    if (pin == kNoBackend && request.pin != kNoBackend) {
-        const PlacementState* wanted = model.placement(request.pin);
-        if (wanted != nullptr && wanted->configured) pin = request.pin;
+    if (pin == kNoBackend && member.pin != kNoBackend) {
+        const PlacementState* wanted = model.placement(member.pin);
+        if (wanted != nullptr && wanted->configured) pin = member.pin;
     }
     request.group = model.groups.get({0, pin, false});
-    join_group(slot, now);
+    join_group(model, slot, now);
     mark_dirty(sequence.model);
 }
 
@@ -87,29 +88,29 @@ void Core::step_back(std::uint32_t index, Nanos now) {
 
 void Core::sequence_sent(std::uint32_t batch_slot, PlacementState& placement, Nanos now) {
     const BatchRecord& batch = batches_[batch_slot];
-    const std::uint32_t slot = static_cast<std::uint32_t>(batch.members.front().request);
-    const RequestRecord& request = requests_[slot];
-    if (request.in_sequence == kNoSlot) return;
-    SequenceRecord& sequence = sequences_[request.in_sequence];
+    const auto slot = static_cast<std::uint32_t>(batch.members.front().request);
+    if (!requests_[slot].sequential) return;
+    const SequenceMember member = sequential_[slot];
+    SequenceRecord& sequence = sequences_[member.sequence];
     if (sequence.again == slot) {
         sequence.again = kNoSlot;
     } else {
         sequence.lead = kNoSlot;
         ++sequence.inflight;
     }
-    sequence.path = request.path;
-    pin(request.in_sequence, placement);
-    if (request.sequence_start) {
+    sequence.path = member.path;
+    pin(member.sequence, placement);
+    if (member.start) {
         sequence.started = true;
         sequence.ended = sequence.lost = false;
     }
-    if (request.sequence_end) sequence.ended = true;
-    advance(request.in_sequence, now);
+    if (member.end) sequence.ended = true;
+    advance(member.sequence, now);
 }
 
 // A sequence without a start is known to its backend once a request of it was served.
-void Core::sequence_answered(std::uint32_t index, std::uint32_t slot, bool dispatched,
-                             bool completed, Nanos now) {
+void Core::sequence_answered(std::uint32_t slot, bool dispatched, bool completed, Nanos now) {
+    const std::uint32_t index = sequential_[slot].sequence;
     SequenceRecord& sequence = sequences_[index];
     if (sequence.lead == slot) sequence.lead = kNoSlot;
     if (sequence.again == slot) sequence.again = kNoSlot;
@@ -128,7 +129,7 @@ void Core::sequence_answered(std::uint32_t index, std::uint32_t slot, bool dispa
 void Core::sequence_failed(ModelState& model, const BatchRecord& failed, FailureKind kind,
                            const Ending& ending, Nanos now) {
     const auto slot = static_cast<std::uint32_t>(failed.members.front().request);
-    const std::uint32_t index = requests_[slot].in_sequence;
+    const std::uint32_t index = sequential_[slot].sequence;
     SequenceRecord& sequence = sequences_[index];
     const bool alone = sequence.inflight == 1 && !sequence.lost;
     const bool reachable = failed.pin == kNoBackend || usable(*model.placement(failed.pin));
@@ -193,7 +194,7 @@ void Core::fail_doomed(ModelState& model, Nanos now) {
         if (sequence.again != kNoSlot) finish(sequence.again, ending, now);
         // A start that became the lead ends it: the rest belongs to the new sequence.
         while (sequence.lost && sequence.lead == kNoSlot && !sequence.held.empty() &&
-               !requests_[sequence.held.first].sequence_start) {
+               !sequential_[sequence.held.first].start) {
             finish(sequence.held.first, ending, now);
         }
         sequence.doomed = false;

@@ -4,51 +4,40 @@
 #include "engine/core.h"
 
 namespace infersched::engine {
-namespace {
 
-std::uint64_t elapsed(Nanos from, Nanos to) {
-    return static_cast<std::uint64_t>(std::max<Nanos>(to - from, 0));
+void Core::count_completions(ModelState& model, const Completions& done, Nanos started, Nanos now) {
+    ModelStats& stats = model.stats;
+    const Nanos ran_ns = done.requests * (now - started);
+    stats.rows += done.rows;
+    stats.completed += static_cast<std::uint64_t>(done.requests);
+    stats.completed_ns += static_cast<std::uint64_t>(done.waited_ns);
+    stats.queue_ns += static_cast<std::uint64_t>(done.waited_ns - ran_ns);
+    stats.backend_ns += static_cast<std::uint64_t>(ran_ns);
+    stats.last_answer = now;
 }
 
-}  // namespace
-
-void Core::count_stats(const RequestRecord& request, const Ending& ending, Nanos now) {
+void Core::count_incomplete(const RequestRecord& request, const Ending& ending, Nanos now) {
     ModelStats& stats = models_[request.model].stats;
-    const std::uint64_t ns = elapsed(request.arrival, now);
-    switch (ending.outcome) {
-        case Outcome::kCompleted:
-            stats.rows += request.rows;
-            ++stats.completed;
-            stats.completed_ns += ns;
-            stats.queue_ns += elapsed(request.arrival, ending.started);
-            stats.backend_ns += elapsed(ending.started, now);
-            stats.last_answer = now;
-            return;
-        case Outcome::kCancelled:
-            ++stats.cancelled;
-            stats.cancelled_ns += ns;
-            return;
-        case Outcome::kExpired:
-            if (ending.reason == Reason::kExpiredInQueue) {
-                ++stats.rejected;
-                stats.rejected_ns += ns;
-                return;
-            }
-            break;
-        default:
-            break;
+    const auto ns = static_cast<std::uint64_t>(std::max<Nanos>(now - request.arrival, 0));
+    if (ending.outcome == Outcome::kCancelled) {
+        ++stats.cancelled;
+        stats.cancelled_ns += ns;
+    } else if (ending.reason == Reason::kExpiredInQueue) {
+        ++stats.rejected;
+        stats.rejected_ns += ns;
+    } else {
+        ++stats.failed;
+        stats.failed_ns += ns;
     }
-    ++stats.failed;
-    stats.failed_ns += ns;
 }
 
-void Core::count_execution(const BatchRecord& batch, Nanos started, Nanos now) {
-    ModelStats& stats = models_[batch.model].stats;
+void Core::count_execution(ModelState& model, std::uint32_t rows, Nanos ran_ns) {
+    ModelStats& stats = model.stats;
     ++stats.batches;
-    const std::uint32_t rows = std::min(batch.rows, kStatsRowsMax);
-    if (rows >= stats.batch_sizes.size()) stats.batch_sizes.resize(rows + 1);
-    ++stats.batch_sizes[rows].batches;
-    stats.batch_sizes[rows].backend_ns += elapsed(started, now);
+    const std::uint32_t size = std::min(rows, kStatsRowsMax);
+    if (size >= stats.batch_sizes.size()) stats.batch_sizes.resize(size + 1);
+    ++stats.batch_sizes[size].batches;
+    stats.batch_sizes[size].backend_ns += static_cast<std::uint64_t>(ran_ns);
 }
 
 ModelStats Core::model_stats(std::uint32_t index) const {

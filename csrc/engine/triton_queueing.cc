@@ -28,6 +28,7 @@ bool Core::triton_full(const ModelState& model, const Request& request) const {
 void Core::join_levels(std::uint32_t slot, const Request& request, Nanos now) {
     RequestRecord& record = requests_[slot];
     ModelState& model = models_[record.model];
+    list_queued(model, slot);
     record.level = triton_level(model, request.priority);
     record.signature = request.signature;
     record.mergeable = request.mergeable && request.rows > 0;
@@ -94,12 +95,12 @@ void Core::rebuild_levels(ModelState& model, Nanos now) {
 void Core::rebuild_place(ModelState& model, std::uint32_t slot, Nanos now) {
     RequestRecord& request = requests_[slot];
     const bool to_levels = model.policy.triton != nullptr && request.rows_sent == 0 &&
-                           request.in_sequence == kNoSlot && request.rows <= model.policy.rows_max;
+                           !request.sequential && request.rows <= model.policy.rows_max;
     if (request.in_levels) {
         if (!to_levels) {
             request.in_levels = request.delayed = false;
             request.group = model.groups.get({request.signature, kNoBackend, request.mergeable});
-            return join_group(slot, now);
+            return join_group(model, slot, now);
         }
     } else {
         if (!to_levels) return;
