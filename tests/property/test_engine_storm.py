@@ -117,7 +117,7 @@ class Storm:
         dispatch = self.out.pop(batch)
         lost = not self.up[dispatch.backend]
         if lost or self.random.random() < self.failure_rate:
-            kind = "connection" if lost else self.random.choice(FAILURE_KINDS[:3])
+            kind = "connection" if lost else self.random.choice((*FAILURE_KINDS[:3], "given_up"))
             self.engine.dispatch_failed(batch, kind, 13, self.now)
         else:
             self.engine.complete(batch, self.now)
@@ -153,7 +153,11 @@ class Storm:
             self.flip(backend, True)
         self.turn(submits=False)
         # Only replies and the wakes that the engine asked for move the clock now.
-        while self.replies or self.engine.requests_inflight:
+        while (
+            self.replies
+            or self.engine.requests_inflight
+            or self.engine.queue_status(0).inflight_batches
+        ):
             reply = self.replies[0][0] if self.replies else NEVER
             assert min(reply, self.wake) != NEVER, "nothing would ever happen again"
             self.now = max(self.now, min(reply, self.wake))
