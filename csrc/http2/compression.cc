@@ -15,6 +15,8 @@ constexpr int kMemoryLevel = 8;
 constexpr std::size_t kSmallestBytes = 64;  // a shorter message never shrinks by gzip's 18 bytes
 constexpr std::size_t kFirstOutMin = 256;
 constexpr std::size_t kFirstOutMax = 64u << 10;
+constexpr std::size_t kTrialBytes = 256u << 10;
+constexpr std::size_t kDeflateLagBytes = 16u << 10;  // taken in and not written yet
 constexpr std::size_t kStepBytesMax = 1u << 30;
 constexpr std::size_t kSpareInflatersMax = 16;
 
@@ -49,6 +51,24 @@ bool grow(z_stream* stream, Buffer* out, std::size_t bytes_max) {
     stream->next_out = at;
     stream->avail_out = static_cast<uInt>(step);
     return true;
+}
+
+// Appends what `part` deflates to to `*out`, `bytes_max` altogether. False: no room.
+bool deflate_part(Span part, bool last, std::size_t bytes_max, z_stream* stream, Buffer* out) {
+    stream->next_in = input_of(part);
+    stream->avail_in = static_cast<uInt>(part.size);
+    while (stream->avail_in > 0 || last) {
+        if (stream->avail_out == 0 && !grow(stream, out, bytes_max)) return false;
+        const int result = deflate(stream, last ? Z_FINISH : Z_NO_FLUSH);
+        if (result == Z_STREAM_END) return true;
+        if (result != Z_OK) return false;
+    }
+    return true;
+}
+
+// What saves less than an eighth at its start (numbers without a pattern) is not worth the time.
+bool pays(const z_stream& stream) {
+    return stream.total_out + kDeflateLagBytes < stream.total_in - stream.total_in / 8;
 }
 
 std::vector<std::unique_ptr<Inflater>>& spare_inflaters() {
@@ -97,19 +117,21 @@ bool deflate_message(Compression compression, Pieces* message) {
     if (stream == nullptr) return false;
     const BufferRef out = BufferRef::make();
     stream->avail_out = 0;
-    int result = Z_OK;
+    bool tried = false;
     for (std::size_t i = 0; i < message->count(); ++i) {
-        const Span piece = message->piece(i);
-        stream->next_in = input_of(piece);
-        stream->avail_in = static_cast<uInt>(piece.size);
-        const int flush = i + 1 == message->count() ? Z_FINISH : Z_NO_FLUSH;
-        while (result == Z_OK && (stream->avail_in > 0 || flush == Z_FINISH)) {
-            if (stream->avail_out == 0 && !grow(stream, out.get(), message->size() - 1))
+        Span left = message->piece(i);
+        while (!left.empty()) {
+            const std::size_t size = std::min(left.size, kTrialBytes);
+            const bool last = i + 1 == message->count() && size == left.size;
+            if (!deflate_part({left.data, size}, last, message->size() - 1, stream, out.get()))
                 return false;
-            result = deflate(stream, flush);
+            left = {left.data + size, left.size - size};
+            if (!last && !tried && stream->total_in >= kTrialBytes) {
+                tried = true;
+                if (!pays(*stream)) return false;
+            }
         }
     }
-    if (result != Z_STREAM_END) return false;
     out->truncate(out->size() - stream->avail_out);
     message->clear();
     message->append_reference(out, out.span());

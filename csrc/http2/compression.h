@@ -24,7 +24,7 @@ bool accepts_encoding(std::string_view list, Compression compression);
 // Memory zlib takes to inflate one message.
 inline constexpr std::size_t kInflaterBytes = 48u << 10;
 // Longer messages are sent as they are: one answer must not hold up all others for longer than it
-// takes to deflate this much (some 40 ms).
+// takes to deflate this much (15 to 80 ms).
 inline constexpr std::size_t kDeflatedBytesMax = 4u << 20;
 
 // Replaces `*message` by its compressed form. False: that would not be shorter, nothing changed.

@@ -352,3 +352,12 @@ def test_forwarded_streams_keep_their_bytes() -> None:
     client.exchange()
     assert client.answers[stream].data == data
     assert client.answers[stream].headers["grpc-encoding"] == "gzip"
+
+
+def test_large_noise_is_given_up_early() -> None:
+    """A start that does not shrink decides: the rest is not even tried."""
+    message = noise(300_000) + bytes(700_000)
+    client, stream = answered("gzip", "gzip", message)
+    assert client.answers[stream].message == message
+    client, stream = answered("gzip", "gzip", bytes(700_000) + noise(300_000))
+    assert client.answers[stream].data[0] == 1
