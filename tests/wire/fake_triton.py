@@ -10,7 +10,7 @@ with FakeTriton() as fake:               # an identity model of any name
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from types import TracebackType
 from typing import Any
@@ -31,8 +31,11 @@ CHANNEL_OPTIONS = [
 
 Request = service_pb2.ModelInferRequest
 Response = service_pb2.ModelInferResponse
+Message = service_pb2.ModelStreamInferResponse
 # Raise with `context.abort(code, text)`; returns the reply.
 Behaviour = Callable[[Request, grpc.ServicerContext], Response]
+# The same for the replies to one request of a stream.
+StreamBehaviour = Callable[[Request, grpc.ServicerContext], Iterable[Message]]
 
 
 def identity(request: Request, context: grpc.ServicerContext | None = None) -> Response:
@@ -46,6 +49,13 @@ def identity(request: Request, context: grpc.ServicerContext | None = None) -> R
         )
     reply.raw_output_contents.extend(request.raw_input_contents)
     return reply
+
+
+def one_reply(request: Request, context: grpc.ServicerContext | None = None) -> Iterator[Message]:
+    """The identity as a stream has it: one reply, which is the last."""
+    reply = identity(request)
+    reply.parameters["triton_final_response"].bool_param = True
+    yield Message(infer_response=reply)
 
 
 def rows_of(request: Request) -> int:
@@ -63,6 +73,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
 
     def __init__(self, behaviour: Behaviour = identity, *, workers: int = 32) -> None:
         self.behaviour = behaviour
+        self.stream_behaviour: StreamBehaviour = one_reply
         self._workers = workers
         self._open = threading.Event()
         self._open.set()
@@ -73,6 +84,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self.requests: list[Request] = []
         self.metadata: list[dict[str, str]] = []
         self.remaining_s: list[float | None] = []
+        # Of each stream: its metadata and the requests that came on it.
+        self.streams: list[tuple[dict[str, str], list[Request]]] = []
+        self.streams_ended = 0
         self.probes = 0
         self.cancelled = 0
 
@@ -138,10 +152,28 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self._open.wait(HOLD_TIMEOUT_S)
         return self.behaviour(request, context)
 
+    def ModelStreamInfer(
+        self, requests: Iterator[Request], context: grpc.ServicerContext
+    ) -> Iterator[Message]:
+        came: list[Request] = []
+        with self._lock:
+            metadata = {str(k): str(v) for k, v in context.invocation_metadata()}
+            self.streams.append((metadata, came))
+            self.remaining_s.append(context.time_remaining())
+        context.add_callback(self._stream_ended)
+        for request in requests:
+            came.append(request)
+            self._open.wait(HOLD_TIMEOUT_S)
+            yield from self.stream_behaviour(request, context)
+
     def ServerLive(self, request: Any, context: grpc.ServicerContext) -> Any:
         with self._lock:
             self.probes += 1
         return service_pb2.ServerLiveResponse(live=True)
+
+    def _stream_ended(self) -> None:
+        with self._lock:
+            self.streams_ended += 1
 
     def _ended(self, context: grpc.ServicerContext) -> None:
         if context.code() is None and not self._open.is_set():
