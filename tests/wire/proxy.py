@@ -27,6 +27,8 @@ class Proxy:
         self._sockets: set[socket.socket] = set()
         self._listener: socket.socket | None = None
         self._port = 0
+        self.bytes_up = 0  # to the target
+        self.bytes_down = 0
 
     @property
     def address(self) -> str:
@@ -81,13 +83,15 @@ class Proxy:
                     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 with self._lock:
                     self._sockets |= {accepted, upstream}
-                self._start(self._forward, accepted, upstream)
-                self._start(self._forward, upstream, accepted)
+                self._start(self._forward, accepted, upstream, "bytes_up")
+                self._start(self._forward, upstream, accepted, "bytes_down")
 
-    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket, counter: str) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(_CHUNK_BYTES):
                 self._flowing.wait()
+                with self._lock:
+                    setattr(self, counter, getattr(self, counter) + len(data))
                 sink.sendall(data)
         for one in (source, sink):
             with contextlib.suppress(OSError):
