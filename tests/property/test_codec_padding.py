@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler._native import codec
-from tests.codec_messages import ELEMENT_BYTES, Request, Response, bytes_tensor
-from tests.codec_wire import Speller
+from tests.codec_messages import ELEMENT_BYTES, Request, Response, add_faults, bytes_tensor
+from tests.codec_wire import Speller, mutate
 
 pytestmark = pytest.mark.native
 thorough = settings(deadline=None, max_examples=150)
@@ -227,3 +227,37 @@ def test_other_buckets_and_other_shapes_do_not_share(seed: int) -> None:
     for a in range(13):
         for b in range(13):
             assert (ids[a] == ids[b]) == (bucket_of(a) == bucket_of(b))
+
+
+def check_sizes(request: Request) -> None:
+    """Every input has the bytes that its shape and datatype say."""
+    for tensor, data in zip(request.inputs, request.raw_input_contents, strict=True):
+        count = 1
+        for dim in tensor.shape:
+            count *= dim
+        if tensor.datatype != "BYTES":
+            assert len(data) == count * ELEMENT_BYTES[tensor.datatype]
+            continue
+        at = 0
+        for _ in range(count):
+            at += 4 + int.from_bytes(data[at : at + 4], "little")
+        assert at == len(data)
+
+
+@thorough
+@given(seed=st.integers(0, 2**32 - 1), faults=st.integers(0, 2), damage=st.integers(0, 2))
+def test_damaged_requests_are_refused_or_padded_rightly(
+    seed: int, faults: int, damage: int
+) -> None:
+    rng = random.Random(seed)
+    model = PaddedModel(rng)
+    request = Request.FromString(model.member(rng.randrange(12)).message)
+    add_faults(rng, request, faults)
+    message = mutate(rng, request.SerializeToString(), damage)
+    try:
+        prepared = model.codec.prepare(message, model.schema)
+    except codec.CodecError:
+        return
+    if prepared.mergeable and prepared.rows <= 1000:
+        merged = codec.merge([(prepared, 0, prepared.rows)], rng.choice((0, 30)))
+        check_sizes(Request.FromString(merged))
