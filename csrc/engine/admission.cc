@@ -89,9 +89,10 @@ Reason Core::refusal(const ModelState& model, const Request& request, Nanos dead
 Admission Core::refuse(ModelState& model, std::uint32_t index, Reason reason) {
     ModelCounters& page = counters(index);
     ++page.refused;
-    ++model.stats.rejected;
     ++page.outcomes[static_cast<std::size_t>(Outcome::kRefused)][static_cast<std::size_t>(reason)];
     const bool tritons = model.policy.triton != nullptr && reason == Reason::kQueueFull;
+    // Triton counts no failure of what it did not let into its queue.
+    if (!tritons) ++model.stats.rejected;
     return {0, reason, retry_after(model, reason),
             tritons ? StatusCode::kUnavailable : StatusCode::kOk};
 }

@@ -256,6 +256,7 @@ class TestQueuePolicies:
         d.submit_many([1, 2])
         refused = d.engine.submit(d.now)
         assert (refused.handle, refused.reason, refused.code) == (0, "queue_full", UNAVAILABLE)
+        assert d.engine.model_stats(0)["rejected"] == 0
 
     def test_levels_are_full_one_by_one(self) -> None:
         policies = levels(TritonPolicy(requests_max=1), TritonPolicy())
