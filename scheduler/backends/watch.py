@@ -61,6 +61,8 @@ class BackendWatch:
         self.status = BackendStatus.DOWN
         self.reason = "not probed yet"
         self.ready_models: set[ModelKey] = set()
+        # Versions that the repository has and that cannot be served: unloaded, or failed to load.
+        self.unavailable: set[ModelKey] = set()
         self.server: service_pb2.ServerMetadataResponse | None = None
         self.discovery = discovery
         self.calls = calls or TritonCalls(address, tls)
@@ -168,6 +170,7 @@ class BackendWatch:
         index = await self.calls.index()
         listed = {(m.name, m.version): m.state for m in index.models if m.version and m.state}
         ready = {key for key, state in listed.items() if state == READY}
+        self.unavailable = {key for key, state in listed.items() if state not in _KEPT}
         stale = {key for key in ready if key not in self.ready_models or key not in self.models}
         stale |= self._next_in_turn(ready)
         stale |= {key for key in ready if key[0] in reread}

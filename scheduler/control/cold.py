@@ -178,10 +178,19 @@ class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         entry = self._pool.find(name, version)
         if entry is not None:
             return entry
+        code, text = self._unknown(name, version)
+        return await _abort(context, code, text)
+
+    def _unknown(self, name: str, version: str) -> tuple[grpc.StatusCode, str]:
+        """Triton tells apart what it never had and what is not loaded now."""
         text = f"Request for unknown model: '{name}' "
-        if version and self._pool.versions(name):
-            text += f"version {version} "
-        return await _abort(context, grpc.StatusCode.NOT_FOUND, text + "is not found")
+        known = {v for w in self._pool.watches.values() for n, v in w.unavailable if n == name}
+        if version and version in known:
+            return grpc.StatusCode.UNAVAILABLE, f"{text}version {version} is not at ready state"
+        if version and (known or self._pool.versions(name)):
+            return grpc.StatusCode.NOT_FOUND, f"{text}version {version} is not found"
+        missing = "has no available versions" if known else "is not found"
+        return grpc.StatusCode.NOT_FOUND, text + missing
 
 
 def pool_metadata(

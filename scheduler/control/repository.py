@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import grpc
 from tritonclient.grpc import service_pb2
 
+from scheduler.backends.catalog import READY, CatalogError, model_spec
 from scheduler.backends.probe import CallError, RpcError
 from scheduler.backends.watch import BackendWatch
 from scheduler.control.errors import ColdError
@@ -26,6 +27,7 @@ from scheduler.control.fan_out import (
     ask_all,
     reachable,
 )
+from scheduler.control.loads import Loads, Wish
 from scheduler.control.plane import ControlPlane
 from scheduler.control.turns import Turns
 from scheduler.telemetry.logs import log
@@ -48,6 +50,8 @@ class Repository:
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
         self._turns = Turns()
+        self._loads = Loads(plane.parameters.runtime_directory)
+        plane.on_rejoin.append(self._rejoined)
         self._operations: set[asyncio.Task[Any]] = set()
 
     async def index(
@@ -99,6 +103,9 @@ class Repository:
         watches = reachable(pool)
         outcome = await ask_all(pool, watches, "RepositoryModelLoad", request, LOAD_TIMEOUT_S)
         await self._take_over(watches, [request.model_name])
+        if outcome.answers:
+            entry = pool.find(request.model_name)
+            self._loads.loaded(request, entry.spec.config if entry is not None else None)
         self._report("loaded", request.model_name, outcome)
         outcome.raise_failures()
         return service_pb2.RepositoryModelLoadResponse()
@@ -114,6 +121,9 @@ class Repository:
             plane.refresh_state()
             await self._drain(names)
             outcome = await ask_all(pool, watches, "RepositoryModelUnload", request)
+            if outcome.answers:
+                for name in names:
+                    self._loads.unloaded(name)
             outcome = await self._until_gone(outcome, watches, names)
             await self._take_over(watches, names)
         finally:
@@ -192,6 +202,44 @@ class Repository:
         self._plane.refresh_state()
         await self._plane.confirmed()
 
+    async def _rejoined(self, address: str) -> None:
+        """A backend that came (back) serves what clients loaded, and not what they unloaded.
+
+        One that was only out of reach has it all; nothing is done there.
+        """
+        for name in sorted(self._loads.by_name):
+            async with self._turns.of([name]):
+                watch = self._plane.pool.watches.get(address)
+                wish = self._loads.by_name.get(name)
+                if watch is None or wish is None:
+                    continue
+                try:
+                    if await self._fulfil(watch, name, wish):
+                        await self._take_over([watch], [name])
+                        log(logger, logging.INFO, "told of a model again", backend=address,
+                            model=name)  # fmt: skip
+                except (RpcError, CallError, CatalogError) as error:
+                    log(logger, logging.WARNING, "cannot be told of a model again",
+                        backend=address, model=name, reason=error)  # fmt: skip
+
+    async def _fulfil(self, watch: BackendWatch, name: str, wish: Wish) -> bool:
+        """Whether anything had to be done. Raises RpcError and CallError."""
+        index = await watch.calls.index()
+        ready = [m.version for m in index.models if m.name == name and m.state == READY]
+        if wish.load is None:
+            if not ready:
+                return False
+            request = service_pb2.RepositoryModelUnloadRequest(model_name=name)
+            await watch.calls.rpc("RepositoryModelUnload", request, UPDATE_TIMEOUT_S)
+            failure = await _until_unloaded(watch, [name])
+            if failure is not None:
+                raise failure
+            return True
+        if ready and not await _differs(watch, name, ready[0], wish):
+            return False
+        await watch.calls.rpc("RepositoryModelLoad", wish.load, LOAD_TIMEOUT_S)
+        return True
+
     def _report(self, done: str, name: str, outcome: Outcome) -> None:
         failed = ", ".join(str(failure) for failure in outcome.failures)
         level = logging.WARNING if failed else logging.INFO
@@ -250,6 +298,15 @@ def _busy(snapshot: Any, indices: Iterable[int]) -> bool:
         for model in snapshot.models
         if model.index in wanted
     )
+
+
+async def _differs(watch: BackendWatch, name: str, version: str, wish: Wish) -> bool:
+    """Whether an override that was loaded is not in effect there. Raises CallError."""
+    if wish.load is None or not wish.load.parameters or wish.config is None:
+        return False
+    metadata, config = await watch.calls.model(name, version)
+    wanted, found = (model_spec(version, metadata, c) for c in (wish.config, config))
+    return bool(wanted.differs_from(found))
 
 
 async def _until_unloaded(watch: BackendWatch, names: Collection[str]) -> RpcError | None:

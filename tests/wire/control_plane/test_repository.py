@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ from tritonclient.grpc import InferenceServerClient, service_pb2
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.control_plane import ControlPlane, FakeDataPlane, wait_until
+from tests.wire.calls import infer_request, rows
 from tests.wire.control_plane.words import (
     START_TIMEOUT_S,
     TIMEOUT_S,
@@ -126,9 +129,14 @@ def test_an_unload_waits_for_our_queue_and_is_answered_when_the_model_is_gone(
         unloading.result(START_TIMEOUT_S)
     assert named("identity")(data_plane.applies[-1]) is None
     assert all(states(stub)["identity", "1"] == "UNAVAILABLE" for stub in pair)
-    request = service_pb2.ModelMetadataRequest(name="identity")
-    code, _ = failure(lambda: cold.ModelMetadata(request, timeout=TIMEOUT_S))
-    assert code is grpc.StatusCode.NOT_FOUND
+    for version in ("", "1", "7"):
+        for method, request_type in (
+            ("ModelMetadata", service_pb2.ModelMetadataRequest),
+            ("ModelConfig", service_pb2.ModelConfigRequest),
+            ("ModelStatistics", service_pb2.ModelStatisticsRequest),
+        ):
+            request = request_type(name="identity", version=version)
+            assert outcome(cold, method, request) == outcome(pair[0], method, request)
 
 
 def test_watchers_hear_of_unload_and_load(
@@ -265,3 +273,78 @@ def test_the_models_of_a_pool_that_is_away_cannot_be_changed(
         )
         assert code is grpc.StatusCode.UNAVAILABLE
         assert "127.0.0.1:1" in text
+
+
+# -- a backend that comes back
+
+
+def test_a_triton_that_starts_anew_is_told_what_was_loaded(
+    pair_control: ControlPlane,
+    client: InferenceServerClient,
+    explicit_pair: Pair,
+    data_plane: FakeDataPlane,
+) -> None:
+    """By the control plane that saw the load, or by its successor."""
+    client.load_model("identity", config=json.dumps(SMALL), client_timeout=START_TIMEOUT_S)
+    client.load_model("identity", client_timeout=START_TIMEOUT_S)
+    for _ in range(2):
+        explicit_pair[1].kill()
+        data_plane.wait_apply(lambda a: served_by(a, "identity") == {0}, "one is gone")
+        explicit_pair[1].start_ready()
+        data_plane.wait_apply(
+            lambda apply: served_by(apply, "identity") == {0, 1}, "both again", START_TIMEOUT_S
+        )
+        with InferenceServerClient(explicit_pair[1].grpc_address) as direct:
+            assert direct.get_model_config("identity").config.max_batch_size == 4
+        pair_control.kill()
+        pair_control.start()
+
+
+def test_a_triton_that_missed_an_unload_is_told(
+    client: InferenceServerClient, explicit_pair: Pair, data_plane: FakeDataPlane
+) -> None:
+    pid = explicit_pair[1].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        data_plane.wait_apply(lambda a: served_by(a, "identity") == {0}, "out of reach")
+        client.unload_model("identity", client_timeout=START_TIMEOUT_S)
+        # It is known from the one that is away.
+        data_plane.wait_apply(lambda a: served_by(a, "identity") == set(), "unloaded")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    data_plane.wait_apply(lambda apply: named("identity")(apply) is None, "unloaded there too")
+    with grpc.insecure_channel(explicit_pair[1].grpc_address) as channel:
+        assert states(Cold(channel))["identity", "1"] == "UNAVAILABLE"
+
+
+def test_a_triton_that_was_only_out_of_reach_is_left_alone(
+    cold: Cold,
+    client: InferenceServerClient,
+    explicit_pair: Pair,
+    data_plane: FakeDataPlane,
+    pair: list[Cold],
+) -> None:
+    """A load would begin the model anew."""
+    client.load_model("identity", config=json.dumps(SMALL), client_timeout=START_TIMEOUT_S)
+    pair[1].ModelInfer(infer_request(rows(1)), timeout=TIMEOUT_S)
+    request = service_pb2.ModelStatisticsRequest(name="identity")
+
+    def count() -> int:
+        answer = pair[1].ModelStatistics(request, timeout=TIMEOUT_S)
+        return int(answer.model_stats[0].inference_count)
+
+    wait_until(lambda: count() == 1, "it is counted")
+    pid = explicit_pair[1].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        data_plane.wait_apply(lambda a: served_by(a, "identity") == {0}, "out of reach")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    data_plane.wait_apply(lambda a: served_by(a, "identity") == {0, 1}, "back")
+    # This waits for its turn behind what is done for the backend.
+    bad = LoadRequest(model_name="identity")
+    bad.parameters["nope"].bool_param = True
+    failure(lambda: cold.RepositoryModelLoad(bad, timeout=START_TIMEOUT_S))
+    assert count() == 1

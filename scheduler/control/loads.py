@@ -1,0 +1,93 @@
+"""What clients loaded and unloaded, so that a backend that was away can be told.
+
+Kept in the runtime directory: the wish outlives the control plane as it outlives a Triton.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.message import DecodeError, Message
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+from scheduler.telemetry.logs import log
+
+logger = logging.getLogger(__name__)
+
+# A load may carry a model's files. What is larger is not kept.
+REQUEST_BYTES_MAX = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The last load of a model and the configuration it led to; None when it was unloaded since."""
+
+    load: service_pb2.RepositoryModelLoadRequest | None
+    config: model_config_pb2.ModelConfig | None = None
+
+
+class Loads:
+    """The wishes by model name."""
+
+    def __init__(self, runtime_directory: Path) -> None:
+        self._path = runtime_directory / "loads.json"
+        self.by_name: dict[str, Wish] = {}
+        self._load()
+
+    def loaded(
+        self,
+        request: service_pb2.RepositoryModelLoadRequest,
+        config: model_config_pb2.ModelConfig | None,
+    ) -> None:
+        """A load without parameters leaves an earlier override as it is, as in Triton."""
+        name = request.model_name
+        known = self.by_name.get(name)
+        if known is not None and known.load is not None and not request.parameters:
+            return
+        if request.ByteSize() > REQUEST_BYTES_MAX:
+            log(logger, logging.WARNING, "a load is too large to be repeated on a backend that "
+                "comes back", model=name, bytes=request.ByteSize())  # fmt: skip
+            self.by_name.pop(name, None)
+        else:
+            self.by_name[name] = Wish(request, config)
+        self._store()
+
+    def unloaded(self, name: str) -> None:
+        self.by_name[name] = Wish(None)
+        self._store()
+
+    def _load(self) -> None:
+        try:
+            for name, stored in json.loads(self._path.read_text()).items():
+                self.by_name[name] = Wish(None) if stored is None else _wish(*stored)
+        except (OSError, ValueError, AttributeError, TypeError, DecodeError):
+            # Absent at the first start; a torn one costs the wishes.
+            self.by_name = {}
+
+    def _store(self) -> None:
+        entries = {
+            name: None if wish.load is None else [_text(wish.load), _text(wish.config)]
+            for name, wish in self.by_name.items()
+        }
+        temporary = self._path.with_suffix(".new")
+        temporary.write_text(json.dumps(entries))
+        temporary.replace(self._path)
+
+
+def _wish(load: str, config: str | None) -> Wish:
+    return Wish(
+        service_pb2.RepositoryModelLoadRequest.FromString(_bytes(load)),
+        None if config is None else model_config_pb2.ModelConfig.FromString(_bytes(config)),
+    )
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def _text(message: Message | None) -> str | None:
+    return None if message is None else base64.b64encode(message.SerializeToString()).decode()
