@@ -3,8 +3,8 @@
 PYTHON_VENV := .venv/bin/python
 export INFERSCHED_TRITON_DIR ?= $(CURDIR)/.tools/triton
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-debug build-asan serve run demo test test-asan test-lowest lint \
-	format bench wheel clean
+.PHONY: help setup build build-debug build-asan serve run demo test test-asan test-lowest fuzz \
+	lint format bench wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test-asan: setup ## codec, engine and transport tests under ASan and UBSan
 
 test-lowest: setup ## tests without Triton, with the oldest dependencies pyproject.toml allows
 	@.ci/test-lowest $(ARGS)
+
+fuzz: setup ## fuzz codec and HTTP/2 sessions without end, or for FUZZ_SECONDS=60
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) .ci/fuzz $(ARGS)
 
 lint: setup ## ruff, mypy, clang-format and the tidy tests
 	@$(PYTHON_VENV) -m pytest -q tests/tidy

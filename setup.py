@@ -13,6 +13,8 @@ Environment switches:
     INFERSCHED_ONLY=a,b     only these extension modules and the rooms they need
     INFERSCHED_BUILD_DIR=D  objects under D instead of build/
 
+`setup.py build_fuzz` builds the fuzzers of tests/fuzz with clang into build/fuzz.
+
 A debug or sanitizer build never replaces the modules in place: point INFERSCHED_NATIVE_DIR at its
 `lib` directory to import it.
 """
@@ -51,6 +53,15 @@ MODULE_ROOMS: dict[str, tuple[str, ...]] = {
 }
 ROOMS_WITH_NGHTTP2 = {"http2", "gateway"}  # and zlib
 
+# The rooms that each fuzzer of tests/fuzz links.
+FUZZER_ROOMS: dict[str, tuple[str, ...]] = {
+    "codec_request": ("kserve", "base"),
+    "codec_reply": ("kserve", "base"),
+    "http2_server": ("http2", "base"),
+    "http2_client": ("http2", "base"),
+}
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
 CYTHON_DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
@@ -79,7 +90,24 @@ class Variant:
 
     @classmethod
     def from_environment(cls) -> Variant:
-        common = [
+        common = cls.common_flags()
+        if enabled("INFERSCHED_ASAN"):
+            flags = ["-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS", *SANITIZE]
+            return cls("asan", [*common, *flags], SANITIZE)
+        if enabled("INFERSCHED_DEBUG"):
+            return cls("debug", [*common, "-O0", "-g3", "-D_GLIBCXX_ASSERTIONS"])
+        return cls("release", [*common, "-O2", "-g1", "-fno-plt", "-DNDEBUG"])
+
+    @classmethod
+    def fuzz(cls) -> Variant:
+        """For clang: coverage that guides libFuzzer, and the sanitizers."""
+        flags = ["-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS", *SANITIZE]
+        flags.append("-fsanitize=fuzzer-no-link")
+        return cls("fuzz", [*cls.common_flags(), *flags], [*SANITIZE, "-fsanitize=fuzzer"])
+
+    @staticmethod
+    def common_flags() -> list[str]:
+        return [
             "-std=c++17",
             "-fPIC",
             "-fvisibility=hidden",
@@ -87,13 +115,6 @@ class Variant:
             "-fno-strict-aliasing",
             "-pthread",
         ]
-        if enabled("INFERSCHED_ASAN"):
-            sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-            flags = ["-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS", *sanitize]
-            return cls("asan", [*common, *flags], sanitize)
-        if enabled("INFERSCHED_DEBUG"):
-            return cls("debug", [*common, "-O0", "-g3", "-D_GLIBCXX_ASSERTIONS"])
-        return cls("release", [*common, "-O2", "-g1", "-fno-plt", "-DNDEBUG"])
 
 
 def pkg_config_nghttp2() -> tuple[list[str], list[str]]:
@@ -120,9 +141,9 @@ def depfile_paths(depfile: Path) -> list[Path]:
 class Toolchain:
     """Runs the C++ compiler, skipping what is up to date."""
 
-    def __init__(self, variant: Variant) -> None:
+    def __init__(self, variant: Variant, cxx: str = "") -> None:
         self.variant = variant
-        self.cxx = shlex.split(os.environ.get("CXX", "g++"))
+        self.cxx = shlex.split(cxx or os.environ.get("CXX", "g++"))
         self.directory = variant.directory
         self.nghttp2_cflags, self.nghttp2_libs = pkg_config_nghttp2()
 
@@ -232,6 +253,44 @@ class BuildProtos(Command):
         generate_protos()
 
 
+class BuildFuzz(Command):
+    """`setup.py build_fuzz`: the libFuzzer programs of tests/fuzz; CLANGXX names the compiler."""
+
+    description = "build the fuzzers with clang into build/fuzz"
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
+
+    def initialize_options(self) -> None:
+        pass
+
+    def finalize_options(self) -> None:
+        pass
+
+    def run(self) -> None:
+        variant = Variant.fuzz()
+        jobs = int(os.environ.get("INFERSCHED_JOBS", 0)) or len(os.sched_getaffinity(0))
+        with build_lock(variant.directory), ThreadPoolExecutor(max_workers=jobs) as pool:
+            toolchain = Toolchain(variant, os.environ.get("CLANGXX", "clang++"))
+            rooms = {room for needed in FUZZER_ROOMS.values() for room in needed}
+            sources = {room: sorted((ROOT / "csrc" / room).rglob("*.cc")) for room in rooms}
+            sources |= {name: [ROOT / f"tests/fuzz/{name}.cc"] for name in FUZZER_ROOMS}
+            objects: dict[str, list[Path]] = {unit: [] for unit in sources}
+            pending = []
+            for unit, paths in sources.items():
+                for path in paths:
+                    source = path.relative_to(ROOT)
+                    product = variant.directory / source.with_suffix(".o")
+                    objects[unit].append(product)
+                    pending.append(pool.submit(toolchain.compile, source, product, ["-Wall"]))
+            for future in pending:
+                future.result()
+            for name, needed in FUZZER_ROOMS.items():
+                parts = [*objects[name], *(o for room in needed for o in objects[room])]
+                out = variant.directory / name
+                libs = [*toolchain.nghttp2_libs, "-lz"] if "http2" in needed else []
+                command = [*toolchain.cxx, "-pthread", *variant.ldflags, *map(str, parts)]
+                toolchain.make(out, [*command, *libs, "-o", str(out)], parts)
+
+
 class BuildExt(build_ext):
     """Builds the rooms of the core, then every module over them."""
 
@@ -312,5 +371,10 @@ class BuildExt(build_ext):
 setup(
     packages=sorted({*find_packages(include=["scheduler", "scheduler.*"]), "scheduler.v1"}),
     ext_modules=[Extension(f"{NATIVE}.{m}", [f"scheduler/_native/{m}.pyx"]) for m in MODULE_ROOMS],
-    cmdclass={"build_ext": BuildExt, "build_py": BuildPy, "build_protos": BuildProtos},
+    cmdclass={
+        "build_ext": BuildExt,
+        "build_fuzz": BuildFuzz,
+        "build_py": BuildPy,
+        "build_protos": BuildProtos,
+    },
 )

@@ -147,13 +147,16 @@ Status Examiner::add_data() {
     return Status();
 }
 
-Status Examiner::examine_requested(const ScannedOutput& output) const {
+Status Examiner::examine_requested(const ScannedOutput& output) {
     RegionUse region;
     Status status = read_region(scan, output.name, output.parameters, &region);
     if (!status.ok()) return status;
     const Parameter* found = find_parameter(scan.tensor_parameters.data() + output.parameters.first,
                                             output.parameters.count, "classification");
-    if (found == nullptr) return Status();
+    if (found == nullptr) {
+        has_region = region.used;
+        return Status();
+    }
     if (found->kind != ParameterKind::kInt64) {
         return invalid("invalid value type for 'classification' parameter, expected int64_param");
     }
@@ -220,10 +223,9 @@ Status Examiner::examine() {
     // Triton looks the region up before it looks at anything behind it.
     if (has_region) return examine_class_results();
     for (const ScannedOutput& output : scan.outputs) {
-        if (status.ok()) status = examine_requested(output);
+        if (status.ok() && !has_region) status = examine_requested(output);
     }
-    // Only Triton knows its shared memory.
-    if (status.ok() && uses_shared_memory(scan)) return examine_class_results();
+    if (status.ok() && has_region) return examine_class_results();
     if (status.ok()) status = examine_outputs();
     if (!status.ok()) return status;
     bad_field = "inputs";

@@ -48,7 +48,7 @@ struct Examiner {
     bool rows_limited;
     Inputs inputs;
     BatchSize batch_size = 0;
-    bool has_region = false;  // an input lies in shared memory; what follows it was not looked at
+    bool has_region = false;  // a tensor lies in shared memory; what follows it was not looked at
     std::string bad_field = {};  // of the request, in which the fault lies
 
     std::string prefix() const { return request_prefix(scan.id); }
@@ -67,7 +67,7 @@ struct Examiner {
     Status add_contents(const ScannedInput& scanned, Input* input) const;
     Status examine_outputs() const;
     Status examine_class_results() const;
-    Status examine_requested(const ScannedOutput& output) const;
+    Status examine_requested(const ScannedOutput& output);
     Status examine_input_names() const;
     Status find_batch_size();
     Status examine_batch_size() const;

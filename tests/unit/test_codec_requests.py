@@ -243,12 +243,17 @@ def test_contents_message_type_is_the_one_of_tritonclient() -> None:
     }
 
 
-def test_what_follows_a_region_is_left_to_triton() -> None:
+@pytest.mark.parametrize("place", ["input", "output"])
+def test_what_follows_a_region_is_left_to_triton(place: str) -> None:
     """It looks the region up first, which only it can."""
     request = vector_request()
-    del request.raw_input_contents[:]
-    request.inputs[0].parameters["shared_memory_region"].string_param = "r"
-    request.inputs[0].parameters["shared_memory_byte_size"].int64_param = 16
+    if place == "input":
+        del request.raw_input_contents[:]
+        tensor = request.inputs[0]
+    else:
+        tensor = request.outputs.add(name="P")
+    tensor.parameters["shared_memory_region"].string_param = "r"
+    tensor.parameters["shared_memory_byte_size"].int64_param = 16
     request.outputs.add(name="O").parameters["classification"].double_param = 0.5
 
     prepared = prepare(request)

@@ -1,0 +1,154 @@
+"""`python -m tests.fuzz --seconds 600`: coverage-guided fuzzing of codec and HTTP/2 sessions.
+
+Without `--seconds` it never ends. The targets take turns on one core. Corpora grow in
+build/fuzz/corpus; an input that breaks something is kept in build/fuzz/findings and belongs into
+tests/fuzz/regressions once it is understood. Prints how coverage went and one JSON line with the
+figure. Exit status 0: no finding, 3: some.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.fuzz.corpus import SEEDS, write_corpus, write_dictionary
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "fuzz"
+FINDINGS = BUILD / "findings"
+TURN_S = 300
+SEED_INPUTS = 400
+INPUT_BYTES_MAX = 16_384
+
+# One status line of libFuzzer: "#2048  pulse  cov: 1168 ft: 3327 corp: 421/12Kb ... exec/s: 27341".
+STATUS = re.compile(r"^#(\d+)\s+(\w+)\s+cov: (\d+) ft: (\d+) corp: (\d+)")
+RUNS = re.compile(r"stat::number_of_executed_units:\s*(\d+)")
+
+
+@dataclass
+class Target:
+    """What the turns of one fuzzer have shown."""
+
+    name: str
+    runs: int = 0
+    seconds: float = 0.0
+    # (runs so far, edges covered), oldest first
+    coverage: list[tuple[int, int]] = field(default_factory=list)
+
+    def read(self, log: str) -> None:
+        """Adds what libFuzzer wrote in one turn."""
+        begun = self.runs
+        counted = 0
+        for line in log.splitlines():
+            status = STATUS.match(line)
+            if status is not None and status[2] != "INITED":
+                counted = max(counted, int(status[1]))
+                self.coverage.append((begun + int(status[1]), int(status[3])))
+            total = RUNS.match(line)
+            if total is not None:
+                counted = int(total[1])
+        self.runs = begun + counted
+
+    def edges_at(self, part: float) -> int:
+        """Edges covered after that part of all runs."""
+        seen = [edges for runs, edges in self.coverage if runs <= part * self.runs]
+        return max(seen, default=0)
+
+    def report(self) -> str:
+        growth = ", ".join(f"{self.edges_at(p)} at {p:.0%}" for p in (0.01, 0.1, 0.5, 0.9, 1.0))
+        rate = self.runs / max(self.seconds, 1e-9)
+        return f"{self.name:14} {self.runs:>11,} inputs, {rate:>7,.0f} a second; edges: {growth}"
+
+
+def run_turn(target: Target, seconds: int, seed: int) -> bool:
+    """One turn of a fuzzer. Returns whether it ended without a finding."""
+    corpus = BUILD / "corpus" / target.name
+    if not corpus.exists() or not any(corpus.iterdir()):
+        write_corpus(corpus, target.name, random.Random(f"{seed}/{target.name}"), SEED_INPUTS)
+    dictionary = BUILD / f"{target.name}.dict"
+    write_dictionary(dictionary, target.name)
+    FINDINGS.mkdir(parents=True, exist_ok=True)
+    regressions = ROOT / "tests" / "fuzz" / "regressions"
+    command = [
+        str(BUILD / target.name),
+        str(corpus),
+        str(regressions / target.name),
+        f"-dict={dictionary}",
+        f"-artifact_prefix={FINDINGS}/{target.name}-",
+        f"-max_total_time={seconds}",
+        f"-max_len={INPUT_BYTES_MAX}",
+        f"-seed={seed % 2**31 or 1}",
+        "-timeout=20",
+        # A third quicker; leaks are looked for when the turn ends.
+        "-entropic=0",
+        "-detect_leaks=0",
+        "-rss_limit_mb=3000",
+        "-print_final_stats=1",
+        "-reload=0",
+    ]
+    (regressions / target.name).mkdir(parents=True, exist_ok=True)
+    log_path = BUILD / f"{target.name}.log"
+    begun = time.monotonic()
+    options = "detect_leaks=1:quarantine_size_mb=8:max_malloc_fill_size=0"
+    environment = {**os.environ, "ASAN_OPTIONS": options}
+    with open(log_path, "w") as log:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, check=False
+        )
+    target.seconds += time.monotonic() - begun
+    text = log_path.read_text(errors="replace")
+    target.read(text)
+    if done.returncode != 0:
+        shown = [line for line in text.splitlines() if not STATUS.match(line)]
+        print("\n".join(shown[-80:]), file=sys.stderr)
+        print(f"{target.name} found something: see {FINDINGS}", file=sys.stderr, flush=True)
+    return done.returncode == 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tests.fuzz", description=__doc__)
+    parser.add_argument("--seconds", type=int, default=0, help="of all targets; 0: without end")
+    parser.add_argument("--seed", type=int, default=None, help="default: another one every time")
+    parser.add_argument("--target", choices=sorted(SEEDS), action="append", help="default: all")
+    given = parser.parse_args()
+    build = [sys.executable, "setup.py", "--quiet", "build_fuzz"]
+    subprocess.run(build, cwd=ROOT, check=True, stdout=sys.stderr)
+    seed = random.randrange(1, 2**31) if given.seed is None else given.seed
+    print(f"seed {seed}", file=sys.stderr)
+    targets = [Target(name) for name in given.target or SEEDS]
+    turns = -(-given.seconds // (TURN_S * len(targets))) if given.seconds else 0
+    turn_s = max(given.seconds // (turns * len(targets)), 1) if turns else TURN_S
+    findings = 0
+    turn = 0
+    try:
+        while findings == 0 and (turns == 0 or turn < turns):
+            for target in targets:
+                findings += not run_turn(target, turn_s, seed + turn)
+                print(target.report(), file=sys.stderr, flush=True)
+            turn += 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    runs = sum(target.runs for target in targets)
+    figure = {
+        "figure": "fuzzed inputs with a crash, leak or sanitizer report",
+        "value": findings,
+        "must": 0,
+        "aim": 0,
+        "unit": f"of {runs}",
+        "better": "lower",
+        "edges": {t.name: [t.edges_at(p) for p in (0.01, 0.5, 1.0)] for t in targets},
+    }
+    print(json.dumps(figure), flush=True)
+    return 3 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
