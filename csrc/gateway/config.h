@@ -21,11 +21,12 @@ struct BackendConfig {
     std::uint32_t connections = 1;
     BackendState state = BackendState::kServing;
     http2::Compression compression = http2::Compression::kNone;
+    bool encrypted = false;
 
     bool operator==(const BackendConfig& other) const {
         return index == other.index && address == other.address &&
                connections == other.connections && state == other.state &&
-               compression == other.compression;
+               compression == other.compression && encrypted == other.encrypted;
     }
 };
 

@@ -72,6 +72,7 @@ ConnectionId Gateway::backend_connected(std::uint32_t index, const std::string& 
     http2::ClientConfig config;
     config.authority = backend.config.address;
     config.compression = backend.config.compression;
+    config.encrypted = backend.config.encrypted;
     Connection connection;
     connection.peer = Peer::kBackend;
     connection.client = std::make_unique<http2::ClientSession>(config);

@@ -10,7 +10,7 @@ namespace infersched::http2 {
 namespace {
 
 const nghttp2_nv kMethodPost = static_header(":method", "POST");
-const nghttp2_nv kSchemeHttp = static_header(":scheme", "http");
+const nghttp2_nv kSchemes[] = {static_header(":scheme", "http"), static_header(":scheme", "https")};
 const nghttp2_nv kTrailersOnly = static_header("te", "trailers");
 const nghttp2_nv kAcceptEncoding = static_header("grpc-accept-encoding", kAcceptedEncodings);
 const nghttp2_nv kContentType = static_header("content-type", "application/grpc");
@@ -76,7 +76,7 @@ StreamId ClientSession::State::call(std::string_view path, Nanos timeout_ns,
 StreamId ClientSession::State::submit_call(Stream* stream, std::string_view path, Nanos timeout_ns,
                                            std::string_view metadata) {
     header_block_ = {kMethodPost,
-                     kSchemeHttp,
+                     kSchemes[config.encrypted],
                      static_header(":path", path),
                      static_header(":authority", config.authority),
                      kTrailersOnly,
@@ -104,7 +104,7 @@ StreamId ClientSession::State::forward_open(const Headers& headers, bool end_str
     if (draining()) return 0;
     Stream* stream = open(0, StreamKind::kForward);
     stream->body_end = end_stream ? BodyEnd::kEndStream : BodyEnd::kOpen;
-    header_block_ = {kMethodPost, kSchemeHttp, static_header(":path", "/"),
+    header_block_ = {kMethodPost, kSchemes[config.encrypted], static_header(":path", "/"),
                      static_header(":authority", config.authority), kTrailersOnly};
     for (const auto& [name, value] : headers) {
         if (name == ":path") header_block_[2] = copied_header(name, value);

@@ -206,6 +206,7 @@ struct ClientConfig {
     std::uint32_t stream_window_bytes = 16u << 20;
     std::uint32_t frame_bytes_max = 1u << 20;
     Compression compression = Compression::kNone;  // of the messages sent
+    bool encrypted = false;                        // by the owner's transport: the scheme is https
 };
 
 class ClientSession {

@@ -28,6 +28,7 @@ cdef inline BackendConfig backend_config(message):
     config.connections = max(message.connections, 1)
     config.state = <BackendState><int>message.state
     config.compression = <Compression><int>message.compression
+    config.encrypted = message.HasField("tls")
     return config
 
 

@@ -139,6 +139,7 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         uint32_t connections
         BackendState state
         Compression compression
+        cbool encrypted
 
     cdef cppclass ModelConfig:
         uint32_t index

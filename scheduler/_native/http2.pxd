@@ -176,6 +176,7 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
         uint32_t stream_window_bytes
         uint32_t frame_bytes_max
         Compression compression
+        cbool encrypted
 
     cdef cppclass ClientSessionCpp "infersched::http2::ClientSession":
         ClientSessionCpp(const ClientConfig &)

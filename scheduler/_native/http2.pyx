@@ -225,8 +225,10 @@ cdef class ClientSession:
         stream_window_bytes=None,
         frame_bytes_max=None,
         compression="identity",
+        encrypted=False,
     ):
         cdef ClientConfig config
+        config.encrypted = encrypted
         config.compression = compression_of(compression)
         config.authority = authority.encode()
         if user_agent is not None:

@@ -124,6 +124,12 @@ def test_a_call_is_sent_as_grpc_asks() -> None:
     assert stream in server.ended
 
 
+def test_over_an_encrypted_transport_the_scheme_is_https() -> None:
+    server, stream = called(encrypted=True)
+    assert (":scheme", "https") in server.headers[stream]
+    assert (":scheme", "http") not in server.headers[stream]
+
+
 def test_a_reply_is_one_event() -> None:
     server, stream = called()
     server.reply(stream, frame_message(b"answer"), [("grpc-status", "0")])
