@@ -3,21 +3,31 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "base/large_blocks.h"
+
 namespace infersched {
 
 namespace {
 constexpr std::size_t kSmallestCapacity = 256;
 }
 
-Buffer::~Buffer() { std::free(data_); }
+Buffer::~Buffer() { give_back_block({data_, capacity_}); }
 
-bool Buffer::reserve(std::size_t capacity) {
+bool Buffer::reserve(std::size_t capacity, std::size_t expected) {
     if (capacity <= capacity_) return true;
-    // realloc moves large blocks by remapping pages, so growing does not copy them again.
-    void* grown = std::realloc(data_, capacity);
-    if (grown == nullptr) return false;
-    data_ = static_cast<std::uint8_t*>(grown);
-    capacity_ = capacity;
+    Block grown{nullptr, capacity};
+    if (capacity < kLargeBlockBytes) {
+        grown.data = std::realloc(data_, capacity);
+    } else if (capacity_ >= kLargeBlockBytes) {
+        grown = grow_block({data_, capacity_}, capacity);
+    } else {
+        grown = take_block(capacity, expected);
+        if (grown.data != nullptr && size_ > 0) std::memcpy(grown.data, data_, size_);
+        if (grown.data != nullptr) std::free(data_);
+    }
+    if (grown.data == nullptr) return false;
+    data_ = static_cast<std::uint8_t*>(grown.data);
+    capacity_ = grown.capacity;
     return true;
 }
 

@@ -23,6 +23,14 @@ struct Span {
     std::string_view text() const { return {reinterpret_cast<const char*>(data), size}; }
 };
 
+// Memory that somebody else is to write.
+struct Space {
+    std::uint8_t* data = nullptr;
+    std::size_t size = 0;
+
+    bool empty() const { return size == 0; }
+};
+
 inline Span span_of(std::string_view text) {
     return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()};
 }
@@ -40,7 +48,11 @@ class Buffer {
     [[nodiscard]] bool append(const void* bytes, std::size_t size);
     // The same without the bytes: they are to be written by the caller. nullptr when out of memory.
     [[nodiscard]] std::uint8_t* extend(std::size_t size);
-    [[nodiscard]] bool reserve(std::size_t capacity);
+    // `expected` is what it may grow to: memory that is there already is chosen by it, none is
+    // taken for it.
+    [[nodiscard]] bool reserve(std::size_t capacity, std::size_t expected = 0);
+    // The reserved memory behind the bytes.
+    Space space() { return {data_ + size_, capacity_ - size_}; }
     void truncate(std::size_t size) { size_ = size; }
 
   private:

@@ -120,6 +120,13 @@ void Gateway::received(ConnectionId id, Span bytes, Nanos now) noexcept {
     state.connections.mark_active(id, connection);
 }
 
+Space Gateway::receive_space(ConnectionId id) noexcept {
+    Connection* connection = state_->connections.find(id);
+    if (connection == nullptr || connection->lost) return {};
+    return connection->server ? connection->server->receive_space()
+                              : connection->client->receive_space();
+}
+
 void Gateway::connection_lost(ConnectionId id, const std::string& reason, Nanos now) noexcept {
     state_->lose_connection(id, reason, now);
 }

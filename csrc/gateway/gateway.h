@@ -81,6 +81,8 @@ class Gateway {
     // The one connection to the control plane's cold servicers.
     ConnectionId cold_connected(Nanos now) noexcept;
     void received(ConnectionId connection, Span bytes, Nanos now) noexcept;
+    // Where bytes may be read for the next received(), without a copy; empty: anywhere.
+    Space receive_space(ConnectionId connection) noexcept;
     void connection_lost(ConnectionId connection, const std::string& reason, Nanos now) noexcept;
     // One connection to a backend is no longer wanted: closed once its calls are done.
     void retire(ConnectionId connection) noexcept;

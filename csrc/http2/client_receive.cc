@@ -58,7 +58,6 @@ const nghttp2_session_callbacks* ClientSession::State::callbacks() {
         nghttp2_session_callbacks* made = make_callbacks();
         nghttp2_session_callbacks_set_on_begin_headers_callback(made, on_begin_headers);
         nghttp2_session_callbacks_set_on_header_callback(made, on_header);
-        nghttp2_session_callbacks_set_on_begin_frame_callback(made, on_begin_frame);
         nghttp2_session_callbacks_set_on_data_chunk_recv_callback(made, on_data);
         nghttp2_session_callbacks_set_on_frame_recv_callback(made, on_frame);
         nghttp2_session_callbacks_set_on_frame_send_callback(made, on_frame_sent);
@@ -143,18 +142,10 @@ void ClientSession::State::receive_reply_header(Stream* stream, std::string_view
     }
 }
 
-int ClientSession::State::on_begin_frame(nghttp2_session*, const nghttp2_frame_hd* header,
-                                         void* pointer) {
-    if (header->type == NGHTTP2_DATA)
-        static_cast<State*>(pointer)->data_frame_left_ = header->length;
-    return 0;
-}
-
 int ClientSession::State::on_data(nghttp2_session* session, std::uint8_t, std::int32_t id,
                                   const std::uint8_t* data, std::size_t size, void* pointer) {
     auto* state = static_cast<State*>(pointer);
-    const std::size_t frame_left = std::max(state->data_frame_left_, size);
-    state->data_frame_left_ = frame_left - size;
+    const std::size_t frame_left = state->take_frame_bytes(size);
     nghttp2_session_consume_connection(session, size);
     Stream* stream = state->find(id);
     if (stream == nullptr || stream->finished) return 0;

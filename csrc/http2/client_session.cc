@@ -176,6 +176,7 @@ ClientSession::ClientSession(const ClientConfig& config)
 ClientSession::~ClientSession() = default;
 
 bool ClientSession::feed(Span bytes, Nanos now) { return state_->feed(bytes, now); }
+Space ClientSession::receive_space() { return state_->receive_space(); }
 bool ClientSession::next_event(Event* event) { return state_->take_event(event); }
 bool ClientSession::has_events() const { return !state_->events.empty(); }
 void ClientSession::connection_lost() { state_->lose(); }

@@ -40,7 +40,6 @@ class ClientSession::State : public SessionCore {
     static int on_header(nghttp2_session*, const nghttp2_frame* frame, const std::uint8_t* name,
                          std::size_t name_size, const std::uint8_t* value, std::size_t value_size,
                          std::uint8_t flags, void* state);
-    static int on_begin_frame(nghttp2_session*, const nghttp2_frame_hd* header, void* state);
     static int on_data(nghttp2_session*, std::uint8_t flags, std::int32_t id,
                        const std::uint8_t* data, std::size_t size, void* state);
     static int on_frame(nghttp2_session*, const nghttp2_frame* frame, void* state);
@@ -64,8 +63,7 @@ class ClientSession::State : public SessionCore {
     void fail_framing(Stream* stream, FramingError error);
     void close_stream(Stream* stream, std::uint32_t http2_error_code);
 
-    Stream* block_stream_ = nullptr;  // whose header block is being received
-    std::size_t data_frame_left_ = 0;
+    Stream* block_stream_ = nullptr;                // whose header block is being received
     std::unordered_map<StreamId, Stream*> unsent_;  // submitted, HEADERS not out
     std::vector<nghttp2_nv> header_block_;          // kept for its memory
     bool settings_seen_ = false;

@@ -60,7 +60,14 @@ bool MessageAssembler::make_room(std::size_t incoming, std::size_t frame_left) {
     if (needed <= message.capacity()) return true;
     const std::size_t wanted =
         message.capacity() == 0 ? std::max(frame_left, kFirstReserveBytes) : message.capacity() * 2;
-    return message.reserve(std::max(std::min(wanted, length_), needed));
+    return message.reserve(std::max(std::min(wanted, length_), needed), length_);
+}
+
+Space MessageAssembler::space(std::size_t frame_left) {
+    if (prefix_size_ < kPrefixBytes || compressed_) return {};
+    const std::size_t size = std::min({frame_left, length_ - received_, kDirectBytesMax});
+    if (size < kDirectBytesMin || !make_room(size, frame_left)) return {};
+    return {message_->space().data, size};
 }
 
 FramingError MessageAssembler::feed(Span* bytes, std::size_t* frame_left,
@@ -84,6 +91,9 @@ FramingError MessageAssembler::feed(Span* bytes, std::size_t* frame_left,
 }
 
 FramingError MessageAssembler::store(Span bytes, std::size_t frame_left) {
+    const Space space = message_->space();
+    if (bytes.data == space.data && bytes.size <= space.size)  // read where it belongs
+        return message_->extend(bytes.size) ? FramingError::kNone : FramingError::kOutOfMemory;
     if (make_room(bytes.size, frame_left) && message_->append(bytes.data, bytes.size))
         return FramingError::kNone;
     return FramingError::kOutOfMemory;

@@ -16,6 +16,9 @@ namespace infersched::http2 {
 inline constexpr std::size_t kPrefixBytes = 5;  // flag, four bytes of length
 // Until data arrive, memory is taken for this much of a claimed length at most.
 inline constexpr std::size_t kFirstReserveBytes = 16u << 10;
+// What is left of a frame and a message is read into the message itself, in reads of so much.
+inline constexpr std::size_t kDirectBytesMin = 32u << 10;
+inline constexpr std::size_t kDirectBytesMax = 256u << 10;
 
 enum class FramingError : std::uint8_t {
     kNone,
@@ -39,6 +42,10 @@ class MessageAssembler {
     // `*frame_left` (>= bytes->size) is what is left of the DATA frame, moved on alike. After an
     // error the assembler is to be cleared.
     FramingError feed(Span* bytes, std::size_t* frame_left, const FramingLimits& limits);
+
+    // Where the next bytes of the frame, of which `frame_left` are to come, may be written before
+    // they are fed; empty where that does not pay. Valid until anything else is called here.
+    Space space(std::size_t frame_left);
 
     bool started() const { return prefix_size_ > 0; }
     bool complete() const { return prefix_size_ == kPrefixBytes && received_ == length_; }

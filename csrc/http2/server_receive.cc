@@ -37,7 +37,6 @@ const nghttp2_session_callbacks* ServerSession::State::callbacks() {
         nghttp2_session_callbacks* made = make_callbacks();
         nghttp2_session_callbacks_set_on_begin_headers_callback(made, on_begin_headers);
         nghttp2_session_callbacks_set_on_header_callback(made, on_header);
-        nghttp2_session_callbacks_set_on_begin_frame_callback(made, on_begin_frame);
         nghttp2_session_callbacks_set_on_data_chunk_recv_callback(made, on_data);
         nghttp2_session_callbacks_set_on_frame_recv_callback(made, on_frame);
         nghttp2_session_callbacks_set_on_frame_send_callback(made, on_frame_sent);
@@ -207,20 +206,11 @@ void ServerSession::State::request_headers_done(Stream* stream, bool end_stream)
     }
 }
 
-int ServerSession::State::on_begin_frame(nghttp2_session*, const nghttp2_frame_hd* header,
-                                         void* pointer) {
-    // Padding included: only a bound of what is reserved for a message.
-    if (header->type == NGHTTP2_DATA)
-        static_cast<State*>(pointer)->data_frame_left_ = header->length;
-    return 0;
-}
-
 int ServerSession::State::on_data(nghttp2_session* session, std::uint8_t, std::int32_t id,
                                   const std::uint8_t* data, std::size_t size, void* pointer) {
     auto* state = static_cast<State*>(pointer);
     Stream* stream = state->find(id);
-    const std::size_t frame_left = std::max(state->data_frame_left_, size);
-    state->data_frame_left_ = frame_left - size;
+    const std::size_t frame_left = state->take_frame_bytes(size);
     if (stream != nullptr && !stream->finished) {
         if (stream->kind == StreamKind::kUnary) {
             state->receive_unary_data(stream, {data, size}, frame_left);

@@ -288,6 +288,7 @@ ServerSession::ServerSession(const ServerConfig* config, ByteBudget* budget)
 ServerSession::~ServerSession() = default;
 
 bool ServerSession::feed(Span bytes, Nanos now) { return state_->feed(bytes, now); }
+Space ServerSession::receive_space() { return state_->receive_space(); }
 bool ServerSession::next_event(Event* event) { return state_->take_event(event); }
 bool ServerSession::has_events() const { return !state_->events.empty(); }
 void ServerSession::connection_lost() { state_->lose(); }

@@ -65,7 +65,6 @@ class ServerSession::State : public SessionCore {
     static int on_header(nghttp2_session*, const nghttp2_frame* frame, const std::uint8_t* name,
                          std::size_t name_size, const std::uint8_t* value, std::size_t value_size,
                          std::uint8_t flags, void* state);
-    static int on_begin_frame(nghttp2_session*, const nghttp2_frame_hd* header, void* state);
     static int on_data(nghttp2_session*, std::uint8_t flags, std::int32_t id,
                        const std::uint8_t* data, std::size_t size, void* state);
     static int on_frame(nghttp2_session*, const nghttp2_frame* frame, void* state);
@@ -114,7 +113,6 @@ class ServerSession::State : public SessionCore {
             authority.clear();
         }
     } block_;
-    std::size_t data_frame_left_ = 0;
     std::uint16_t last_route_ = 0;
     std::int64_t reset_tokens_ = kResetBurst;
     Nanos reset_tokens_at_ = 0;

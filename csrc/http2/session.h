@@ -65,7 +65,7 @@ struct ServerConfig {
     std::uint32_t streams_max = 1000;
     std::uint32_t connection_window_bytes = 8u << 20;
     std::uint32_t stream_window_bytes = 1u << 20;
-    std::uint32_t frame_bytes_max = 1u << 16;
+    std::uint32_t frame_bytes_max = 1u << 20;
     std::uint32_t header_list_bytes_max = 64u << 10;
     // A reader slower than this stops being read; than an eighth of the budget's room as well.
     std::uint32_t unsent_answer_bytes_max = 64u << 20;
@@ -139,6 +139,9 @@ class ServerSession {
 
     // False: the connection is beyond repair; pull once more (GOAWAY) and close it.
     bool feed(Span bytes, Nanos now);
+    // Where the bytes that come next may be written before they are fed: inside the message they
+    // belong to. Empty: anywhere. Valid until anything else is called here.
+    Space receive_space();
     // Next recorded event; false when there is none. Limits per turn are the caller's.
     bool next_event(Event* event);
     bool has_events() const;
@@ -215,6 +218,7 @@ class ClientSession {
     ~ClientSession();
 
     bool feed(Span bytes, Nanos now);
+    Space receive_space();
     bool next_event(Event* event);
     bool has_events() const;
     // Every open call gets its kReply (UNAVAILABLE) / kForwardReset.

@@ -22,6 +22,7 @@ SessionCore::~SessionCore() { nghttp2_session_del(session); }
 nghttp2_session_callbacks* SessionCore::make_callbacks() {
     nghttp2_session_callbacks* callbacks = nullptr;
     if (nghttp2_session_callbacks_new(&callbacks) != 0) std::abort();
+    nghttp2_session_callbacks_set_on_begin_frame_callback(callbacks, on_begin_frame);
     nghttp2_session_callbacks_set_send_data_callback(callbacks, send_data);
     nghttp2_session_callbacks_set_data_source_read_length_callback(callbacks, read_length);
     return callbacks;
@@ -49,6 +50,28 @@ bool SessionCore::feed(Span bytes, Nanos at) {
     nghttp2_session_terminate_session(
         session, taken == NGHTTP2_ERR_FLOODED ? NGHTTP2_ENHANCE_YOUR_CALM : NGHTTP2_PROTOCOL_ERROR);
     return false;
+}
+
+int SessionCore::on_begin_frame(nghttp2_session*, const nghttp2_frame_hd* header, void* pointer) {
+    auto* core = static_cast<SessionCore*>(pointer);
+    core->frame_left_ = header->type == NGHTTP2_DATA ? header->length : 0;
+    core->frame_stream_ = header->stream_id;
+    core->frame_padded_ = (header->flags & NGHTTP2_FLAG_PADDED) != 0;
+    return 0;
+}
+
+std::size_t SessionCore::take_frame_bytes(std::size_t size) {
+    const std::size_t left = std::max(frame_left_, size);
+    frame_left_ = left - size;
+    return left;
+}
+
+// Nothing but the rest of the frame's data can come next: it may be read into its message.
+Space SessionCore::receive_space() {
+    if (frame_left_ < kDirectBytesMin || frame_padded_ || lost || broken) return {};
+    Stream* stream = find(frame_stream_);
+    if (stream == nullptr || stream->finished || stream->kind == StreamKind::kForward) return {};
+    return stream->in.space(frame_left_);
 }
 
 void SessionCore::pull(std::size_t bytes_max, std::vector<Slice>* out) {

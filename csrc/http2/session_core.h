@@ -23,6 +23,7 @@ class SessionCore {
     SessionCore& operator=(const SessionCore&) = delete;
 
     bool feed(Span bytes, Nanos now);
+    Space receive_space();
     void pull(std::size_t bytes_max, std::vector<Slice>* out);
     bool wants_write() const;
     // Nothing more can happen on the connection.
@@ -65,12 +66,16 @@ class SessionCore {
     bool broken = false;  // nghttp2 refused to go on
 
   protected:
+    // Counts `size` received bytes; returns what was left of their DATA frame before them.
+    std::size_t take_frame_bytes(std::size_t size);
+
     // Callbacks common to both sides, on top of which each adds its own.
     static nghttp2_session_callbacks* make_callbacks();
     // Options common to both sides.
     static nghttp2_option* make_options();
 
   private:
+    static int on_begin_frame(nghttp2_session*, const nghttp2_frame_hd* header, void* core);
     static ssize_t read_body(nghttp2_session*, std::int32_t id, std::uint8_t* buffer,
                              std::size_t size, std::uint32_t* flags, nghttp2_data_source* source,
                              void* core);
@@ -82,6 +87,10 @@ class SessionCore {
     void submit_trailers(Stream* stream);
 
     Output output_;
+    // The DATA frame being received, if any: what is to come of it, padding included.
+    std::size_t frame_left_ = 0;
+    StreamId frame_stream_ = 0;
+    bool frame_padded_ = false;
 };
 
 inline constexpr std::size_t kFrameHeaderBytes = 9;

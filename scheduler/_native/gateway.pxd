@@ -15,6 +15,10 @@ cdef extern from "base/bytes.h" namespace "infersched" nogil:
         const uint8_t* data
         size_t size
 
+    cdef cppclass Space:
+        uint8_t* data
+        size_t size
+
     cdef cppclass Slice:
         Span bytes
 
@@ -207,6 +211,7 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         ConnectionId backend_connected(uint32_t backend, const string& address, Nanos now) except +
         ConnectionId cold_connected(Nanos now) except +
         void received(ConnectionId connection, Span data, Nanos now) except +
+        Space receive_space(ConnectionId connection)
         void connection_lost(ConnectionId connection, const string& reason, Nanos now) except +
         cbool turn(Nanos now) except +
         Nanos next_wake()

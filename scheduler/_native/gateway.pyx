@@ -6,7 +6,8 @@ request. `scheduler.dataplane` opens sockets and hands the protocols of this mod
 
 import os
 
-from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.buffer cimport PyBUF_WRITE, PyBuffer_FillInfo
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t
 from libcpp.memory cimport make_shared, shared_ptr, unique_ptr
 from libcpp.string cimport string
@@ -21,10 +22,13 @@ from scheduler._native.apply cimport (
 )
 from scheduler._native.gateway cimport *
 
-# One read takes at most this; all connections of the loop share the buffer.
 cdef enum:
-    READ_BUFFER_BYTES = 256 * 1024
-    PULL_BYTES = 1024 * 1024
+    # One read takes at most this; all connections of the loop share the buffer. The rest of a large
+    # message is read into the message.
+    READ_BUFFER_BYTES = 64 * 1024
+    # What one connection may bring in and take out in a turn, before others have theirs.
+    TURN_READ_BYTES = 512 * 1024
+    PULL_BYTES = 512 * 1024
     WRITE_HIGH_WATER_BYTES = 1024 * 1024
     # A client that is to be closed gets this time to read what was written for it.
     CLOSE_TIMEOUT_S = 10
@@ -32,22 +36,7 @@ cdef enum:
 cdef Nanos NEVER = 0x7FFFFFFFFFFFFFFF
 
 
-cdef inline Nanos monotonic_now() noexcept nogil:
-    cdef timespec at
-    clock_gettime(CLOCK_MONOTONIC, &at)
-    return <Nanos>at.tv_sec * 1_000_000_000 + at.tv_nsec
-
-
-cdef class Outgoing:
-    """Bytes to write, exported by the buffer protocol; keeps their owner alive."""
-
-    cdef Slice slice
-
-    def __getbuffer__(self, Py_buffer* view, int flags):
-        PyBuffer_FillInfo(view, self, <void*>self.slice.bytes.data, self.slice.bytes.size, 1, flags)
-
-    def __len__(self):
-        return self.slice.bytes.size
+include "shell.pxi"
 
 
 cdef class Connection:
@@ -60,8 +49,11 @@ cdef class Connection:
     cdef object on_lost    # called once when the connection is gone; None for clients
     cdef bint write_paused
     cdef bint read_paused
+    cdef uint64_t read_turn         # in which `read_turn_bytes` were read
+    cdef Py_ssize_t read_turn_bytes
+    cdef Space space                # where the bytes of the read under way go; empty: shared buffer
     cdef bint is_client
-    cdef bint encrypted    # its transport takes no other buffers than memoryviews
+    cdef bint encrypted
 
     def __cinit__(self, Gateway gateway, on_open, on_lost=None):
         self.gateway = gateway
@@ -80,15 +72,35 @@ cdef class Connection:
         self.gateway.connections[self.id] = self
         self.gateway.schedule_turn()
 
+    # Followed by buffer_updated, or by nothing, before anything else happens in the loop.
     def get_buffer(self, sizehint):
-        return self.gateway.read_buffer
+        self.space = self.gateway.core.get().receive_space(self.id)
+        if self.space.size == 0:
+            return self.gateway.read_buffer
+        return PyMemoryView_FromMemory(<char*>self.space.data, self.space.size, PyBUF_WRITE)
 
     def buffer_updated(self, Py_ssize_t size):
         cdef Span data
-        data.data = <const uint8_t*><unsigned char*>self.gateway.read_memory
+        data.data = self.space.data
+        if self.space.size == 0:
+            data.data = <const uint8_t*><unsigned char*>self.gateway.read_memory
         data.size = size
         self.gateway.core.get().received(self.id, data, monotonic_now())
         self.gateway.schedule_turn()
+        self.count_read(size)
+
+    # The loop reads on while there is something: what is beyond the bound comes after the turn.
+    cdef count_read(self, Py_ssize_t size):
+        if self.read_turn != self.gateway.turns:
+            self.read_turn = self.gateway.turns
+            self.read_turn_bytes = 0
+        self.read_turn_bytes += size
+        if self.read_turn_bytes < TURN_READ_BYTES or self.read_paused:
+            return
+        if self.transport is not None and not self.transport.is_closing():
+            self.read_paused = True
+            self.transport.pause_reading()
+            self.gateway.held.append(self)
 
     def eof_received(self):
         return False
@@ -150,15 +162,13 @@ cdef class Connection:
 
     cdef write_out(self):
         cdef vector[Slice]* slices = &self.gateway.slices
-        cdef Outgoing outgoing
-        cdef size_t i
         slices.clear()
         self.gateway.core.get().pull(self.id, PULL_BYTES, slices)
-        for i in range(slices.size()):
-            outgoing = Outgoing.__new__(Outgoing)
-            outgoing.slice = slices.at(i)
-            self.transport.write(memoryview(outgoing) if self.encrypted else outgoing)
-        slices.clear()
+        write_slices(self.transport, slices, self.encrypted)
+
+    cdef read_on(self):
+        if self.transport is not None:
+            self.set_reading()
 
     cdef set_reading(self):
         if self.gateway.core.get().wants_read(self.id) == self.read_paused:
@@ -193,6 +203,8 @@ cdef class Gateway:
     cdef object on_notice
     cdef object turn_callback
     cdef bint turn_scheduled
+    cdef uint64_t turns
+    cdef list held  # connections that have read their share of a turn
     cdef dict connections
     cdef dict known_models  # serialised scheduler.v1.Model -> KnownModel
     cdef object read_memory
@@ -215,6 +227,7 @@ cdef class Gateway:
         self.loop = loop
         self.timer = timer
         self.on_notice = on_notice
+        self.held = []
         self.connections = {}
         self.known_models = {}
         self.read_memory = bytearray(READ_BUFFER_BYTES)
@@ -271,12 +284,16 @@ cdef class Gateway:
         cdef ConnectionId id
         cdef Connection connection
         self.turn_scheduled = False
+        self.turns += 1
         left_over = self.core.get().turn(started)
         self.core.get().take_dirty(&self.dirty)
         for id in self.dirty:
             connection = self.connections.get(id)
             if connection is not None:
                 connection.flush()
+        held, self.held = self.held, []
+        for connection in held:
+            connection.read_on()
         self.core.get().take_closing(&self.closing)
         for id in self.closing:
             connection = self.connections.get(id)

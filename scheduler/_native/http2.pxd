@@ -34,6 +34,10 @@ cdef extern from "base/bytes.h" namespace "infersched" nogil:
         const uint8_t *data
         size_t size
 
+    cdef cppclass Space:
+        uint8_t *data
+        size_t size
+
     cdef cppclass BufferRef:
         BufferRef()
 
@@ -146,6 +150,7 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
     cdef cppclass ServerSessionCpp "infersched::http2::ServerSession":
         ServerSessionCpp(const ServerConfig *, ByteBudgetCpp *)
         cbool feed(Span, Nanos)
+        Space receive_space()
         cbool next_event(EventCpp *)
         cbool has_events()
         void connection_lost()
@@ -181,6 +186,7 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
     cdef cppclass ClientSessionCpp "infersched::http2::ClientSession":
         ClientSessionCpp(const ClientConfig &)
         cbool feed(Span, Nanos)
+        Space receive_space()
         cbool next_event(EventCpp *)
         cbool has_events()
         void connection_lost()

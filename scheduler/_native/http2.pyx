@@ -7,6 +7,8 @@ inside C++; nothing here is on its path.
 from typing import NamedTuple
 
 cimport cython
+from cpython.buffer cimport PyBUF_WRITE
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.memory cimport unique_ptr
@@ -37,6 +39,12 @@ COMPRESSIONS = ("identity", "gzip", "deflate")
 ROUTE_KINDS = ("unary", "message_stream", "unimplemented", "forward")
 
 include "http2_values.pxi"
+
+
+cdef memory_of(Space space):
+    if space.size == 0:
+        return memoryview(bytearray())
+    return PyMemoryView_FromMemory(<char*>space.data, space.size, PyBUF_WRITE)
 
 
 cdef class ByteBudget:
@@ -109,6 +117,9 @@ cdef class ServerSession:
 
     def feed(self, const uint8_t[::1] data, now=0):
         return self.session.get().feed(span_of(data), now)
+
+    def receive_space(self):
+        return memory_of(self.session.get().receive_space())
 
     def events(self):
         cdef EventCpp event
@@ -246,6 +257,9 @@ cdef class ClientSession:
 
     def feed(self, const uint8_t[::1] data, now=0):
         return self.session.get().feed(span_of(data), now)
+
+    def receive_space(self):
+        return memory_of(self.session.get().receive_space())
 
     def events(self):
         cdef EventCpp event

@@ -20,10 +20,7 @@ cdef enum:
 cdef Nanos NEVER = 0x7FFFFFFFFFFFFFFF
 
 
-cdef inline Nanos monotonic_now() noexcept nogil:
-    cdef timespec at
-    clock_gettime(CLOCK_MONOTONIC, &at)
-    return <Nanos>at.tv_sec * 1_000_000_000 + at.tv_nsec
+include "shell.pxi"
 
 
 cdef Span span_of(const unsigned char[::1] data):
@@ -31,31 +28,6 @@ cdef Span span_of(const unsigned char[::1] data):
     span.data = &data[0] if data.shape[0] else NULL
     span.size = data.shape[0]
     return span
-
-
-cdef class Outgoing:
-    """Bytes to write, exported by the buffer protocol; keeps their owner alive."""
-
-    cdef Slice slice
-
-    def __getbuffer__(self, Py_buffer* view, int flags):
-        PyBuffer_FillInfo(view, self, <void*>self.slice.bytes.data, self.slice.bytes.size, 1, flags)
-
-    def __len__(self):
-        return self.slice.bytes.size
-
-
-# Returns whether there was anything.
-cdef bint write_slices(object transport, vector[Slice]* slices) except -1:
-    cdef Outgoing outgoing
-    cdef bint wrote = not slices.empty()
-    cdef size_t i
-    for i in range(slices.size()):
-        outgoing = Outgoing.__new__(Outgoing)
-        outgoing.slice = slices.at(i)
-        transport.write(outgoing)
-    slices.clear()
-    return wrote
 
 
 cdef class LatencyHistogram:
