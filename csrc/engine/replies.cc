@@ -186,9 +186,7 @@ void Core::resolve_failure(ModelState& model, const BatchRecord& failed, Failure
             if (!again) return fail_members(failed.members, ending, now);
             return retry(model, failed, 0, failed.members.size(), failed.tries);
         case FailureKind::kRejected:
-            // Triton fails every member of a batch that failed.
-            if (model.policy.triton != nullptr || !again || !bisect(model, failed))
-                fail_members(failed.members, ending, now);
+            if (!again || !bisect(model, failed)) fail_members(failed.members, ending, now);
             return;
         case FailureKind::kFinal:
         case FailureKind::kGivenUp:

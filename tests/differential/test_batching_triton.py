@@ -49,12 +49,14 @@ class Sent:
     priority: int = 0
     timeout_us: int = 0
     pause: bool = False  # before it
+    bad: bool = False  # the model answers it with an error
 
     def message(self, model: str, number: int) -> service_pb2.ModelInferRequest:
         request = service_pb2.ModelInferRequest(model_name=model, id=f"r{number}")
         shape = [self.rows, self.columns]
         request.inputs.add(name="INPUT0", datatype="FP32", shape=shape)
-        request.raw_input_contents.append(bytes(4 * self.rows * self.columns))
+        value = np.nan if self.bad else 0
+        request.raw_input_contents.append(np.full(shape, value, np.float32).tobytes())
         if self.priority:
             request.parameters["priority"].int64_param = self.priority
         if self.timeout_us:
@@ -73,6 +75,9 @@ THREE_LEVELS = {"priority_levels": 3, "default_priority_level": 2}
 QUEUE = {"max_queue_size": 100}  # with a queue policy Triton forms no batch ahead of an instance
 EXPIRING = {"default_timeout_microseconds": 10_000_000, "allow_timeout_override": True}
 LONG_DELAY = {"max_queue_delay_microseconds": 1_500_000, "default_queue_policy": QUEUE}
+
+# Through the scheduler a failed batch takes more executions.
+ONE_BAD = Case({}, [Sent(bad=number == 3) for number in range(HELD)])
 
 CASES = {
     "preferred_size": Case({"preferred_batch_size": [4]}, [Sent()] * 8, [4, 4]),
@@ -149,7 +154,7 @@ def metric(url: str, name: str, model: str) -> int:
 
 
 def write_models(repository: Path, *, with_blocks: bool) -> None:
-    for name, case in CASES.items():
+    for name, case in {**CASES, "one_bad": ONE_BAD}.items():
         models.write_model(
             repository,
             name,
@@ -177,6 +182,7 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Way, Way]]:
     write_models(plain, with_blocks=False)
     config = tmp_path_factory.mktemp("config") / "infersched.yaml"
     own = {n: {"batching": "triton", "dynamic_batching": c.block} for n, c in CASES.items()}
+    own["one_bad"] = {"batching": "triton", "dynamic_batching": ONE_BAD.block}
     with (
         EmbeddedTriton(blocked, environment=HOLD) as straight,
         EmbeddedTriton(plain) as behind,
@@ -256,6 +262,14 @@ def test_same_batches_order_and_refusals(ways: tuple[Way, Way], name: str) -> No
     batches = sorted({seen[:2] for seen in expected if len(seen) == 3})
     assert [rows for _, rows in batches] == case.sizes
     assert statistics(through, name) == statistics(straight, name)
+
+
+def test_one_bad_request_fails_alone(ways: tuple[Way, Way]) -> None:
+    straight, through = (
+        ["OK" if len(seen) == 3 else seen for seen in run(way, "one_bad", ONE_BAD)] for way in ways
+    )
+    assert through == straight
+    assert straight.count("OK") == HELD - 1
 
 
 def test_a_request_above_the_largest_batch_is_refused(ways: tuple[Way, Way]) -> None:

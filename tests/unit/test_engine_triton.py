@@ -357,13 +357,21 @@ class TestAround:
         d.submit(6)
         assert dispatched(d) == [[6]]
 
-    def test_a_failed_batch_fails_all_its_members(self) -> None:
-        d = driver(preferred_rows=(8,))
+    def test_one_bad_request_does_not_fail_its_batch(self) -> None:
+        d = driver(preferred_rows=(4,))
         d.submit_many([1, 2, 3])
         (batch,) = d.step()
-        answers = d.fail(batch, "rejected")
-        assert sorted((a.user, a.outcome) for a in answers) == [(u, "failed") for u in (1, 2, 3)]
-        assert dispatched(d) == []
+        assert d.fail(batch, "rejected") == []
+        (first,) = d.step()
+        d.complete(first)
+        (second,) = d.step()
+        assert [users(first), users(second)] == [[1, 2], [3]]
+        d.fail(second, "rejected")
+        assert d.answers() == {
+            1: ("completed", "none"),
+            2: ("completed", "none"),
+            3: ("failed", "backend_error"),
+        }
 
     def test_a_batch_that_did_not_run_goes_elsewhere(self) -> None:
         d = Driver(2, rows_max=8, triton=TritonBlock(preferred_rows=(8,)))

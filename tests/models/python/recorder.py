@@ -1,7 +1,8 @@
 """Tells each request which execution it ran in, after an optional stay.
 
 SEEN INT32[3] of every row: the number of the execution since the load, the rows of the batch, the
-row's place in the batch. Parameter `execution_ms`: how long an execution takes.
+row's place in the batch. A request with a NaN gets an error, alone. Parameter `execution_ms`: how
+long an execution takes.
 """
 
 import time
@@ -30,6 +31,10 @@ class TritonPythonModel:
             seen[:, 1] = rows
             seen[:, 2] = np.arange(place, place + len(value))
             place += len(value)
-            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("SEEN", seen)]))
+            if np.isnan(value).any():
+                error = pb_utils.TritonError("a value is not a number")
+                responses.append(pb_utils.InferenceResponse(error=error))
+            else:
+                responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("SEEN", seen)]))
         self.executions += 1
         return responses
