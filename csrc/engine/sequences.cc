@@ -137,7 +137,10 @@ void Core::sequence_failed(ModelState& model, const BatchRecord& failed, Failure
         sequence.again = slot;
         sequence.path = 0;
         step_back(index, now);
-        if (failed.pin == kNoBackend) unpin(index);
+        if (failed.pin == kNoBackend) {
+            unpin(index);
+            sequence.started = false;
+        }
         return retry(model, failed, 0, failed.members.size(), failed.tries + 1);
     }
     if (!sequence.lost) lose(index, now);

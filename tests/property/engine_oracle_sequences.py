@@ -115,6 +115,7 @@ class Sequencing:
             self._step_back(model, sequence, now)
             if pin == NO_BACKEND:
                 self._unpin(model, sequence)
+                sequence.started = False
             return True
         if not sequence.lost:
             self._lose(model, sequence, now)

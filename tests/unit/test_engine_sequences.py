@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from scheduler._native.engine import NEVER
 from tests.unit.engine_driver import MS, SECOND, Dispatch, Driver, users
 
 IDLE = 10 * SECOND
@@ -260,6 +261,16 @@ def test_a_start_that_did_not_run_goes_elsewhere() -> None:
     driver.submit(2, sequence=1, path=3)
     assert driver.fail(batch, "nothing_ran") == []
     assert sent(driver.step()) == [(1, 1), (2, 1)]
+
+
+def test_a_start_that_never_ran_leaves_no_sequence() -> None:
+    driver = sequencer(1)
+    driver.submit(1, sequence=1, start=True, deadline=driver.now + MS)
+    (batch,) = driver.step()
+    driver.fail(batch, "nothing_ran")
+    assert driver.after(MS).step() == []
+    assert driver.answers() == {1: ("expired", "expired_in_flight")}
+    assert driver.wakes()[-1] == NEVER
 
 
 def test_what_a_later_request_overtook_is_lost() -> None:
