@@ -1,7 +1,8 @@
 """`python -m benchmarks [NAME ...]`: runs benchmarks, prints one JSON object a figure, keeps them.
 
-Names: frontend, throughput, latency, memory, payload, connections; without a name all of them.
-Exit status 0: every figure reached its "must", 3: one did not or was not verified, 2: usage.
+Names: frontend, throughput, latency, memory, payload, stream, connections; without
+a name all of them. Exit status 0: every figure reached its "must", 3: one did not or was not
+verified, 2: usage.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from benchmarks.options import Options, say
 from benchmarks.results import Figure, default_path, header, write_results
 
 # In the order of the table of figures.
-NAMES = ("frontend", "throughput", "latency", "memory", "payload", "connections")
+NAMES = ("frontend", "throughput", "latency", "memory", "payload", "stream", "connections")
 
 
 def parse_arguments() -> tuple[list[str], Options, Path | None, bool]:

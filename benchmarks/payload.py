@@ -39,13 +39,18 @@ BEGIN_TIMEOUT_S = 30.0
 POLL_S = 0.01
 
 _PLAIN = Variant("plain")
-_STRAIGHT = (
+# Either side has the choice of a model that batches and of one that does not.
+_SCHEDULED = (
     _PLAIN,
     Variant("plain_2", 2),
+    Variant("single", 1, None, 1),
+    Variant("single_2", 2, None, 1),
+)
+_STRAIGHT = (
+    *_SCHEDULED,
     Variant("default", 1, DynamicBatching()),
     Variant("default_2", 2, DynamicBatching()),
 )
-_SCHEDULED = _STRAIGHT[:2]
 
 
 def run(options: Options) -> list[Figure]:

@@ -47,6 +47,7 @@ GOALS: dict[str, Goal] = {
     "idle_cpu": Goal(1, 0.1, "%", "lower"),
     "payload_600kb_ratio": Goal(0.8, 1.0, "x", "higher"),
     "small_p99_beside_16mb_ratio": Goal(3, 1.5, "x", "lower"),
+    "decoupled_stream_ratio": Goal(0.8, 1.0, "x", "higher"),
     "rss_per_active_connection": Goal(64, 24, "KB", "lower"),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ class Variant:
     name: str
     instances: int = 1
     batching: DynamicBatching | None = None
+    rows_max: int | None = None  # of a batch; None: as the workload's model has it
 
 
 # Triton's own batcher is given its best: the default block and a small grid of delays, preferred
@@ -44,11 +45,12 @@ TRITON_BATCHING = (
 SCHEDULED = (Variant("scheduled"), Variant("scheduled_2", 2))
 
 # A batch of the first two has room for 64 requests: those of "mixed" have 4.5 rows in the mean.
-_KINDS = {
+_KINDS: dict[str, Callable[..., str]] = {
     "simple": partial(models.identity, max_batch_size=64),
     "mixed": partial(models.mixed, max_batch_size=288),
     "image": partial(models.identity, dims=(3, 224, 224), max_batch_size=8),
     "large": partial(models.checksum, max_batch_size=4),
+    "stream": models.decoupled,
 }
 
 
@@ -64,11 +66,13 @@ def running_triton(
     with tempfile.TemporaryDirectory(prefix="infersched-bench-") as directory:
         for workload, variants in workloads.items():
             for variant in variants:
+                bound = {} if variant.rows_max is None else {"max_batch_size": variant.rows_max}
                 _KINDS[workload](
                     Path(directory),
                     model_name(workload, variant),
                     instances=variant.instances,
                     dynamic_batching=variant.batching,
+                    **bound,
                 )
         with EmbeddedTriton(directory) as triton:
             yield triton, Triton(triton.grpc_address)

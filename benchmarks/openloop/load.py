@@ -74,14 +74,14 @@ async def run_load(spec: LoadSpec, on_event: Callable[[str], None] | None = None
         await _sleep_until(lambda: load.stopped, spec.warmup_s)
         tell("measuring")
         cpu = {name: cpu_seconds(pids) for name, pids in spec.watch.items()}
-        own_cpu = _own_cpu_s()
+        own_cpu = own_cpu_s()
         load.window_begin()
         await _sleep_until(
             lambda: load.stopped and load.in_flight == 0 if spec.requests_max else False,
             spec.seconds if spec.seconds is not None else float("inf"),
         )
         load.window_end()
-        own_cpu = _own_cpu_s() - own_cpu
+        own_cpu = own_cpu_s() - own_cpu
         cpu = {name: cpu_seconds(pids) - cpu[name] for name, pids in spec.watch.items()}
         tell("measured")
         load.stop()
@@ -154,7 +154,7 @@ def _nanoseconds(seconds: float | None) -> int | None:
     return None if seconds is None else round(seconds * 1e9)
 
 
-def _own_cpu_s() -> float:
+def own_cpu_s() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 

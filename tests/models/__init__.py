@@ -218,7 +218,14 @@ def failing(repository: Path, name: str = "failing", *, max_batch_size: int = 64
     )
 
 
-def decoupled(repository: Path, name: str = "decoupled", *, max_batch_size: int = 8) -> str:
+def decoupled(
+    repository: Path,
+    name: str = "decoupled",
+    *,
+    max_batch_size: int = 8,
+    instances: int = 1,
+    dynamic_batching: DynamicBatching | None = None,
+) -> str:
     """Answers COUNT INT32[1] = n by n responses with INDEX INT32[1] = 0 … n-1."""
     return write_model(
         repository,
@@ -227,6 +234,8 @@ def decoupled(repository: Path, name: str = "decoupled", *, max_batch_size: int 
         inputs=[Tensor("COUNT", "INT32", (1,))],
         outputs=[Tensor("INDEX", "INT32", (1,))],
         max_batch_size=max_batch_size,
+        instances=instances,
+        dynamic_batching=dynamic_batching,
         decoupled=True,
     )
 

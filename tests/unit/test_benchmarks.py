@@ -16,12 +16,14 @@ import grpc
 import numpy as np
 import pytest
 import uvloop
+from tritonclient.grpc import service_pb2
 
 from benchmarks import h2load
 from benchmarks.compare import compare, verdict
 from benchmarks.loading import compare_replies, problem_of_totals
 from benchmarks.openloop.load import LoadError, LoadSpec, read_samples, run_load
 from benchmarks.results import GOALS, Figure, header, read_results, write_results
+from benchmarks.stream_load import Stream, StreamConnection, StreamPlan
 from benchmarks.workloads import INFER_PATH, large, simple
 from scheduler._native.loadgen import LatencyHistogram, poisson_arrivals
 
@@ -215,6 +217,38 @@ def test_replies_of_another_payload_are_found() -> None:
     assert compare_replies([(0, direct[0]), (1, direct[1])], direct) == ""
     assert "payload 1 is not the direct one" in compare_replies([(1, other)], direct)
     assert "no direct reply to payload 5" in compare_replies([(5, direct[0])], direct)
+
+
+def stream_reply(request: str, index: int) -> bytes:
+    reply = service_pb2.ModelStreamInferResponse()
+    reply.infer_response.id = request
+    reply.infer_response.raw_output_contents.append(np.int32(index).tobytes())
+    return reply.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({}, ""),
+        ({3: stream_reply("7-1", 0)}, "the reply 3 of stream 7 is wrong"),
+        ({2: stream_reply("7-0", 1)}, "the reply 2 of stream 7 is wrong"),
+        ({2: stream_reply("7-2", 0)}, "the reply 2 of stream 7 is wrong"),
+        ({0: b"\x0a\x02no"}, "the reply 0 of stream 7 is wrong"),
+        ({3: None}, "3 replies to 2 requests"),
+    ],
+)
+def test_replies_of_a_stream_are_checked(change: dict[int, bytes | None], problem: str) -> None:
+    plan = StreamPlan("host:1", "decoupled", replies=2, connections=1, streams=1, seconds=1.0)
+    connection = StreamConnection(plan, 7)
+    replies = {i: stream_reply(f"7-{i // 2}", i % 2) for i in range(4)} | change
+    kept = [reply for reply in replies.values() if reply is not None]
+    connection.streams[1] = Stream(7, requests=2, replies=kept)
+    assert connection.check() == "" if not problem else problem in connection.check()
+
+
+def test_a_load_without_streams_is_a_problem() -> None:
+    plan = StreamPlan("host:1", "decoupled", replies=2, connections=1, streams=1, seconds=1.0)
+    assert StreamConnection(plan, 0).check() == "no stream was opened"
 
 
 H2LOAD_REPORT = """\
