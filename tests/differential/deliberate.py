@@ -13,7 +13,7 @@ from math import prod
 
 from tests.codec_messages import CONTENTS_FIELD, Request, Response
 from tests.differential.cases import Case
-from tests.differential.ways import Answer
+from tests.differential.ways import TOLD, Answer
 
 Straight = Callable[[list[bytes]], list[Answer]]
 
@@ -42,8 +42,11 @@ class Deliberate:
     not_asked_after: str = ""
 
 
+REFUSED = ("INVALID_ARGUMENT", TOLD)
+
+
 def _refused(answer: Answer | None, text: str) -> bool:
-    return answer is not None and answer.code == "INVALID_ARGUMENT" and text in answer.text
+    return answer is not None and answer.code in REFUSED and text in answer.text
 
 
 def _first_dimensions(request: Request) -> list[int]:
@@ -104,7 +107,7 @@ def _split(found: Difference, straight: Straight) -> bool:
     if not _refused(found.straight, "] inference request batch-size must be <= "):
         return False
     request, through = found.request, found.through
-    if request is None or through.code == "INVALID_ARGUMENT":
+    if request is None or through.code in REFUSED:
         # The row count was not the only fault of it; the others are told now.
         return request is not None
     batches = _in_batches(request, found.case.model.max_batch_size)
@@ -150,13 +153,13 @@ def _parameter_order(found: Difference, _: Straight) -> bool:
     request, straight, through = found.request, found.straight, found.through
     if request is None or straight is None or len(request.parameters) < 2:
         return False
-    if straight.code != "INVALID_ARGUMENT" or through.code != "INVALID_ARGUMENT":
+    if straight.code not in REFUSED or through.code != straight.code:
         return False
     return all(PARAMETER_TEXT.match(text) is not None for text in (straight.text, through.text))
 
 
 def _whole_budget(found: Difference, _: Straight) -> bool:
-    if found.through != Answer("DEADLINE_EXCEEDED", "Request timeout expired"):
+    if found.through.text != "Request timeout expired":
         return False
     request = found.request
     return request is not None and 0 < request.parameters["timeout"].int64_param < 10_000_000

@@ -1,7 +1,7 @@
 """Runs random requests both ways, compares the answers, and makes what differs small.
 
 Requests of one chunk go through the scheduler all at once, so that it merges them, and straight to
-Triton, which executes each by itself. A world has models of its own; its seed and the number of a
+Triton, which executes each by itself; as plain calls, compressed ones, or on one stream. A world has models of its own; its seed and the number of a
 request say everything about the request.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.codec_messages import Request
 from tests.differential.cases import CHUNK, Case, random_case
 from tests.differential.deliberate import Difference, may_be_asked, reason_for
-from tests.differential.ways import Answer, Ways, ways_of
+from tests.differential.ways import CARRIERS, PLAIN, STREAM, Answer, Ways, ways_of
 from tests.differential.worlds import random_models, world
 
 WORLD_CHUNKS = 10
@@ -33,11 +33,12 @@ class Unlisted:
     # Whether the request differs when it is sent alone; else only among those of its chunk.
     alone: bool
     smallest: bytes
+    carrier: str
 
     def report(self, seed: int) -> str:
         case, found = self.found.case, self.found
         lines = [
-            f"request {case.number} ({case.kind}, {case.model.name}) differs",
+            f"request {case.number} ({case.kind}, {case.model.name}, {self.carrier}) differs",
             f"again: python -m tests.differential --seed {seed} --only {case.number}",
             f"straight: {found.straight}",
             f"through:  {found.through}",
@@ -85,14 +86,15 @@ class Comparison:
         self.ways = ways
         self.report = report
         self.tell = tell
+        self.carrier = PLAIN
 
     def straight(self, messages: list[bytes]) -> list[Answer]:
-        return self.ways.straight.answers(messages)
+        return self.ways.straight.answers(messages, self.carrier)
 
     def answers(self, messages: list[bytes]) -> list[tuple[Answer | None, Answer]]:
         """Straight (None: not asked) and through."""
         before = self.ways.executions()
-        through = self.ways.through.answers(messages)
+        through = self.ways.through.answers(messages, self.carrier)
         self.report.executions += self.ways.executions() - before
         self.report.accepted += sum(answer.code == "OK" for answer in through)
         asked = [i for i, answer in enumerate(through) if may_be_asked(answer)]
@@ -115,6 +117,10 @@ class Comparison:
 
     def run_chunk(self, cases: Sequence[Case]) -> None:
         report = self.report
+        self.carrier = CARRIERS[cases[0].number // CHUNK % len(CARRIERS)]
+        if self.carrier == STREAM:
+            # What cannot be decoded ends a stream.
+            cases = [case for case in cases if case.request is not None]
         answers = self.answers([case.message for case in cases])
         report.requests += len(cases)
         for case, (straight, through) in zip(cases, answers, strict=True):
@@ -126,7 +132,7 @@ class Comparison:
             alone = self.differs_alone(case)
             smallest = shrunk(case, self.differs_alone) if alone else case.message
             report.deliberate = deliberate
-            report.unlisted.append(Unlisted(found, alone, smallest))
+            report.unlisted.append(Unlisted(found, alone, smallest, self.carrier))
             self.tell(report.unlisted[-1])
 
 

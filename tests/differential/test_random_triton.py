@@ -13,7 +13,8 @@ from tests.differential.deliberate import DELIBERATE
 from tests.differential.random_run import run
 
 README = Path(__file__).resolve().parents[2] / "README.md"
-REQUESTS = int(os.environ.get("INFERSCHED_DIFFERENTIAL_REQUESTS", 3 * CHUNK))
+# Plain calls, a stream, and compressed calls.
+REQUESTS = int(os.environ.get("INFERSCHED_DIFFERENTIAL_REQUESTS", 5 * CHUNK))
 
 
 @pytest.mark.e2e

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +17,19 @@ from tests.wire.calls import CHANNEL_OPTIONS
 from tests.wire.raw_client import INFER_PATH
 
 ANSWER_TIMEOUT_S = 20.0
+STREAM_PATH = "/inference.GRPCInferenceService/ModelStreamInfer"
+StreamResponse = service_pb2.ModelStreamInferResponse
 CONNECTIONS = 4
 # Without a dynamic_batching block Triton executes each request by itself, however many wait.
 STRAIGHT_IN_FLIGHT = 16
+
+
+# How a chunk of requests is carried; most are plain calls.
+PLAIN, STREAM, GZIP, DEFLATE = "plain", "stream", "gzip", "deflate"
+CARRIERS = (PLAIN, PLAIN, STREAM, PLAIN, GZIP, PLAIN, STREAM, DEFLATE)
+COMPRESSION = {GZIP: grpc.Compression.Gzip, DEFLATE: grpc.Compression.Deflate}
+# The code of an error that a message of a stream tells: it has only a text.
+TOLD = "TOLD"
 
 
 @dataclass(frozen=True)
@@ -59,18 +69,38 @@ class Way:
             for _ in range(CONNECTIONS)
         ]
         self._infer: list[Any] = [channel.unary_unary(INFER_PATH) for channel in channels]
+        self._stream: Any = channels[0].stream_stream(STREAM_PATH)
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(channels[0])
 
-    def answers(self, messages: Iterable[bytes]) -> list[Answer]:
+    def answers(self, messages: Sequence[bytes], carrier: str = PLAIN) -> list[Answer]:
         """What came back for each message, in their order."""
+        if carrier == STREAM:
+            return self._stream_answers(messages)
         calls = []
+        compression = COMPRESSION.get(carrier)
         for number, message in enumerate(messages):
             self._room.acquire()
             infer = self._infer[number % len(self._infer)]
-            call = infer.future(message, timeout=ANSWER_TIMEOUT_S)
+            call = infer.future(message, timeout=ANSWER_TIMEOUT_S, compression=compression)
             call.add_done_callback(lambda _: self._room.release())
             calls.append(call)
         return [answer_of(call) for call in calls]
+
+    def _stream_answers(self, messages: Sequence[bytes]) -> list[Answer]:
+        """All on one stream; what it did not answer before it ended has its status."""
+        answers: list[Answer] = []
+        end = Answer("ENDED")
+        try:
+            for data in self._stream(iter(messages), timeout=ANSWER_TIMEOUT_S):
+                reply = StreamResponse.FromString(data)
+                response = reply.infer_response.SerializeToString()
+                if reply.error_message:
+                    answers.append(Answer(TOLD, reply.error_message, response))
+                else:
+                    answers.append(Answer("OK", "", response))
+        except grpc.RpcError as error:
+            end = Answer(error.code().name, error.details() or "")
+        return answers + [end] * (len(messages) - len(answers))
 
 
 def answer_of(call: Any) -> Answer:
