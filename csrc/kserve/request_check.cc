@@ -257,28 +257,18 @@ bool check_rows(const ModelSchema& schema, const CheckedRequest& checked) {
     return limit == 0 || checked.rows <= limit;
 }
 
-// What can be said of tensors in shared memory without knowing the regions; finds their names.
-bool check_regions(const RequestScan& scan, CheckedRequest* checked) {
+// The names of all regions, each once.
+void find_regions(const RequestScan& scan, CheckedRequest* checked) {
     RegionUse region;
-    bool fine = true;
-    for (const ScannedInput& input : scan.inputs) {
-        if (!read_region(scan, input.name, input.parameters, &region).ok()) fine = false;
-        if (!region.used) continue;
-        if (input.contents.count != 0) fine = false;
-        checked->regions.push_back(region.name);
-    }
-    for (const ScannedOutput& output : scan.outputs) {
-        const Parameter* parameters = scan.tensor_parameters.data() + output.parameters.first;
-        if (!read_region(scan, output.name, output.parameters, &region).ok()) fine = false;
-        if (!check_classification(parameters, output.parameters.count)) fine = false;
-        if (!region.used) continue;
-        if (find_parameter(parameters, output.parameters.count, "classification")) fine = false;
-        checked->regions.push_back(region.name);
-    }
+    const auto find = [&](std::string_view name, Range parameters) {
+        const Status status = read_region(scan, name, parameters, &region);
+        if (status.ok() && region.used) checked->regions.push_back(region.name);
+    };
+    for (const ScannedInput& input : scan.inputs) find(input.name, input.parameters);
+    for (const ScannedOutput& output : scan.outputs) find(output.name, output.parameters);
     std::sort(checked->regions.begin(), checked->regions.end());
     const auto* end = std::unique(checked->regions.begin(), checked->regions.end());
     checked->regions.resize(static_cast<std::uint32_t>(end - checked->regions.begin()));
-    return fine;
 }
 
 // Rows of a request whose tensors only Triton can judge, for accounting.
@@ -338,8 +328,10 @@ bool check_request(const RequestScan& scan, const ModelSchema& schema, CheckedRe
         if (!check_parameter(parameter, checked)) return false;
     }
     if (uses_shared_memory(scan)) {
+        // Only explain_fault judges these: what Triton refuses before it looks a region up.
         checked->rows = claimed_rows(scan, schema);
-        return check_regions(scan, checked);
+        find_regions(scan, checked);
+        return false;
     }
     checked->mergeable = schema.merge && schema.max_batch_size > 0 && !schema.decoupled &&
                          !schema.sequence && !checked->scheduling.has_sequence;

@@ -46,7 +46,7 @@ struct CheckedRequest {
     void clear();
 };
 
-// False: something may be wrong with it, ask explain_fault.
+// False: something may be wrong with it, or it uses shared memory; ask explain_fault.
 [[nodiscard]] bool check_request(const RequestScan& scan, const ModelSchema& schema,
                                  CheckedRequest* checked);
 

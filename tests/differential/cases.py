@@ -1,7 +1,7 @@
 """Random requests of random models: valid ones, ones with faults, and damaged bytes.
 
-A case follows from the seed and its number alone. Cases of one chunk draw from the same few
-templates, so that many of them may share a batch.
+A case follows from the seed and its number alone. Cases of one chunk draw from the same few models
+and templates, so that many of them may share a batch.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tests.codec_wire import Speller, mutate
 from tests.differential.worlds import WorldModel
 
 CHUNK = 256
+CHUNK_MODELS = 3
 TEMPLATES = 2
 ELEMENTS_MAX = 20_000
 VERSIONS = ("1", "1", "1", "-1", "01", "7", "0", "abc", " 1", "1x", "99999999999999999999")
@@ -182,8 +183,10 @@ FAULTS: Sequence[Callable[[random.Random, Request], None]] = (
 
 def random_case(seed: int, number: int, models: Sequence[WorldModel]) -> Case:
     rng = random.Random(f"{seed}/case/{number}")
-    model = rng.choice(models)
-    group = f"{seed}/template/{number // CHUNK}/{model.name}/{rng.randrange(TEMPLATES)}"
+    chunk = f"{seed}/chunk/{number // CHUNK}"
+    few = random.Random(chunk).sample(models, min(CHUNK_MODELS, len(models)))
+    model = rng.choice(few)
+    group = f"{chunk}/{model.name}/{rng.randrange(TEMPLATES)}"
     request = valid_request(rng, model, random_template(random.Random(group), model))
     choice = rng.random()
     kind = "valid" if choice < 0.6 else "broken" if choice < 0.92 else "damaged"

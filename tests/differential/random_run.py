@@ -1,8 +1,8 @@
 """Runs random requests both ways, compares the answers, and makes what differs small.
 
 Requests of one chunk go through the scheduler all at once, so that it merges them, and straight to
-Triton, which executes each by itself; as plain calls, compressed ones, or on one stream. A world has models of its own; its seed and the number of a
-request say everything about the request.
+Triton, which executes each by itself; as plain calls, compressed ones, or on one stream. A world
+has models of its own; its seed and the number of a request say everything about the request.
 """
 
 from __future__ import annotations
@@ -192,8 +192,8 @@ def run(
         part = range(max(numbers.start, number * step), min(numbers.stop, (number + 1) * step))
         chosen = random_models(f"{seed}/{number}", models)
         with (
-            tempfile.TemporaryDirectory(prefix="infersched-differential-") as repository,
-            world(Path(repository), chosen) as servers,
+            tempfile.TemporaryDirectory(prefix="infersched-differential-") as directory,
+            world(Path(directory), chosen) as servers,
             ways_of(servers, CHUNK) as ways,
         ):
             comparison = Comparison(ways, report, tell)

@@ -93,12 +93,19 @@ def write_repository(repository: Path, chosen: tuple[WorldModel, ...]) -> None:
 
 
 @contextmanager
-def world(repository: Path, chosen: tuple[WorldModel, ...]) -> Iterator[World]:
-    """Both servers, ready."""
+def world(directory: Path, chosen: tuple[WorldModel, ...]) -> Iterator[World]:
+    """Both servers, ready. Half of the models wait a little for more requests to merge."""
+    repository = directory / "models"
+    repository.mkdir()
     write_repository(repository, chosen)
+    waiting = [f"  {model.name}: {{max_queue_delay: 5ms}}\n" for model in chosen[::2]]
+    configuration = directory / "configuration.yaml"
+    configuration.write_text("models:\n" + "".join(waiting))
     with (
         EmbeddedTriton(repository) as triton,
-        ServedScheduler(["--backend", triton.grpc_address]) as scheduler,
+        ServedScheduler(
+            ["--backend", triton.grpc_address, "--config", str(configuration)]
+        ) as scheduler,
     ):
         yield World(chosen, triton.grpc_address, scheduler.address, triton)
         triton.kill()

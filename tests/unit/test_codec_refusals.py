@@ -238,3 +238,16 @@ def test_a_shape_that_cannot_be_addressed_is_refused_though_it_is_empty() -> Non
 
     text = R + "tensor sizes exceed what can be addressed"
     assert refusal(request, schema) == (INVALID_ARGUMENT, text)
+
+
+def test_what_precedes_a_region_is_judged() -> None:
+    schema = codec.ModelSchema("m", max_batch_size=8)
+    schema.add_input("I", "FP32", [4]).add_input("J", "FP32", [4])
+    request = vector_request()
+    request.raw_input_contents[:] = []
+    request.inputs.add(name="J", datatype="FP32", shape=[1, 4])
+    request.inputs[1].parameters["shared_memory_region"].string_param = "r"
+    request.inputs[1].parameters["shared_memory_byte_size"].int64_param = 16
+
+    text = "unable to find data for input tensor 'I' for model 'm' in request."
+    assert refusal(request, schema) == (INVALID_ARGUMENT, text)
