@@ -18,7 +18,7 @@ void ServerSession::State::receive_messages(Stream* stream, Span bytes, std::siz
     stream->uncredited_bytes += bytes.size;
     while (!bytes.empty()) {
         FramingError error = stream->in.feed(&bytes, &frame_left, framing_limits());
-        if (error == FramingError::kNone && !charge_inflated(stream))
+        if (!charge_inflated(stream) && error == FramingError::kNone)
             error = FramingError::kOutOfMemory;
         if (error != FramingError::kNone) {
             refuse_framing(stream, error);

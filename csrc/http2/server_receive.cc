@@ -108,7 +108,9 @@ int ServerSession::State::on_header(nghttp2_session*, const nghttp2_frame*,
     } else {
         state->receive_header(stream, name_text, view(value, value_size));
     }
-    return 0;
+    if (!state->pause_input_) return 0;
+    state->pause_input_ = false;
+    return NGHTTP2_ERR_PAUSE;
 }
 
 void ServerSession::State::receive_pseudo_header(Stream* stream, std::string_view name,
@@ -161,6 +163,7 @@ void ServerSession::State::receive_header(Stream* stream, std::string_view name,
         if (!parse_encoding(value, &encoding) && stream->refusal.ok())
             stream->refusal = unsupported_encoding(value);
         stream->in.set_encoding(encoding);
+        if (encoding != Compression::kNone && !slices_input) slices_input = pause_input_ = true;
     } else if (name == "grpc-accept-encoding") {
         if (config->response_compression != Compression::kNone &&
             accepts_encoding(value, config->response_compression))
@@ -252,7 +255,7 @@ void ServerSession::State::receive_unary_data(Stream* stream, Span bytes, std::s
     stream->charged_bytes += received;
     FramingError error = stream->in.feed(&bytes, &frame_left, framing_limits());
     if (error == FramingError::kNone && !bytes.empty()) error = FramingError::kSecondMessage;
-    if (error == FramingError::kNone && !charge_inflated(stream))
+    if (!charge_inflated(stream) && error == FramingError::kNone)
         error = FramingError::kOutOfMemory;
     if (error != FramingError::kNone) {
         refuse_framing(stream, error);

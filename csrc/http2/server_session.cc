@@ -43,6 +43,7 @@ bool ServerSession::State::charge(std::uint64_t bytes) {
 bool ServerSession::State::charge_inflated(Stream* stream) {
     const std::uint64_t bytes = stream->in.inflated_bytes();
     if (bytes > stream->inflated_bytes) {
+        inflated_bytes += bytes - stream->inflated_bytes;
         if (!charge(bytes - stream->inflated_bytes)) return false;
     } else {
         uncharge(stream->inflated_bytes - bytes);
@@ -86,6 +87,7 @@ std::size_t ServerSession::State::queued_frames_max() const {
 // A client whose own windows hold its answers back must be read: the window updates come that way.
 // Its new requests are refused instead.
 bool ServerSession::State::wants_read() {
+    if (has_unread()) return false;
     update_throttle();
     if (!sendable) return true;
     // Answers without a body, resets and acknowledgements count by number.
@@ -230,6 +232,7 @@ bool ServerSession::State::take_record(Stream* stream, Event* event) {
 void ServerSession::State::lose() {
     if (lost) return;
     lost = true;
+    drop_unread();
     for (Stream* stream = streams.first(); stream != nullptr;) {
         Stream* next = stream->next;
         close_stream(stream);
@@ -290,7 +293,7 @@ ServerSession::~ServerSession() = default;
 bool ServerSession::feed(Span bytes, Nanos now) { return state_->feed(bytes, now); }
 Space ServerSession::receive_space() { return state_->receive_space(); }
 bool ServerSession::next_event(Event* event) { return state_->take_event(event); }
-bool ServerSession::has_events() const { return !state_->events.empty(); }
+bool ServerSession::has_events() const { return !state_->events.empty() || state_->has_unread(); }
 void ServerSession::connection_lost() { state_->lose(); }
 
 void ServerSession::answer(StreamId id, Pieces&& message, const AnswerMetadata* metadata) {

@@ -42,7 +42,7 @@ class ServerSession::State : public SessionCore {
     // -- bytes held for requests ----
     bool charge(std::uint64_t bytes);
     void uncharge(std::uint64_t bytes);
-    // Charges what compression made of the bytes received.
+    // Charges and counts what compression made of the bytes received.
     bool charge_inflated(Stream* stream);
     // Pays back up to `bytes` of the connection window.
     void pay(std::uint64_t bytes);
@@ -113,6 +113,7 @@ class ServerSession::State : public SessionCore {
             authority.clear();
         }
     } block_;
+    bool pause_input_ = false;
     std::uint16_t last_route_ = 0;
     std::int64_t reset_tokens_ = kResetBurst;
     Nanos reset_tokens_at_ = 0;

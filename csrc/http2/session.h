@@ -144,6 +144,8 @@ class ServerSession {
     Space receive_space();
     // Next recorded event; false when there is none. Limits per turn are the caller's.
     bool next_event(Event* event);
+    // Also true while input is left that feed() put off (what inflates to much takes many turns):
+    // pull() goes on with it.
     bool has_events() const;
     // The transport is gone: every stream announced becomes kCancelled / kForwardReset.
     void connection_lost();
@@ -184,7 +186,8 @@ class ServerSession {
     // closed).
     void pull(std::size_t bytes_max, std::vector<Slice>* out);
     bool wants_write() const;
-    // Whether more should be read from this client now (false: too many unsent answer bytes).
+    // Whether more should be read from this client now (false: too many unsent answer bytes, or
+    // input was put off).
     bool wants_read() const;
     // GOAWAY: existing streams finish, new ones are not accepted once the client has acknowledged
     // the notice. A second call does not wait for that.

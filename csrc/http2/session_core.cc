@@ -44,12 +44,37 @@ bool SessionCore::feed(Span bytes, Nanos at) {
     if (lost || broken) return false;
     now = at;
     sendable = true;
-    const ssize_t taken = nghttp2_session_mem_recv(session, bytes.data, bytes.size);
-    if (taken >= 0) return true;
-    broken = true;
-    nghttp2_session_terminate_session(
-        session, taken == NGHTTP2_ERR_FLOODED ? NGHTTP2_ENHANCE_YOUR_CALM : NGHTTP2_PROTOCOL_ERROR);
-    return false;
+    if (unread_.empty()) return receive(bytes);
+    unread_.insert(unread_.end(), bytes.data, bytes.data + bytes.size);
+    return receive_unread();
+}
+
+bool SessionCore::receive(Span bytes) {
+    inflated_bytes = 0;
+    while (!bytes.empty()) {
+        if (inflated_bytes > kInflatedBytesPerTurn) {
+            unread_.assign(bytes.data, bytes.data + bytes.size);
+            return true;
+        }
+        const std::size_t size = slices_input ? std::min(bytes.size, kInputSliceBytes) : bytes.size;
+        const ssize_t taken = nghttp2_session_mem_recv(session, bytes.data, size);
+        if (taken <= 0) {
+            broken = true;
+            nghttp2_session_terminate_session(session, taken == NGHTTP2_ERR_FLOODED
+                                                           ? NGHTTP2_ENHANCE_YOUR_CALM
+                                                           : NGHTTP2_PROTOCOL_ERROR);
+            return false;
+        }
+        const auto part = static_cast<std::size_t>(taken);
+        bytes = {bytes.data + part, bytes.size - part};
+    }
+    return true;
+}
+
+bool SessionCore::receive_unread() {
+    std::vector<std::uint8_t> input;
+    input.swap(unread_);
+    return receive({input.data(), input.size()});
 }
 
 int SessionCore::on_begin_frame(nghttp2_session*, const nghttp2_frame_hd* header, void* pointer) {
@@ -69,6 +94,8 @@ std::size_t SessionCore::take_frame_bytes(std::size_t size) {
 // Nothing but the rest of the frame's data can come next: it may be read into its message.
 Space SessionCore::receive_space() {
     if (frame_left_ < kDirectBytesMin || frame_padded_ || lost || broken) return {};
+    // What is fed in slices must outlast an end of its stream; what was put off comes first.
+    if (slices_input || has_unread()) return {};
     Stream* stream = find(frame_stream_);
     if (stream == nullptr || stream->finished || stream->kind == StreamKind::kForward) return {};
     return stream->in.space(frame_left_);
@@ -76,6 +103,7 @@ Space SessionCore::receive_space() {
 
 void SessionCore::pull(std::size_t bytes_max, std::vector<Slice>* out) {
     if (lost) return;
+    if (!unread_.empty() && !broken) receive_unread();
     output_.begin(bytes_max, out);
     while (!output_.full()) {
         const std::uint8_t* bytes = nullptr;

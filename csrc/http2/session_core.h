@@ -15,6 +15,11 @@ namespace infersched::http2 {
 // Frames of more than this would let one answer hold up all others of its connection.
 inline constexpr std::size_t kSentFrameBytesMax = 1u << 20;
 
+// What one turn inflates at most before others have theirs, and the pieces input is read in where
+// it may have to stop: 4 KiB inflate to 4 MiB at the worst.
+inline constexpr std::uint64_t kInflatedBytesPerTurn = 4u << 20;
+inline constexpr std::size_t kInputSliceBytes = 4u << 10;
+
 class SessionCore {
   public:
     SessionCore() = default;
@@ -26,6 +31,9 @@ class SessionCore {
     Space receive_space();
     void pull(std::size_t bytes_max, std::vector<Slice>* out);
     bool wants_write() const;
+    // Input that the last feed() or pull() left: too much had been inflated.
+    bool has_unread() const { return !unread_.empty(); }
+    void drop_unread() { unread_.clear(); }
     // Nothing more can happen on the connection.
     bool over() const;
 
@@ -64,6 +72,8 @@ class SessionCore {
     bool sendable = false;
     bool lost = false;    // the transport is gone
     bool broken = false;  // nghttp2 refused to go on
+    bool slices_input = false;
+    std::uint64_t inflated_bytes = 0;  // in this turn
 
   protected:
     // Counts `size` received bytes; returns what was left of their DATA frame before them.
@@ -85,12 +95,15 @@ class SessionCore {
     static int send_data(nghttp2_session*, nghttp2_frame* frame, const std::uint8_t* frame_header,
                          std::size_t size, nghttp2_data_source* source, void* core);
     void submit_trailers(Stream* stream);
+    bool receive(Span bytes);
+    bool receive_unread();
 
     Output output_;
     // The DATA frame being received, if any: what is to come of it, padding included.
     std::size_t frame_left_ = 0;
     StreamId frame_stream_ = 0;
     bool frame_padded_ = false;
+    std::vector<std::uint8_t> unread_;
 };
 
 inline constexpr std::size_t kFrameHeaderBytes = 9;

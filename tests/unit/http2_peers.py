@@ -72,7 +72,7 @@ class Pair:
         if down:
             self.client.feed(down, self.now)
         self.client_events += self.client.events()
-        return bool(up or down)
+        return bool(up or down or self.server.has_events())
 
     def pump(self) -> None:
         """Until nothing moves any more."""
@@ -221,7 +221,7 @@ class H2Client:
             down = self.server.pull()
             if down:
                 self.receive(down)
-            if not up and not down:
+            if not up and not down and not self.server.has_events():
                 return events
         raise AssertionError("the sessions never fall silent")
 

@@ -194,6 +194,42 @@ def test_a_bomb_is_refused_at_the_bound() -> None:
         assert budget.used == 0
 
 
+def test_what_inflates_to_much_takes_many_turns() -> None:
+    """64 MiB that come in one read do not hold up other connections for as long as they take."""
+    session = streaming(stream_window_bytes=1 << 20)
+    client = H2Client(session)
+    stream = sent(client, "gzip", frame_message(gzip.compress(bytes(64 * MIB)), 1))
+    last = client.request(b"behind it")
+    assert session.wants_read()
+    assert session.feed(client.h2.data_to_send())
+    turns, events = 0, []
+    while not events:
+        assert session.has_events()
+        assert not session.wants_read()
+        client.receive(session.pull())
+        events = session.events()
+        turns += 1
+    assert turns >= 7
+    events += client.exchange()
+    assert [(event.stream, len(event.message)) for event in events] == [
+        (stream, 64 * MIB),
+        (last, 9),
+    ]
+    assert session.wants_read()
+
+
+def test_input_put_off_goes_with_its_connection() -> None:
+    budget = http2.ByteBudget()
+    session = streaming(budget, stream_window_bytes=1 << 20)
+    client = H2Client(session)
+    sent(client, "gzip", frame_message(gzip.compress(bytes(64 * MIB)), 1))
+    session.feed(client.h2.data_to_send())
+    assert session.has_events()
+    session.connection_lost()
+    assert (session.events(), session.has_events(), session.pull()) == ([], False, b"")
+    assert budget.used == 0
+
+
 def test_inflating_is_charged_while_a_message_is_incomplete() -> None:
     budget = http2.ByteBudget()
     session = streaming(budget)

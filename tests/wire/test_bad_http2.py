@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 from collections.abc import Iterator
 
@@ -105,6 +106,16 @@ def test_a_compressed_flag_without_encoding_is_an_error_of_its_stream(plane: Dat
         stream = client.request_headers()
         client.send_data(stream, grpc_message(message, compressed=True), end_stream=True)
         assert client.trailers(stream)["grpc-status"] in (INTERNAL, UNIMPLEMENTED)
+
+
+def test_a_zip_bomb_is_inflated_in_turns_and_answered(plane: DataPlane, stub: Stub) -> None:
+    bomb = grpc_message(gzip.compress(bytes(256 << 20)), compressed=True)
+    with RawClient(plane.address) as client:
+        stream = client.request_headers(("grpc-encoding", "gzip"))
+        client.send_data(stream, bomb, end_stream=True)
+        assert client.trailers(stream)["grpc-status"] == INTERNAL  # no request
+        # The connection is still read.
+        assert client.trailers(client.infer(infer_request(rows(1), model="nope")))
 
 
 def test_what_is_not_grpc_gets_an_http_status(plane: DataPlane) -> None:
