@@ -49,6 +49,14 @@ class Case:
         except DecodeError:
             return None
 
+    @property
+    def batches(self) -> int:
+        """Executions that it takes alone."""
+        request, rows_max = self.request, self.model.max_batch_size
+        if request is None or rows_max == 0 or not request.inputs or not request.inputs[0].shape:
+            return 1
+        return max(-(-request.inputs[0].shape[0] // rows_max), 1)
+
 
 @dataclass(frozen=True)
 class Template:

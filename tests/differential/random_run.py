@@ -64,9 +64,9 @@ class Report:
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     deliberate: Counter[str] = field(default_factory=Counter)
     unlisted: list[Unlisted] = field(default_factory=list)
-    # Answers through the scheduler that were OK, and the executions they took.
-    accepted: int = 0
+    # Executions for the good answers through the scheduler: as it merged, and if it had not.
     executions: int = 0
+    executions_unmerged: int = 0
 
     def summary(self) -> str:
         outcomes = ", ".join(f"{k} {c}: {n}" for (k, c), n in sorted(self.outcomes.items()))
@@ -75,7 +75,8 @@ class Report:
             f"seed {self.seed}: {self.requests} requests, "
             f"{self.requests / max(self.seconds, 1e-9):.0f} a second; {outcomes}\n"
             f"deliberate differences: {deliberate or 'none'}; unlisted: {len(self.unlisted)}\n"
-            f"{self.accepted} good answers through the scheduler took {self.executions} executions"
+            f"{self.executions} executions through the scheduler, "
+            f"{self.executions_unmerged} without merging"
         )
 
 
@@ -91,12 +92,15 @@ class Comparison:
     def straight(self, messages: list[bytes]) -> list[Answer]:
         return self.ways.straight.answers(messages, self.carrier)
 
-    def answers(self, messages: list[bytes]) -> list[tuple[Answer | None, Answer]]:
+    def answers(self, cases: Sequence[Case]) -> list[tuple[Answer | None, Answer]]:
         """Straight (None: not asked) and through."""
+        messages = [case.message for case in cases]
         before = self.ways.executions()
         through = self.ways.through.answers(messages, self.carrier)
         self.report.executions += self.ways.executions() - before
-        self.report.accepted += sum(answer.code == "OK" for answer in through)
+        for case, answer in zip(cases, through, strict=True):
+            if answer.code == "OK":
+                self.report.executions_unmerged += case.batches
         asked = [i for i, answer in enumerate(through) if may_be_asked(answer)]
         straight = dict(zip(asked, self.straight([messages[i] for i in asked]), strict=True))
         return [(straight.get(i), answer) for i, answer in enumerate(through)]
@@ -112,7 +116,7 @@ class Comparison:
         return None
 
     def differs_alone(self, case: Case) -> bool:
-        ((straight, through),) = self.answers([case.message])
+        ((straight, through),) = self.answers([case])
         return self.unlisted(case, straight, through) is not None
 
     def run_chunk(self, cases: Sequence[Case]) -> None:
@@ -121,7 +125,7 @@ class Comparison:
         if self.carrier == STREAM:
             # What cannot be decoded ends a stream.
             cases = [case for case in cases if case.request is not None]
-        answers = self.answers([case.message for case in cases])
+        answers = self.answers(cases)
         report.requests += len(cases)
         for case, (straight, through) in zip(cases, answers, strict=True):
             report.outcomes[case.kind, through.code] += 1
