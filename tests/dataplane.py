@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -156,9 +156,13 @@ class DataPlane:
         backends: Sequence[str | pb.Backend],
         limits: pb.Limits | None = None,
         *,
+        regions: Mapping[str, Sequence[int]] | None = None,
         connected: bool = True,
     ) -> str:
-        """Applies the whole state and waits for the backends; returns the error text."""
+        """Applies the whole state and waits for the backends; returns the error text.
+
+        `regions` are the shared-memory regions, with the indices of the backends that have them.
+        """
         self._generation += 1
         wanted = [
             backend
@@ -171,6 +175,8 @@ class DataPlane:
         message = pb.Apply(
             generation=self._generation, models=models, backends=wanted, limits=limits
         )
+        for name, indices in (regions or {}).items():
+            message.regions.add(name=name, backend_indices=indices)
         known = {model.index for model in self._models}
         self._models += [model for model in models if model.index not in known]
         self._send(pb.ToDataPlane(apply=message))
