@@ -26,12 +26,11 @@ bool says_leaving(const Status& status) {
             contains(status.message, "not ready"));
 }
 
-// Triton answers at the deadline that it was told while an execution that has started goes on: the
-// slot is not free then.
+// Triton ends the call at the deadline that it was told, with one code or another, while an
+// execution that has started goes on: the slot is not free then.
 bool given_up(const BatchRecord& batch, const Status& status, Nanos now) {
-    return (status.code == StatusCode::kDeadlineExceeded ||
-            status.code == StatusCode::kCancelled) &&
-           batch.deadline != kNever && now + kDeadlineSlackNs >= batch.deadline;
+    return status.code != StatusCode::kUnavailable && batch.deadline != kNever &&
+           now + kDeadlineSlackNs >= batch.deadline;
 }
 
 engine::FailureKind failure_kind(const Status& status, bool nothing_ran) {
@@ -235,12 +234,14 @@ void Gateway::State::reply_failed(const BatchRecord& batch, Status status, bool 
         nothing_ran = true;
         mark_leaving(batch.model, batch.backend, now);
     }
-    const StatusCode code = status.code;
     const ModelConfig* model = catalog.at(batch.model);
     const bool stops = model == nullptr || model->policy.cancellable || batch.backend_stream != 0;
-    const engine::FailureKind kind = !stops && given_up(batch, status, now)
-                                         ? engine::FailureKind::kGivenUp
-                                         : failure_kind(status, nothing_ran);
+    engine::FailureKind kind = failure_kind(status, nothing_ran);
+    if (!stops && !nothing_ran && given_up(batch, status, now)) {
+        kind = engine::FailureKind::kGivenUp;
+        status = Status::error(StatusCode::kDeadlineExceeded, "Request timeout expired");
+    }
+    const StatusCode code = status.code;
     note_failure(batch, std::move(status));
     engine.dispatch_failed(batch.handle, kind, code, now);
 }
