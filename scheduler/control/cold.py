@@ -27,8 +27,6 @@ from scheduler.control.versions import parse_version
 Answer = TypeVar("Answer")
 SERVICE_NAME: str = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
-# What a Triton offers and this server does not carry (yet).
-EXTENSIONS_NOT_CARRIED = frozenset({"sequence"})
 # Offered where a backend runs on this host.
 SHARED_MEMORY_EXTENSIONS = frozenset({"system_shared_memory", "cuda_shared_memory"})
 OWN_EXTENSION = "infersched"
@@ -68,10 +66,8 @@ class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
             await context.abort(
                 grpc.StatusCode.UNAVAILABLE, "no backend has been reached yet; try again"
             )
-        not_carried = EXTENSIONS_NOT_CARRIED
-        if not await self._shared_memory.has_local_backend():
-            not_carried |= SHARED_MEMORY_EXTENSIONS
-        return pool_metadata(servers, not_carried)
+        local = await self._shared_memory.has_local_backend()
+        return pool_metadata(servers, frozenset() if local else SHARED_MEMORY_EXTENSIONS)
 
     async def ModelMetadata(
         self, request: service_pb2.ModelMetadataRequest, context: grpc.aio.ServicerContext

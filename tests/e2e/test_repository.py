@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient
@@ -82,6 +84,62 @@ def test_statistics_are_of_the_requests_and_not_of_the_batches(
     )
     listed = {model.name for model in client.get_inference_statistics().model_stats}
     assert listed == {"identity", "slow"}
+
+
+def test_nothing_that_was_admitted_is_lost_by_unloads_and_loads(
+    served: ServedScheduler, client: InferenceServerClient
+) -> None:
+    """A request is answered in full, or refused because the model is not there."""
+    stop = threading.Event()
+    answered: list[int] = []
+    refused: list[int] = []
+    odd: list[str] = []
+
+    def ask(number: int) -> None:
+        with connected(served.address) as stub:
+            while not stop.is_set():
+                values = rows(number, 1 + number % 3)
+                try:
+                    reply = stub.ModelInfer(infer_request(values, model="slow"), timeout=60)
+                except grpc.RpcError as error:
+                    refused.append(number)
+                    if (
+                        error.code() is not grpc.StatusCode.NOT_FOUND
+                        or "slow" not in error.details()
+                    ):
+                        odd.append(f"{error.code()}: {error.details()}")
+                    stop.wait(0.005)
+                    continue
+                if not np.array_equal(output(reply), values):
+                    odd.append("the reply of another")
+                answered.append(number)
+
+    def wait_for_refusals(since: int) -> None:
+        everyone = set(range(16))
+        wait_until(lambda: set(refused[since:]) == everyone or bool(odd), "refusals", 60)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(3):
+            goal = len(answered) + 50
+            wait_until(lambda goal=goal: len(answered) >= goal or bool(odd), "answers", 60)
+            client.unload_model("slow", client_timeout=LOAD_TIMEOUT_S)
+            assert not client.is_model_ready("slow")
+            # Once each of them was refused, no reply from before can be on its way any more.
+            wait_for_refusals(len(refused))
+            before = len(answered)
+            wait_for_refusals(len(refused))
+            assert len(answered) == before, "nothing runs after an unload"
+            client.load_model("slow", client_timeout=LOAD_TIMEOUT_S)
+            assert client.is_model_ready("slow")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+    assert odd == []
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_an_override_changes_what_the_scheduler_merges(
