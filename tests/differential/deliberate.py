@@ -165,6 +165,15 @@ def _whole_budget(found: Difference, _: Straight) -> bool:
     return request is not None and 0 < request.parameters["timeout"].int64_param < 10_000_000
 
 
+def _told_early(found: Difference, _: Straight) -> bool:
+    straight, through = found.straight, found.through
+    if straight is None or (straight.code, straight.text) != (through.code, through.text):
+        return False
+    return through.code == TOLD and through.text.startswith(
+        ("incomplete string data for", "class result not available for")
+    )
+
+
 DELIBERATE = (
     Deliberate(
         "split",
@@ -192,6 +201,13 @@ DELIBERATE = (
         "2.51.",
         _impossible_classes,
         not_asked_after="class result not available for output due to unsupported type 'BYTES'",
+    ),
+    Deliberate(
+        "told early",
+        "On a stream, the errors that the scheduler finds where Triton's backend would (a last "
+        "string cut short, impossible class results) bring the id only, not model, version and "
+        "final flag.",
+        _told_early,
     ),
     Deliberate(
         "parameter order",

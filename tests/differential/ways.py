@@ -53,10 +53,8 @@ class Answer:
         return len(self.reply) == len(other.reply) and self.response == other.response
 
     def __str__(self) -> str:
-        if self.code != "OK":
-            return f"{self.code}: {self.text}"
         shown = str(self.response).replace("\n", " ")
-        return f"OK: {shown[:1500]}"
+        return f"{self.code}: {self.text} {shown[:1500]}"
 
 
 class Way:
