@@ -85,8 +85,9 @@ class DesiredState:
             self._pad(key, entry.spec, settings, model)
             apply.models.append(model)
         for name, region in sorted(regions.by_name.items()):
-            having = sorted(region.backends & self.backend_index.keys())
-            apply.regions.add(name=name, backend_indices=[self.backend_index[a] for a in having])
+            having = region.backends & self.backend_index.keys()
+            indices = sorted(self.backend_index[address] for address in having)
+            apply.regions.add(name=name, backend_indices=indices)
         return apply
 
     def model_at(self, index: int) -> ModelKey | None:
