@@ -26,7 +26,7 @@ BUILD = ROOT / "build" / "fuzz"
 FINDINGS = BUILD / "findings"
 TURN_S = 300
 SEED_INPUTS = 400
-INPUT_BYTES_MAX = 16_384
+INPUT_BYTES_MAX = 4_096
 
 # One status line of libFuzzer: "#2048  pulse  cov: 1168 ft: 3327 corp: 421/12Kb ... exec/s: 27341".
 STATUS = re.compile(r"^#(\d+)\s+(\w+)\s+cov: (\d+) ft: (\d+) corp: (\d+)")

@@ -171,8 +171,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         while (alive && input.left() != 0) {
             static const std::size_t kPieces[] = {1, 9, 100, 1'000, 1 << 20, 1 << 20};
             const std::size_t piece = kPieces[input.choice(6)];
-            const BufferRef bytes = fuzz::exact_copy(input.bytes(piece));
-            alive = session.feed(bytes.span(), now += kMillisecond);
+            alive = fuzz::feed(&session, &input, piece, now += kMillisecond);
             owner.turn();
             pull(&session, kPulls[input.choice(4)]);
         }

@@ -6,8 +6,10 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 #include "base/bytes.h"
+#include "base/time.h"
 
 // A broken promise ends the process, which is a finding.
 #define EXPECT(condition)                                                                 \
@@ -59,6 +61,17 @@ inline BufferRef joined(const Pieces& pieces) {
     }
     EXPECT(buffer->size() == pieces.size());
     return buffer;
+}
+
+// Feeds at most `count` bytes: where the session wants them, as long as it wants some, or from a
+// buffer exactly as large.
+template <typename Session>
+bool feed(Session* session, Input* input, std::size_t count, Nanos now) {
+    const Space space = input->flag() ? session->receive_space() : Space();
+    const Span bytes = input->bytes(space.empty() || count < space.size ? count : space.size);
+    if (space.empty() || bytes.empty()) return session->feed(exact_copy(bytes).span(), now);
+    std::memcpy(space.data, bytes.data, bytes.size);
+    return session->feed({space.data, bytes.size}, now);
 }
 
 }  // namespace infersched::fuzz
