@@ -86,8 +86,8 @@ class DesiredState:
             apply.models.append(model)
         for name, region in sorted(regions.by_name.items()):
             having = region.backends & self.backend_index.keys()
-            indices = sorted(self.backend_index[address] for address in having)
-            apply.regions.add(name=name, backend_indices=indices)
+            numbers = sorted(self.backend_index[address] for address in having)
+            apply.regions.add(name=name, backend_indices=numbers)
         return apply
 
     def model_at(self, index: int) -> ModelKey | None:
