@@ -223,7 +223,8 @@ class Batching(Section):
         default=0, description="level of requests that name none; 0 takes the middle level"
     )
     max_queue_requests: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
-    max_queue_bytes: Annotated[Size, Field(ge=1)] = 2**30
+    # Room for a message of the largest size there is.
+    max_queue_bytes: Annotated[Size, Field(ge=1)] = 3 * 2**30
     max_queue_age: Duration = Field(
         default=0,
         description="refuse new requests while the oldest queued one is older; 0 = no bound",

@@ -95,6 +95,7 @@ def test_defaults_are_valid_and_bounded() -> None:
     assert settings.defaults.max_queue_requests > 0
     assert settings.defaults.max_queue_bytes <= settings.server.host_bytes_max
     assert settings.server.message_bytes_max == 2**31 - 1
+    assert settings.defaults.max_queue_bytes > settings.server.message_bytes_max
 
 
 def test_an_unknown_key_names_its_path_line_and_the_nearest_key(tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""Messages of many megabytes: unchanged both ways, within the memory there is for them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import numpy as np
+import psutil
+import pytest
+
+from scheduler.v1 import dataplane_pb2 as pb
+from tests.dataplane import DataPlane, identity_model, wait_until
+from tests.wire.calls import Matrix, connected, error_info, infer_request, output
+from tests.wire.fake_triton import FakeTriton
+
+FLOATS_A_MIB = 1 << 18
+HOST_BYTES_MAX = 64 << 20
+# What the data plane keeps of freed large blocks, and what else it may take.
+KEPT_BYTES_MAX = 64 << 20
+SLACK_BYTES = 48 << 20
+
+
+def large_model() -> pb.Model:
+    return identity_model(dims=(-1,), max_batch_size=4, staged_batches_max=0)
+
+
+def random_rows(seed: int, mebibytes: int) -> Matrix:
+    values = np.random.default_rng(seed).random(mebibytes * FLOATS_A_MIB, dtype=np.float32)
+    return values.reshape(1, -1)
+
+
+@pytest.mark.parametrize("mebibytes", [1, 5, 40])
+def test_large_messages_pass_unchanged(plane: DataPlane, fake: FakeTriton, mebibytes: int) -> None:
+    """Beyond every window and frame; a second one takes the memory of the first."""
+    assert plane.apply([large_model()], [fake.address]) == ""
+    with connected(plane.address) as stub:
+        for seed in range(2):
+            values = random_rows(seed, mebibytes)
+            np.testing.assert_array_equal(
+                output(stub.ModelInfer(infer_request(values), timeout=60)), values
+            )
+
+
+def test_large_messages_are_merged_and_split_unchanged(plane: DataPlane, fake: FakeTriton) -> None:
+    """One goes out, the next three wait for it and go together."""
+    assert plane.apply([large_model()], [fake.address]) == ""
+    values = [random_rows(seed, 3) for seed in range(4)]
+    with connected(plane.address) as first, connected(plane.address) as second:
+        fake.hold()
+        calls = [first.ModelInfer.future(infer_request(values[0]), timeout=60)]
+        wait_until(lambda: len(fake.requests) == 1, "the first is at the backend")
+        stubs = (second, first, second)
+        calls += [
+            stub.ModelInfer.future(infer_request(each), timeout=60)
+            for stub, each in zip(stubs, values[1:], strict=True)
+        ]
+        plane.wait_queued(3)
+        fake.release()
+        for call, each in zip(calls, values, strict=True):
+            np.testing.assert_array_equal(output(call.result()), each)
+    assert [request.inputs[0].shape[0] for request in fake.requests] == [1, 3]
+
+
+def test_memory_stays_bounded_when_large_messages_pile_up(
+    plane: DataPlane, fake: FakeTriton
+) -> None:
+    """Offered is six times what there is: the others are refused, and those that fit are right."""
+    limits = pb.Limits(host_bytes_max=HOST_BYTES_MAX)
+    assert plane.apply([large_model()], [fake.address], limits) == ""
+    process = psutil.Process(plane.process.pid)
+    values = random_rows(1, 16)
+    before = process.memory_info().rss
+    with ExitStack() as stack:
+        stubs = [stack.enter_context(connected(plane.address)) for _ in range(24)]
+        fake.hold()
+        calls = [stub.ModelInfer.future(infer_request(values), timeout=120) for stub in stubs]
+        # Nothing is answered yet: what ends is refused.
+        fit = HOST_BYTES_MAX // values.nbytes
+        wait_until(lambda: sum(call.done() for call in calls) >= len(calls) - fit, "the rest", 60)
+        grown = process.memory_info().rss - before
+        fake.release()
+        for call in calls:
+            error = call.exception(timeout=60)
+            if error is None:
+                np.testing.assert_array_equal(output(call.result()), values)
+            else:
+                assert error_info(error).reason == "HOST_MEMORY"
+    asan = "asan" in str(process.environ().get("LD_PRELOAD"))
+    assert asan or grown < HOST_BYTES_MAX + KEPT_BYTES_MAX + SLACK_BYTES, grown
+    with connected(plane.address) as stub:
+        np.testing.assert_array_equal(
+            output(stub.ModelInfer(infer_request(values), timeout=60)), values
+        )
