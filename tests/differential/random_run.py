@@ -20,7 +20,7 @@ from tests.differential.deliberate import Difference, may_be_asked, reason_for
 from tests.differential.ways import CARRIERS, PLAIN, STREAM, Answer, Ways, ways_of
 from tests.differential.worlds import random_models, world
 
-WORLD_CHUNKS = 10
+WORLD_CHUNKS = 20
 MODELS = 8
 SHRINK_STEPS_MAX = 200
 

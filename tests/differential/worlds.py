@@ -100,7 +100,9 @@ def world(directory: Path, chosen: tuple[WorldModel, ...]) -> Iterator[World]:
     write_repository(repository, chosen)
     waiting = [f"  {model.name}: {{max_queue_delay: 5ms}}\n" for model in chosen[::2]]
     configuration = directory / "configuration.yaml"
-    configuration.write_text("models:\n" + "".join(waiting))
+    # Nobody has to learn that the end is near.
+    drain = "server: {drain: {propagation_wait: 0s}}\n"
+    configuration.write_text(drain + "models:\n" + "".join(waiting))
     with (
         EmbeddedTriton(repository) as triton,
         ServedScheduler(
