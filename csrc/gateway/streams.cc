@@ -197,6 +197,8 @@ void Gateway::State::finish_if_done(ClientStreamId id, ClientStream* stream, Nan
     if (!stream->half_closed || !stream->held.empty() || !stream->requests.empty() ||
         !stream->ordered.empty())
         return;
+    // Past its deadline, replies were left out: expire_streams() ends it.
+    if (stream->deadline <= now) return;
     const Status done;
     end_client_stream(id, &done, now);
 }

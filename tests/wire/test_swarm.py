@@ -118,7 +118,13 @@ class Client:
             self.wrong.append(f"{error.code()}: {error.details()}")
 
 
-def disturb(rng: random.Random, plane: DataPlane, wires: list[Proxy], until: float) -> None:
+def disturb(
+    rng: random.Random,
+    plane: DataPlane,
+    wires: list[Proxy],
+    until: float,
+    model: str = "model0",
+) -> None:
     """Backends that die or fall silent, clients that vanish, the state said again."""
     pause = threading.Event()
     while time.monotonic() < until:
@@ -135,7 +141,7 @@ def disturb(rng: random.Random, plane: DataPlane, wires: list[Proxy], until: flo
             pause.wait(rng.random() * 0.3)
             wire.restore()
         else:
-            message = grpc_message(infer_request(rows(1), model="model0").SerializeToString())
+            message = grpc_message(infer_request(rows(1), model=model).SerializeToString())
             with RawClient(plane.address) as client:
                 stream = client.request_headers()
                 client.send_data(stream, message[: rng.randrange(len(message))])
