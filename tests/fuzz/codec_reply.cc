@@ -12,11 +12,12 @@ using fuzz::Input;
 
 constexpr std::uint32_t kRows = 12;
 
-// Requests of one byte a row that want all outputs, X, Y, or both.
+// Requests of one byte a row that want all outputs, X, Y, or both; the last one's rows are padded
+// to four bytes, and X is cut back to what the request had.
 struct Requests {
     SignatureTable signatures;
     RequestReader reader{&signatures};
-    PreparedRequest all[4];
+    PreparedRequest all[5];
 
     Requests() {
         ModelSchema model;
@@ -34,12 +35,17 @@ struct Requests {
             model.outputs.push_back(tensor);
         }
         const std::string input = "\x0a\x01I\x12\x05UINT8\x1a\x02\x0c\x01";
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < 5; ++i) {
+            if (i == 4) {
+                model.inputs[0].dims = {-1};
+                model.inputs[0].padding.buckets = {4};
+                model.outputs[0].trim_to = "I";
+            }
             std::string message = "\x0a\x01m";
             if (i != 0) message += "\x1a\x02id";
             message += "\x2a" + std::string(1, static_cast<char>(input.size())) + input;
-            if (i & 1) message += "\x32\x03\x0a\x01X";
-            if (i & 2) message += "\x32\x03\x0a\x01Y";
+            if (i == 1 || i == 3) message += "\x32\x03\x0a\x01X";
+            if (i == 2 || i == 3) message += "\x32\x03\x0a\x01Y";
             message += "\x3a\x0c" + std::string(kRows, 'v');
             const Status status =
                 reader.prepare(BufferRef::copy_of(span_of(message)), model, {}, &all[i]);
@@ -140,7 +146,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     static Requests requests;
     Input input(data, size);
     const bool stream = input.flag();
-    const PreparedRequest& request = requests.all[input.choice(4)];
+    const PreparedRequest& request = requests.all[input.choice(5)];
     const std::uint32_t first = input.choice(256);
     const std::uint32_t second = input.choice(256);
     const BufferRef message = fuzz::exact_copy(input.bytes(input.left()));

@@ -69,6 +69,8 @@ def random_model(choices: Choices) -> TestModel:
     for name in OUTPUTS[: 1 + choices.choose(3)]:
         datatype = TYPES[choices.choose(14)]
         outputs.append(Tensor(name, datatype, random_dims(choices)))
+    if choices.choose(4) == 0:
+        choices.choose(4)
     return TestModel("m", tuple(inputs), tuple(outputs), max_batch_size)
 
 
@@ -103,7 +105,7 @@ def random_response(rng: random.Random, rows: int) -> Response:
 def codec_reply(rng: random.Random) -> bytes:
     choices = Choices(rng)
     stream = choices.choose(2)
-    choices.choose(4)
+    choices.choose(5)
     rows = rng.randint(1, 12)
     message = Speller(rng).response(random_response(rng, rows))
     if stream:
