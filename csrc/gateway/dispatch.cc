@@ -8,6 +8,9 @@ namespace infersched::gateway {
 
 namespace {
 
+// What waits to be sent of large messages holds up what comes after it on the same connection.
+constexpr std::uint64_t kHoldUpBytes = 256u << 10;
+
 constexpr std::string_view kModelInfer = "/inference.GRPCInferenceService/ModelInfer";
 // The backend's clock and the rounding of grpc-timeout.
 constexpr Nanos kDeadlineSlackNs = 5 * kMillisecond;
@@ -50,6 +53,15 @@ engine::FailureKind failure_kind(const Status& status, bool nothing_ran) {
 bool passes_through(const BatchRecord& batch, const RequestRecord& request) {
     return batch.members.size() == 1 && batch.rows_padded == batch.rows &&
            batch.members[0].row_begin == 0 && batch.members[0].rows == request.prepared.rows();
+}
+
+// Of two connections to a backend, whether a call is better made on `a`.
+bool is_freer(const http2::ClientSession& a, const http2::ClientSession& b) {
+    if (a.ready() != b.ready()) return a.ready();
+    const std::uint64_t a_held_up = a.unsent_bytes() / kHoldUpBytes;
+    const std::uint64_t b_held_up = b.unsent_bytes() / kHoldUpBytes;
+    if (a_held_up != b_held_up) return a_held_up < b_held_up;
+    return a.open_streams() < b.open_streams();
 }
 
 }  // namespace
@@ -157,13 +169,7 @@ Connection* Gateway::State::choose_connection(std::uint32_t backend, ConnectionI
         const ConnectionId candidate = entry.connections[(entry.next_connection + i) % count];
         Connection* connection = connections.find(candidate);
         if (connection == nullptr || !connection->usable()) continue;
-        if (best != nullptr) {
-            const bool ready = connection->client->ready();
-            if (best->client->ready() != ready
-                    ? !ready
-                    : best->client->open_streams() <= connection->client->open_streams())
-                continue;
-        }
+        if (best != nullptr && !is_freer(*connection->client, *best->client)) continue;
         best = connection;
         *id = candidate;
     }

@@ -211,6 +211,8 @@ void ClientSession::consumed(StreamId id, std::uint64_t bytes) {
     if (stream != nullptr && stream->kind == StreamKind::kMessages) state_->claim(stream, bytes);
 }
 
+std::uint64_t ClientSession::unsent_bytes() const { return state_->unsent_bytes; }
+
 std::uint64_t ClientSession::unsent_bytes(StreamId id) const {
     const Stream* stream = state_->find_call(id);
     return stream == nullptr ? 0 : stream->out.remaining();

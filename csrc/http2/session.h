@@ -249,6 +249,8 @@ class ClientSession {
     // Whether a call would start at once: not draining, peer's SETTINGS seen, below its stream
     // limit.
     bool ready() const;
+    // Of all calls and streams: what a message sent now has to wait for.
+    std::uint64_t unsent_bytes() const;
     // GOAWAY received, stream ids exhausted or an error: take another connection, this one ends by
     // itself.
     bool draining() const;

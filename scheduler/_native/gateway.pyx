@@ -27,8 +27,8 @@ cdef enum:
     # message is read into the message.
     READ_BUFFER_BYTES = 64 * 1024
     # What one connection may bring in and take out in a turn, before others have theirs.
-    TURN_READ_BYTES = 512 * 1024
-    PULL_BYTES = 512 * 1024
+    TURN_READ_BYTES = 256 * 1024
+    PULL_BYTES = 256 * 1024
     WRITE_HIGH_WATER_BYTES = 1024 * 1024
     # A client that is to be closed gets this time to read what was written for it.
     CLOSE_TIMEOUT_S = 10
