@@ -1,4 +1,4 @@
-"""Compiled bindings of the C++ core: codec, engine, http2 and gateway.
+"""Compiled bindings of the C++ core: codec, engine, http2, gateway, simulation.
 
 INFERSCHED_NATIVE_DIR names a directory whose modules are taken before those in place; it is how a
 debug or sanitizer build (`make build-debug`, `make build-asan`) is put under the tests.

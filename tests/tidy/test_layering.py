@@ -18,6 +18,7 @@ CSRC: dict[str, set[str]] = {
     "http2": {"base"},
     "gateway": {"base", "engine", "http2", "kserve"},
     "loadgen": {"base", "http2", "kserve"},
+    "simulation": {"base"},
 }
 
 # Room -> the other rooms it may import.
@@ -30,6 +31,7 @@ SCHEDULER: dict[str, set[str]] = {
     "dataplane": {"_native", "security", "telemetry", "v1"},
     "backends": {"config", "security", "telemetry"},
     "control": {"_native", "backends", "config", "security", "telemetry", "v1"},
+    "simulation": {"_native"},
     "supervisor": {"_native", "backends", "config", "control", "telemetry", "v1"},
     "cli": {"backends", "config", "control", "supervisor", "telemetry", "v1"},
 }

@@ -1,0 +1,71 @@
+"""Goodput of the reference policies on the workloads of scheduler.simulation, beside known figures.
+
+    python -m benchmarks.goodput [--seeds 5] [--requests N] [--workloads A,C] [--policies nexus,...]
+
+One JSON object a figure: the median over the seeds, its range, the worst model's attainment there
+and the figure known from elsewhere. stderr has the table. Simulated time only: nothing else on the
+machine changes a figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from benchmarks.options import say
+from benchmarks.results import commit
+from scheduler.simulation.compare import NAMES, Compared, compare, table
+from scheduler.simulation.workloads import GIVEN, WORKLOADS
+
+
+def line(row: Compared) -> str:
+    """One figure as JSON."""
+    low, high = GIVEN[row.workload][row.policy]
+    figure = {
+        "figure": f"goodput_{row.workload}_{row.policy}",
+        "value": round(row.per_s),
+        "lowest": round(row.lowest_per_s),
+        "highest": round(row.highest_per_s),
+        "worst_model_attainment": round(row.worst_attainment, 4),
+        "known_low": low,
+        "known_high": high,
+        "difference": round(row.difference, 4),
+        "unit": "requests/s",
+        "better": "higher",
+    }
+    return json.dumps(figure)
+
+
+def chosen(text: str, known: list[str], parser: argparse.ArgumentParser) -> list[str]:
+    """The comma-separated names of `text`, all of `known` when it is empty."""
+    names = [name for name in text.split(",") if name]
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
+    return names or known
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5, help="the seeds 1 to N")
+    parser.add_argument("--requests", type=int, default=100_000, help="counted in each run")
+    parser.add_argument("--workloads", default="", help=", ".join(WORKLOADS))
+    parser.add_argument("--policies", default="", help=", ".join(NAMES))
+    options = parser.parse_args()
+    if options.seeds < 1 or options.requests < 100:
+        parser.error("at least one seed and 100 requests are needed")
+    letters = chosen(options.workloads, list(WORKLOADS), parser)
+    names = chosen(options.policies, list(NAMES), parser)
+    seeds = list(range(1, options.seeds + 1))
+    head = {"benchmark": "goodput", "commit": commit(), "seeds": seeds}
+    print(json.dumps({**head, "requests": options.requests}), flush=True)
+    workloads = {letter: WORKLOADS[letter] for letter in letters}
+    rows = []
+    for row in compare(workloads, names, seeds, options.requests):
+        rows.append(row)
+        print(line(row), flush=True)
+    say(table(rows))
+
+
+if __name__ == "__main__":
+    main()

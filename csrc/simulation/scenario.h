@@ -1,0 +1,56 @@
+// What one run simulates, and what it counted.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/time.h"
+#include "simulation/arrivals.h"
+#include "simulation/latency.h"
+
+namespace infersched::simulation {
+
+struct Model {
+    Latency latency;
+    Nanos objective_ns = 0;  // from arrival to the end of the batch
+    ArrivalPlan arrivals;
+};
+
+struct Scenario {
+    std::vector<Model> models;
+    std::uint32_t executors = 1;  // each holds every model and runs one batch at a time
+    // Each batch takes l(b) * exp(noise_sigma * z), z normal: the median stays l(b).
+    double noise_sigma = 0;
+    std::uint64_t seed = 1;
+    Nanos warm_up_ns = 2 * kSecond;         // requests that arrive before it are not counted
+    std::uint64_t requests = 100'000;       // counted, over all models
+    std::uint64_t misses_max = UINT64_MAX;  // the run stops after more misses than this
+};
+
+// What makes a scenario impossible to run, in words; empty when it can be.
+std::string problem_of(const Scenario& scenario);
+
+// Requests that were counted: offered = in_time + late + dropped. What is unanswered at the end of
+// the run, its deadline behind it, is late.
+struct ModelMetrics {
+    std::uint64_t offered = 0;
+    std::uint64_t in_time = 0;
+    std::uint64_t late = 0;
+    std::uint64_t dropped = 0;
+    std::uint64_t batches = 0;       // started after the warm-up
+    std::uint64_t batched_rows = 0;  // in them
+    double mean_batch() const {
+        return batches == 0 ? 0 : static_cast<double>(batched_rows) / static_cast<double>(batches);
+    }
+};
+
+struct Metrics {
+    std::vector<ModelMetrics> models;
+    Nanos ended_ns = 0;
+    std::uint64_t preempted = 0;  // batches
+    std::uint64_t arrived = 0;    // warm-up included
+    bool stopped_early = false;   // more than misses_max
+};
+
+}  // namespace infersched::simulation

@@ -1,0 +1,39 @@
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+class Scenario:
+    def __init__(
+        self,
+        *,
+        executors: int,
+        noise_sigma: float,
+        seed: int,
+        warm_up_ns: int,
+        requests: int,
+        misses_max: int | None = None,
+    ) -> None: ...
+    def add_model(
+        self,
+        arrivals: Mapping[str, Any],
+        objective_ns: int,
+        *,
+        affine_ns: tuple[float, float] | None = None,
+        table_ns: Sequence[int] | None = None,
+    ) -> None: ...
+    def run(self, policy: str, settings: Mapping[str, Any]) -> dict[str, Any]: ...
+
+def arrival_times(arrivals: Mapping[str, Any], seed: int, count: int) -> list[int]: ...
+def staggered_bound(
+    objective_ns: int,
+    executors: int,
+    *,
+    affine_ns: tuple[float, float] | None = None,
+    table_ns: Sequence[int] | None = None,
+) -> float: ...
+def uncoordinated(
+    objective_ns: int,
+    executors: int,
+    *,
+    affine_ns: tuple[float, float] | None = None,
+    table_ns: Sequence[int] | None = None,
+) -> float: ...

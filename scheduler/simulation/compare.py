@@ -1,0 +1,137 @@
+"""Reference policies side by side: the goodput of each on a workload, as a table of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from scheduler.simulation.goodput import Goodput, search
+from scheduler.simulation.scenario import (
+    JUST_ENOUGH,
+    NEXUS,
+    SHEPHERD,
+    SYMPHONY,
+    Policy,
+    StaticSettings,
+    clockwork,
+    static,
+)
+from scheduler.simulation.workloads import GIVEN, Workload
+
+POLICIES: dict[str, Policy] = {
+    "static_default": static(),
+    "clockwork": clockwork(),
+    "nexus": NEXUS,
+    "shepherd": SHEPHERD,
+    "symphony": SYMPHONY,
+    "just_enough": JUST_ENOUGH,
+}
+NAMES = ("static_default", "static_tuned", *list(POLICIES)[1:])
+
+# What the tuned static batcher is the best of: every pair, with and without a queue timeout.
+GRID_ROWS_MAX = (2, 4, 6, 8, 10, 12, 16, 24, 32)
+GRID_DELAY_PART = (0.0, 0.08, 0.16)  # of the objective
+
+LOWEST_PER_S = 20.0
+
+
+def static_grid(workload: Workload) -> list[StaticSettings]:
+    """The settings that tuning tries. A timeout leaves just enough time for a full batch."""
+    grid = []
+    for rows in GRID_ROWS_MAX:
+        holds_ms = workload.latency.alpha_ms * rows + workload.latency.beta_ms
+        if rows > 2 and holds_ms > workload.objective_ms:
+            continue
+        timeout_ms = workload.objective_ms - holds_ms
+        for part in GRID_DELAY_PART:
+            delay_ms = part * workload.objective_ms
+            grid.append(StaticSettings(rows, delay_ms=delay_ms))
+            if timeout_ms > delay_ms:
+                grid.append(StaticSettings(rows, delay_ms=delay_ms, queue_timeout_ms=timeout_ms))
+    return grid
+
+
+def goodput_of(workload: Workload, name: str, *, seed: int, requests: int) -> Goodput:
+    """The goodput of the policy `name` of NAMES."""
+
+    def found(policy: Policy, to_per_s: float = LOWEST_PER_S) -> Goodput:
+        return search(
+            lambda rate: workload.scenario(rate, seed=seed, requests=requests),
+            policy,
+            from_per_s=workload.capacity_per_s,
+            to_per_s=to_per_s,
+        )
+
+    if name != "static_tuned":
+        return found(POLICIES[name])
+    best = Goodput(LOWEST_PER_S, None)
+    for settings in static_grid(workload):
+        # Nothing below the best so far is of interest.
+        best = max(best, found(static(settings), best.per_s), key=lambda goodput: goodput.per_s)
+    return best
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One policy on one workload over several seeds, requests/s."""
+
+    workload: str
+    policy: str
+    goodputs: tuple[Goodput, ...]
+
+    @property
+    def per_s(self) -> float:
+        return median(goodput.per_s for goodput in self.goodputs)
+
+    @property
+    def lowest_per_s(self) -> float:
+        return min(goodput.per_s for goodput in self.goodputs)
+
+    @property
+    def highest_per_s(self) -> float:
+        return max(goodput.per_s for goodput in self.goodputs)
+
+    @property
+    def worst_attainment(self) -> float:
+        """Of any model in any seed, at the goodput found."""
+        found = [goodput.outcome for goodput in self.goodputs if goodput.outcome is not None]
+        return min((outcome.worst_attainment for outcome in found), default=0.0)
+
+    @property
+    def difference(self) -> float:
+        """From the given range, as a part of it: 0.02 is 2 % above its upper end."""
+        low, high = GIVEN[self.workload][self.policy]
+        if self.per_s < low:
+            return self.per_s / low - 1
+        return max(self.per_s / high - 1, 0.0)
+
+
+def compare(
+    workloads: Mapping[str, Workload],
+    policies: Iterable[str],
+    seeds: Sequence[int],
+    requests: int,
+) -> Iterable[Compared]:
+    """Every policy on every workload, in order, as each is found."""
+    names = list(policies)
+    for letter, workload in workloads.items():
+        for name in names:
+            found = [goodput_of(workload, name, seed=s, requests=requests) for s in seeds]
+            yield Compared(letter, name, tuple(found))
+
+
+def table(rows: Sequence[Compared]) -> str:
+    """Lines of workload, policy, median, range over seeds, worst model, given, difference."""
+    lines = [
+        f"{'':2}{'policy':16}{'r/s':>7}{'range':>13}{'worst model':>13}{'given':>12}{'off':>8}"
+    ]
+    for row in rows:
+        low, high = GIVEN[row.workload][row.policy]
+        given = f"{low:.0f}" if low == high else f"{low:.0f}-{high:.0f}"
+        spread = f"{row.lowest_per_s:.0f}-{row.highest_per_s:.0f}"
+        lines.append(
+            f"{row.workload:2}{row.policy:16}{row.per_s:7.0f}{spread:>13}"
+            f"{row.worst_attainment:13.4f}{given:>12}{100 * row.difference:+7.1f}%"
+        )
+    return "\n".join(lines)

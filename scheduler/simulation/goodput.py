@@ -1,0 +1,66 @@
+"""The search for a goodput: the highest offered rate at which enough of ALL requests are in time.
+
+Attainment is not monotone in the rate: a policy that defers, or a batcher with a fixed delay, may
+fail at some rate and hold at a higher one. So the search starts above what the executors can serve
+and comes down in steps of 2 % to the first rate that holds, then halves the distance to the failed
+rate above it until it is below 0.3 %. It finds the highest plateau that is wider than a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from scheduler.simulation.scenario import Outcome, Policy, Scenario, simulate
+
+STEP = 1.02
+RESOLUTION = 0.003
+ATTAINMENT = 0.99
+
+
+@dataclass(frozen=True)
+class Goodput:
+    """The highest rate that held, and what was counted there; `outcome` None: no rate held."""
+
+    per_s: float
+    outcome: Outcome | None
+
+
+def holds(scenario: Scenario, policy: Policy, attainment: float = ATTAINMENT) -> Outcome | None:
+    """The outcome when at least `attainment` of all requests were in time, else None.
+
+    A run that cannot hold any more is stopped.
+    """
+    allowed = int(scenario.requests * (1 - attainment) + 1e-9)
+    outcome = simulate(replace(scenario, misses_max=allowed), policy)
+    return None if outcome.stopped_early else outcome
+
+
+def search(
+    scenario_at: Callable[[float], Scenario],
+    policy: Policy,
+    *,
+    from_per_s: float,
+    to_per_s: float,
+    attainment: float = ATTAINMENT,
+) -> Goodput:
+    """The goodput of `policy` between two rates, the higher one first.
+
+    `scenario_at(rate)` is the load at `rate` requests/s over all models.
+    """
+    rate = from_per_s
+    held = holds(scenario_at(rate), policy, attainment)
+    while held is None:
+        rate /= STEP
+        if rate < to_per_s:
+            return Goodput(0.0, None)
+        held = holds(scenario_at(rate), policy, attainment)
+    failed = rate * STEP
+    while rate < from_per_s and failed / rate > 1 + RESOLUTION:
+        middle = (rate + failed) / 2
+        outcome = holds(scenario_at(middle), policy, attainment)
+        if outcome is None:
+            failed = middle
+        else:
+            rate, held = middle, outcome
+    return Goodput(rate, held)

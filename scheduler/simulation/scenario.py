@@ -1,0 +1,252 @@
+"""What is simulated: models with their latencies, objectives and arrivals, and executors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from scheduler._native import simulation as native
+
+MS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long a batch of b rows holds its executor.
+
+    Affine, `alpha_ms * b + beta_ms`, or the measured times `table_ms[b - 1]` in ms with an affine
+    tail through the last two. Raises ValueError for negative and absent times.
+    """
+
+    alpha_ms: float = 0.0
+    beta_ms: float = 0.0
+    table_ms: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        times = [self.alpha_ms, self.beta_ms, *self.table_ms]
+        if not all(math.isfinite(time) and time >= 0 for time in times):
+            raise ValueError("latencies must not be negative")
+        if self.table_ms and (self.alpha_ms or self.beta_ms):
+            raise ValueError("a latency is affine or a table, not both")
+        if not any(times):
+            raise ValueError("a batch must take time")
+
+    def native(self) -> dict[str, Any]:
+        """As the compiled module takes it, in ns."""
+        if self.table_ms:
+            return {"table_ns": [round(time * MS) for time in self.table_ms]}
+        return {"affine_ns": (self.alpha_ms * MS, self.beta_ms * MS)}
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """When requests arrive; `scaled` multiplies the rates.
+
+    * "poisson": exponential gaps at `rate_per_s`.
+    * "gamma": gamma gaps of `shape` at the mean `rate_per_s`; below 1 in bursts.
+    * "on_off": Poisson during exponential phases of mean `on_mean_ms`, nothing during those of mean
+      `off_mean_ms`; `rate_per_s` is the mean over both.
+    * "series": Poisson of `rates_per_s[i]` during step i of `step_ms`, then nothing.
+    * "recorded": at `times_ms`, ascending, then nothing.
+    """
+
+    kind: str = "poisson"
+    rate_per_s: float = 0.0
+    shape: float = 1.0
+    on_mean_ms: float = 1000.0
+    off_mean_ms: float = 1000.0
+    rates_per_s: tuple[float, ...] = ()
+    step_ms: float = 1000.0
+    times_ms: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("poisson", "gamma", "on_off", "series", "recorded"):
+            raise ValueError(f"no arrivals are called {self.kind}")
+
+    def scaled(self, factor: float) -> Arrivals:
+        """The same pattern with `factor` times the rate; recorded times move closer."""
+        return replace(
+            self,
+            rate_per_s=self.rate_per_s * factor,
+            rates_per_s=tuple(rate * factor for rate in self.rates_per_s),
+            times_ms=tuple(time / factor for time in self.times_ms),
+        )
+
+    def native(self) -> dict[str, Any]:
+        """As the compiled module takes it, in ns."""
+        return {
+            "kind": self.kind,
+            "rate_per_s": self.rate_per_s,
+            "shape": self.shape,
+            "on_mean_ns": round(self.on_mean_ms * MS),
+            "off_mean_ns": round(self.off_mean_ms * MS),
+            "rates_per_s": self.rates_per_s,
+            "step_ns": round(self.step_ms * MS),
+            "times_ns": [round(time * MS) for time in self.times_ms],
+        }
+
+    def first(self, count: int, seed: int) -> list[int]:
+        """The first `count` arrivals in ns, fewer where the plan ends."""
+        return native.arrival_times(self.native(), seed, count)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model: a request is in time when its batch ends within `objective_ms` of its arrival."""
+
+    latency: Latency
+    objective_ms: float
+    arrivals: Arrivals
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Models on executors that each hold all of them and run one batch at a time.
+
+    A batch takes l(b) times a lognormal factor of median 1 and deviation `noise_sigma` of its
+    logarithm. `requests` that arrive after `warm_up_ms` are counted, over all models.
+    """
+
+    models: Sequence[Model]
+    executors: int
+    noise_sigma: float = 0.0
+    seed: int = 1
+    warm_up_ms: float = 2000.0
+    requests: int = 100_000
+    # Stop after more misses than this: for a search that needs no exact figure of a failure.
+    misses_max: int | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A reference policy by its name, with its settings in ns."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StaticSettings:
+    """Triton's dynamic batcher for one model; without `delay_ms` a batch goes to any idle executor.
+
+    The default is the batcher as it comes: no delay, no timeout, batches up to 64 rows.
+    """
+
+    rows_max: int = 64
+    rows_preferred: int = 0  # 0: rows_max
+    delay_ms: float = 0.0
+    queue_timeout_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows_max < 1 or self.rows_preferred < 0 or self.delay_ms < 0:
+            raise ValueError("a batcher needs at least one row and no negative delay")
+
+    def native(self) -> dict[str, Any]:
+        timeout = self.queue_timeout_ms
+        return {
+            "rows_max": self.rows_max,
+            "rows_preferred": self.rows_preferred,
+            "delay_ns": round(self.delay_ms * MS),
+            "queue_timeout_ns": None if timeout is None else round(timeout * MS),
+        }
+
+
+def static(*models: StaticSettings) -> Policy:
+    """Triton's dynamic batcher: one setting for all models, or one for each."""
+    return Policy("static", {"models": [m.native() for m in models or (StaticSettings(),)]})
+
+
+def clockwork(ahead_ms: float = 5.0) -> Policy:
+    """Clockwork, which commits batches up to `ahead_ms` before their executor is free."""
+    return Policy("clockwork", {"ahead_ns": round(ahead_ms * MS)})
+
+
+SYMPHONY = Policy("symphony")
+NEXUS = Policy("nexus")
+SHEPHERD = Policy("shepherd")
+JUST_ENOUGH = Policy("just_enough")
+
+
+@dataclass(frozen=True)
+class ModelOutcome:
+    """Counted requests of one model: offered = in_time + late + dropped."""
+
+    offered: int
+    in_time: int
+    late: int
+    dropped: int
+    batches: int
+    batched_rows: int
+
+    @property
+    def attainment(self) -> float:
+        return self.in_time / self.offered if self.offered else 1.0
+
+    @property
+    def mean_batch(self) -> float:
+        return self.batched_rows / self.batches if self.batches else 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run counted. `stopped_early`: there were more than `misses_max` misses."""
+
+    models: tuple[ModelOutcome, ...]
+    preempted_batches: int
+    arrived: int  # warm-up included
+    stopped_early: bool
+
+    @property
+    def attainment(self) -> float:
+        """The share of all counted requests that was answered in time."""
+        offered = sum(model.offered for model in self.models)
+        return sum(model.in_time for model in self.models) / offered if offered else 1.0
+
+    @property
+    def worst_attainment(self) -> float:
+        return min(model.attainment for model in self.models)
+
+    @property
+    def mean_batch(self) -> float:
+        batches = sum(model.batches for model in self.models)
+        return sum(model.batched_rows for model in self.models) / batches if batches else 0.0
+
+
+def simulate(scenario: Scenario, policy: Policy) -> Outcome:
+    """Runs a scenario; the same one always gives the same outcome.
+
+    Raises ValueError for a scenario that cannot be run.
+    """
+    run = native.Scenario(
+        executors=scenario.executors,
+        noise_sigma=scenario.noise_sigma,
+        seed=scenario.seed,
+        warm_up_ns=round(scenario.warm_up_ms * MS),
+        requests=scenario.requests,
+        misses_max=scenario.misses_max,
+    )
+    for model in scenario.models:
+        objective_ns = round(model.objective_ms * MS)
+        run.add_model(model.arrivals.native(), objective_ns, **model.latency.native())
+    counted = run.run(policy.name, policy.settings)
+    return Outcome(
+        models=tuple(ModelOutcome(**model) for model in counted["models"]),
+        preempted_batches=counted["preempted"],
+        arrived=counted["arrived"],
+        stopped_early=counted["stopped_early"],
+    )
+
+
+def staggered_bound(latency: Latency, objective_ms: float, executors: int) -> float:
+    """Requests/s of `executors` that start at equal distances: the bound for one model.
+
+    N * b / l(b) with the largest b for which l(b) * (1 + 1/N) is within the objective.
+    """
+    return native.staggered_bound(round(objective_ms * MS), executors, **latency.native())
+
+
+def uncoordinated(latency: Latency, objective_ms: float, executors: int) -> float:
+    """The same where a request may wait for one whole batch: 2 * l(b) within the objective."""
+    return native.uncoordinated(round(objective_ms * MS), executors, **latency.native())
