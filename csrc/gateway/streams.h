@@ -22,7 +22,7 @@ namespace infersched::gateway {
 // A client's stream is stalled while more than this of its answers is unsent,
 inline constexpr std::uint64_t kStreamUnsentMax = 1u << 20;
 // or while so many of its replies, or so many bytes of them, wait for earlier ones.
-inline constexpr std::size_t kStreamOrderedMax = 4096;
+inline constexpr std::size_t kStreamOrderedMax = 1024;
 inline constexpr std::uint64_t kStreamOrderedBytesMax = 64u << 20;
 
 // The place of one reply among those that leave in order.
