@@ -38,6 +38,7 @@ void Gateway::State::take_message(ConnectionId id, Connection* connection, http2
         connection->server->release(event->bytes);
         connections.mark_dirty(id, connection);
     } else if (!stream->held.empty() || must_wait(*stream, *connection)) {
+        connection->server->hold(stream->stream, true);
         stream->held.push_back(std::move(*event));
         stall(stream_id, stream, connection);
     } else {
@@ -130,7 +131,9 @@ std::uint32_t Gateway::State::resume_stalled(ConnectionId id, Connection* connec
         if (stream == nullptr) continue;
         stream->stalled = false;
         for (const BackendStreamId backend : stream->backend_streams) pay_window(backend, 0);
-        if (!stream->held.empty()) {
+        if (stream->held.empty()) {
+            connection->server->hold(stream->stream, false);
+        } else {
             stall(stream_id, stream, connection);
             if (started >= kRequestsPerTurnMax) connections.mark_active(id, connection);
         }

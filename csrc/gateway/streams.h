@@ -7,8 +7,7 @@
 // replies of both meet on one stream). Replies are matched there by an id of ours.
 //
 // Memory is bounded by what the client reads: while much is unsent on its stream, its further
-// requests are held (and with them the window of its connection), and its backend streams are not
-// given new window.
+// requests are held and it gets no new window, nor do its backend streams.
 #pragma once
 
 #include <deque>

@@ -320,6 +320,13 @@ void ServerSession::finish(StreamId id, const Status& status, const AnswerMetada
     if (Stream* stream = state_->find(id)) state_->finish(stream, status, metadata);
 }
 
+void ServerSession::hold(StreamId id, bool held) {
+    Stream* stream = state_->find(id);
+    if (stream == nullptr || stream->finished || stream->kind != StreamKind::kMessages) return;
+    stream->held = held;
+    if (!held) state_->claim(stream, 0);
+}
+
 std::uint64_t ServerSession::unsent_bytes(StreamId id) const {
     const Stream* stream = state_->find(id);
     return stream == nullptr ? 0 : stream->out.remaining();

@@ -169,6 +169,9 @@ class ServerSession {
     void send(StreamId stream, Pieces&& message, const AnswerMetadata* metadata = nullptr);
     // The trailers, after all that was sent; `status` may be OK. What still arrives is dropped.
     void finish(StreamId stream, const Status& status, const AnswerMetadata* metadata = nullptr);
+    // While a stream is held, it gets no new window: its client can send what fits the window it
+    // has, however many of its messages are taken.
+    void hold(StreamId stream, bool held);
     // Sent and not yet handed out by pull(): of one stream, for back-pressure to who produces.
     std::uint64_t unsent_bytes(StreamId stream) const;
 

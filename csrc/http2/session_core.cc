@@ -168,6 +168,7 @@ void SessionCore::forward_consumed(Stream* stream, std::uint64_t bytes) {
 }
 
 void SessionCore::credit_partial(Stream* stream, std::uint32_t window_bytes) {
+    if (stream->held) return;
     if (stream->unclaimed_bytes > 0 || stream->uncredited_bytes < window_bytes / 4) return;
     nghttp2_session_consume_stream(session, stream->id, stream->uncredited_bytes);
     stream->uncredited_bytes = 0;
@@ -176,6 +177,7 @@ void SessionCore::credit_partial(Stream* stream, std::uint32_t window_bytes) {
 // One message may have exceeded the window: what was credited while it came is not credited again.
 void SessionCore::claim(Stream* stream, std::uint64_t bytes) {
     stream->unclaimed_bytes -= std::min(bytes, stream->unclaimed_bytes);
+    if (stream->held) return;
     const std::uint64_t credit = stream->unclaimed_bytes == 0
                                      ? stream->uncredited_bytes
                                      : std::min(bytes, stream->uncredited_bytes);

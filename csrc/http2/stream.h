@@ -43,6 +43,7 @@ struct Stream {
     bool headers_seen : 1;      // client: the final answer headers were received
     bool body_queued : 1;       // nghttp2 has a data provider for it
     bool sent_recorded : 1;     // a kForwardSent is queued
+    bool held : 1;              // its owner wants no more of it now
     std::uint32_t records = 0;  // queued records that point here
 
     Nanos arrival = 0;
@@ -78,7 +79,7 @@ struct Stream {
     Stream() { clear_flags(); }
     void clear_flags() {
         announced = finished = closed = remote_ended = false;
-        headers_sent = headers_seen = body_queued = sent_recorded = false;
+        headers_sent = headers_seen = body_queued = sent_recorded = held = false;
     }
     void recycle();
     bool has_ready() const { return ready_head < ready.size(); }

@@ -159,6 +159,7 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
         void release(uint64_t)
         void send(StreamId, Pieces, const AnswerMetadata *)
         void finish(StreamId, const Status &, const AnswerMetadata *)
+        void hold(StreamId, cbool)
         uint64_t unsent_bytes(StreamId)
         void forward_headers(StreamId, const Headers &, cbool)
         void forward_data(StreamId, const BufferRef &, Span)

@@ -169,6 +169,9 @@ cdef class ServerSession:
         cdef AnswerMetadata metadata = metadata_of(headers, trailers)
         self.session.get().finish(stream, status, &metadata)
 
+    def hold(self, StreamId stream, bint held):
+        self.session.get().hold(stream, held)
+
     def unsent_bytes(self, StreamId stream):
         return self.session.get().unsent_bytes(stream)
 

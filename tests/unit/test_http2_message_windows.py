@@ -116,6 +116,29 @@ def test_held_messages_close_the_connection_window_until_they_are_released() -> 
     assert received == 40
 
 
+def test_a_held_stream_gets_no_window_however_much_is_taken() -> None:
+    pair = connect(streaming(stream_window_bytes=1 << 16))
+    slow, other = opened(pair, b"x"), opened(pair, b"x")
+    released(pair, pair.take_server())
+    pair.server.hold(slow, True)
+    for _ in range(40):
+        pair.client.send(slow, bytes(10_000))
+    received = 0
+    while pair.step():
+        received += len(released(pair, pair.take_server()))
+    assert received <= (1 << 16) // 10_005
+    for _ in range(40):
+        pair.client.send(other, bytes(10_000))
+    received_of_other = 0
+    while pair.step():
+        received_of_other += len(released(pair, pair.take_server()))
+    assert received_of_other == 40
+    pair.server.hold(slow, False)
+    while pair.step():
+        received += len(released(pair, pair.take_server()))
+    assert (received, pair.client.unsent_bytes(slow)) == (40, 0)
+
+
 def test_a_client_stream_is_held_up_until_its_messages_are_consumed() -> None:
     client = http2.ClientSession(stream_window_bytes=1 << 16)
     pair = connect(streaming(), client)

@@ -291,6 +291,22 @@ def test_bytes_that_are_no_request_end_the_requests_as_in_triton(
         assert stream.code() == OK
 
 
+def test_a_stream_that_is_not_read_leaves_its_connection_to_others(
+    plane: DataPlane, fake: FakeTriton
+) -> None:
+    """32 MB of requests on a stream whose answers nobody reads; others share its connection."""
+    plane.apply([identity_model(dims=(-1,), merge=False)], [fake.address])
+    width = 100_000
+    with connected(plane.address) as stub, OpenStream(stub, timeout=120.0) as slow:
+        slow.send(*[infer_request(rows(n, 1, width), request_id=str(n)) for n in range(80)])
+        wait_until(lambda: len(fake.requests) > 3, "the first ones are through")
+        for n in range(30):
+            response = stub.ModelInfer(infer_request(rows(n)), timeout=30)
+            np.testing.assert_array_equal(output(response), rows(n))
+        messages = slow.read_many(80)
+    assert [message.infer_response.id for message in messages] == [str(n) for n in range(80)]
+
+
 def test_more_requests_than_may_wait_in_order_are_all_answered(
     streaming: Stub, fake: FakeTriton, plane: DataPlane
 ) -> None:
