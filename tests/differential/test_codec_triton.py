@@ -98,7 +98,9 @@ def is_comparable(request: Request, ours: tuple[int, str]) -> bool:
     if ours[1].startswith("class result not available"):
         return False
     no_rows = not request.inputs or any(e.shape and e.shape[0] == 0 for e in request.inputs)
-    return not (no_rows and ours[0] == 0)
+    # Refused here on purpose: Triton's python backend never answers such a request.
+    no_data = "request of zero rows has no data" in ours[1]
+    return not (no_rows and (ours[0] == 0 or no_data))
 
 
 relaxed = settings(deadline=None, max_examples=400, suppress_health_check=list(HealthCheck))
