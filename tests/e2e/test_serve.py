@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_client
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tritonclient.grpc import service_pb2
 
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests.serving import ServedScheduler
-from tests.wire.calls import Stub, connected, infer_error, infer_request, output, rows
+from tests.wire.calls import connected, infer_error, infer_request, output, rows
 
 UNBATCHED_OR_PLAIN = ("identity", "identity_bytes", "identity_small", "unbatched", "mixed", "slow")
 
@@ -129,16 +128,3 @@ def test_optional_inputs_may_be_left_out(scheduler: ServedScheduler) -> None:
         for n, call in enumerate(calls):
             expected = rows(1) + rows(5) if n % 2 else rows(1)
             np.testing.assert_array_equal(output(call.result()), expected)
-
-
-def test_what_is_not_built_yet_says_so(scheduler: ServedScheduler) -> None:
-    with connected(scheduler.address) as stub:
-        error = cold_error(stub)
-        assert error.code() == grpc.StatusCode.UNIMPLEMENTED
-
-
-def cold_error(stub: Stub) -> grpc.RpcError:
-    call = stub.TraceSetting.future(service_pb2.TraceSettingRequest(), timeout=10)
-    error = call.exception()
-    assert isinstance(error, grpc.RpcError)
-    return error
