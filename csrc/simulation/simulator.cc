@@ -18,8 +18,8 @@ class Run {
     // Whether the run goes on.
     bool step();
     void arrive(std::uint32_t model);
-
     void end_batch(const Event& event);
+
     const Scenario& scenario_;
     Policy& policy_;
     Cluster cluster_;

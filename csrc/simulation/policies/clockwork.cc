@@ -40,11 +40,10 @@ struct Commitment {
 class Clockwork : public Policy {
   public:
     explicit Clockwork(Nanos ahead_ns) : ahead_ns_(ahead_ns) {}
-    void begin(Cluster& cluster) override;
 
+    void begin(Cluster& cluster) override;
     void arrived(Cluster& cluster, RequestId id) override;
     void batch_ended(Cluster& cluster, std::uint32_t executor, const Batch& batch) override;
-
     void timer(Cluster& cluster) override { serve(cluster); }
 
   private:
@@ -53,8 +52,8 @@ class Clockwork : public Policy {
         std::size_t size_index = 0;
         Nanos latest_start_ns = kNever;
     };
-    void serve(Cluster& cluster);
 
+    void serve(Cluster& cluster);
     std::uint32_t first_free() const;
     Choice choose(Cluster& cluster, Nanos start);
 

@@ -35,15 +35,14 @@ class Packing {
   private:
     double holds_ns(std::uint32_t model, std::size_t rows) const;
     void saturate(std::uint32_t model, std::vector<Plan>* residuals);
-
     // `into` with the shares of `other`; occupancy above 1 when it does not fit.
     Plan merged(const Plan& into, const Plan& other) const;
     void pack(const Plan& residual, std::vector<Plan>* packed) const;
-
     // What needs more executors than there are is laid on the least occupied ones.
     void fit();
     // Executors that the plan has no need of do the same as the first ones.
     void replicate();
+
     const Cluster& cluster_;
     std::vector<Plan> plans_;
 };
@@ -145,6 +144,7 @@ class Nexus : public Policy {
   private:
     // The next share in turn with a request that survives.
     void serve(Cluster& cluster, std::uint32_t executor);
+
     std::vector<Waiting> queues_;
     std::vector<Plan> plans_;         // by executor; none when no model has a rate
     std::vector<std::size_t> turns_;  // the share that is next

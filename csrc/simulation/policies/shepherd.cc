@@ -28,11 +28,10 @@ class Shepherd : public Policy {
         std::size_t from = 0;
         std::size_t rows = 0;
     };
-    Candidate largest(Cluster& cluster, std::uint32_t model);
 
+    Candidate largest(Cluster& cluster, std::uint32_t model);
     void dispatch(Cluster& cluster, std::uint32_t executor, const Candidate& batch);
     void serve(Cluster& cluster);
-
     // The smaller one; of equal ones that with less work to lose.
     static bool gives_way_before(const Batch& a, const Batch& b);
     void preempt_for(Cluster& cluster, std::uint32_t model);
