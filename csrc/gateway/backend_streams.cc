@@ -217,12 +217,17 @@ void Gateway::State::backend_stream_ended(BackendStreamId id, Status status, boo
     backend_streams.erase(id);
     if (Connection* connection = connections.find(closed.connection))
         connection->streams.take(closed.stream);
-    if (ClientStream* client = client_streams.find(closed.client)) {
+    ClientStream* client = client_streams.find(closed.client);
+    if (client != nullptr) {
         auto& open = client->backend_streams;
         open.erase(std::remove(open.begin(), open.end(), id), open.end());
     }
     if (status.ok())
         status = Status::error(StatusCode::kUnavailable, "the backend ended its stream");
+    const bool expired = !nothing_ran && status.code != StatusCode::kUnavailable &&
+                         client != nullptr && client->deadline != kNever &&
+                         now + kDeadlineSlackNs >= client->deadline && !closed.batches.empty();
+    if (expired) end_expired_stream(closed.client, now);
     for (const BatchId batch_id : closed.batches) {
         BatchRecord* found = batches.find(batch_id);
         const BatchRecord batch = std::move(*found);

@@ -12,8 +12,6 @@ namespace {
 constexpr std::uint64_t kHoldUpBytes = 256u << 10;
 
 constexpr std::string_view kModelInfer = "/inference.GRPCInferenceService/ModelInfer";
-// The backend's clock and the rounding of grpc-timeout.
-constexpr Nanos kDeadlineSlackNs = 5 * kMillisecond;
 
 bool contains(std::string_view text, std::string_view part) {
     return text.find(part) != std::string_view::npos;

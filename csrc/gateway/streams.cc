@@ -231,11 +231,13 @@ void Gateway::State::end_all_streams(const Status& status, Nanos now) {
 }
 
 void Gateway::State::expire_streams(Nanos now) {
-    while (!stream_deadlines.empty() && stream_deadlines.begin()->first <= now) {
-        const ClientStreamId id = stream_deadlines.begin()->second;
-        const Status expired = Status::error(StatusCode::kDeadlineExceeded, "Deadline Exceeded");
-        end_client_stream(id, &expired, now);
-    }
+    while (!stream_deadlines.empty() && stream_deadlines.begin()->first <= now)
+        end_expired_stream(stream_deadlines.begin()->second, now);
+}
+
+void Gateway::State::end_expired_stream(ClientStreamId id, Nanos now) {
+    const Status expired = Status::error(StatusCode::kDeadlineExceeded, "Deadline Exceeded");
+    end_client_stream(id, &expired, now);
 }
 
 }  // namespace infersched::gateway

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import grpc
@@ -248,6 +249,23 @@ def test_a_stream_past_its_deadline_ends_with_it(
     assert got.messages == []
     plane.wait_queued(0)
     fake.release()
+
+
+def test_a_backend_that_ends_its_stream_just_before_the_deadline_ends_the_clients_with_it(
+    streaming: Stub, fake: FakeTriton, plane: DataPlane
+) -> None:
+    """Triton's timers are coarser than ours: its end of the stream mostly comes first."""
+
+    def end_early(request: Request, context: grpc.ServicerContext) -> Iterator[Message]:
+        while (left_s := context.time_remaining()) > 0.004:
+            time.sleep(left_s - 0.003)
+        context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+        yield Message()
+
+    fake.stream_behaviour = end_early
+    got = converse(streaming, [decoupled(1, "a")], timeout=0.5)
+    assert (got.code, got.messages) == (grpc.StatusCode.DEADLINE_EXCEEDED, [])
+    plane.assert_balanced()
 
 
 def test_a_request_of_a_stream_may_have_a_shorter_time_of_its_own(
