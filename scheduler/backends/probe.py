@@ -15,12 +15,15 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
+from scheduler.backends.cpu_wait import CpuWait
 from scheduler.security.tls import ClientTls, Stamp, stamp
 
 INT32_MAX = 2**31 - 1
 CATALOG_TIMEOUT_S = 2.0
 # A probe that came back this much after its own timeout says more about our loop than about Triton.
 LATE_LOOP_S = 0.1
+# Nor does one during which a thread of ours waited this part of the time-out for a processor.
+STARVED_PART = 0.2
 
 _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", INT32_MAX),
@@ -126,11 +129,13 @@ class TritonCalls:
     async def ready(self, timeout_s: float) -> ProbeResult:
         """Never raises for a failed call."""
         started_at = time.monotonic()
+        waiting = CpuWait()
         try:
             ready = await self._client.is_server_ready(client_timeout=timeout_s)
         except InferenceServerException as error:
             late = time.monotonic() - started_at > timeout_s + LATE_LOOP_S
-            return _failed_probe(error, late)
+            starved = waiting.longest_s() > timeout_s * STARVED_PART
+            return _failed_probe(error, late or starved)
         return ProbeResult(Answer.READY if ready else Answer.NOT_READY)
 
     async def server_metadata(self) -> service_pb2.ServerMetadataResponse:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,23 @@ def test_two_timeouts_in_a_row_are_needed_for_down() -> None:
     assert watch.status is BackendStatus.SERVING
     watch.take_probe(timeout)
     assert watch.status is BackendStatus.DOWN
+
+
+def test_the_wait_for_a_processor_is_seen() -> None:
+    """Two threads of one processor: the second waits while the first runs."""
+    program = (
+        "import os, time\n"
+        "from scheduler.backends.cpu_wait import CpuWait\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "rival = os.fork()\n"
+        "if rival == 0:\n"
+        "    while True: pass\n"
+        "waiting, until = CpuWait(), time.monotonic() + 30\n"
+        "while waiting.longest_s() < 0.1 and time.monotonic() < until: pass\n"
+        "os.kill(rival, 9)\n"
+        "assert waiting.longest_s() >= 0.1\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_a_timeout_does_not_count_while_replies_come_or_when_the_loop_was_late() -> None:

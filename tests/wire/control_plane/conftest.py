@@ -14,11 +14,12 @@ from scheduler.backends import triton_install
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from scheduler.v1 import control_pb2_grpc
 from tests import models
-from tests.control_plane import ControlPlane, FakeDataPlane
+from tests.control_plane import ControlPlane, FakeDataPlane, wait_until
 from tests.wire.control_plane.words import (
     START_TIMEOUT_S,
     Cold,
     all_ready,
+    model_ready,
     served_by,
     serves_as_written,
 )
@@ -98,6 +99,14 @@ def pair(explicit_pair: tuple[EmbeddedTriton, EmbeddedTriton]) -> Iterator[list[
             channel = stack.enter_context(grpc.insecure_channel(triton.grpc_address))
             stubs.append(Cold(channel))
             if not serves_as_written(stubs[-1], "identity"):
+                # A load alone would keep an earlier override.
+                unload = service_pb2.RepositoryModelUnloadRequest(model_name="identity")
+                stubs[-1].RepositoryModelUnload(unload, timeout=START_TIMEOUT_S)
+                wait_until(
+                    lambda stub=stubs[-1]: not model_ready(stub, "identity"),
+                    "identity is unloaded",
+                    START_TIMEOUT_S,
+                )  # type: ignore[misc]
                 load = service_pb2.RepositoryModelLoadRequest(model_name="identity")
                 stubs[-1].RepositoryModelLoad(load, timeout=START_TIMEOUT_S)
         yield stubs

@@ -42,6 +42,11 @@ def serves_as_written(stub: Cold, name: str) -> bool:
         return False
 
 
+def model_ready(stub: Cold, name: str) -> bool:
+    request = service_pb2.ModelReadyRequest(name=name)
+    return bool(stub.ModelReady(request, timeout=TIMEOUT_S).ready)
+
+
 def server_ready(stub: Cold) -> bool:
     return bool(stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=TIMEOUT_S).ready)
 
