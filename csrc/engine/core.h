@@ -170,6 +170,7 @@ class Core {
     void unpin(std::uint32_t sequence);
     void lose(std::uint32_t sequence, Nanos now);
     void doom(std::uint32_t sequence);
+    bool first_is_lost(const SequenceRecord& sequence) const;
     void fail_doomed(ModelState& model, Nanos now);
     void lose_unserved(ModelState& model, Nanos now);
     void lose_all(PlacementState& placement, Nanos now);

@@ -188,20 +188,27 @@ void Core::doom(std::uint32_t index) {
     models_[sequence.model].doomed.push_back(index);
 }
 
+// A start that became the lead ends the losses: the rest belongs to the new sequence.
+bool Core::first_is_lost(const SequenceRecord& sequence) const {
+    return sequence.lost && sequence.lead == kNoSlot && !sequence.held.empty() &&
+           !sequential_[sequence.held.first].start;
+}
+
 void Core::fail_doomed(ModelState& model, Nanos now) {
     const Ending ending{Outcome::kFailed, Reason::kSequenceLost, StatusCode::kUnavailable};
     for (std::size_t i = 0; i < model.doomed.size(); ++i) {
         const std::uint32_t index = model.doomed[i];
-        SequenceRecord& sequence = sequences_[index];
-        if (!sequence.doomed || &models_[sequence.model] != &model) continue;
-        if (sequence.again != kNoSlot) finish(sequence.again, ending, now);
-        // A start that became the lead ends it: the rest belongs to the new sequence.
-        while (sequence.lost && sequence.lead == kNoSlot && !sequence.held.empty() &&
-               !sequential_[sequence.held.first].start) {
-            finish(sequence.held.first, ending, now);
+        if (!sequences_.live(index) || !sequences_[index].doomed ||
+            &models_[sequences_[index].model] != &model)
+            continue;
+        if (sequences_[index].again != kNoSlot) finish(sequences_[index].again, ending, now);
+        // Any answer may be the last of the sequence, which is forgotten then.
+        while (sequences_.live(index) && first_is_lost(sequences_[index])) {
+            finish(sequences_[index].held.first, ending, now);
         }
-        sequence.doomed = false;
-        if (sequences_.live(index)) advance(index, now);
+        if (!sequences_.live(index)) continue;
+        sequences_[index].doomed = false;
+        advance(index, now);
     }
     model.doomed.clear();
 }

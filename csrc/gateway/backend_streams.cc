@@ -59,7 +59,7 @@ Status failure_status(const kserve::StreamReply& reply, std::string_view our_id,
 void Gateway::State::dispatch_streamed(const engine::Action& action, RequestRecord* request,
                                        Nanos now) {
     const BackendStreamId stream_id =
-        backend_stream_for(request->client_stream, action.backend, !request->ordered, now);
+        backend_stream_for(request->client_stream, action.backend, !request->ordered);
     BackendStream* stream = backend_streams.find(stream_id);
     if (stream == nullptr) {
         dispatch_unsent(action, now);
@@ -81,7 +81,7 @@ void Gateway::State::dispatch_streamed(const engine::Action& action, RequestReco
 
 // The stream to that backend, opened when there is none. 0: it cannot be.
 BackendStreamId Gateway::State::backend_stream_for(ClientStreamId client_id, std::uint32_t backend,
-                                                   bool decoupled, Nanos now) {
+                                                   bool decoupled) {
     ClientStream* client = client_streams.find(client_id);
     if (client == nullptr) return 0;
     for (const BackendStreamId id : client->backend_streams) {
@@ -91,10 +91,10 @@ BackendStreamId Gateway::State::backend_stream_for(ClientStreamId client_id, std
     ConnectionId connection_id = 0;
     Connection* connection = choose_connection(backend, &connection_id);
     if (connection == nullptr) return 0;
-    const Nanos timeout_ns =
-        client->deadline == kNever ? kNever : std::max<Nanos>(client->deadline - now, 1);
+    // Without a deadline: Triton 2.51 may die of a stream whose deadline passes while requests are
+    // on it. The client's stream is ended by us then, and this one cancelled with it.
     const http2::StreamId stream =
-        connection->client->open_stream(kModelStreamInfer, timeout_ns, client->metadata);
+        connection->client->open_stream(kModelStreamInfer, kNever, client->metadata);
     if (stream == 0) return 0;
     const BackendStreamId id = backend_streams.emplace();
     BackendStream* opened = backend_streams.find(id);
@@ -224,10 +224,6 @@ void Gateway::State::backend_stream_ended(BackendStreamId id, Status status, boo
     }
     if (status.ok())
         status = Status::error(StatusCode::kUnavailable, "the backend ended its stream");
-    const bool expired = !nothing_ran && status.code != StatusCode::kUnavailable &&
-                         client != nullptr && client->deadline != kNever &&
-                         now + kDeadlineSlackNs >= client->deadline && !closed.batches.empty();
-    if (expired) end_expired_stream(closed.client, now);
     for (const BatchId batch_id : closed.batches) {
         BatchRecord* found = batches.find(batch_id);
         const BatchRecord batch = std::move(*found);

@@ -11,6 +11,10 @@ namespace {
 // What waits to be sent of large messages holds up what comes after it on the same connection.
 constexpr std::uint64_t kHoldUpBytes = 256u << 10;
 
+// What a backend ends so shortly before a deadline, it ends at the deadline: its timers are coarse,
+// and grpc-timeout is rounded.
+constexpr Nanos kDeadlineSlackNs = 5 * kMillisecond;
+
 constexpr std::string_view kModelInfer = "/inference.GRPCInferenceService/ModelInfer";
 
 bool contains(std::string_view text, std::string_view part) {
@@ -103,7 +107,6 @@ BatchId Gateway::State::open_batch(const engine::Action& action, ConnectionId id
     batch->rows = action.rows;
     batch->rows_padded = action.rows_padded;
     batch->dispatched_at = now;
-    batch->deadline = action.at;
     const auto first = engine.members().begin() + action.member_begin;
     batch->members.assign(first, first + action.member_count);
     const auto slot = static_cast<std::uint32_t>(action.batch);
@@ -154,6 +157,7 @@ void Gateway::State::dispatch(const engine::Action& action, Nanos now) {
     const BatchId batch_id = open_batch(action, id, connection, now);
     BatchRecord* batch = batches.find(batch_id);
     batch->stream = stream;
+    batch->deadline = action.at;
     stay_awake(*batch, now);
     connection->requests.insert(stream, batch_id);
 }
@@ -239,7 +243,7 @@ void Gateway::State::reply_failed(const BatchRecord& batch, Status status, bool 
         mark_leaving(batch.model, batch.backend, now);
     }
     const ModelConfig* model = catalog.at(batch.model);
-    const bool stops = model == nullptr || model->policy.cancellable || batch.backend_stream != 0;
+    const bool stops = model == nullptr || model->policy.cancellable;
     engine::FailureKind kind = failure_kind(status, nothing_ran);
     if (!stops && !nothing_ran && given_up(batch, status, now)) {
         kind = engine::FailureKind::kGivenUp;

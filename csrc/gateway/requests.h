@@ -63,7 +63,7 @@ struct BatchRecord {
     std::uint32_t rows = 0;
     std::uint32_t rows_padded = 0;
     Nanos dispatched_at = 0;
-    Nanos deadline = kNever;  // as the backend was told
+    Nanos deadline = kNever;  // as the backend was told; never on a stream
     std::vector<engine::BatchMember> members;
     BackendStreamId backend_stream = 0;
     std::uint32_t list_index = 0;    // in the list of that stream

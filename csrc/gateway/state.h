@@ -30,9 +30,6 @@ inline constexpr Nanos kProbePeriodNs = 150 * kMillisecond;
 inline constexpr Nanos kProbeTimeoutNs = 750 * kMillisecond;
 // A loop that was itself late by more than this proves nothing about a backend.
 inline constexpr Nanos kLoopLateNs = 100 * kMillisecond;
-// What a backend ends so shortly before a deadline, it ends at the deadline: its timers are coarse,
-// and grpc-timeout is rounded.
-inline constexpr Nanos kDeadlineSlackNs = 5 * kMillisecond;
 // How long a placement stays out of rotation after its backend said "unknown model": longer than
 // the control plane needs to see it.
 inline constexpr Nanos kLeavingHoldNs = 1 * kSecond;
@@ -139,12 +136,11 @@ struct Gateway::State {
     void end_client_stream(ClientStreamId id, const Status* status, Nanos now);
     void end_all_streams(const Status& status, Nanos now);
     void expire_streams(Nanos now);
-    void end_expired_stream(ClientStreamId id, Nanos now);
 
     // backend_streams.cc
     void dispatch_streamed(const engine::Action& action, RequestRecord* request, Nanos now);
-    BackendStreamId backend_stream_for(ClientStreamId client, std::uint32_t backend, bool decoupled,
-                                       Nanos now);
+    BackendStreamId backend_stream_for(ClientStreamId client, std::uint32_t backend,
+                                       bool decoupled);
     void take_stream_message(ConnectionId id, Connection* connection, http2::Event* event,
                              Nanos now);
     void stream_reply_arrived(BatchId id, BatchRecord* batch, const kserve::StreamReply& reply,

@@ -116,9 +116,11 @@ std::uint32_t Gateway::State::resume_stalled(ConnectionId id, Connection* connec
     std::vector<ClientStreamId> waiting;
     waiting.swap(connection->stalled);
     std::uint32_t started = 0;
+    std::size_t had_their_turn = 0;
     for (const ClientStreamId stream_id : waiting) {
         ClientStream* stream = client_streams.find(stream_id);
         if (stream == nullptr) continue;
+        const bool has_turn = started < kRequestsPerTurnMax;
         while (!stream->held.empty() && started < kRequestsPerTurnMax &&
                !must_wait(*stream, *connection)) {
             const http2::Event event = std::move(stream->held.front());
@@ -137,8 +139,13 @@ std::uint32_t Gateway::State::resume_stalled(ConnectionId id, Connection* connec
             stall(stream_id, stream, connection);
             if (started >= kRequestsPerTurnMax) connections.mark_active(id, connection);
         }
+        if (has_turn) had_their_turn = connection->stalled.size();
         finish_if_done(stream_id, stream, now);
     }
+    // The next turn is for those that found nothing left of this one.
+    auto& stalled = connection->stalled;
+    std::rotate(stalled.begin(), stalled.begin() + static_cast<std::ptrdiff_t>(had_their_turn),
+                stalled.end());
     return started;
 }
 
@@ -231,13 +238,9 @@ void Gateway::State::end_all_streams(const Status& status, Nanos now) {
 }
 
 void Gateway::State::expire_streams(Nanos now) {
-    while (!stream_deadlines.empty() && stream_deadlines.begin()->first <= now)
-        end_expired_stream(stream_deadlines.begin()->second, now);
-}
-
-void Gateway::State::end_expired_stream(ClientStreamId id, Nanos now) {
     const Status expired = Status::error(StatusCode::kDeadlineExceeded, "Deadline Exceeded");
-    end_client_stream(id, &expired, now);
+    while (!stream_deadlines.empty() && stream_deadlines.begin()->first <= now)
+        end_client_stream(stream_deadlines.begin()->second, &expired, now);
 }
 
 }  // namespace infersched::gateway

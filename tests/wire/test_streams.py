@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import grpc
@@ -116,7 +115,7 @@ def test_replies_wait_for_those_of_earlier_requests(
     assert [i for i in ids if i != "c"] == ["a", "b"]
 
 
-def test_forwarded_metadata_and_the_deadline_go_with_the_stream(
+def test_forwarded_metadata_goes_with_the_stream_and_its_deadline_does_not(
     plane: DataPlane, fake: FakeTriton
 ) -> None:
     limits = pb.Limits(forward_metadata=["x-tenant"])
@@ -127,8 +126,8 @@ def test_forwarded_metadata_and_the_deadline_go_with_the_stream(
     seen, _ = fake.streams[0]
     assert seen["x-tenant"] == "acme"
     assert not {"x-other", "triton_grpc_error"} & set(seen)
-    assert fake.remaining_s[0] is not None
-    assert 0 < fake.remaining_s[0] < 52
+    # None was sent: the real one may end itself when one passes.
+    assert fake.remaining_s[0] is None or fake.remaining_s[0] > 1e9
 
 
 def test_a_backend_stream_that_ends_fails_its_requests_and_the_next_gets_another(
@@ -179,6 +178,31 @@ def test_a_request_of_a_sequence_is_not_sent_again(streaming: Stub, fake: FakeTr
     assert len(got.messages) == 2
     assert all("start the sequence again" in text for text in got.errors())
     assert sum(len(came) for _, came in fake.streams) <= 2
+
+
+def test_a_sequence_outlives_a_stream_that_is_cancelled_with_a_request_in_flight(
+    streaming: Stub, fake: FakeTriton, plane: DataPlane
+) -> None:
+    """As in Triton: the state is that of the model, not of the stream."""
+
+    def second_hangs(request: Request, context: grpc.ServicerContext) -> Iterator[Message]:
+        if request.parameters["sequence_start"].bool_param:
+            yield from one_reply(request)
+        else:
+            wait_until(lambda: not context.is_active(), "the stream is cancelled")
+
+    fake.stream_behaviour = second_hangs
+    with OpenStream(streaming) as stream:
+        stream.send(in_sequence(1, 5, start=True))
+        assert stream.read().error_message == ""
+        stream.send(in_sequence(2, 5))
+        wait_until(lambda: sum(len(came) for _, came in fake.streams) == 2, "it is in flight")
+        stream.call.cancel()
+    wait_until(lambda: fake.streams_ended == 1, "the stream to the backend is reset")
+    fake.stream_behaviour = one_reply
+    got = converse(streaming, [in_sequence(3, 5), in_sequence(4, 5, end=True)])
+    assert (got.code, got.errors()) == (OK, ["", ""])
+    plane.assert_balanced()
 
 
 def test_replies_nobody_asked_for_are_dropped(streaming: Stub, fake: FakeTriton) -> None:
@@ -251,20 +275,17 @@ def test_a_stream_past_its_deadline_ends_with_it(
     fake.release()
 
 
-def test_a_backend_that_ends_its_stream_just_before_the_deadline_ends_the_clients_with_it(
+def test_a_stream_past_its_deadline_takes_that_to_the_backend_along(
     streaming: Stub, fake: FakeTriton, plane: DataPlane
 ) -> None:
-    """Triton's timers are coarser than ours: its end of the stream mostly comes first."""
+    def never_ends(request: Request, context: grpc.ServicerContext) -> Iterator[Message]:
+        wait_until(lambda: not context.is_active(), "the stream is cancelled")
+        yield from ()
 
-    def end_early(request: Request, context: grpc.ServicerContext) -> Iterator[Message]:
-        while (left_s := context.time_remaining()) > 0.004:
-            time.sleep(left_s - 0.003)
-        context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-        yield Message()
-
-    fake.stream_behaviour = end_early
+    fake.stream_behaviour = never_ends
     got = converse(streaming, [decoupled(1, "a")], timeout=0.5)
     assert (got.code, got.messages) == (grpc.StatusCode.DEADLINE_EXCEEDED, [])
+    wait_until(lambda: fake.streams_ended == 1, "the stream to the backend is reset")
     plane.assert_balanced()
 
 
