@@ -264,6 +264,18 @@ def test_sequences_by_unary_calls_with_numbers_and_texts(served: ServedScheduler
                 assert sum_of(response) == totals[sequence_id]
 
 
+def test_a_sequence_outlives_a_stream_cancelled_between_its_requests(
+    served: ServedScheduler,
+) -> None:
+    with connected(served.address) as stub:
+        stub.ModelInfer(sequence_request(1, 501, start=True), timeout=WAIT_S)
+        with OpenStream(stub) as stream:
+            stream.send(sequence_request(1, 501))
+            assert sum_of(stream.read().infer_response) == 2
+            stream.call.cancel()
+        assert sum_of(stub.ModelInfer(sequence_request(1, 501, end=True), timeout=WAIT_S)) == 3
+
+
 def test_memory_of_the_process_does_not_grow_with_streams(served: ServedScheduler) -> None:
     process = psutil.Process(served.child("dataplane").pid)
 

@@ -183,7 +183,7 @@ def test_a_request_of_a_sequence_is_not_sent_again(streaming: Stub, fake: FakeTr
 def test_a_sequence_outlives_a_stream_that_is_cancelled_with_a_request_in_flight(
     streaming: Stub, fake: FakeTriton, plane: DataPlane
 ) -> None:
-    """As in Triton: the state is that of the model, not of the stream."""
+    """Whether the state is still there is for the backend to say."""
 
     def second_hangs(request: Request, context: grpc.ServicerContext) -> Iterator[Message]:
         if request.parameters["sequence_start"].bool_param:
