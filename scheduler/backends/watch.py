@@ -64,6 +64,8 @@ class BackendWatch:
         # Versions that the repository has and that cannot be served: unloaded, or failed to load.
         self.unavailable: set[ModelKey] = set()
         self.server: service_pb2.ServerMetadataResponse | None = None
+        # Whether its models are known: `server` alone comes before them.
+        self.catalog_read = False
         self.discovery = discovery
         self.calls = calls or TritonCalls(address, tls)
         self._on_change = on_change
@@ -220,11 +222,12 @@ class BackendWatch:
         for key, spec in models.items():
             if self.models.get(key) == spec:
                 models[key] = self.models[key]
-        changed = models != self.models or ready != self.ready_models
+        changed = models != self.models or ready != self.ready_models or not self.catalog_read
         if self._remembered is not None and models != self.models:
             self._remembered.store(described)
         self._described = described
         self.models, self.ready_models = models, ready & models.keys()
+        self.catalog_read = True
         for key in sorted(models.keys() - self._advised):
             self._advised.add(key)
             advice = batching_advice(models[key].config)
@@ -248,6 +251,7 @@ class BackendWatch:
         if status is BackendStatus.DOWN:
             # The next process at this address may be another Triton with other models.
             self.server = None
+            self.catalog_read = False
             self.ready_models = set()
             self._suspected = False
         if changed or settling:

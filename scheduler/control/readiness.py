@@ -45,7 +45,7 @@ class Readiness:
         entries = self._pool.catalog.values()
         if not entries:
             # An empty repository is ready, as Triton has it, once it has been read.
-            return any(watch.server is not None for watch in self._pool.watches.values())
+            return any(watch.catalog_read for watch in self._pool.watches.values())
         names = {entry.spec.name for entry in entries if self.serves(entry)}
         if self._mode() == "lenient":
             return bool(names)

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from scheduler.backends.catalog import TensorSpec, batching_advice
-from scheduler.backends.pool import join_catalogs
+from scheduler.backends.pool import BackendPool, join_catalogs
 from scheduler.backends.probe import Answer, ProbeResult
 from scheduler.backends.remembered import RememberedModels
 from scheduler.backends.watch import BackendStatus, BackendWatch
 from scheduler.config.schema import Discovery, Settings
 from scheduler.control.indices import IndexBook
+from scheduler.control.readiness import Readiness
 from tests.unit.triton_answers import IDENTITY, ScriptedCalls, config, spec
 
 MODEL = ("identity", "1")
@@ -120,6 +121,32 @@ def test_two_timeouts_in_a_row_are_needed_for_down() -> None:
     assert watch.status is BackendStatus.SERVING
     watch.take_probe(timeout)
     assert watch.status is BackendStatus.DOWN
+
+
+def test_a_backend_whose_models_are_not_read_yet_makes_nobody_ready() -> None:
+    """It answers ServerReady and ServerMetadata before its index has been read."""
+    seen: list[bool] = []
+
+    async def read(watch: BackendWatch, calls: ScriptedCalls) -> bool:
+        pool = BackendPool(lambda: None)
+        pool.watches["a:1"] = watch
+        readiness = Readiness(pool, lambda: "strict", lambda: True)
+        index = calls.index
+
+        async def slow_index() -> object:
+            seen.append(readiness.ready)
+            return await index()
+
+        calls.index = slow_index  # type: ignore[method-assign,assignment]
+        await watch.refresh()
+        return readiness.ready
+
+    calls = ScriptedCalls()
+    watch = make_watch(calls)
+    watch.take_probe(calls.answer)
+    # Once it has been read, an empty repository is ready as Triton has it.
+    assert asyncio.run(read(watch, calls))
+    assert seen == [False]
 
 
 def test_the_wait_for_a_processor_is_seen() -> None:
