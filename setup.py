@@ -238,10 +238,9 @@ class BuildPy(build_py):
         super().run()
 
 
-class BuildProtos(Command):
-    """`setup.py build_protos`: only the protobuf modules."""
+class PlainCommand(Command):
+    """A command without options."""
 
-    description = "generate scheduler/v1 from protos/"
     user_options: ClassVar[list[tuple[str, str | None, str]]] = []
 
     def initialize_options(self) -> None:
@@ -249,22 +248,21 @@ class BuildProtos(Command):
 
     def finalize_options(self) -> None:
         pass
+
+
+class BuildProtos(PlainCommand):
+    """`setup.py build_protos`: only the protobuf modules."""
+
+    description = "generate scheduler/v1 from protos/"
 
     def run(self) -> None:
         generate_protos()
 
 
-class BuildFuzz(Command):
+class BuildFuzz(PlainCommand):
     """`setup.py build_fuzz`: the libFuzzer programs of tests/fuzz; CLANGXX names the compiler."""
 
     description = "build the fuzzers with clang into build/fuzz"
-    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
-
-    def initialize_options(self) -> None:
-        pass
-
-    def finalize_options(self) -> None:
-        pass
 
     def run(self) -> None:
         variant = Variant.fuzz()

@@ -198,11 +198,13 @@ void archive_sequence(Archive& archive, SequenceRecord& s) {
     archive(s.in_placement.next);
 }
 
+// False: it names a backend that does not have the model.
 template <class Archive>
-void archive_key(Archive& archive, GroupKey& key) {
+bool archive_key(Archive& archive, ModelState& model, GroupKey& key) {
     archive(key.signature);
     archive(key.pin);
     archive(key.mergeable);
+    return archive.require(key.pin == kNoBackend || model.placement(key.pin) != nullptr);
 }
 
 }  // namespace
@@ -227,15 +229,12 @@ void Core::archive_queued(Archive& archive) {
             if constexpr (Archive::kReads) restore_queued(slot);
             continue;
         }
-        GroupTable& groups = models_[request.model].groups;
+        ModelState& model = models_[request.model];
         GroupKey key;
-        if constexpr (!Archive::kReads) key = groups[request.group].key;
-        archive_key(archive, key);
+        if constexpr (!Archive::kReads) key = model.groups[request.group].key;
+        if (!archive_key(archive, model, key)) return;
         if constexpr (Archive::kReads) {
-            ModelState& model = models_[request.model];
-            const bool placed = key.pin == kNoBackend || model.placement(key.pin) != nullptr;
-            if (!archive.require(placed)) return;
-            request.group = groups.get(key);
+            request.group = model.groups.get(key);
             restore_queued(slot);
         }
     }
@@ -276,9 +275,7 @@ void Core::archive_groups(Archive& archive, ModelState& model) {
     for (const std::uint32_t index : filled) {
         GroupKey key;
         if constexpr (!Archive::kReads) key = model.groups[index].key;
-        archive_key(archive, key);
-        const bool placed = key.pin == kNoBackend || model.placement(key.pin) != nullptr;
-        if (!archive.require(placed)) return;
+        if (!archive_key(archive, model, key)) return;
         const std::uint32_t own = Archive::kReads ? model.groups.get(key) : index;
         Group& group = model.groups[own];
         archive(group.index);
