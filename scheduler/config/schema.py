@@ -68,6 +68,15 @@ def _header_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return lowered
 
 
+def _forwardable(names: tuple[str, ...]) -> tuple[str, ...]:
+    if "triton_grpc_error" in names:
+        raise ValueError(
+            "triton_grpc_error acts here, on the client's own stream, and is not forwarded: a "
+            "Triton may die of it; leave it out"
+        )
+    return names
+
+
 AddressText = Annotated[Address, BeforeValidator(_address), PlainSerializer(Address.__str__)]
 OptionalAddressText = Annotated[
     Address | None,
@@ -76,6 +85,7 @@ OptionalAddressText = Annotated[
 ]
 BatchSizes = Annotated[tuple[int, ...], BeforeValidator(_listed), AfterValidator(_ascending_sizes)]
 HeaderNames = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_header_names)]
+ForwardedNames = Annotated[HeaderNames, AfterValidator(_forwardable)]
 
 CompressionName = Literal["none", "gzip", "deflate"]
 
@@ -113,7 +123,7 @@ class Server(Section):
     host_bytes_max: Annotated[Size, Field(ge=2**20)] = 4 * 2**30
     connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     streams_per_connection_max: Annotated[int, Field(ge=1, le=INT32_MAX)] = 1_000
-    forward_metadata: HeaderNames = ()
+    forward_metadata: ForwardedNames = ()
     response_compression: CompressionName = Field(
         default="none", description="of answers to clients that accept it"
     )

@@ -138,6 +138,7 @@ def test_mistakes_of_models_are_reported_beside_the_others(tmp_path: Path) -> No
         ("backends: [a:1, a:1]\n", "backend a:1 is listed twice"),
         ("backends: ['a:0']\n", "a backend needs a host and a port"),
         ("server: {forward_metadata: [grpc-timeout]}\n", "belongs to the transport"),
+        ("server: {forward_metadata: [Triton_GRPC_Error]}\n", "leave it out"),
         ("defaults: {max_queue_requests: 0}\n", "defaults.max_queue_requests"),
     ],
 )
