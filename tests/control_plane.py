@@ -149,6 +149,7 @@ class ControlPlane:
         backends: Sequence[str] = (),
         config_file: Path | None = None,
         settings: dict[str, Any] | None = None,
+        embedded: str | None = None,
     ) -> None:
         self.data_plane = data_plane
         self.cold_path = data_plane.runtime_directory / "cold"
@@ -169,7 +170,7 @@ class ControlPlane:
             "counters_fd": self.counters_fd,
             "metrics_fd": self._metrics.fileno(),
             "control_address": self.control_address,
-            "embedded_address": None,
+            "embedded_address": embedded,
             "listen": ["127.0.0.1:0"],
         }
         self.process: subprocess.Popen[bytes] | None = None

@@ -168,6 +168,7 @@ class Embedded(Section):
         default=None, description="directory of models to serve; none starts no Triton"
     )
     connections: Annotated[int, Field(ge=1, le=64)] = 2
+    compression: CompressionName = Field(default="none", description="of the requests sent to it")
     model_control_mode: Literal["none", "explicit"] = Field(
         default="none", description="explicit: clients load and unload models"
     )

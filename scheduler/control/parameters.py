@@ -52,6 +52,7 @@ class Parameters:
             embedded = {
                 "address": self.embedded_address,
                 "connections": settings.embedded.connections,
+                "compression": settings.embedded.compression,
             }
             backends.append(Backend.model_validate(embedded))
         return backends

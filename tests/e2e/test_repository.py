@@ -170,7 +170,9 @@ def test_the_embedded_triton_can_be_told_to_load_nothing_but(
     explicit_repository: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text("embedded:\n  model_control_mode: explicit\n  load_models: [identity]\n")
+    path.write_text(
+        "embedded: {model_control_mode: explicit, load_models: [identity], compression: gzip}\n"
+    )
     arguments = ["--embedded", str(explicit_repository), "--config", str(path)]
     with ServedScheduler(arguments) as served, InferenceServerClient(served.address) as client:
         index = client.get_model_repository_index()

@@ -232,9 +232,11 @@ def test_compression_and_batch_keys_reach_their_sections(tmp_path: Path) -> None
         tmp_path,
         "server: {response_compression: gzip}\n"
         "backends: [{address: 'a:1', compression: deflate}]\n"
+        "embedded: {compression: gzip}\n"
         "models: {m: {batch_keys: X-Tenant}}\n",
     ).settings
     assert settings.server.response_compression == "gzip"
     assert settings.backends[0].compression == "deflate"
+    assert settings.embedded.compression == "gzip"
     assert settings.batching_for("m").batch_keys == ("x-tenant",)
     assert settings.batching_for("other").batch_keys == ()

@@ -51,6 +51,16 @@ def test_the_catalog_reaches_the_data_plane(
     assert sorted(model.index for model in apply.models) == [0, 1, 2]
 
 
+def test_the_embedded_triton_is_a_backend_with_keys_of_its_own(
+    data_plane: FakeDataPlane, triton: EmbeddedTriton
+) -> None:
+    settings = {"embedded.compression": "gzip", "embedded.connections": 3}
+    with ControlPlane(data_plane, settings=settings, embedded=triton.grpc_address):
+        backend = data_plane.wait_apply(all_ready, "every model ready").backends[0]
+    assert (backend.address, backend.connections) == (triton.grpc_address, 3)
+    assert backend.compression == pb.COMPRESSION_GZIP
+
+
 def test_an_unchanged_state_is_said_once(control: ControlPlane, data_plane: FakeDataPlane) -> None:
     said = len(data_plane.applies)
     # Three refreshes of the catalog pass meanwhile.
