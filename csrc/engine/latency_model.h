@@ -1,0 +1,109 @@
+// How long a batch of b rows holds its executor: l(b) of one model, version and class of backends,
+// learned from the batches that ran.
+//
+//     observation ─▶ ring of its size ─ median ─┬─▶ table (sizes with enough observations)
+//                                               └─▶ affine backbone (recursive least squares)
+//     expected(b) = backbone corrected by the table    non-decreasing, expected(b)/b non-increasing
+//     bound(b)    = expected(b) * margin               margin: quantile of observed / expected
+//
+// A model that nothing is known of takes a few words and no memory besides. Equal calls in equal
+// order give equal answers; queries cost O(1), largest_within O(log rows).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/time.h"
+
+namespace infersched::engine {
+
+// Sizes up to here have values of their own; beyond it the curve goes on as a straight line.
+inline constexpr std::uint32_t kLatencyRowsMax = 4096;
+
+// How good the predictions were. Counts since the model was made.
+struct LatencyAccuracy {
+    std::uint64_t observations = 0;  // that made sense
+    std::uint64_t predicted = 0;     // of them, those that a prediction stood for before
+    std::uint64_t beyond = 0;        // of those, the ones that took longer than bound()
+    std::uint64_t ignored = 0;       // nonsense: observations and priors of no size or no time
+    std::uint64_t drifts = 0;        // times that the past was found to hold no longer
+    // Of log(observed / expected) over the last few hundred observations.
+    double log_ratio_mean = 0;
+    double log_ratio_deviation = 0;  // root of the mean square around the mean
+};
+
+// What was measured of one size lately.
+struct LatencySize {
+    std::uint32_t rows = 0;
+    std::uint64_t observations = 0;  // since the size was first seen
+    Nanos median_ns = 0;             // of the last few dozen; 0: none since the last drift
+    Nanos longest_ns = 0;            // of them
+};
+
+class LatencyModel {
+  public:
+    // `attainment`: the share of batches that bound() is to cover, held to [0.5, 0.9999].
+    explicit LatencyModel(double attainment = 0.99);
+    ~LatencyModel();
+    LatencyModel(LatencyModel&&) noexcept;
+    LatencyModel& operator=(LatencyModel&&) noexcept;
+
+    double attainment() const { return attainment_; }
+    void set_attainment(double attainment);
+
+    // What is said of a size before anything ran: the mean of `count` batches (Triton's
+    // batch_stats, a saved profile). Observations replace it, of other sizes too where they show
+    // all priors to be off by a factor.
+    void prime(std::uint32_t rows, double mean_ns, std::uint64_t count);
+    // A batch of `rows` rows ran for `ran_ns`, while `running` batches (itself included) ran on its
+    // device; 0 and 1: nothing is known of others. Rows of 0, times that are not within
+    // (0, 1 h]: counted as ignored.
+    void observe(std::uint32_t rows, Nanos ran_ns, std::uint32_t running = 1);
+
+    // Whether predictions mean something: there is a prior, or three observations (the first one of
+    // a model is often many times too long). Otherwise expected() and bound() are 0.
+    // What is never run is never learned: who refuses by bound() must let something run now and
+    // then where it refuses everything, or one bad spell lasts for ever.
+    bool known() const;
+    // The usual time of a batch of `rows` rows when `running` batches run on its device; 0: as many
+    // as slow it most of those seen.
+    Nanos expected(std::uint32_t rows, std::uint32_t running = 0) const;
+    // What a batch takes at most, with the probability asked for: for the arithmetic of deadlines.
+    // Non-decreasing in rows, not below expected().
+    Nanos bound(std::uint32_t rows, std::uint32_t running = 0) const;
+    // The largest batch up to `rows_max` whose bound() is at most `budget_ns`; 0: none.
+    std::uint32_t largest_within(Nanos budget_ns, std::uint32_t rows_max,
+                                 std::uint32_t running = 0) const;
+    // bound / expected of the sizes that are well known, >= 1.
+    double margin() const;
+    // The largest batch to risk now: at most max(1 row, 10 %) above the largest one measured (since
+    // the last slow-down). At least 1 unless `rows_max` is 0.
+    std::uint32_t rows_trusted(std::uint32_t rows_max) const;
+    // The largest size observed or primed; 0: none.
+    std::uint32_t rows_measured() const;
+    // The backbone alpha * rows + beta, neither negative; both 0 when nothing is known.
+    double alpha_ns() const;
+    double beta_ns() const;
+    // Factor on l(b) while `running` batches share the device, relative to the number first seen.
+    double slowdown(std::uint32_t running) const;
+
+    LatencyAccuracy accuracy() const;
+    std::vector<LatencySize> sizes() const;  // by rows
+    std::size_t memory_bytes() const;        // allocated, besides this object
+
+    // Everything, for ArchiveWriter and ArchiveReader: a loaded model answers and learns exactly as
+    // the saved one.
+    template <class Archive>
+    void archive(Archive& archive);
+
+  private:
+    struct State;
+    State& state();
+
+    double attainment_;
+    std::unique_ptr<State> state_;  // made by the first observation or prior
+};
+
+}  // namespace infersched::engine
