@@ -12,7 +12,7 @@
 namespace infersched::engine {
 
 inline constexpr std::uint64_t kCountersMagic = 0x696e666572736368;  // "infersch"
-inline constexpr std::uint32_t kCountersVersion = 2;
+inline constexpr std::uint32_t kCountersVersion = 3;
 inline constexpr std::size_t kCountersModelsMax = 4096;
 inline constexpr std::size_t kCountersBackendsMax = 256;
 
@@ -34,8 +34,11 @@ enum class Reason : std::uint8_t {
     kDraining,
     kNoBackend,
     kBackendError,
-    kSequenceLost,  // the backend of the sequence went away
-    kUnloading,     // the model is being unloaded
+    kSequenceLost,   // the backend of the sequence went away
+    kUnloading,      // the model is being unloaded
+    kPredictedLate,  // would be late by the learned latencies
+    kPriorityShed,   // of a priority that overload leaves no room for
+    kTenantQuota,    // the tenant is over its share
     kCount,
 };
 

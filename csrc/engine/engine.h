@@ -48,6 +48,12 @@ struct TritonBatching {
     std::uint32_t default_level = 1;
 };
 
+// What one priority level of a model asks for beyond the model's own settings.
+struct LevelPolicy {
+    Nanos slo_ns = 0;          // 0: the model's
+    bool best_effort = false;  // no objective at all: never refused for being late, served last
+};
+
 struct ModelPolicy {
     bool in_use = false;
     bool merge = true;           // false: every request is dispatched alone
@@ -59,6 +65,17 @@ struct ModelPolicy {
     std::uint32_t priority_levels = 1;
     std::uint32_t default_priority = 1;  // 1 = highest
     Nanos slo_ns = 0;                    // 0: no objective
+    std::vector<LevelPolicy> levels;     // of priority level 1, 2, ...; missing ones: the model's
+    // The part of the requests that are to be in time: the margin over learned latencies.
+    double attainment = 0.99;
+    // true: batches are formed and requests admitted by learned latency, where requests have
+    // deadlines (queue_delay_max_ns and preferred_rows are then not looked at). Without a deadline
+    // or while the latency is unknown a batch goes as soon as a slot is free for it.
+    bool load_aware = true;
+    // What a request answered in time is worth against those of other models on shared executors.
+    double value = 1.0;
+    // A request of a low level that has waited this long leads like one of level 1; 0: never.
+    Nanos aging_ns = 0;
     std::uint64_t queue_requests_max = 10'000;
     std::uint64_t queue_bytes_max = 1ull << 30;
     Nanos queue_age_max_ns = 0;  // 0: none; otherwise refuse while the oldest request is older
@@ -85,9 +102,15 @@ struct ModelPolicy {
     std::shared_ptr<const TritonBatching> triton;
 };
 
+// An executor group of its own for each model and backend: its instances.
+inline constexpr std::uint32_t kOwnExecutors = 0xffffffff;
+
 struct Placement {
     std::uint32_t backend = 0;
     std::uint32_t instances = 1;
+    // Placements (of any model) that name the same group exclude each other: the group is one
+    // executor, a GPU, and runs one batch at a time.
+    std::uint32_t executor_group = kOwnExecutors;
     bool ready = false;  // false: gets nothing new (down, draining, not loaded there)
 };
 
@@ -113,7 +136,8 @@ struct Request {
     bool sequence_start = false;
     bool sequence_end = false;
     std::uint64_t path = 0;
-    Nanos timeout_ns = 0;  // the `timeout` parameter, for TritonBatching only
+    Nanos timeout_ns = 0;      // the `timeout` parameter, for TritonBatching only
+    std::uint32_t tenant = 0;  // index into the weights of set_tenants
     // Room for what later parts attach.
     std::uint64_t labels = 0;
     std::uint32_t target = 0;
@@ -125,6 +149,10 @@ struct Admission {
     Reason reason = Reason::kNone;
     Nanos retry_after_ns = 0;           // a hint, 0 = none
     StatusCode code = StatusCode::kOk;  // other: what Triton's batcher gives (TritonBatching)
+    // With kPredictedLate and kDeadlineInfeasible: the time to completion that was predicted (the
+    // model's floor when idle), and what there was until the deadline.
+    Nanos predicted_ns = 0;
+    Nanos budget_ns = 0;
 };
 
 // One member of a batch: rows [row_begin, row_begin + rows) of the request.
@@ -206,6 +234,20 @@ struct QueueStatus {
     bool merging;
 };
 
+// What has been learned of how long batches of a model take on a backend.
+struct LatencyStatus {
+    bool known = false;
+    std::uint64_t observations = 0;
+    Nanos alpha_ns = 0;  // of a row, and of a batch: the affine backbone
+    Nanos beta_ns = 0;
+    double margin = 1.0;                // by which deadlines are kept beyond the expected time
+    double error_mean = 0.0;            // mean of observed/expected - 1 of late
+    double beyond_margin = 0.0;         // part of the observations beyond expected * margin
+    std::uint32_t rows_target = 0;      // the batch size that the present load asks for
+    double rate_per_s = 0.0;            // of requests, as metered
+    std::vector<BatchSizeStats> sizes;  // expected time in backend_ns, observations in batches
+};
+
 class Engine {
   public:
     // `page` outlives the engine; it is initialised here: all zero (fresh memory) or an earlier
@@ -222,6 +264,12 @@ class Engine {
     // Batches in flight at a backend that went away are told by dispatch_failed, each, by the
     // caller.
     void set_backend(std::uint32_t backend, bool available, Nanos now);
+    // Tenants' shares of device time where requests compete; index 0 is everybody else's.
+    void set_tenants(const std::vector<double>& weights);
+    // What is known of the latency before a batch has run: a saved profile, Triton's batch_stats.
+    // Observations replace it. Nonsense is ignored; false then.
+    bool prime_latency(std::uint32_t model, std::uint32_t backend, std::uint32_t rows,
+                       Nanos mean_ns, std::uint64_t count);
     // From now on every submit is refused with kDraining.
     void set_draining(bool draining);
 
@@ -262,6 +310,7 @@ class Engine {
     // -- what is seen from outside ---------------------------------------------------------------
     QueueStatus queue_status(std::uint32_t model) const;
     ModelStats model_stats(std::uint32_t model) const;
+    LatencyStatus latency_status(std::uint32_t model, std::uint32_t backend) const;
     std::uint64_t requests_inflight() const;  // admitted and not answered
     // Aborts when a truth of the design does not hold (tests, debug builds): ledger, slots, heaps.
     void check_invariants() const;

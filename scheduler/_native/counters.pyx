@@ -26,6 +26,9 @@ REASONS = (
     "backend_error",
     "sequence_lost",
     "unloading",
+    "predicted_late",
+    "priority_shed",
+    "tenant_quota",
 )
 # Upper bounds of all buckets but the last, which has none.
 DURATION_BOUNDS_NS = tuple(kFirstDurationBoundNs << i for i in range(kDurationBuckets - 1))

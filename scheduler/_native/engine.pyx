@@ -27,6 +27,9 @@ REASONS = (
     "backend_error",
     "sequence_lost",
     "unloading",
+    "predicted_late",
+    "priority_shed",
+    "tenant_quota",
 )
 FAILURE_KINDS = ("nothing_ran", "connection", "rejected", "unsplittable", "final", "given_up")
 
