@@ -50,7 +50,7 @@ MODULE_ROOMS: dict[str, tuple[str, ...]] = {
     "http2": ("http2", "base"),
     "gateway": ("gateway", "http2", "kserve", "engine", "base"),
     "loadgen": ("loadgen", "http2", "kserve", "base"),
-    "simulation": ("simulation", "base"),
+    "simulation": ("simulation", "engine", "base"),
 }
 ROOMS_WITH_NGHTTP2 = {"http2", "gateway"}  # and zlib
 

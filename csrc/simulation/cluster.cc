@@ -1,17 +1,10 @@
 #include "simulation/cluster.h"
 
-#include <algorithm>
-#include <cmath>
 #include <utility>
 
+#include "simulation/execution.h"
+
 namespace infersched::simulation {
-
-namespace {
-
-// Apart from the seeds of the arrivals, which count up from the scenario's.
-constexpr std::uint64_t kNoiseStream = 0x6e6f697365000000u;
-
-}  // namespace
 
 Cluster::Cluster(const Scenario& scenario)
     : scenario_(&scenario),
@@ -42,13 +35,9 @@ void Cluster::dispatch(std::uint32_t executor, std::uint32_t model,
 }
 
 void Cluster::start(std::uint32_t executor, Batch batch) {
-    Nanos holds = latency(batch.model).at(batch.requests.size());
-    if (scenario_->noise_sigma > 0) {
-        const double factor = std::exp(scenario_->noise_sigma * noise_.normal());
-        holds = static_cast<Nanos>(static_cast<double>(holds) * factor);
-    }
     batch.started_ns = now_;
-    batch.ends_ns = now_ + std::max<Nanos>(holds, 1);
+    batch.ends_ns = now_ + execution_ns(latency(batch.model), batch.requests.size(),
+                                        scenario_->noise_sigma, noise_);
     Executor& on = executors_[executor];
     on.busy = true;
     on.running = std::move(batch);

@@ -28,6 +28,11 @@ struct Scenario {
     std::uint64_t misses_max = UINT64_MAX;  // the run stops after more misses than this
 };
 
+// Of the arrivals of one model, whatever policy serves them.
+inline std::uint64_t arrival_seed(const Scenario& scenario, std::size_t model) {
+    return scenario.seed * 1'000'003u + model;
+}
+
 // What makes a scenario impossible to run, in words; empty when it can be.
 std::string problem_of(const Scenario& scenario);
 

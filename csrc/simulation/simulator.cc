@@ -33,7 +33,7 @@ Run::Run(const Scenario& scenario, Policy& policy)
     : scenario_(scenario), policy_(policy), cluster_(scenario) {
     for (std::uint32_t m = 0; m < scenario.models.size(); ++m) {
         const Model& model = scenario.models[m];
-        arrivals_.emplace_back(model.arrivals, scenario.seed * 1'000'003u + m);
+        arrivals_.emplace_back(model.arrivals, arrival_seed(scenario, m));
         objective_max_ns_ = std::max(objective_max_ns_, model.objective_ns);
         schedule_arrival(m);
     }

@@ -101,23 +101,40 @@ cdef class Scenario:
         cdef Metrics metrics
         with nogil:
             metrics = simulate(self.scenario, dereference(chosen))
-        return {
-            "models": [
-                {
-                    "offered": model.offered,
-                    "in_time": model.in_time,
-                    "late": model.late,
-                    "dropped": model.dropped,
-                    "batches": model.batches,
-                    "batched_rows": model.batched_rows,
-                }
-                for model in metrics.models
-            ],
-            "ended_ns": metrics.ended_ns,
-            "preempted": metrics.preempted,
-            "arrived": metrics.arrived,
-            "stopped_early": metrics.stopped_early,
-        }
+        return counted(metrics)
+
+    def run_engine(self, settings):
+        """Runs the engine itself, without the GIL. Raises ValueError for what cannot be run."""
+        cdef EngineSettings chosen
+        chosen.rows_max = settings["rows_max"]
+        chosen.check_invariants = settings["check_invariants"]
+        cdef string problem = engine_problem_of(self.scenario, chosen)
+        if not problem.empty():
+            raise ValueError(problem.decode())
+        cdef Metrics metrics
+        with nogil:
+            metrics = simulate_engine(self.scenario, chosen)
+        return counted(metrics)
+
+
+cdef dict counted(Metrics& metrics):
+    return {
+        "models": [
+            {
+                "offered": model.offered,
+                "in_time": model.in_time,
+                "late": model.late,
+                "dropped": model.dropped,
+                "batches": model.batches,
+                "batched_rows": model.batched_rows,
+            }
+            for model in metrics.models
+        ],
+        "ended_ns": metrics.ended_ns,
+        "preempted": metrics.preempted,
+        "arrived": metrics.arrived,
+        "stopped_early": metrics.stopped_early,
+    }
 
 
 def arrival_times(arrivals, seed, count):

@@ -1,4 +1,4 @@
-"""Reference policies side by side: the goodput of each on a workload, as a table of text."""
+"""The engine and the reference policies side by side: goodput on workloads, as a table of text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from statistics import median
 
 from scheduler.simulation.goodput import Goodput, search
 from scheduler.simulation.scenario import (
+    ENGINE,
     JUST_ENOUGH,
     NEXUS,
     SHEPHERD,
@@ -15,11 +16,12 @@ from scheduler.simulation.scenario import (
     Policy,
     StaticSettings,
     clockwork,
+    engine,
     static,
 )
-from scheduler.simulation.workloads import GIVEN, Workload
+from scheduler.simulation.workloads import Workload, known
 
-POLICIES: dict[str, Policy] = {
+REFERENCES: dict[str, Policy] = {
     "static_default": static(),
     "clockwork": clockwork(),
     "nexus": NEXUS,
@@ -27,6 +29,7 @@ POLICIES: dict[str, Policy] = {
     "symphony": SYMPHONY,
     "just_enough": JUST_ENOUGH,
 }
+POLICIES = {**REFERENCES, ENGINE: engine()}
 NAMES = ("static_default", "static_tuned", *list(POLICIES)[1:])
 
 # What the tuned static batcher is the best of: every pair, with and without a queue timeout.
@@ -101,7 +104,7 @@ class Compared:
     @property
     def difference(self) -> float:
         """From the given range, as a part of it: 0.02 is 2 % above its upper end."""
-        low, high = GIVEN[self.workload][self.policy]
+        low, high = known(self.workload, self.policy)
         if self.per_s < low:
             return self.per_s / low - 1
         return max(self.per_s / high - 1, 0.0)
@@ -127,7 +130,7 @@ def table(rows: Sequence[Compared]) -> str:
         f"{'':2}{'policy':16}{'r/s':>7}{'range':>13}{'worst model':>13}{'given':>12}{'off':>8}"
     ]
     for row in rows:
-        low, high = GIVEN[row.workload][row.policy]
+        low, high = known(row.workload, row.policy)
         given = f"{low:.0f}" if low == high else f"{low:.0f}-{high:.0f}"
         spread = f"{row.lowest_per_s:.0f}-{row.highest_per_s:.0f}"
         lines.append(

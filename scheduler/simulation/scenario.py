@@ -121,7 +121,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Policy:
-    """A reference policy by its name, with its settings in ns."""
+    """A policy by its name, with its settings in ns: a reference policy, or the engine."""
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -163,6 +163,15 @@ def clockwork(ahead_ms: float = 5.0) -> Policy:
     return Policy("clockwork", {"ahead_ns": round(ahead_ms * MS)})
 
 
+def engine(rows_max: int = 128, *, check_invariants: bool = False) -> Policy:
+    """The engine of the server, which learns rates and latencies as it does there.
+
+    `rows_max` is each model's largest batch. `check_invariants`: after every event, slow.
+    """
+    return Policy(ENGINE, {"rows_max": rows_max, "check_invariants": check_invariants})
+
+
+ENGINE = "infersched"
 SYMPHONY = Policy("symphony")
 NEXUS = Policy("nexus")
 SHEPHERD = Policy("shepherd")
@@ -230,7 +239,10 @@ def simulate(scenario: Scenario, policy: Policy) -> Outcome:
     for model in scenario.models:
         objective_ns = round(model.objective_ms * MS)
         run.add_model(model.arrivals.native(), objective_ns, **model.latency.native())
-    counted = run.run(policy.name, policy.settings)
+    if policy.name == ENGINE:
+        counted = run.run_engine(policy.settings)
+    else:
+        counted = run.run(policy.name, policy.settings)
     return Outcome(
         models=tuple(ModelOutcome(**model) for model in counted["models"]),
         preempted_batches=counted["preempted"],

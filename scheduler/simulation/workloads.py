@@ -134,3 +134,9 @@ GIVEN: dict[str, dict[str, Figure]] = {
         "just_enough": (1499, 1518),
     },
 }
+
+
+def known(workload: str, policy: str) -> Figure:
+    """The figure that a goodput is held against: for the engine that of the policy to beat."""
+    figures = GIVEN[workload]
+    return figures.get(policy, figures["just_enough"])

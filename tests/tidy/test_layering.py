@@ -18,7 +18,7 @@ CSRC: dict[str, set[str]] = {
     "http2": {"base"},
     "gateway": {"base", "engine", "http2", "kserve"},
     "loadgen": {"base", "http2", "kserve"},
-    "simulation": {"base"},
+    "simulation": {"base", "engine"},
 }
 
 # Room -> the other rooms it may import.

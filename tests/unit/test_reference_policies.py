@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.simulation.compare import POLICIES, Compared, goodput_of, static_grid, table
+from scheduler.simulation.compare import REFERENCES, Compared, goodput_of, static_grid, table
 from scheduler.simulation.goodput import holds
 from scheduler.simulation.scenario import static
 from scheduler.simulation.workloads import GIVEN, WORKLOADS
@@ -37,13 +37,13 @@ def expected(letter: str, name: str) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("letter", ["A", "C"])
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", REFERENCES)
 def test_goodput_is_the_known_one(letter: str, name: str) -> None:
     """Without a search: in time just below the known figure, not in time just above it."""
     below, above = expected(letter, name)
     workload = WORKLOADS[letter]
-    assert holds(workload.scenario(below, requests=REQUESTS), POLICIES[name]) is not None
-    assert holds(workload.scenario(above, requests=REQUESTS), POLICIES[name]) is None
+    assert holds(workload.scenario(below, requests=REQUESTS), REFERENCES[name]) is not None
+    assert holds(workload.scenario(above, requests=REQUESTS), REFERENCES[name]) is None
 
 
 @pytest.mark.parametrize("letter", ["A", "C"])

@@ -1,0 +1,115 @@
+"""The engine under the virtual clock: the same compiled engine, arrivals and counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from scheduler.simulation.compare import NAMES, goodput_of
+from scheduler.simulation.scenario import (
+    Arrivals,
+    Latency,
+    Model,
+    Scenario,
+    engine,
+    simulate,
+    static,
+)
+from scheduler.simulation.workloads import SMALL, WORKLOADS
+
+pytestmark = pytest.mark.native
+
+CHECKED = engine(check_invariants=True)
+
+
+def recorded(times_ms: list[float], latency: Latency, objective_ms: float) -> Scenario:
+    """One model on one executor, every arrival counted."""
+    model = Model(latency, objective_ms, Arrivals("recorded", times_ms=tuple(times_ms)))
+    return Scenario([model], executors=1, warm_up_ms=0, requests=len(times_ms))
+
+
+@pytest.mark.parametrize("letter", WORKLOADS)
+@pytest.mark.parametrize("part", [0.1, 0.6, 1.5])
+def test_every_counted_request_is_accounted_for(letter: str, part: float) -> None:
+    workload = WORKLOADS[letter]
+    rate = part * workload.capacity_per_s
+    outcome = simulate(workload.scenario(rate, requests=3000), CHECKED)
+    for model in outcome.models:
+        assert model.offered == model.in_time + model.late + model.dropped
+    assert sum(model.offered for model in outcome.models) == 3000
+
+
+@pytest.mark.parametrize("letter", WORKLOADS)
+def test_the_same_seed_gives_the_same_outcome(letter: str) -> None:
+    workload = WORKLOADS[letter]
+    scenario = workload.scenario(0.5 * workload.capacity_per_s, requests=5000)
+    scenario = replace(scenario, noise_sigma=0.1)
+    first, second = (simulate(scenario, engine()) for _ in range(2))
+    assert first == second
+    assert first != simulate(replace(scenario, seed=2), engine())
+
+
+@pytest.mark.parametrize("letter", WORKLOADS)
+def test_light_load_is_in_time(letter: str) -> None:
+    workload = WORKLOADS[letter]
+    rate = 0.01 * workload.capacity_per_s
+    outcome = simulate(workload.scenario(rate, requests=2000), engine())
+    assert outcome.attainment > 0.99
+
+
+def test_it_meets_the_arrivals_of_the_reference_policies() -> None:
+    scenario = WORKLOADS["E"].scenario(1000, requests=5000)
+    ours, theirs = (simulate(scenario, policy) for policy in (engine(), static()))
+    assert [m.offered for m in ours.models] == [m.offered for m in theirs.models]
+
+
+def test_a_batch_takes_its_time_on_one_executor_of_several_models() -> None:
+    # The second has to wait for the first to end at 10 ms, and ends at 20 ms.
+    for objective_ms, in_time in ((19.0, 1), (20.0, 2)):
+        one = recorded([0.0], Latency(0, 10), objective_ms)
+        two = replace(one, models=[*one.models, *one.models], requests=2)
+        outcome = simulate(two, CHECKED)
+        assert sum(model.in_time for model in outcome.models) == in_time
+
+
+def test_what_expired_in_the_queue_is_dropped_and_what_ran_too_long_is_late() -> None:
+    (model,) = simulate(recorded([0, 1, 2], Latency(0, 10), 10.5), engine(1)).models
+    assert (model.in_time, model.late + model.dropped) == (1, 2)
+    (model,) = simulate(recorded([0], Latency(0, 10), 9.5), engine()).models
+    assert (model.in_time, model.late) == (0, 1)
+
+
+def test_batches_are_bounded() -> None:
+    scenario = recorded([0.0] * 100, Latency(0, 1), 1000)
+    (model,) = simulate(scenario, engine(rows_max=10)).models
+    assert (model.in_time, model.batches) == (100, 10)
+
+
+def test_a_run_stops_after_the_allowed_misses() -> None:
+    scenario = replace(WORKLOADS["A"].scenario(30_000), misses_max=500)
+    outcome = simulate(scenario, engine())
+    assert outcome.stopped_early
+    (model,) = outcome.models
+    assert 500 < model.late + model.dropped <= model.offered < 10_000
+
+
+def test_the_table_of_goodputs_has_the_engine_last() -> None:
+    assert NAMES[-1] == "infersched"
+    found = goodput_of(WORKLOADS["K"], "infersched", seed=1, requests=1000)
+    assert found.per_s > 0
+
+
+@pytest.mark.parametrize(
+    ("scenario", "policy"),
+    [
+        (WORKLOADS["A"].scenario(100), engine(0)),
+        (WORKLOADS["A"].scenario(100), engine(1025)),
+        (replace(WORKLOADS["A"].scenario(100), executors=257), engine()),
+        (Scenario([Model(SMALL, 25, Arrivals())] * 4097, 1), engine()),
+    ],
+    ids=["no rows", "rows", "executors", "models"],
+)
+def test_what_the_engine_cannot_run_is_refused(scenario: Scenario, policy: object) -> None:
+    with pytest.raises(ValueError):
+        simulate(scenario, policy)  # type: ignore[arg-type]
