@@ -9,27 +9,8 @@ PAGE_BYTES = sizeof(CCountersPage)
 MODELS_MAX = kCountersModelsMax
 BACKENDS_MAX = kCountersBackendsMax
 
-OUTCOMES = ("completed", "refused", "expired", "cancelled", "failed")
-REASONS = (
-    "none",
-    "invalid",
-    "unknown_model",
-    "queue_full",
-    "queue_age",
-    "host_memory",
-    "deadline_infeasible",
-    "expired_in_queue",
-    "expired_in_flight",
-    "client_cancelled",
-    "draining",
-    "no_backend",
-    "backend_error",
-    "sequence_lost",
-    "unloading",
-    "predicted_late",
-    "priority_shed",
-    "tenant_quota",
-)
+include "reasons.pxi"
+
 # Upper bounds of all buckets but the last, which has none.
 DURATION_BOUNDS_NS = tuple(kFirstDurationBoundNs << i for i in range(kDurationBuckets - 1))
 ROW_BOUNDS = tuple(1 << i for i in range(kRowBuckets - 1))

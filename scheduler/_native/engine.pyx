@@ -10,27 +10,7 @@ from libc.string cimport memcpy
 
 NEVER = (1 << 63) - 1
 NO_BACKEND = 0xFFFFFFFF
-OUTCOMES = ("completed", "refused", "expired", "cancelled", "failed")
-REASONS = (
-    "none",
-    "invalid",
-    "unknown_model",
-    "queue_full",
-    "queue_age",
-    "host_memory",
-    "deadline_infeasible",
-    "expired_in_queue",
-    "expired_in_flight",
-    "client_cancelled",
-    "draining",
-    "no_backend",
-    "backend_error",
-    "sequence_lost",
-    "unloading",
-    "predicted_late",
-    "priority_shed",
-    "tenant_quota",
-)
+include "reasons.pxi"
 FAILURE_KINDS = ("nothing_ran", "connection", "rejected", "unsplittable", "final", "given_up")
 
 Member = namedtuple("Member", "request user row_begin rows")

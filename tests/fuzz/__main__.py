@@ -97,7 +97,7 @@ def run_turn(target: Target, seconds: int, seed: int) -> bool:
     (regressions / target.name).mkdir(parents=True, exist_ok=True)
     log_path = BUILD / f"{target.name}.log"
     begun = time.monotonic()
-    options = "detect_leaks=1:quarantine_size_mb=8:max_malloc_fill_size=0:malloc_context_size=5"
+    options = "detect_leaks=1:quarantine_size_mb=8:max_malloc_fill_size=0:malloc_context_size=1"
     environment = {**os.environ, "ASAN_OPTIONS": options}
     with open(log_path, "w") as log:
         done = subprocess.run(
