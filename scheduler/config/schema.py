@@ -19,29 +19,24 @@ from pydantic import (
 )
 
 from scheduler.config.address import Address, parse_address
+from scheduler.config.headers import ForwardedNames, HeaderNames, listed
+from scheduler.config.objectives import (
+    ATTAINMENT_DEFAULT,
+    Attainment,
+    Objective,
+    Priorities,
+    Tenants,
+    Weight,
+    objective_problems,
+)
 from scheduler.config.padding import Padding
 from scheduler.config.section import Section
 from scheduler.config.tls import BackendTls, ListenerTls
-from scheduler.config.units import (
-    format_duration,
-    format_size,
-    parse_duration_ns,
-    parse_size_bytes,
-)
+from scheduler.config.units import Duration, Size
 
 INT32_MAX = 2**31 - 1
 MILLISECOND = 1_000_000
 UINT32_MAX = 2**32 - 1
-
-Duration = Annotated[int, BeforeValidator(parse_duration_ns), PlainSerializer(format_duration)]
-Size = Annotated[int, BeforeValidator(parse_size_bytes), PlainSerializer(format_size)]
-
-
-def _listed(value: object) -> object:
-    """A comma list (as flags and the environment write it) or one item, as a list."""
-    if isinstance(value, str):
-        return [item.strip() for item in value.split(",") if item.strip()]
-    return value
 
 
 def _address(value: object) -> Address:
@@ -60,34 +55,26 @@ def _ascending_sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(set(sizes)))
 
 
-def _header_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    lowered = tuple(name.lower() for name in names)
-    for name in lowered:
-        if name.startswith(("grpc-", ":")) or name in ("te", "content-type", "user-agent"):
-            raise ValueError(f"{name} belongs to the transport and is not forwarded")
-    return lowered
-
-
-def _forwardable(names: tuple[str, ...]) -> tuple[str, ...]:
-    if "triton_grpc_error" in names:
-        raise ValueError(
-            "triton_grpc_error acts here, on the client's own stream, and is not forwarded: a "
-            "Triton may die of it; leave it out"
-        )
-    return names
-
-
 AddressText = Annotated[Address, BeforeValidator(_address), PlainSerializer(Address.__str__)]
 OptionalAddressText = Annotated[
     Address | None,
     BeforeValidator(_optional_address),
     PlainSerializer(lambda address: None if address is None else str(address)),
 ]
-BatchSizes = Annotated[tuple[int, ...], BeforeValidator(_listed), AfterValidator(_ascending_sizes)]
-HeaderNames = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_header_names)]
-ForwardedNames = Annotated[HeaderNames, AfterValidator(_forwardable)]
-
+BatchSizes = Annotated[tuple[int, ...], BeforeValidator(listed), AfterValidator(_ascending_sizes)]
 CompressionName = Literal["none", "gzip", "deflate"]
+Exclusive = Annotated[
+    Literal["none", "gpu"],
+    Field(description="gpu: of the instances on one GPU, of whatever model, one runs at a time"),
+]
+ExecutorName = Annotated[
+    str,
+    Field(
+        max_length=256,
+        description="backends of one name run on one device: of their instances one runs at a "
+        "time, or with exclusive: gpu one on each GPU",
+    ),
+]
 
 
 class Drain(Section):
@@ -108,7 +95,7 @@ class Server(Section):
 
     listen: Annotated[
         tuple[AddressText, ...],
-        BeforeValidator(_listed),
+        BeforeValidator(listed),
         Field(min_length=1, description="client listeners; an empty host is every interface"),
     ] = (Address("0.0.0.0", 8001),)
     metrics_listen: OptionalAddressText = Field(
@@ -143,6 +130,8 @@ class Backend(Section):
         default=2, description="data connections held to it"
     )
     compression: CompressionName = Field(default="none", description="of the requests sent to it")
+    exclusive: Exclusive = "none"
+    executor: ExecutorName = ""
     tls: Annotated[
         BackendTls | None,
         BeforeValidator(lambda value: None if value is False else value),
@@ -169,10 +158,12 @@ class Embedded(Section):
     )
     connections: Annotated[int, Field(ge=1, le=64)] = 2
     compression: CompressionName = Field(default="none", description="of the requests sent to it")
+    exclusive: Exclusive = "none"
+    executor: ExecutorName = ""
     model_control_mode: Literal["none", "explicit"] = Field(
         default="none", description="explicit: clients load and unload models"
     )
-    load_models: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+    load_models: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
         default=(), description="models to load at start in explicit mode; * is all"
     )
 
@@ -203,9 +194,12 @@ class Discovery(Section):
 class Batching(Section):
     """How the requests of a model are queued, merged and dispatched."""
 
-    batching: Literal["own", "triton"] = Field(
+    batching: Literal["own", "load_aware", "fixed_delay", "triton"] = Field(
         default="own",
-        description="triton: batches, order and refusals of the model's dynamic_batching block, as "
+        description="load_aware: sizes, waits and refusals by learned latency, for requests with a "
+        "deadline or an slo; fixed_delay: by max_queue_delay and preferred_batch_rows; own: "
+        "fixed_delay where one of these two is set, else load_aware; "
+        "triton: batches, order and refusals of the model's dynamic_batching block, as "
         "Triton's batcher has them; of the keys below, sizes, delay, slo and priorities are unused",
     )
     dynamic_batching: dict[str, Any] | None = Field(
@@ -226,12 +220,27 @@ class Batching(Section):
     max_queue_delay: Duration = Field(
         default=0, description="longest wait for more rows; 0 never waits while a slot is free"
     )
-    slo: Duration = Field(default=0, description="latency objective of a request; 0 = none")
+    slo: Objective = Field(default=0, description="latency objective of a request; 0 = none")
+    attainment: Attainment = Field(
+        default=ATTAINMENT_DEFAULT, description="the part of the requests that is to be in time"
+    )
+    value: Weight = Field(
+        default=1.0,
+        description="what a request in time is worth against those of other models on the executor",
+    )
     priority_levels: Annotated[int, Field(ge=0, le=32)] = Field(
         default=1, description="number of levels; 1 is the most urgent"
     )
     default_priority: Annotated[int, Field(ge=0, le=32)] = Field(
         default=0, description="level of requests that name none; 0 takes the middle level"
+    )
+    priorities: Priorities = Field(
+        default={},
+        description="slo and best_effort by priority level; else the model's",
+    )
+    aging: Objective = Field(
+        default=0,
+        description="a request that has waited this long goes before all levels; 0 = never",
     )
     max_queue_requests: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
     # Room for a message of the largest size there is.
@@ -271,6 +280,13 @@ class Batching(Section):
                 raise ValueError(f"not a dynamic_batching block: {error}") from error
         return block
 
+    @property
+    def forms_by_delay(self) -> bool:
+        """Whether batches are formed by a fixed delay and not by learned latency."""
+        if self.batching == "own":
+            return bool(self.max_queue_delay or self.preferred_batch_rows)
+        return self.batching == "fixed_delay"
+
     @model_validator(mode="after")
     def _consistent(self) -> Batching:
         for problem in batching_problems(self):
@@ -282,15 +298,10 @@ def batching_problems(batching: Batching, row_limit: int = 0) -> list[str]:
     """Contradictions, as sentences with the fix. `row_limit` is the model's, 0 = unknown."""
     if batching.batching == "triton":
         return []  # all that could contradict itself comes from a block that Triton has accepted
-    problems: list[str] = []
+    problems = objective_problems(batching)
     if batching.dynamic_batching is not None:
         problems.append("dynamic_batching needs batching: triton")
     limit = batching.max_batch_rows or row_limit
-    if batching.slo and batching.max_queue_delay >= batching.slo:
-        problems.append(
-            f"max_queue_delay {format_duration(batching.max_queue_delay)} leaves nothing of slo "
-            f"{format_duration(batching.slo)}; make max_queue_delay smaller than slo"
-        )
     if row_limit and batching.max_batch_rows > row_limit:
         problems.append(
             f"max_batch_rows {batching.max_batch_rows} is above the model's max_batch_size "
@@ -330,9 +341,10 @@ class Settings(Section):
     """The whole configuration."""
 
     server: Server = Server()
-    backends: Annotated[tuple[Backend, ...], BeforeValidator(_listed)] = ()
+    backends: Annotated[tuple[Backend, ...], BeforeValidator(listed)] = ()
     embedded: Embedded = Embedded()
     discovery: Discovery = Discovery()
+    tenants: Tenants = Tenants()
     defaults: Batching = Batching()
     models: dict[str, dict[str, Any]] = Field(
         default={}, description="per model: the keys of `defaults` that differ for it"

@@ -7,6 +7,9 @@ because a bare `5` means milliseconds to one reader and seconds to the next; onl
 from __future__ import annotations
 
 import re
+from typing import Annotated
+
+from pydantic import BeforeValidator, PlainSerializer
 
 _DURATION_NS = {
     "ns": 1,
@@ -90,3 +93,7 @@ def _scaled(number: str, factor: int) -> int:
     if scaled > INT64_MAX:
         raise ValueError(f"{number} is too large")
     return scaled
+
+
+Duration = Annotated[int, BeforeValidator(parse_duration_ns), PlainSerializer(format_duration)]
+Size = Annotated[int, BeforeValidator(parse_size_bytes), PlainSerializer(format_size)]

@@ -12,6 +12,8 @@ from scheduler.backends.pool import BackendPool, CatalogEntry
 from scheduler.backends.remembered import ModelKey
 from scheduler.backends.watch import BackendStatus
 from scheduler.config import Batching, Settings, batching_problems
+from scheduler.config.objectives import PriorityClass
+from scheduler.control.executors import ExecutorGroups
 from scheduler.control.indices import BACKENDS_MAX, MODELS_MAX, IndexBook
 from scheduler.control.padding import apply_padding, padding_problems
 from scheduler.control.regions import Regions
@@ -57,6 +59,7 @@ class DesiredState:
     def __post_init__(self) -> None:
         self._models = IndexBook(self.runtime_directory / "models.json", MODELS_MAX)
         self._backends = IndexBook(self.runtime_directory / "backends.json", BACKENDS_MAX)
+        self._executors = ExecutorGroups(self.runtime_directory)
         self._reported: set[tuple[ModelKey, str]] = set()
 
     def build(self, pool: BackendPool, settings: Settings, regions: Regions) -> pb.Apply:
@@ -77,11 +80,15 @@ class DesiredState:
             tls = pool.backends[address].tls
             if tls is not None:
                 backend.tls.CopyFrom(tls_message(tls.files))
+        groups = self._executors.assign(pool)
         for key, index in sorted(self.model_index.items(), key=lambda item: item[1]):
             entry = pool.catalog[key]
             batching = self._batching(key, entry.spec, settings)
             batching.refusing = key[0] in self.refusing
             model = _model(index, entry, batching, self.backend_index)
+            for placement in model.placements:
+                address = self.backend_at(placement.backend_index) or ""
+                placement.executor_group = groups.get((key, address), 0)
             self._pad(key, entry.spec, settings, model)
             apply.models.append(model)
         for name, region in sorted(regions.by_name.items()):
@@ -160,7 +167,19 @@ def batching_message(batching: Batching, spec: ModelSpec, merge: bool) -> pb.Bat
         key_headers=batching.batch_keys,
         hold_requests=held_requests() if forms_batches(batching, spec) else 0,
         triton=triton,
+        fixed_delay=batching.forms_by_delay,
+        attainment=batching.attainment,
+        value=batching.value,
+        levels=[] if triton else _level_policies(batching),
+        aging_ns=0 if triton else batching.aging,
     )
+
+
+def _level_policies(batching: Batching) -> list[pb.LevelPolicy]:
+    """Of the levels from 1 to the last one that differs from the model."""
+    levels = range(1, max(batching.priorities, default=0) + 1)
+    classes = [batching.priorities.get(level, PriorityClass()) for level in levels]
+    return [pb.LevelPolicy(slo_ns=item.slo, best_effort=item.best_effort) for item in classes]
 
 
 def _sequence_idle_us(spec: ModelSpec) -> int:
@@ -231,8 +250,8 @@ def tensor_message(tensor: TensorSpec) -> pb.Tensor:
 
 
 def _limits(settings: Settings) -> pb.Limits:
-    server = settings.server
-    return pb.Limits(
+    server, tenants = settings.server, settings.tenants
+    limits = pb.Limits(
         message_bytes_max=server.message_bytes_max,
         host_bytes_max=server.host_bytes_max,
         connections_max=server.connections_max,
@@ -240,3 +259,9 @@ def _limits(settings: Settings) -> pb.Limits:
         forward_metadata=server.forward_metadata,
         response_compression=_COMPRESSION[server.response_compression],
     )
+    if tenants.metadata_key is not None:
+        limits.tenant_metadata_key = tenants.metadata_key
+        # The first is everybody who is not named.
+        weights = {"": tenants.default_weight, **tenants.weights}
+        limits.tenants.extend(pb.Tenant(name=n, weight=weights[n]) for n in sorted(weights))
+    return limits

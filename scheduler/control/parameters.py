@@ -53,6 +53,8 @@ class Parameters:
                 "address": self.embedded_address,
                 "connections": settings.embedded.connections,
                 "compression": settings.embedded.compression,
+                "exclusive": settings.embedded.exclusive,
+                "executor": settings.embedded.executor,
             }
             backends.append(Backend.model_validate(embedded))
         return backends

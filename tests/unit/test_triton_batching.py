@@ -117,7 +117,7 @@ def test_the_block_shown_has_tritons_defaults() -> None:
     [
         ({"batching": "triton", "dynamic_batching": {"preferred": [4]}}, "no field named"),
         ({"dynamic_batching": {}}, "dynamic_batching needs batching: triton"),
-        ({"batching": "tritons"}, "'own' or 'triton'"),
+        ({"batching": "tritons"}, "'own', 'load_aware', 'fixed_delay' or 'triton'"),
     ],
 )
 def test_mistakes_are_told(batching: dict[str, Any], complaint: str) -> None:

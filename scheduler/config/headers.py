@@ -1,0 +1,51 @@
+"""Names of request headers, as a configuration lists them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator
+
+
+def listed(value: object) -> object:
+    """A comma list (as flags and the environment write it) or one item, as a list."""
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return value
+
+
+def _of_the_transport(name: str) -> bool:
+    return name.startswith(("grpc-", ":")) or name in ("te", "content-type", "user-agent")
+
+
+def _header_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    lowered = tuple(name.lower() for name in names)
+    for name in lowered:
+        if _of_the_transport(name):
+            raise ValueError(f"{name} belongs to the transport and is not forwarded")
+    return lowered
+
+
+def _forwardable(names: tuple[str, ...]) -> tuple[str, ...]:
+    if "triton_grpc_error" in names:
+        raise ValueError(
+            "triton_grpc_error acts here, on the client's own stream, and is not forwarded: a "
+            "Triton may die of it; leave it out"
+        )
+    return names
+
+
+def _tenant_header(name: str) -> str:
+    lowered = name.strip().lower()
+    if not lowered:
+        raise ValueError("the name of a request header is empty; leave the key out for none")
+    if lowered.endswith("-bin"):
+        raise ValueError(f"{lowered} is binary; name a header of text")
+    if _of_the_transport(lowered):
+        raise ValueError(f"{lowered} belongs to the transport and names no tenant")
+    return lowered
+
+
+TenantHeader = Annotated[str, AfterValidator(_tenant_header)]
+HeaderNames = Annotated[tuple[str, ...], BeforeValidator(listed), AfterValidator(_header_names)]
+ForwardedNames = Annotated[HeaderNames, AfterValidator(_forwardable)]
