@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "engine/core.h"
+#include "engine/priorities.h"
 
 namespace infersched::engine {
 namespace {
@@ -104,8 +105,10 @@ Admission Core::submit(const Request& request, Nanos now) {
     ModelState& model = models_[request.model];
     const ModelPolicy& policy = model.policy;
     const Nanos arrival = std::min(request.arrival, now);
+    const std::uint32_t level = queue_level(policy, request.priority);
+    const Nanos slo_ns = level_slo_ns(policy, level);
     Nanos deadline = request.deadline;
-    if (policy.slo_ns > 0) deadline = std::min(deadline, add_saturating(arrival, policy.slo_ns));
+    if (slo_ns > 0) deadline = std::min(deadline, add_saturating(arrival, slo_ns));
     const Reason reason = refusal(model, request, deadline, now);
     if (reason != Reason::kNone) return refuse(model, request.model, reason);
 
@@ -118,9 +121,8 @@ Admission Core::submit(const Request& request, Nanos now) {
     record.deadline = deadline;
     record.model = request.model;
     record.rows = request.rows;
-    const bool default_level = request.priority == 0 || request.priority > policy.priority_levels;
-    record.level =
-        default_level ? policy.default_priority : static_cast<std::uint32_t>(request.priority);
+    record.level = level;
+    record.tenant = request.tenant < tenant_weights_.size() ? request.tenant : 0;
     if (deadline != kNever) deadlines_.push({deadline, record.sequence, slot});
     ModelCounters& page = counters(request.model);
     ++page.admitted;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "engine/priorities.h"
 #include "engine/triton_queue.h"
 
 namespace infersched::engine {
@@ -26,8 +27,7 @@ std::uint32_t largest_filled(const std::vector<std::uint32_t>& sizes, std::uint6
 
 ModelPolicy normalised(ModelPolicy policy) {
     policy.rows_max = std::max(policy.rows_max, 1u);
-    policy.priority_levels = std::max(policy.priority_levels, 1u);
-    policy.default_priority = std::clamp(policy.default_priority, 1u, policy.priority_levels);
+    normalise_levels(policy);
     policy.queue_delay_max_ns = std::max<Nanos>(policy.queue_delay_max_ns, 0);
     policy.sequence_idle_ns = std::max<Nanos>(policy.sequence_idle_ns, 0);
     policy.merge = policy.merge && policy.direct_max == 0;
@@ -35,6 +35,7 @@ ModelPolicy normalised(ModelPolicy policy) {
     if (policy.triton != nullptr) {
         policy.preferred_rows.clear();
         policy.mandatory_rows.clear();
+        policy.levels.clear();
         policy.queue_delay_max_ns = 0;
         policy.triton = std::make_shared<const TritonBatching>(
             normalised(TritonBatching(*policy.triton), policy.rows_max));

@@ -1,5 +1,6 @@
 // Policies, placements and backends as they change.
 #include <algorithm>
+#include <cmath>
 
 #include "engine/core.h"
 
@@ -120,6 +121,14 @@ void Core::set_backend(std::uint32_t backend, bool available, Nanos now) {
         if (available) placement->recover();
         update_served(models_[index], now);
         mark_dirty(index);
+    }
+}
+
+void Core::set_tenants(const std::vector<double>& weights) {
+    tenant_weights_ = {1.0};
+    for (std::size_t i = 0; i < weights.size() && i < kTenantsMax; ++i) {
+        tenant_weights_.resize(std::max(tenant_weights_.size(), i + 1), 1.0);
+        if (weights[i] > 0 && std::isfinite(weights[i])) tenant_weights_[i] = weights[i];
     }
 }
 

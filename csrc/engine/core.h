@@ -103,6 +103,7 @@ class Core {
     void configure_model(std::uint32_t model, const ModelPolicy& policy,
                          const std::vector<Placement>& placements, Nanos now);
     void set_backend(std::uint32_t backend, bool available, Nanos now);
+    void set_tenants(const std::vector<double>& weights);
     bool draining = false;
 
     // replies.cc
@@ -304,6 +305,7 @@ class Core {
     CountersPage* page_;
     std::deque<ModelState> models_;
     std::vector<bool> backends_available_;
+    std::vector<double> tenant_weights_ = {1.0};  // by tenant; 0 is everybody else
     Requests requests_;
     Batches batches_;
     Sequences sequences_;

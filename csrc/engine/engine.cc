@@ -22,6 +22,8 @@ void Engine::set_backend(std::uint32_t backend, bool available, Nanos now) {
     state_->core.set_backend(backend, available, now);
 }
 
+void Engine::set_tenants(const std::vector<double>& weights) { state_->core.set_tenants(weights); }
+
 void Engine::set_draining(bool draining) { state_->core.draining = draining; }
 
 Admission Engine::submit(const Request& request, Nanos now) {

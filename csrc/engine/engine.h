@@ -102,6 +102,9 @@ struct ModelPolicy {
     std::shared_ptr<const TritonBatching> triton;
 };
 
+// Tenants that are told apart, tenant 0 included; further ones count as tenant 0.
+inline constexpr std::size_t kTenantsMax = 1025;
+
 // An executor group of its own for each model and backend: its instances.
 inline constexpr std::uint32_t kOwnExecutors = 0xffffffff;
 
@@ -264,7 +267,8 @@ class Engine {
     // Batches in flight at a backend that went away are told by dispatch_failed, each, by the
     // caller.
     void set_backend(std::uint32_t backend, bool available, Nanos now);
-    // Tenants' shares of device time where requests compete; index 0 is everybody else's.
+    // Tenants' shares of device time where requests compete; index 0 is everybody else's. Weights
+    // that are not positive count as 1.
     void set_tenants(const std::vector<double>& weights);
     // What is known of the latency before a batch has run: a saved profile, Triton's batch_stats.
     // Observations replace it. Nonsense is ignored; false then.

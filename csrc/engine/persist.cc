@@ -45,6 +45,15 @@ void archive_policy(Archive& archive, ModelPolicy& p) {
     archive(p.priority_levels);
     archive(p.default_priority);
     archive(p.slo_ns);
+    archive.vector_size(p.levels, 9);
+    for (LevelPolicy& level : p.levels) {
+        archive(level.slo_ns);
+        archive(level.best_effort);
+    }
+    archive(p.attainment);
+    archive(p.load_aware);
+    archive(p.value);
+    archive(p.aging_ns);
     archive(p.queue_requests_max);
     archive(p.queue_bytes_max);
     archive(p.queue_age_max_ns);
@@ -129,6 +138,7 @@ void archive_request(Archive& archive, RequestRecord& r) {
     archive(r.rows);
     archive(r.rows_sent);
     archive(r.level);
+    archive(r.tenant);
     archive(r.queued);
     archive(r.dispatched);
     archive(r.batches);
@@ -354,6 +364,7 @@ void Core::archive(Archive& archive) {
     archive(magic);
     if (!archive.require(magic == kStateMagic)) return;
     archive(draining);
+    archive(tenant_weights_);
     archive(sequence_);
     archive(retry_sequence_);
     archive(wake_);

@@ -40,7 +40,8 @@ struct RequestRecord {
     std::uint32_t model = 0;
     std::uint32_t rows = 0;
     std::uint32_t rows_sent = 0;  // [0, rows_sent) are in batches or done
-    std::uint32_t level = 1;
+    std::uint32_t level = 1;      // 1 = highest; with kBestEffortBit
+    std::uint32_t tenant = 0;
     std::uint32_t group = kNoSlot;
     bool queued = false;      // rows are left in its queue
     bool dispatched = false;  // some rows have been sent to a backend

@@ -171,6 +171,7 @@ Status Gateway::State::submit(const ModelConfig& model, const Arriving& arriving
     request.deadline =
         model.policy.triton ? arriving.deadline : request_deadline(arriving, request.timeout_ns);
     request.mergeable = record->prepared.mergeable();
+    request.tenant = tenant_of(arriving);
     if (model.schema.sequence) {
         request.sequence = scheduling.sequence;
         request.sequence_start = scheduling.sequence_start;
@@ -179,7 +180,8 @@ Status Gateway::State::submit(const ModelConfig& model, const Arriving& arriving
     }
     const engine::Admission admission = engine.submit(request, now);
     if (admission.handle == 0)
-        return refusal_status(admission, record->prepared.id(), model.schema.name);
+        return refusal_status(admission, record->prepared.id(), model.schema.name,
+                              tenant_name(request.tenant));
     record->connection = arriving.connection;
     record->stream = arriving.stream;
     record->client_stream = arriving.client_stream;
@@ -191,6 +193,22 @@ Status Gateway::State::submit(const ModelConfig& model, const Arriving& arriving
         arriving.client_stream != 0 && (model.schema.decoupled || model.schema.sequence);
     record->ordered = arriving.client_stream != 0 && !model.schema.decoupled;
     return Status();
+}
+
+// Everybody who is not named in the configuration is one tenant, 0.
+std::uint32_t Gateway::State::tenant_of(const Arriving& arriving) const {
+    if (tenants.empty()) return 0;
+    for (const auto& [name, value] : *arriving.headers) {
+        if (name != wanted.limits.tenant_key) continue;
+        const auto known = tenants.find(value);
+        return known == tenants.end() ? 0 : known->second;
+    }
+    return 0;
+}
+
+// Empty: everybody else.
+std::string_view Gateway::State::tenant_name(std::uint32_t index) const {
+    return index < tenant_names.size() ? std::string_view(tenant_names[index]) : "";
 }
 
 // Counts what a request holds besides its message. False: the budget is exhausted.

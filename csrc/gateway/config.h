@@ -40,6 +40,15 @@ struct ModelConfig {
     std::vector<engine::Placement> placements;
 };
 
+struct Tenant {
+    std::string name;  // the value of Limits::tenant_key; empty: everybody else
+    double weight = 1.0;
+
+    bool operator==(const Tenant& other) const {
+        return name == other.name && weight == other.weight;
+    }
+};
+
 struct Limits {
     std::uint64_t message_bytes_max = 0x7fffffff;
     std::uint64_t host_bytes_max = 4ull << 30;
@@ -47,6 +56,8 @@ struct Limits {
     std::uint32_t streams_per_connection_max = 1000;
     std::vector<std::string> forward_metadata;
     http2::Compression response_compression = http2::Compression::kNone;
+    std::string tenant_key;  // lower-case name of the request header; empty: no tenants
+    std::vector<Tenant> tenants;
 };
 
 // A shared-memory region that a client registered: requests that name it go there only.

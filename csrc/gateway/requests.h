@@ -71,8 +71,9 @@ struct BatchRecord {
 };
 
 // Statuses for what the engine decided; table of the README.
+// `tenant`: its name; empty for everybody else.
 Status refusal_status(const engine::Admission& admission, std::string_view request_id,
-                      std::string_view model);
+                      std::string_view model, std::string_view tenant = {});
 Status answer_status(const engine::Action& action, const RequestRecord& request,
                      std::string_view model);
 // `[request id: ...] ` as Triton puts it before many texts.

@@ -85,10 +85,11 @@ struct Gateway::State {
     // steering.cc
     std::string apply(const WantedState& wanted, Nanos now);
     void apply_limits(const Limits& limits);
+    void apply_tenants(const Limits& limits);
     void apply_backends(const std::vector<BackendConfig>& wanted, Nanos now);
     void apply_models(const std::vector<std::shared_ptr<const ModelConfig>>& wanted, Nanos now);
     void configure_model(const ModelConfig& model, Nanos now);
-    void watch_headers(const std::vector<std::shared_ptr<const ModelConfig>>& models);
+    void watch_headers();
     void remove_model(std::uint32_t index, Nanos now);
     void refresh_backend(std::uint32_t backend, Nanos now);
     void mark_leaving(std::uint32_t model, std::uint32_t backend, Nanos now);
@@ -112,6 +113,8 @@ struct Gateway::State {
     Status prepare(const ModelConfig& model, const Arriving& arriving, RequestRecord* record);
     Status submit(const ModelConfig& model, const Arriving& arriving, RequestId id,
                   RequestRecord* record, Nanos now);
+    std::uint32_t tenant_of(const Arriving& arriving) const;
+    std::string_view tenant_name(std::uint32_t index) const;
     bool charge_overhead(RequestRecord* record, std::uint64_t bytes);
     Status pin_to_regions(const ModelConfig& model, const RequestRecord& record,
                           std::uint32_t* backend) const;
@@ -197,6 +200,8 @@ struct Gateway::State {
     std::vector<Backend> backends;  // by index
     std::vector<Leaving> leaving;
     std::map<std::string, std::vector<std::uint32_t>, std::less<>> regions;
+    std::map<std::string, std::uint32_t, std::less<>> tenants;  // the engine's index by name
+    std::vector<std::string> tenant_names;                      // by that index
 
     Connections connections;
     ConnectionId cold = 0;

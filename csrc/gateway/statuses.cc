@@ -14,21 +14,47 @@ constexpr Nanos kUnavailableRetryNs = kSecond;
 std::int64_t rounded_up_ms(Nanos duration) { return (duration + kMillisecond - 1) / kMillisecond; }
 
 // An overload refusal: typed, with the time after which a retry may fit.
-Status overload(StatusCode code, std::string message, std::string_view reason,
-                Nanos retry_after_ns) {
+Status overload(StatusCode code, std::string message, ErrorDetails details, Nanos retry_after_ns) {
     if (retry_after_ns <= 0) retry_after_ns = kOverloadRetryNs;
     Status status = Status::error(code, std::move(message));
     status.retry_pushback_ms = rounded_up_ms(retry_after_ns);
-    status.details = ErrorDetails()
-                         .error_info(reason)
-                         .retry_info(retry_after_ns)
-                         .serialise(status.code, status.message);
+    status.details = details.retry_info(retry_after_ns).serialise(status.code, status.message);
     return status;
+}
+
+Status overload(StatusCode code, std::string message, std::string_view reason,
+                Nanos retry_after_ns) {
+    return overload(code, std::move(message), ErrorDetails().error_info(reason), retry_after_ns);
+}
+
+std::string whole_ms(Nanos duration) { return std::to_string(duration / kMillisecond); }
+
+// By the learned latencies it would come too late.
+Status predicted_late(const engine::Admission& admission, const std::string& prefix) {
+    const std::string predicted_ms = std::to_string(rounded_up_ms(admission.predicted_ns));
+    const std::string budget_ms = whole_ms(admission.budget_ns);
+    const auto info = ErrorDetails().error_info(
+        "SLO_UNATTAINABLE", {{"predictedMs", predicted_ms}, {"budgetMs", budget_ms}});
+    return overload(StatusCode::kResourceExhausted,
+                    prefix + "the answer is predicted for " + predicted_ms +
+                        " ms from now, later than the " + budget_ms + " ms that there are",
+                    info, admission.retry_after_ns);
+}
+
+Status over_quota(const std::string& prefix, std::string_view tenant, Nanos retry_after_ns) {
+    std::string subject = "tenant:";
+    subject.append(tenant);
+    const auto details = ErrorDetails()
+                             .error_info("TENANT_QUOTA")
+                             .quota_failure(subject, "over its share of device time");
+    return overload(StatusCode::kResourceExhausted,
+                    prefix + "the tenant is over its share of device time", details,
+                    retry_after_ns);
 }
 
 Status expired(StatusCode code, std::string_view reason, std::string_view key, Nanos duration) {
     Status status = Status::error(code, "Request timeout expired");
-    const std::string duration_ms = std::to_string(duration / kMillisecond);
+    const std::string duration_ms = whole_ms(duration);
     status.details = ErrorDetails()
                          .error_info(reason, {{key, duration_ms}})
                          .serialise(status.code, status.message);
@@ -66,6 +92,10 @@ Status for_reason(engine::Reason reason, std::string_view request_id, std::strin
             return overload(StatusCode::kResourceExhausted,
                             prefix + "request bytes held by the scheduler exceed its limit",
                             "HOST_MEMORY", retry_after_ns);
+        case engine::Reason::kPriorityShed:
+            return overload(StatusCode::kResourceExhausted,
+                            prefix + "overload leaves no room for this priority", "PRIORITY_SHED",
+                            retry_after_ns);
         case engine::Reason::kDraining:
             return overload(StatusCode::kUnavailable, "the scheduler is draining", "DRAINING",
                             kUnavailableRetryNs);
@@ -90,10 +120,18 @@ std::string request_id_prefix(std::string_view request_id) {
 }
 
 Status refusal_status(const engine::Admission& admission, std::string_view request_id,
-                      std::string_view model) {
-    if (admission.reason == engine::Reason::kDeadlineInfeasible)
-        return expired(StatusCode::kDeadlineExceeded, "DEADLINE_INFEASIBLE", "floorMs",
-                       admission.retry_after_ns);
+                      std::string_view model, std::string_view tenant) {
+    switch (admission.reason) {
+        case engine::Reason::kDeadlineInfeasible:
+            return expired(StatusCode::kDeadlineExceeded, "DEADLINE_INFEASIBLE", "floorMs",
+                           admission.predicted_ns);
+        case engine::Reason::kPredictedLate:
+            return predicted_late(admission, request_id_prefix(request_id));
+        case engine::Reason::kTenantQuota:
+            return over_quota(request_id_prefix(request_id), tenant, admission.retry_after_ns);
+        default:
+            break;
+    }
     return for_reason(admission.reason, request_id, model, admission.retry_after_ns,
                       admission.code);
 }

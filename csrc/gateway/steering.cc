@@ -1,5 +1,6 @@
 // What the control plane wants is made so: models, backends, limits, drain.
 #include <algorithm>
+#include <cmath>
 #include <set>
 #include <string_view>
 #include <utility>
@@ -21,6 +22,19 @@ std::string check_placements(const ModelConfig& model) {
                    std::to_string(placement.backend) + " more than once";
         named.push_back(placement.backend);
     }
+    return {};
+}
+
+std::string check_tenants(const std::vector<Tenant>& tenants) {
+    std::set<std::string_view> names;
+    for (const Tenant& tenant : tenants) {
+        if (!(tenant.weight > 0) || !std::isfinite(tenant.weight))
+            return "the weight of tenant '" + tenant.name + "' is not a positive number";
+        if (!names.insert(tenant.name).second) return "tenant '" + tenant.name + "' is given twice";
+    }
+    if (tenants.size() >= engine::kTenantsMax)
+        return std::to_string(tenants.size()) + " tenants are given, at most " +
+               std::to_string(engine::kTenantsMax - 1) + " are told apart";
     return {};
 }
 
@@ -50,7 +64,7 @@ std::string check(const WantedState& wanted) {
             return "backend index " + std::to_string(backend.index) + " is given twice";
         backends[backend.index] = true;
     }
-    return {};
+    return check_tenants(wanted.limits.tenants);
 }
 
 }  // namespace
@@ -59,12 +73,14 @@ std::string Gateway::State::apply(const WantedState& next, Nanos now) {
     std::string error = check(next);
     if (!error.empty()) return error;
     apply_limits(next.limits);
+    apply_tenants(next.limits);
     apply_backends(next.backends, now);
     regions.clear();
     for (const SharedMemoryRegion& region : next.regions)
         regions.emplace(region.name, region.backends);
     apply_models(next.models, now);
     wanted = next;
+    watch_headers();
     // The engine shows every backend it has heard of.
     for (std::uint32_t index = 0; index < backends.size(); ++index)
         page->backends[index].in_use = backends[index].in_use;
@@ -78,6 +94,24 @@ void Gateway::State::apply_limits(const Limits& limits) {
     server_config.forward_metadata = limits.forward_metadata;
     server_config.response_compression = limits.response_compression;
     budget.max = limits.host_bytes_max;
+}
+
+// A tenant keeps its account in the engine as long as it keeps its place in the list.
+void Gateway::State::apply_tenants(const Limits& limits) {
+    if (limits.tenants == wanted.limits.tenants) return;
+    tenants.clear();
+    tenant_names.assign(1, {});
+    std::vector<double> weights = {1.0};
+    for (const Tenant& tenant : limits.tenants) {
+        if (tenant.name.empty()) {
+            weights.front() = tenant.weight;
+            continue;
+        }
+        tenants.emplace(tenant.name, static_cast<std::uint32_t>(weights.size()));
+        weights.push_back(tenant.weight);
+        tenant_names.push_back(tenant.name);
+    }
+    engine.set_tenants(weights);
 }
 
 void Gateway::State::apply_backends(const std::vector<BackendConfig>& next, Nanos now) {
@@ -131,14 +165,14 @@ void Gateway::State::apply_models(const std::vector<std::shared_ptr<const ModelC
     for (const std::shared_ptr<const ModelConfig>& model : wanted.models)
         if (!kept[model->index]) remove_model(model->index, now);
     catalog.replace(next);
-    watch_headers(next);
     for (const ModelConfig* model : changed) configure_model(*model, now);
 }
 
 // The headers that are looked at besides those passed on.
-void Gateway::State::watch_headers(const std::vector<std::shared_ptr<const ModelConfig>>& models) {
+void Gateway::State::watch_headers() {
     std::set<std::string> names = {std::string(kErrorHeader)};
-    for (const std::shared_ptr<const ModelConfig>& model : models)
+    if (!wanted.limits.tenant_key.empty()) names.insert(wanted.limits.tenant_key);
+    for (const std::shared_ptr<const ModelConfig>& model : wanted.models)
         names.insert(model->key_headers.begin(), model->key_headers.end());
     server_config.watched_headers.assign(names.begin(), names.end());
 }

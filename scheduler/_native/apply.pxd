@@ -19,6 +19,12 @@ cdef inline fill_limits(Limits* limits, message):
     for name in message.forward_metadata:
         limits.forward_metadata.push_back(name.encode())
     limits.response_compression = <Compression><int>message.response_compression
+    limits.tenant_key = message.tenant_metadata_key.lower().encode()
+    cdef Tenant tenant
+    for wanted in message.tenants:
+        tenant.name = wanted.name.encode()
+        tenant.weight = wanted.weight
+        limits.tenants.push_back(tenant)
 
 
 cdef inline BackendConfig backend_config(message):
@@ -93,6 +99,15 @@ cdef inline ModelPolicy model_policy(batching, max_batch_size):
     policy.priority_levels = max(batching.priority_levels, 1)
     policy.default_priority = max(batching.default_priority, 1)
     policy.slo_ns = batching.slo_ns
+    cdef LevelPolicy level
+    for wanted in batching.levels:
+        level.slo_ns = wanted.slo_ns
+        level.best_effort = wanted.best_effort
+        policy.levels.push_back(level)
+    policy.load_aware = not batching.fixed_delay
+    policy.attainment = batching.attainment or policy.attainment
+    policy.value = batching.value or policy.value
+    policy.aging_ns = batching.aging_ns
     policy.queue_requests_max = batching.queue_requests_max
     policy.queue_bytes_max = batching.queue_bytes_max
     policy.queue_age_max_ns = batching.queue_age_max_ns
@@ -133,5 +148,6 @@ cdef inline ModelConfig model_config(message):
         placement.backend = wanted.backend_index
         placement.instances = max(wanted.instances, 1)
         placement.ready = wanted.ready
+        placement.executor_group = wanted.executor_group or kOwnExecutors
         config.placements.push_back(placement)
     return config

@@ -56,13 +56,19 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         vector[TritonQueuePolicy] levels
         uint32_t default_level
 
+    cdef cppclass LevelPolicy:
+        int64_t slo_ns
+        cbool best_effort
+
     cdef cppclass ModelPolicy:
         shared_ptr[TritonBatching] triton
-        cbool in_use, merge, idempotent, cancellable, admitting
+        cbool in_use, merge, idempotent, cancellable, admitting, load_aware
+        vector[LevelPolicy] levels
+        double attainment, value
         uint32_t rows_max, priority_levels, default_priority, staged_batches_max
         uint32_t direct_max, hold_requests
         vector[uint32_t] preferred_rows, mandatory_rows
-        int64_t queue_delay_max_ns, slo_ns, queue_age_max_ns, sequence_idle_ns
+        int64_t queue_delay_max_ns, slo_ns, queue_age_max_ns, sequence_idle_ns, aging_ns
         uint64_t queue_requests_max, queue_bytes_max
 
     cdef cppclass Placement:
@@ -76,11 +82,12 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         cbool mergeable, sequence_start, sequence_end
         uint64_t sequence, path
         int64_t timeout_ns
+        uint32_t tenant
 
     cdef struct Admission:
         uint64_t handle
         Reason reason
-        int64_t retry_after_ns
+        int64_t retry_after_ns, predicted_ns, budget_ns
         StatusCode code
 
     cdef struct BatchMember:
@@ -127,6 +134,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
             uint32_t, const ModelPolicy&, const vector[Placement]&, int64_t
         ) except +
         void set_backend(uint32_t, cbool, int64_t) except +
+        void set_tenants(const vector[double]&) except +
         void set_draining(cbool)
         Admission submit(const Request&, int64_t) except +
         void cancel(uint64_t, int64_t) except +

@@ -48,6 +48,12 @@ class Admitted(NamedTuple):
     reason: str
     retry_after_ns: int
     code: int
+    predicted_ns: int
+    budget_ns: int
+
+class Level(NamedTuple):
+    slo_ns: int = 0
+    best_effort: bool = False
 
 class TritonPolicy(NamedTuple):
     timeout_ns: int = 0
@@ -107,9 +113,15 @@ class Engine:
         admitting: bool = True,
         hold_requests: int = 0,
         triton: TritonBlock | None = None,
+        levels: Iterable[tuple[int, bool]] = (),
+        attainment: float = 0.99,
+        load_aware: bool = False,
+        value: float = 1.0,
+        aging_ns: int = 0,
     ) -> None:
         """Placements are (backend, instances, ready)."""
     def set_backend(self, backend: int, available: bool, now: int) -> None: ...
+    def set_tenants(self, weights: Iterable[float]) -> None: ...
     def set_draining(self, draining: bool) -> None: ...
     def submit(
         self,
@@ -130,6 +142,7 @@ class Engine:
         end: bool = False,
         path: int = 0,
         timeout_ns: int = 0,
+        tenant: int = 0,
     ) -> Admitted:
         """Handle 0: refused. Without `arrival` the request arrives now."""
     def cancel(self, request: int, now: int) -> None: ...

@@ -18,7 +18,8 @@ Dispatch = namedtuple("Dispatch", "batch model backend rows rows_padded deadline
 Answer = namedtuple("Answer", "request user model outcome reason code batch backend queued_ns")
 Abandon = namedtuple("Abandon", "batch model backend")
 Wake = namedtuple("Wake", "at")
-Admitted = namedtuple("Admitted", "handle reason retry_after_ns code")
+Admitted = namedtuple("Admitted", "handle reason retry_after_ns code predicted_ns budget_ns")
+Level = namedtuple("Level", "slo_ns best_effort", defaults=(0, False))
 TritonPolicy = namedtuple(
     "TritonPolicy", "timeout_ns delay_timed_out timeout_override requests_max",
     defaults=(0, False, False, 0),
@@ -71,7 +72,8 @@ cdef class Engine:
         mandatory_rows=(), queue_delay_max_ns=0, priority_levels=1, default_priority=1, slo_ns=0,
         queue_requests_max=10_000, queue_bytes_max=1 << 30, queue_age_max_ns=0,
         staged_batches_max=1, idempotent=True, cancellable=False, direct_max=0,
-        sequence_idle_ns=0, admitting=True, hold_requests=0, triton=None,
+        sequence_idle_ns=0, admitting=True, hold_requests=0, triton=None, levels=(),
+        attainment=0.99, load_aware=False, value=1.0, aging_ns=0,
     ):
         cdef ModelPolicy policy
         cdef vector[Placement] places
@@ -97,6 +99,13 @@ cdef class Engine:
         policy.hold_requests = hold_requests
         if triton is not None:
             policy.triton = triton_batching(triton)
+        cdef LevelPolicy level
+        for level.slo_ns, level.best_effort in levels:
+            policy.levels.push_back(level)
+        policy.attainment = attainment
+        policy.load_aware = load_aware
+        policy.value = value
+        policy.aging_ns = aging_ns
         for backend, instances, ready in placements:
             place.backend = backend
             place.instances = instances
@@ -107,13 +116,16 @@ cdef class Engine:
     def set_backend(self, backend, available, now):
         self._engine.set_backend(backend, available, now)
 
+    def set_tenants(self, weights):
+        self._engine.set_tenants(list(weights))
+
     def set_draining(self, draining):
         self._engine.set_draining(draining)
 
     def submit(
         self, now, *, user=0, model=0, rows=1, signature=0, bytes=0, priority=0, arrival=None,
         deadline=NEVER, mergeable=True, pinned_backend=NO_BACKEND, sequence=0, start=False,
-        end=False, path=0, timeout_ns=0,
+        end=False, path=0, timeout_ns=0, tenant=0,
     ):
         cdef Request request
         cdef Admission admission
@@ -132,10 +144,11 @@ cdef class Engine:
         request.sequence_start = start
         request.sequence_end = end
         request.path = path
+        request.tenant = tenant
         admission = self._engine.submit(request, now)
         return Admitted(
             admission.handle, REASONS[<int>admission.reason], admission.retry_after_ns,
-            <int>admission.code,
+            <int>admission.code, admission.predicted_ns, admission.budget_ns,
         )
 
     def cancel(self, request, now):
@@ -233,7 +246,7 @@ cdef class Engine:
         counters = {name: copied[name] for name in _WORDS}
         counters["outcomes"] = {
             (OUTCOMES[o], REASONS[r]): page.outcomes[o][r]
-            for o in range(5) for r in range(15) if page.outcomes[o][r]
+            for o in range(5) for r in range(len(REASONS)) if page.outcomes[o][r]
         }
         counters["batch_rows"] = {
             "counts": list(page.batch_rows.counts), "sum": page.batch_rows.sum_rows

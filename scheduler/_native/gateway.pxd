@@ -83,6 +83,10 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         vector[TritonQueuePolicy] levels
         uint32_t default_level
 
+    cdef cppclass LevelPolicy:
+        Nanos slo_ns
+        cbool best_effort
+
     cdef cppclass ModelPolicy:
         cbool in_use
         cbool merge
@@ -93,6 +97,11 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         uint32_t priority_levels
         uint32_t default_priority
         Nanos slo_ns
+        vector[LevelPolicy] levels
+        double attainment
+        cbool load_aware
+        double value
+        Nanos aging_ns
         uint64_t queue_requests_max
         uint64_t queue_bytes_max
         Nanos queue_age_max_ns
@@ -119,9 +128,12 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
     cdef cppclass CppEngine "infersched::engine::Engine":
         ModelStats model_stats(uint32_t model) except +
 
+    cdef enum: kOwnExecutors
+
     cdef cppclass Placement:
         uint32_t backend
         uint32_t instances
+        uint32_t executor_group
         cbool ready
 
     cdef cppclass QueueStatus:
@@ -153,6 +165,10 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         vector[string] key_headers
         vector[Placement] placements
 
+    cdef cppclass Tenant:
+        string name
+        double weight
+
     cdef cppclass Limits:
         uint64_t message_bytes_max
         uint64_t host_bytes_max
@@ -160,6 +176,8 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         uint32_t streams_per_connection_max
         vector[string] forward_metadata
         Compression response_compression
+        string tenant_key
+        vector[Tenant] tenants
 
     cdef cppclass SharedMemoryRegion:
         string name

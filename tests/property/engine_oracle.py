@@ -141,8 +141,9 @@ class Oracle(Replies):
         target = self.models[model]
         policy = target.policy
         arrival = now if arrival is None else min(arrival, now)
-        if policy.slo_ns > 0:
-            deadline = min(deadline, after(arrival, policy.slo_ns))
+        level, slo_ns = policy.ranked(priority)
+        if slo_ns > 0:
+            deadline = min(deadline, after(arrival, slo_ns))
         known = self._known(target, sequence, start)
         reason = self._refusal(target, bytes, pinned_backend, deadline, now, known)
         if reason != "none":
@@ -151,8 +152,6 @@ class Oracle(Replies):
             return 0, reason, self._retry_after(target, reason)
         self.admitted += 1
         target.counts["admitted"] += 1
-        ranked = 1 <= priority <= policy.priority_levels
-        level = priority if ranked else policy.default_priority
         key = (signature, pinned_backend, mergeable and rows > 0)
         request = Request(self.admitted, user, model, rows, bytes, level, arrival, deadline, key)
         self.requests[request.number] = request

@@ -24,6 +24,7 @@ ANSWER_MARGIN_MIN = 2 * MS
 REST_MIN, REST_MAX = 10 * MS, SECOND
 GIVEN_UP_MIN = MS
 STATS_ROWS_MAX = 4096
+BEST_EFFORT = 1 << 31
 
 OK, CANCELLED, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE = 0, 1, 4, 13, 14
 
@@ -61,6 +62,7 @@ class Policy:
     sequence_idle_ns: int = 0
     admitting: bool = True
     hold_requests: int = 0
+    levels: tuple[tuple[int, bool], ...] = ()  # (slo_ns, best_effort) of level 1, 2, ...
 
     def __post_init__(self) -> None:
         self.rows_max = max(self.rows_max, 1)
@@ -69,6 +71,12 @@ class Policy:
         self.preferred_rows = tuple(sorted(fitting))
         fitting = {size for size in self.mandatory_rows if 0 < size <= self.rows_max}
         self.mandatory_rows = tuple(sorted(fitting))
+
+    def ranked(self, priority: int) -> tuple[int, int]:
+        """(queue level, slo_ns) of a request; levels without an objective come after the others."""
+        level = priority if 1 <= priority <= self.priority_levels else self.default_priority
+        slo_ns, best_effort = self.levels[level - 1] if level <= len(self.levels) else (0, False)
+        return (level + BEST_EFFORT, 0) if best_effort else (level, slo_ns or self.slo_ns)
 
     def batching(self) -> tuple[Any, ...]:
         sizes = (self.rows_max, self.preferred_rows, self.mandatory_rows)

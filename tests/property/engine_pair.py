@@ -39,7 +39,7 @@ class Pair:
         self.oracle.set_draining(draining)
 
     def submit(self, now: int, **request: Any) -> int:
-        handle, reason, retry_after, _ = self.engine.submit(now, **request)
+        handle, reason, retry_after, *_ = self.engine.submit(now, **request)
         number, expected_reason, expected_retry_after = self.oracle.submit(now, **request)
         assert (reason, retry_after) == (expected_reason, expected_retry_after)
         assert (handle == 0) == (number == 0)

@@ -22,7 +22,7 @@ class Swarm:
     """Random events. Every run uses a random subset of the features, so that each meets each."""
 
     FEATURES = ("deadlines", "delay", "preferred", "mandatory", "priorities", "signatures", "pins",
-                "oversize", "unmergeable", "failures", "storms", "cancels", "outages",
+                "levels", "oversize", "unmergeable", "failures", "storms", "cancels", "outages",
                 "reconfigure", "bounds", "reload", "drain", "cancellable",
                 "sequences", "paths", "direct", "holds", "unloading")  # fmt: skip
 
@@ -63,6 +63,11 @@ class Swarm:
             policy["slo_ns"] = random.choice([0, 10 * MS, 100 * MS])
         if self.has("priorities"):
             policy |= {"priority_levels": 3, "default_priority": random.randint(1, 3)}
+        if self.has("levels"):
+            policy["levels"] = tuple(
+                (random.choice([0, 5 * MS, 50 * MS]), random.random() < 0.3)
+                for _ in range(random.randint(0, 4))
+            )
         if self.has("direct") and random.random() < 0.8:
             policy["direct_max"] = random.choice([1, 2, 5, 100])
         if self.has("sequences"):

@@ -130,6 +130,14 @@ def test_contradictions_are_refused(plane: DataPlane, stub: Stub, fake: FakeTrit
     assert "given twice" in plane.apply([identity_model()], [backend, backend])
     same_name = [identity_model(0), identity_model(1)]
     assert "given twice" in plane.apply(same_name, [fake.address])
+    tenants = {
+        "weight of tenant 'a'": [pb.Tenant(name="a", weight=-1)],
+        "tenant 'a' is given twice": [pb.Tenant(name="a", weight=1)] * 2,
+        "at most 1024": [pb.Tenant(name=str(n), weight=1) for n in range(1025)],
+    }
+    for error, wanted in tenants.items():
+        limits = pb.Limits(tenant_metadata_key="x-tenant", tenants=wanted)
+        assert error in plane.apply([identity_model()], [fake.address], limits)
     huge = identity_model(max_batch_size=1 << 40)
     assert "out of range" in plane.apply([huge], [fake.address])
     response = stub.ModelInfer(infer_request(rows(1)), timeout=10)

@@ -1,0 +1,23 @@
+// Priority levels of a model: which one a request has, and the objective that goes with it.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/engine.h"
+
+namespace infersched::engine {
+
+// Set in the level of requests without an objective: they are served after all others.
+inline constexpr std::uint32_t kBestEffortBit = 1u << 31;
+inline constexpr std::uint32_t kLevelMask = kBestEffortBit - 1;
+
+// The level (1 = highest) that a request of this priority is queued at, with kBestEffortBit.
+std::uint32_t queue_level(const ModelPolicy& policy, std::uint64_t priority);
+
+// The latency objective of a queue level; 0: none.
+Nanos level_slo_ns(const ModelPolicy& policy, std::uint32_t level);
+
+// Levels with an objective are held to 0 or more, and to the priority levels there are.
+void normalise_levels(ModelPolicy& policy);
+
+}  // namespace infersched::engine
