@@ -47,6 +47,7 @@ MODULE_ROOMS: dict[str, tuple[str, ...]] = {
     "timerfd": (),
     "codec": ("kserve", "base"),
     "engine": ("engine", "base"),
+    "latency": ("engine", "base"),
     "http2": ("http2", "base"),
     "gateway": ("gateway", "http2", "kserve", "engine", "base"),
     "loadgen": ("loadgen", "http2", "kserve", "base"),

@@ -55,7 +55,8 @@ class LatencyModel {
 
     // What is said of a size before anything ran: the mean of `count` batches (Triton's
     // batch_stats, a saved profile). Observations replace it, of other sizes too where they show
-    // all priors to be off by a factor.
+    // all priors to be off by a factor. A mean of fewer than three batches is not taken: the first
+    // one is often many times too long.
     void prime(std::uint32_t rows, double mean_ns, std::uint64_t count);
     // A batch of `rows` rows ran for `ran_ns`, while `running` batches (itself included) ran on its
     // device; 0 and 1: nothing is known of others. Rows of 0, times that are not within
@@ -90,7 +91,7 @@ class LatencyModel {
     double slowdown(std::uint32_t running) const;
 
     LatencyAccuracy accuracy() const;
-    std::vector<LatencySize> sizes() const;  // by rows
+    std::vector<LatencySize> sizes() const;  // those observed, by rows
     std::size_t memory_bytes() const;        // allocated, besides this object
 
     // Everything, for ArchiveWriter and ArchiveReader: a loaded model answers and learns exactly as
@@ -101,8 +102,11 @@ class LatencyModel {
   private:
     struct State;
     State& state();
+    // Ready to predict; null when nothing is known.
+    const State* predicting() const;
 
     double attainment_;
+    std::uint64_t ignored_ = 0;
     std::unique_ptr<State> state_;  // made by the first observation or prior
 };
 

@@ -1,0 +1,59 @@
+// By how much batches outlast their prediction: a quantile of observed / predicted that is kept at
+// the share asked for by what happens.
+//
+// The quantile over the last ratios is right when tomorrow is like yesterday. Adaptive conformal
+// inference (Gibbs and Candès, 2021) makes it right in the long run whatever happens: every batch
+// that took longer moves the quantile up, every other one a little down.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/sorted_window.h"
+
+namespace infersched::engine {
+
+class LatencyMargin {
+  public:
+    LatencyMargin() : ratios_(kRatios) {}
+
+    // A batch took exp(log_ratio) times the prediction of a size that is well known.
+    void learn(double log_ratio, bool beyond, double attainment);
+    // Ratios between batches of one size, before there were predictions.
+    void learn_spread(double log_ratio) { ratios_.push(static_cast<float>(log_ratio)); }
+    // Another share is asked for from now on.
+    void retarget() { started_ = false; }
+    // One more batch of any size ran.
+    void age();
+    // A batch of a size that is not well known outlasted the bound by exp(log_excess).
+    void widen(double log_excess);
+    // Predictions were wrong by exp(log_shift) for the last `batches` batches and are mended now.
+    void drifted(double log_shift, std::size_t batches, double attainment);
+
+    // The logarithm of the margin, >= 0.
+    double log_margin(double attainment) const;
+    // The usual size of a log ratio's deviation, by its quantiles.
+    double scale() const;
+    const SortedWindow& ratios() const { return ratios_; }
+
+    template <class Archive>
+    void archive(Archive& archive) {
+        ratios_.archive(archive);
+        archive(started_);
+        archive(miss_share_);
+        archive(widened_);
+        archive(aged_);
+        archive(drifted_at_);
+    }
+
+  private:
+    static constexpr std::uint32_t kRatios = 1024;
+
+    SortedWindow ratios_;
+    bool started_ = false;
+    double miss_share_ = 0;  // the quantile in use is 1 - this; below 0: beyond the largest ratio
+    double widened_ = 0;     // passing, on top
+    std::uint64_t aged_ = 0;
+    std::uint64_t drifted_at_ = 0;
+};
+
+}  // namespace infersched::engine
