@@ -16,6 +16,7 @@ COMMANDS = {
     "models": ("scheduler.cli.models", "models", "The models of a running scheduler."),
     "backends": ("scheduler.cli.backends", "backends", "The Tritons of a running scheduler."),
     "status": ("scheduler.cli.status", "status", "Status, queues and batches now."),
+    "profile": ("scheduler.cli.profile", "profile", "Measure how long batches of MODEL take."),
     "triton": ("scheduler.cli.triton", "triton", "Install and find the embedded tritonserver."),
     "version": ("scheduler.cli.version", "version", "Print the version."),
 }

@@ -10,6 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from scheduler.config.errors import ConfigError, ConfigProblem, Path, problems_of
+from scheduler.config.objectives import objectives
+from scheduler.config.profile import ProfileError, load_profile, objective_below_floor
 from scheduler.config.schema import Batching, Settings
 from scheduler.config.sources import (
     Layer,
@@ -87,10 +89,32 @@ def _model_problems(settings: Settings) -> list[ConfigProblem]:
 
 def _problems_of_model(settings: Settings, name: str) -> list[ConfigProblem]:
     try:
-        settings.batching_for(name)
+        return _impossible_objectives(settings.batching_for(name), name)
     except ValidationError as error:
         return problems_of(error, Batching, ("models", name))
-    return []
+
+
+def _impossible_objectives(batching: Batching, name: str) -> list[ConfigProblem]:
+    """Objectives below what the model's profile has measured. One that cannot be used says nothing
+    here: the control plane, which knows the model, tells why it is ignored."""
+    if batching.profile is None or batching.batching == "triton":
+        return []
+    try:
+        profile = load_profile(batching.profile)
+    except ProfileError:
+        return []
+    if profile.model.name != name:
+        return []
+    source = f"measured, {batching.profile}"
+    found = {
+        key: objective_below_floor(slo_ns, profile.floor_ns, source)
+        for key, slo_ns in objectives(batching).items()
+    }
+    return [
+        ConfigProblem(("models", name, *key.split(".")), text)
+        for key, text in found.items()
+        if text
+    ]
 
 
 def _placed(problems: list[ConfigProblem], origins: Mapping[Path, str]) -> list[ConfigProblem]:

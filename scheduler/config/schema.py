@@ -263,6 +263,10 @@ class Batching(Section):
     batch_keys: HeaderNames = Field(
         default=(), description="request headers that must agree within a batch"
     )
+    profile: Path | None = Field(
+        default=None,
+        description="a file of `infersched profile`: the model's latency before its first request",
+    )
     padding: Padding = Field(
         default=Padding(), description="inputs of different lengths made equal to share a batch"
     )
@@ -350,6 +354,12 @@ class Settings(Section):
         default={}, description="per model: the keys of `defaults` that differ for it"
     )
     logging: Logging = Logging()
+
+    @model_validator(mode="after")
+    def _profile_of_one_model(self) -> Settings:
+        if self.defaults.profile is not None:
+            raise ValueError("profile in defaults: it is of one model; write models.NAME.profile")
+        return self
 
     @model_validator(mode="after")
     def _backends_differ(self) -> Settings:

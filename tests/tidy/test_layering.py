@@ -32,8 +32,9 @@ SCHEDULER: dict[str, set[str]] = {
     "backends": {"config", "security", "telemetry"},
     "control": {"_native", "backends", "config", "security", "telemetry", "v1"},
     "simulation": {"_native"},
+    "profiling": {"backends", "config"},
     "supervisor": {"_native", "backends", "config", "control", "telemetry", "v1"},
-    "cli": {"backends", "config", "control", "supervisor", "telemetry", "v1"},
+    "cli": {"backends", "config", "control", "profiling", "supervisor", "telemetry", "v1"},
 }
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from scheduler.config import Batching, ConfigError, Settings, load_settings
+from scheduler.config.profile import save_profile
 from scheduler.control.desired import DesiredState, batching_message
 from scheduler.control.regions import Regions
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.unit.test_executors import pool_of
+from tests.unit.test_profile import profile_of
 from tests.unit.triton_answers import spec
 
 MS = 1_000_000
@@ -156,6 +158,46 @@ def test_tritons_batching_takes_none_of_them() -> None:
         batching="triton", slo="5ms", priority_levels=2, priorities=[{"slo": "1ms"}], aging="1s"
     )
     assert (built.slo_ns, built.aging_ns, list(built.levels)) == (0, 0, [])
+
+
+# -- profiles
+
+
+def profiled(tmp_path: Path, keys: str, name: str = "m") -> str:
+    """The problems of these keys of a model whose profile has a floor of 6 ms; empty: none."""
+    save_profile(profile_of({1: 6.0, 2: 7.0}, name=name), tmp_path / "p.json")
+    try:
+        loaded(tmp_path, f"models:\n  m: {{profile: {tmp_path}/p.json, {keys}}}\n")
+    except ConfigError as error:
+        return str(error).replace(f"{tmp_path}/", "")
+    return ""
+
+
+def test_an_objective_below_the_measured_floor_is_refused(tmp_path: Path) -> None:
+    assert profiled(tmp_path, "slo: 6ms") == (
+        "models.m.slo (infersched.yaml:2): 6ms is below the 6 ms that a lone request takes at the "
+        "model (measured, p.json); raise it above that"
+    )
+    text = profiled(tmp_path, "slo: 20ms, priority_levels: 2, priorities: {1: {slo: 5ms}}")
+    assert text.startswith("models.m.priorities.1.slo (infersched.yaml:2): 5ms is below the 6 ms")
+
+
+@pytest.mark.parametrize("keys", ["slo: 6001us", "value: 1", "batching: triton, slo: 1ms"])
+def test_other_objectives_are_taken(tmp_path: Path, keys: str) -> None:
+    assert profiled(tmp_path, keys) == ""
+
+
+def test_a_profile_that_cannot_be_used_stops_nothing(tmp_path: Path) -> None:
+    assert profiled(tmp_path, "slo: 1ms", name="other") == ""
+    (tmp_path / "torn.json").write_text("{")
+    for file in ("torn.json", "none.json"):
+        text = f"models: {{m: {{profile: {tmp_path}/{file}, slo: 1ms}}}}\n"
+        assert loaded(tmp_path, text).batching_for("m").slo == MS
+
+
+def test_a_profile_is_of_one_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"write models\.NAME\.profile"):
+        loaded(tmp_path, "defaults: {profile: p.json}\n")
 
 
 # -- tenants

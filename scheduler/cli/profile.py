@@ -1,0 +1,162 @@
+"""`infersched profile`: how long batches of a model take on a Triton."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from scheduler.cli.output import output_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from scheduler.config.profile import Profile
+    from scheduler.profiling.measure import Plan
+
+SHAPE_HELP = "Dims of an input with variable ones, without the batch: NAME=16,3; repeatable."
+
+
+def _shapes(_: Any, __: Any, values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for value in values:
+        name, _, dims = value.rpartition("=")
+        try:
+            shapes[name] = tuple(int(dim) for dim in dims.split(",") if dim)
+        except ValueError:
+            name = ""
+        if not name:
+            raise click.BadParameter(f"{value!r} is not of the form NAME=16,3")
+    return shapes
+
+
+def _sizes(_: Any, __: Any, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        sizes = tuple(sorted({int(size) for size in value.split(",")}))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not of the form 1,2,4") from None
+    if sizes[0] < 1:
+        raise click.BadParameter("batch sizes are at least 1")
+    return sizes
+
+
+@click.command()
+@click.argument("model")
+@click.option("--server", metavar="HOST:PORT", default="127.0.0.1:8001", show_default=True,
+              help="The Triton, asked directly.")  # fmt: skip
+@click.option("--version", default="", help="Of the model.  [default: its highest]")
+@click.option("--inputs", type=click.Path(dir_okay=False, path_type=Path),
+              help="Real inputs: an .npz archive or JSON, whose first dimension is rows; without "
+              "it they are random.")  # fmt: skip
+@click.option("--shape", "shapes", multiple=True, callback=_shapes, metavar="NAME=DIMS",
+              help=SHAPE_HELP)  # fmt: skip
+@click.option("--sizes", callback=_sizes, metavar="ROWS,...",
+              help="Batch sizes.  [default: 1,2,3,4,6,8,... up to max_batch_size]")  # fmt: skip
+@click.option("--repeats", type=click.IntRange(3, 100_000), default=30, show_default=True,
+              help="Batches measured of each size.")  # fmt: skip
+@click.option("--warm-up", type=click.IntRange(0, 10_000), default=3, show_default=True,
+              help="Batches of each size before.")  # fmt: skip
+@click.option("--in-flight", type=click.IntRange(1, 1024),
+              help="Batches at once.  [default: one for each instance]")  # fmt: skip
+@click.option("--seed", type=int, default=1, show_default=True, help="Of random inputs.")
+@click.option("--save", type=click.Path(dir_okay=False, path_type=Path),
+              help="Profile to write.  [default: MODEL-VERSION.profile.json]")  # fmt: skip
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path),
+              help="SVG picture to write.")  # fmt: skip
+@output_option
+def profile(
+    model: str,
+    server: str,
+    version: str,
+    inputs: Path | None,
+    shapes: dict[str, tuple[int, ...]],
+    sizes: tuple[int, ...] | None,
+    repeats: int,
+    warm_up: int,
+    in_flight: int | None,
+    seed: int,
+    save: Path | None,
+    plot: Path | None,
+    output: str,
+) -> None:
+    """Measure how long batches of MODEL take. Writes a profile of it.
+
+    A model's `profile` key in the configuration names the file: the scheduler then knows its
+    latency before the first request. The Triton should have nothing else to do meanwhile.
+    """
+    from scheduler.config.profile import save_profile
+    from scheduler.profiling.inputs import InputError, RequestMaker, random_inputs, read_inputs
+    from scheduler.profiling.measure import MeasureError, Plan, Server, default_sizes, measure
+    from scheduler.profiling.plot import svg
+
+    triton = Server(server)
+    try:
+        spec = triton.model(model, version)
+        arrays = read_inputs(inputs) if inputs else random_inputs(spec, shapes, seed)
+        maker = RequestMaker(spec, arrays)
+        rows_max = max(spec.max_batch_size, 1)
+        chosen = sizes or default_sizes(rows_max)
+        if chosen[-1] > rows_max:
+            raise click.UsageError(
+                f"--sizes {chosen[-1]} is above the model's max_batch_size {spec.max_batch_size}"
+            )
+        plan = Plan(chosen, repeats, warm_up, in_flight or min(spec.instances, repeats))
+        with _progress(plan) as on_batch:
+            measured = measure(triton, spec, maker, plan, on_batch)
+        path = save or Path(f"{spec.name.replace('/', '_')}-{spec.version}.profile.json")
+        save_profile(measured, path)
+        if plot is not None:
+            plot.write_text(svg(measured), encoding="utf-8")
+    except (InputError, MeasureError) as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"cannot write {error.filename}: {error.strerror}") from error
+    finally:
+        triton.close()
+    if output == "json":
+        print_json(measured.model_dump(mode="json"))
+    else:
+        _print(measured)
+    click.echo(f"written: {path}" + (f", {plot}" if plot else ""), err=True)
+
+
+@contextmanager
+def _progress(plan: Plan) -> Iterator[Callable[[], None]]:
+    """A bar on stderr, only on a terminal."""
+    from scheduler.profiling.measure import total_batches
+
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("measuring", total=total_batches(plan))
+        yield lambda: bar.advance(task)
+
+
+def _print(measured: Profile) -> None:
+    fit = measured.fit
+    rows = [
+        (
+            size.rows,
+            size.batches,
+            f"{size.median_ns / 1e6:.3f}",
+            f"{size.p99_ns / 1e6:.3f}",
+            f"{(fit.alpha_ns * size.rows + fit.beta_ns) / 1e6:.3f}",
+            f"{size.median_ns / 1e6 / size.rows:.3f}",
+            f"{size.rows * 1e9 / size.median_ns:.0f}",
+        )
+        for size in measured.sizes
+    ]
+    columns = ["ROWS", "BATCHES", "MEDIAN MS", "P99 MS", "LINE MS", "MS/ROW", "ROWS/S"]
+    print_table(columns, rows)
+    click.echo(
+        f"\nl(b) = {fit.alpha_ns / 1e6:.4g} ms * b + {fit.beta_ns / 1e6:.4g} ms, "
+        f"R² {fit.r_squared:.4f}; rows/s are of one executor, {measured.in_flight} in flight"
+    )

@@ -1,0 +1,1 @@
+"""Measures how long batches of a model take on a Triton, and draws it."""

@@ -1,0 +1,236 @@
+"""Measures l(b): closed loops of batches of each size, one at a time for each instance.
+
+The sizes take turns in rounds, so that a machine that slows down meanwhile slows all of them. The
+server is asked afterwards which batches it ran: one that joined some of them did not run the sizes
+that were meant.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from scheduler.backends.catalog import CatalogError, ModelSpec, model_spec
+from scheduler.config.profile import (
+    Fit,
+    Profile,
+    ProfiledModel,
+    SizeProfile,
+    model_signature,
+)
+from scheduler.profiling.inputs import RequestMaker
+
+INFER_PATH = "/inference.GRPCInferenceService/ModelInfer"
+CALL_TIMEOUT_S = 10.0
+BATCH_TIMEOUT_S = 600.0
+ROUNDS = 3
+_UNBOUNDED = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+class MeasureError(Exception):
+    """The model cannot be measured, or not as it was wanted; says why."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: `repeats` batches of each size, after `warm_up` ones that do not count."""
+
+    sizes: tuple[int, ...]
+    repeats: int = 30
+    warm_up: int = 3
+    in_flight: int = 1
+
+
+@dataclass
+class Samples:
+    """Times of the batches of one size, in nanoseconds."""
+
+    times_ns: list[int] = field(default_factory=list)
+
+
+def default_sizes(rows_max: int) -> tuple[int, ...]:
+    """1, 2, 3, 4, 6, 8, 12, 16, ... up to and with the largest."""
+    sizes = {1, rows_max}
+    power = 2
+    while power <= rows_max:
+        sizes |= {power, min(power * 3 // 2, rows_max)}
+        power *= 2
+    return tuple(sorted(sizes))
+
+
+def signature_of(spec: ModelSpec) -> str:
+    tensors = ((t.name, t.datatype, t.dims) for t in (*spec.inputs, *spec.outputs))
+    return model_signature(spec.max_batch_size, tensors)
+
+
+class Server:
+    """One Triton. Calls raise MeasureError."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.insecure_channel(address, options=_UNBOUNDED)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._infer = self._channel.unary_unary(INFER_PATH)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def describe(self) -> str:
+        server = self._call("ServerMetadata", service_pb2.ServerMetadataRequest())
+        return f"{server.name} {server.version}"
+
+    def model(self, name: str, version: str) -> ModelSpec:
+        """The model as it is served, its highest version where none is named."""
+        asked = {"name": name, "version": version}
+        metadata = self._call("ModelMetadata", service_pb2.ModelMetadataRequest(**asked))
+        config = self._call("ModelConfig", service_pb2.ModelConfigRequest(**asked)).config
+        chosen = version or max(metadata.versions, key=int, default="1")
+        try:
+            spec = model_spec(chosen, metadata, config)
+        except CatalogError as error:
+            raise MeasureError(str(error)) from error
+        if spec.sequence or spec.decoupled:
+            kind = "sequence" if spec.sequence else "decoupled"
+            raise MeasureError(f"{name} is a {kind} model, which is never batched here")
+        return spec
+
+    def batches_run(self, spec: ModelSpec) -> dict[int, int]:
+        """Executions by batch size since the server started."""
+        request = service_pb2.ModelStatisticsRequest(name=spec.name, version=spec.version)
+        (model,) = self._call("ModelStatistics", request).model_stats
+        return {entry.batch_size: entry.compute_infer.count for entry in model.batch_stats}
+
+    def infer(self, message: bytes) -> int:
+        """Runs one batch; its time from sending to reply in nanoseconds."""
+        started_ns = time.monotonic_ns()
+        try:
+            self._infer(message, timeout=BATCH_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise MeasureError(f"{error.code().name}: {error.details()}") from error
+        return time.monotonic_ns() - started_ns
+
+    def _call(self, method: str, request: Any) -> Any:
+        try:
+            return getattr(self._stub, method)(request, timeout=CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise MeasureError(f"{self.address}: {error.code().name}: {error.details()}") from error
+
+
+def measure(
+    server: Server,
+    spec: ModelSpec,
+    maker: RequestMaker,
+    plan: Plan,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Profile:
+    """Runs the plan; `on_batch` is called after each of its batches. Raises MeasureError."""
+    messages = {rows: maker.message(rows) for rows in plan.sizes}
+    samples = {rows: Samples() for rows in plan.sizes}
+    before = server.batches_run(spec)
+    for turn in range(ROUNDS):
+        for rows in plan.sizes:
+            wanted = plan.repeats * (turn + 1) // ROUNDS - plan.repeats * turn // ROUNDS
+            if turn == 0:
+                _closed_loop(server, messages[rows], plan.warm_up, plan.in_flight, on_batch)
+            times = _closed_loop(server, messages[rows], wanted, plan.in_flight, on_batch)
+            samples[rows].times_ns += times
+    _check_sizes(before, server.batches_run(spec), plan)
+    sizes = tuple(_size(rows, samples[rows].times_ns) for rows in plan.sizes)
+    return Profile(
+        model=ProfiledModel(name=spec.name, version=spec.version, signature=signature_of(spec)),
+        measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        server=server.describe(),
+        in_flight=plan.in_flight,
+        fit=fit_line([size.rows for size in sizes], [size.median_ns for size in sizes]),
+        sizes=sizes,
+    )
+
+
+def total_batches(plan: Plan) -> int:
+    return len(plan.sizes) * (plan.repeats + plan.warm_up)
+
+
+def fit_line(rows: Sequence[int], times_ns: Sequence[float]) -> Fit:
+    """Least squares; one point is a constant."""
+    times = np.asarray(times_ns, dtype=float)
+    if len(rows) == 1:
+        return Fit(alpha_ns=0.0, beta_ns=float(times[0]), r_squared=1.0)
+    alpha, beta = np.polyfit(np.asarray(rows, dtype=float), times, 1)
+    residual = float(np.sum((times - (alpha * np.asarray(rows) + beta)) ** 2))
+    spread = float(np.sum((times - times.mean()) ** 2))
+    return Fit(
+        alpha_ns=float(alpha),
+        beta_ns=float(beta),
+        r_squared=1.0 - residual / spread if spread else 1.0,
+    )
+
+
+def _size(rows: int, times_ns: Sequence[int]) -> SizeProfile:
+    times = np.asarray(times_ns, dtype=float)
+    return SizeProfile(
+        rows=rows,
+        batches=len(times_ns),
+        mean_ns=max(int(times.mean()), 1),
+        median_ns=max(int(np.quantile(times, 0.5)), 1),
+        p99_ns=max(int(np.quantile(times, 0.99)), 1),
+    )
+
+
+def _closed_loop(
+    server: Server, message: bytes, count: int, in_flight: int, on_batch: Callable[[], None]
+) -> list[int]:
+    """`count` batches, `in_flight` of them at any time."""
+    times: list[int] = []
+    problems: list[MeasureError] = []
+    left = count
+    lock = threading.Lock()
+
+    def run() -> None:
+        nonlocal left
+        while True:
+            with lock:
+                if not left or problems:
+                    return
+                left -= 1
+            try:
+                took = server.infer(message)
+            except MeasureError as error:
+                problems.append(error)
+                return
+            with lock:
+                times.append(took)
+                on_batch()
+
+    threads = [threading.Thread(target=run) for _ in range(min(in_flight, count))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if problems:
+        raise problems[0]
+    return times
+
+
+def _check_sizes(before: dict[int, int], after: dict[int, int], plan: Plan) -> None:
+    ran = {rows: count - before.get(rows, 0) for rows, count in after.items()}
+    other = sorted(rows for rows, count in ran.items() if count > 0 and rows not in plan.sizes)
+    short = [rows for rows in plan.sizes if ran.get(rows, 0) < plan.repeats + plan.warm_up]
+    if short:
+        seen = f"; it ran batches of {other[0]} rows" if other else ""
+        raise MeasureError(
+            f"the server ran {max(ran.get(short[0], 0), 0)} batches of {short[0]} rows, not the "
+            f"{plan.repeats + plan.warm_up} that were sent{seen}: a batcher joined them. Measure a "
+            "Triton directly, without a dynamic_batching block, or with --in-flight 1"
+        )

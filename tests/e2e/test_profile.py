@@ -1,0 +1,101 @@
+"""`infersched profile` on a real Triton whose model sleeps a known time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from scheduler.backends import triton_install
+from scheduler.backends.embedded_triton import EmbeddedTriton
+from scheduler.cli.main import main
+from scheduler.config.profile import load_profile
+from tests import models
+
+# Long enough that a busy machine adds little to them.
+PER_ROW_S, PER_BATCH_S = 0.004, 0.02
+
+
+@pytest.fixture(scope="module")
+def sleeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]:
+    if triton_install.locate() is None:
+        pytest.skip("no embedded Triton: make setup installs it")
+    repository = tmp_path_factory.mktemp("sleeping")
+    times = {"per_execution_s": PER_BATCH_S, "per_row_s": PER_ROW_S}
+    models.slow(repository, "sleeping", **times, max_batch_size=8, instances=2)
+    models.slow(
+        repository,
+        "joined",
+        **times,
+        max_batch_size=8,
+        dynamic_batching=models.DynamicBatching((), 200_000),
+    )
+    models.sequence(repository)
+    with EmbeddedTriton(repository) as triton:
+        yield triton
+        triton.kill()
+
+
+def profile(triton: EmbeddedTriton, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["profile", "--server", triton.grpc_address, *arguments])
+
+
+def test_the_time_that_a_model_sleeps_is_found(sleeping: EmbeddedTriton, tmp_path: Path) -> None:
+    saved, plot = tmp_path / "p.json", tmp_path / "p.svg"
+    np.savez(tmp_path / "i.npz", INPUT0=np.ones((3, 16), dtype=np.float32))
+    result = profile(
+        sleeping, "sleeping", "--repeats", "9", "--inputs", str(tmp_path / "i.npz"),
+        "--save", str(saved), "--plot", str(plot), "--output", "json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    measured = load_profile(saved)
+    assert json.loads(result.stdout) == measured.model_dump(mode="json")
+    assert measured.model.name == "sleeping"
+    assert measured.in_flight == 2
+    assert [(s.rows, s.batches) for s in measured.sizes] == [(n, 9) for n in (1, 2, 3, 4, 6, 8)]
+    for size in measured.sizes:
+        slept_ns = (PER_BATCH_S + PER_ROW_S * size.rows) * 1e9
+        assert slept_ns <= size.median_ns < 3 * slept_ns
+    assert plot.read_text().startswith("<svg")
+
+
+def test_a_table_for_people(sleeping: EmbeddedTriton, tmp_path: Path) -> None:
+    arguments = ("--sizes", "1,4", "--repeats", "3", "--save", str(tmp_path / "p.json"))
+    result = profile(sleeping, "sleeping", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "MEDIAN MS" in result.output
+    assert "l(b) = " in result.output
+    assert f"written: {tmp_path / 'p.json'}" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["nothing"], 1, "nothing"),
+        (["sequence"], 1, "sequence model"),
+        (["sleeping", "--sizes", "9"], 2, "above the model's max_batch_size 8"),
+        (["sleeping", "--sizes", "0"], 2, "at least 1"),
+        (["sleeping", "--sizes", "a"], 2, "not of the form"),
+        (["sleeping", "--shape", "INPUT0=4"], 1, "has dims [16], not [4]"),
+        (["sleeping", "--shape", "16"], 2, "not of the form"),
+        (["joined", "--in-flight", "4", "--sizes", "1,4"], 1, "a batcher joined them"),
+    ],
+)
+def test_what_cannot_be_measured_says_why(
+    sleeping: EmbeddedTriton, tmp_path: Path, arguments: list[str], status: int, message: str
+) -> None:
+    save = ["--save", str(tmp_path / "p.json"), "--repeats", "4"]
+    result = profile(sleeping, *arguments, *save)
+    assert result.exit_code == status, result.output
+    assert message in result.output.replace("\n", " ")
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_no_server_is_said(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["profile", "--server", "127.0.0.1:1", "m"])
+    assert result.exit_code == 1
+    assert "UNAVAILABLE" in result.output
