@@ -54,6 +54,7 @@ class FakeDataPlane:
         self.statistics = pb.Statistics()
         self.asked_statistics: list[pb.StatisticsRequest] = []
         self.interface_version = 1
+        self.pid = os.getpid()
         self.connections = 0
         self._listener: socket.socket | None = None
         self._peer: socket.socket | None = None
@@ -106,7 +107,7 @@ class FakeDataPlane:
                 return
             self.connections += 1
             self._peer = peer
-            hello = pb.Hello(interface_version=self.interface_version, pid=os.getpid())
+            hello = pb.Hello(interface_version=self.interface_version, pid=self.pid)
             threading.Thread(target=self._serve, args=(peer, hello), daemon=True).start()
 
     def _serve(self, peer: socket.socket, hello: pb.Hello) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2, service_pb2
 
+from scheduler.config.profile import ProfiledModel, model_signature
+
 READY = "READY"
 # Instances of an ensemble whose steps are not known: it has none of its own.
 ENSEMBLE_INSTANCES = 2
@@ -86,6 +88,13 @@ def model_spec(
         metadata=metadata,
         config=config,
     )
+
+
+def profiled_model(spec: ModelSpec) -> ProfiledModel:
+    """The model as profiles and learned latencies name it."""
+    tensors = ((t.name, t.datatype, t.dims) for t in (*spec.inputs, *spec.outputs))
+    signature = model_signature(spec.max_batch_size, tensors)
+    return ProfiledModel(name=spec.name, version=spec.version, signature=signature)
 
 
 def _input(tensor: Any) -> TensorSpec:

@@ -118,6 +118,10 @@ class Server(Section):
         default="strict",
         description="strict: ready when every model has a ready backend; lenient: when any has",
     )
+    state_directory: Path | None = Field(
+        default=None,
+        description="where learned latencies are kept over restarts; none keeps them while it runs",
+    )
     drain: Drain = Drain()
     tls: ListenerTls = ListenerTls()
 

@@ -16,6 +16,7 @@ from scheduler.config.objectives import PriorityClass
 from scheduler.control.executors import ExecutorGroups
 from scheduler.control.indices import BACKENDS_MAX, MODELS_MAX, IndexBook
 from scheduler.control.padding import apply_padding, padding_problems
+from scheduler.control.priors import Priors
 from scheduler.control.regions import Regions
 from scheduler.control.triton_batching import forms_batches, held_requests, triton_message
 from scheduler.security.tls import ClientTls
@@ -49,6 +50,7 @@ class DesiredState:
     """Builds Apply messages; remembers the numbers and what the data plane found unmergeable."""
 
     runtime_directory: Path
+    priors: Priors | None = None
     model_index: dict[ModelKey, int] = field(default_factory=dict)
     backend_index: dict[str, int] = field(default_factory=dict)
     # The specification that could not be split; a reloaded model gets another chance.
@@ -89,6 +91,9 @@ class DesiredState:
             for placement in model.placements:
                 address = self.backend_at(placement.backend_index) or ""
                 placement.executor_group = groups.get((key, address), 0)
+                if self.priors is not None and not batching.direct_max:
+                    mine = settings.batching_for(key[0])
+                    placement.latency_prior.extend(self.priors.of(entry.spec, address, mine))
             self._pad(key, entry.spec, settings, model)
             apply.models.append(model)
         for name, region in sorted(regions.by_name.items()):

@@ -16,6 +16,7 @@ from scheduler.backends.watch import BackendStatus
 from scheduler.config import Batching, ConfigError, LoadedSettings, Settings
 from scheduler.control.desired import DesiredState, served_placements
 from scheduler.control.health import HealthServicer
+from scheduler.control.latencies import Latencies
 from scheduler.control.parameters import Parameters
 from scheduler.control.readiness import Readiness
 from scheduler.control.regions import Regions
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 # Keys read once at start: sockets are bound, and children started, by then. All others reload.
 RESTART_ONLY = {
-    "server": ("listen", "metrics_listen", "control_listen", "tls"),
+    "server": ("listen", "metrics_listen", "control_listen", "tls", "state_directory"),
     "embedded": ("model_repository", "model_control_mode", "load_models"),
     "logging": ("level", "format"),
 }
@@ -59,8 +60,18 @@ class ControlPlane:
         )
         self.health = HealthServicer()
         self.regions = Regions(parameters.runtime_directory)
+        self.latencies = Latencies(
+            self.settings.server.state_directory or parameters.runtime_directory,
+            self.pool,
+            self.steering,
+            lambda: self.settings,
+            self.refresh_state,
+        )
+        self.desired.priors = self.latencies.priors
+        # The data plane that was told the priors.
+        self._told_pid = 0
         # Called with the address of a backend that serves for the first time or again.
-        self.on_rejoin: list[Callable[[str], Coroutine[Any, Any, None]]] = []
+        self.on_rejoin: list[Callable[[str], Coroutine[Any, Any, None]]] = [self.latencies.joined]
         self._joined: set[str] = set()
         self._rejoins: set[asyncio.Task[None]] = set()
 
@@ -71,7 +82,10 @@ class ControlPlane:
     def start(self) -> list[asyncio.Task[None]]:
         """Starts discovery and steering."""
         self.pool.configure(self.parameters.backends(self.settings), self.settings.discovery)
-        return [asyncio.create_task(self.steering.run())]
+        return [
+            asyncio.create_task(self.steering.run()),
+            asyncio.create_task(self.latencies.run(self.desired)),
+        ]
 
     def batching_for(self, model_name: str) -> Batching:
         return self.settings.batching_for(model_name)
@@ -140,10 +154,25 @@ class ControlPlane:
             for problem in error.problems:
                 log(logger, logging.ERROR, "configuration not reloaded", problem=problem)
             return
+        problems = self._newly_impossible(loaded.settings)
+        if problems:
+            self.reload_failures += 1
+            for text in problems:
+                log(logger, logging.ERROR, "configuration not reloaded", problem=text)
+            return
         self.loaded = self._with_restart_only_kept(loaded)
         self.pool.configure(self.parameters.backends(self.settings), self.settings.discovery)
         self.refresh_state()
         log(logger, logging.INFO, "configuration reloaded")
+
+    def _newly_impossible(self, settings: Settings) -> list[str]:
+        """Objectives that nothing can meet by what was learned, and that act not yet."""
+        return [
+            f"models.{key[0]}.{name}: {text}"
+            for key in self.pool.catalog
+            for name, text in self.latencies.problems(key, settings.batching_for(key[0])).items()
+            if name not in self.latencies.problems(key, self.batching_for(key[0]))
+        ]
 
     async def drain(self) -> None:
         """NOT_SERVING, the propagation wait, then no new work and the end of the admitted one."""
@@ -152,6 +181,7 @@ class ControlPlane:
         self.publish_health()
         await asyncio.sleep(drain.propagation_wait / 1e9)
         unanswered = await self.steering.drain(drain.deadline // 1_000_000)
+        await self.latencies.read(self.desired)
         log(logger, logging.INFO, "the data plane has drained", unanswered_requests=unanswered)
 
     def _note_rejoins(self) -> None:
@@ -185,6 +215,10 @@ class ControlPlane:
         self.refresh_state()
 
     def _data_plane_changed(self) -> None:
+        if self.steering.data_plane_pid not in (0, self._told_pid):
+            self._told_pid = self.steering.data_plane_pid
+            self.latencies.priors.renew()
+            self.refresh_state()
         self._served = served_placements(self.steering.applied)
         self.publish_health()
 

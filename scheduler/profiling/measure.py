@@ -18,14 +18,8 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from scheduler.backends.catalog import CatalogError, ModelSpec, model_spec
-from scheduler.config.profile import (
-    Fit,
-    Profile,
-    ProfiledModel,
-    SizeProfile,
-    model_signature,
-)
+from scheduler.backends.catalog import CatalogError, ModelSpec, model_spec, profiled_model
+from scheduler.config.profile import Fit, Profile, SizeProfile
 from scheduler.profiling.inputs import RequestMaker
 
 INFER_PATH = "/inference.GRPCInferenceService/ModelInfer"
@@ -68,11 +62,6 @@ def default_sizes(rows_max: int) -> tuple[int, ...]:
         sizes |= {power, min(power * 3 // 2, rows_max)}
         power *= 2
     return tuple(sorted(sizes))
-
-
-def signature_of(spec: ModelSpec) -> str:
-    tensors = ((t.name, t.datatype, t.dims) for t in (*spec.inputs, *spec.outputs))
-    return model_signature(spec.max_batch_size, tensors)
 
 
 class Server:
@@ -149,7 +138,7 @@ def measure(
     _check_sizes(before, server.batches_run(spec), plan)
     sizes = tuple(_size(rows, samples[rows].times_ns) for rows in plan.sizes)
     return Profile(
-        model=ProfiledModel(name=spec.name, version=spec.version, signature=signature_of(spec)),
+        model=profiled_model(spec),
         measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         server=server.describe(),
         in_flight=plan.in_flight,

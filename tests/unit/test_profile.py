@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
+from scheduler.backends.catalog import profiled_model
 from scheduler.config.profile import (
     Profile,
     ProfileError,
@@ -20,7 +21,7 @@ from scheduler.config.profile import (
     save_profile,
 )
 from scheduler.profiling.inputs import InputError, RequestMaker, random_inputs, read_inputs
-from scheduler.profiling.measure import default_sizes, fit_line, signature_of
+from scheduler.profiling.measure import default_sizes, fit_line
 from scheduler.profiling.plot import svg
 from tests.unit.triton_answers import spec
 
@@ -105,7 +106,7 @@ def test_a_profile_of_another_model_is_detected() -> None:
     with pytest.raises(ProfileError, match="not of m version 2"):
         check_model(GOOD, "m", "2", SIGNATURE)
     with pytest.raises(ProfileError, match="other inputs, outputs"):
-        check_model(GOOD, "m", "1", signature_of(MIXED))
+        check_model(GOOD, "m", "1", profiled_model(MIXED).signature)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,142 @@
+"""The control plane's part in learned latencies: reads, keeps and judges objectives by them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from tritonclient.grpc import service_pb2
+
+from scheduler.backends.catalog import profiled_model
+from scheduler.backends.pool import BackendPool
+from scheduler.backends.probe import RpcError
+from scheduler.backends.remembered import ModelKey
+from scheduler.config import Batching, Settings
+from scheduler.config.objectives import objectives
+from scheduler.config.profile import objective_below_floor
+from scheduler.control.desired import DesiredState
+from scheduler.control.learned import LearnedLatencies, LearnedLatency, learned_latency
+from scheduler.control.priors import Priors
+from scheduler.control.steering import SteeringClient
+from scheduler.telemetry.logs import log
+from scheduler.v1 import dataplane_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+READ_PERIOD_S = 5.0
+STATISTICS_TIMEOUT_S = 5.0
+# The first batches of a model are often many times too long.
+OBSERVATIONS_MIN = 20
+
+
+class Latencies:
+    """What is known of latencies. `on_change` is called when a prior has come late."""
+
+    def __init__(
+        self,
+        state_directory: Path,
+        pool: BackendPool,
+        steering: SteeringClient,
+        settings: Callable[[], Settings],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.learned = LearnedLatencies(state_directory)
+        self.priors = Priors(self.learned)
+        # By model version and backend address, as last read.
+        self.current: dict[tuple[ModelKey, str], pb.LatencySnapshot] = {}
+        self._pool = pool
+        self._steering = steering
+        self._settings = settings
+        self._on_change = on_change
+        self._told: set[tuple[ModelKey, str, int]] = set()
+
+    async def run(self, desired: DesiredState) -> None:
+        """Reads again and again, until it is cancelled."""
+        while True:
+            await asyncio.sleep(READ_PERIOD_S)
+            await self.read(desired)
+
+    async def read(self, desired: DesiredState) -> None:
+        """Asks the data plane once, if it is there, and keeps what is new."""
+        try:
+            snapshot = await self._steering.snapshot()
+        except (ConnectionError, asyncio.TimeoutError):
+            return
+        self.take(desired, snapshot)
+
+    def take(self, desired: DesiredState, snapshot: pb.Snapshot) -> None:
+        """Keeps what a snapshot says, and tells of objectives that nothing can meet."""
+        current: dict[tuple[ModelKey, str], pb.LatencySnapshot] = {}
+        for model in snapshot.models:
+            key = desired.model_at(model.index)
+            for latency in model.latencies:
+                address = desired.backend_at(latency.backend_index)
+                if key is not None and address is not None:
+                    current[key, address] = latency
+        self.current = current
+        self.learned.update(self._observed())
+        self._tell()
+
+    async def joined(self, address: str) -> None:
+        """A backend has come: its batch statistics are a prior where nothing better is known."""
+        watch = self._pool.watches.get(address)
+        if watch is None:
+            return
+        request = service_pb2.ModelStatisticsRequest()
+        try:
+            answer = await watch.calls.rpc("ModelStatistics", request, STATISTICS_TIMEOUT_S)
+        except RpcError:
+            return
+        if self.priors.offer_statistics(address, answer.model_stats):
+            self._on_change()
+
+    def floor_ns(self, key: ModelKey) -> int:
+        """What a lone request takes at the model on the fastest backend; 0: not known yet."""
+        floors = [
+            _smallest_ns(latency)
+            for (model, _), latency in self.current.items()
+            if model == key and latency.observations >= OBSERVATIONS_MIN
+        ]
+        return min((floor for floor in floors if floor), default=0)
+
+    def problems(self, key: ModelKey, batching: Batching) -> dict[str, str]:
+        """Objectives below the floor: key below the model's, and the sentence about it."""
+        if batching.batching == "triton":
+            return {}
+        floor_ns = self.floor_ns(key)
+        found = {
+            name: objective_below_floor(slo_ns, floor_ns, "measured here")
+            for name, slo_ns in objectives(batching).items()
+        }
+        return {name: text for name, text in found.items() if text}
+
+    def _observed(self) -> dict[tuple[ModelKey, str], LearnedLatency]:
+        learned = {}
+        for (key, address), latency in self.current.items():
+            entry = self._pool.catalog.get(key)
+            if entry is None:
+                continue
+            found = learned_latency(profiled_model(entry.spec), address, latency)
+            if found is not None:
+                learned[key, address] = found
+        return learned
+
+    def _tell(self) -> None:
+        for key in {key for key, _ in self.current}:
+            batching = self._settings().batching_for(key[0])
+            for name, text in self.problems(key, batching).items():
+                told = (key, name, objectives(batching)[name])
+                if told not in self._told:
+                    self._told.add(told)
+                    log(logger, logging.WARNING, f"models.{key[0]}.{name}: {text}; requests of it "
+                        "are refused or late", version=key[1])  # fmt: skip
+
+
+def _smallest_ns(latency: pb.LatencySnapshot) -> int:
+    sizes = [size for size in latency.sizes if size.batches and size.backend_ns]
+    if not sizes:
+        return 0
+    smallest = min(sizes, key=lambda size: size.rows)
+    return smallest.backend_ns // smallest.batches

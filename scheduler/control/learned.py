@@ -1,0 +1,156 @@
+"""Learned latencies, kept over restarts in one file of the state directory.
+
+The file is written whole. One that is torn, of another format or of a model that has changed
+meanwhile says nothing: it is reported, and what is learned anew replaces it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from scheduler.backends.remembered import ModelKey
+from scheduler.config.profile import Count, ProfiledModel, Time
+from scheduler.config.section import Section
+from scheduler.telemetry.logs import log
+from scheduler.v1 import dataplane_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "latencies.json"
+FILE_BYTES_MAX = 64 * 2**20
+# A number of observations that no further one adds to.
+COUNT_MAX = 1_000
+
+
+class LearnedSize(Section):
+    """The usual time of a batch of this size in nanoseconds."""
+
+    rows: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    batches: Count
+    mean_ns: Time
+
+
+class LearnedLatency(Section):
+    """One model version on one backend."""
+
+    model: ProfiledModel
+    backend: str
+    observations: Count
+    sizes: Annotated[tuple[LearnedSize, ...], Field(min_length=1, max_length=4096)]
+
+
+class LearnedFile(Section):
+    """The file."""
+
+    format: Literal["infersched-latencies"] = "infersched-latencies"
+    format_version: Literal[1] = 1
+    latencies: tuple[LearnedLatency, ...] = ()
+
+
+def learned_latency(
+    model: ProfiledModel, backend: str, latency: pb.LatencySnapshot
+) -> LearnedLatency | None:
+    """What a snapshot says, None where nothing was observed or the numbers make no sense."""
+    if not latency.observations:
+        return None
+    sizes = []
+    for size in latency.sizes:
+        if size.rows and size.batches and size.backend_ns:
+            mean_ns = size.backend_ns // size.batches
+            batches = min(size.batches, COUNT_MAX)
+            sizes.append({"rows": size.rows, "batches": batches, "mean_ns": mean_ns})
+    try:
+        return LearnedLatency.model_validate(
+            {
+                "model": model,
+                "backend": backend,
+                "observations": latency.observations,
+                "sizes": sizes,
+            }
+        )
+    except ValidationError:
+        return None
+
+
+class LearnedLatencies:
+    """What was learned in earlier lives and in this one, by model version and backend address."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / FILE_NAME
+        self._entries = self._load()
+        self._written = dict(self._entries)
+        self._failure = ""
+
+    def entry(self, key: ModelKey, signature: str, backend: str) -> LearnedLatency | None:
+        """Of this backend; of the one that has seen most where this one is new."""
+        found = self._entries.get((key, backend))
+        if found is not None and found.model.signature == signature:
+            return found
+        others = [
+            entry
+            for (model, _), entry in self._entries.items()
+            if model == key and entry.model.signature == signature
+        ]
+        return max(others, key=lambda entry: entry.observations, default=None)
+
+    def of_other_model(self, key: ModelKey, signature: str) -> bool:
+        """Whether all that is known of this name and version is of another model."""
+        signatures = {e.model.signature for (k, _), e in self._entries.items() if k == key}
+        return bool(signatures) and signature not in signatures
+
+    def update(self, learned: Mapping[tuple[ModelKey, str], LearnedLatency]) -> None:
+        """Takes over what is newer, and writes the file if anything changed."""
+        self._entries.update(learned)
+        if self._entries == self._written:
+            return
+        try:
+            self._store()
+        except OSError as error:
+            if str(error) != self._failure:
+                self._failure = str(error)
+                log(logger, logging.WARNING, "learned latencies cannot be kept",
+                    file=self._path, reason=error.strerror)  # fmt: skip
+            return
+        self._failure = ""
+        self._written = dict(self._entries)
+
+    def _load(self) -> dict[tuple[ModelKey, str], LearnedLatency]:
+        try:
+            with self._path.open("rb") as file:
+                text = file.read(FILE_BYTES_MAX + 1)
+            if len(text) > FILE_BYTES_MAX:
+                raise ValueError("it is too large")
+            entries = LearnedFile.model_validate_json(text).latencies
+        except FileNotFoundError:
+            return {}
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            self._ignore(f"{place}: {first['msg']}" if place else str(first["msg"]))
+            return {}
+        except (OSError, ValueError) as error:
+            self._ignore(str(error))
+            return {}
+        return {((e.model.name, e.model.version), e.backend): e for e in entries}
+
+    def _ignore(self, reason: str) -> None:
+        log(
+            logger,
+            logging.WARNING,
+            "learned latencies are ignored: the file cannot be used, and is replaced by what is "
+            "learned from now on",
+            file=self._path,
+            reason=reason,
+        )
+
+    def _store(self) -> None:
+        file = LearnedFile(latencies=tuple(self._entries[key] for key in sorted(self._entries)))
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".new")
+        temporary.write_text(file.model_dump_json() + "\n")
+        temporary.replace(self._path)

@@ -1,0 +1,121 @@
+"""What the data plane is told of a model's latency before its first batch.
+
+The best that there is: learned here before, else the model's profile, else the batch statistics of
+the Triton. A prior is said once for a placement: a state that changed with every batch would be
+applied with every batch, and observations replace it anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from tritonclient.grpc import service_pb2
+
+from scheduler.backends.catalog import ModelSpec, profiled_model
+from scheduler.backends.remembered import ModelKey
+from scheduler.config import Batching
+from scheduler.config.profile import (
+    HOUR_NS,
+    ProfileError,
+    check_model,
+    load_profile,
+)
+from scheduler.control.learned import COUNT_MAX, LearnedLatencies
+from scheduler.telemetry.logs import log
+from scheduler.v1 import dataplane_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+Prior = tuple[pb.BatchSize, ...]
+
+
+def statistics_prior(statistics: service_pb2.ModelStatistics) -> Prior:
+    """Triton's compute times by batch size; entries that make no sense are left out."""
+    sizes = []
+    for entry in statistics.batch_stats:
+        count = entry.compute_infer.count
+        total_ns = entry.compute_input.ns + entry.compute_infer.ns + entry.compute_output.ns
+        if entry.batch_size and count and 0 < total_ns // count <= HOUR_NS:
+            sizes.append((entry.batch_size, count, total_ns // count))
+    return _prior(sizes)
+
+
+def _prior(sizes: Iterable[tuple[int, int, int]]) -> Prior:
+    """Of (rows, batches, mean in ns)."""
+    prior = []
+    for rows, batches, mean_ns in sorted(sizes):
+        counted = min(batches, COUNT_MAX)
+        prior.append(pb.BatchSize(rows=rows, batches=counted, backend_ns=counted * mean_ns))
+    return tuple(prior)
+
+
+class Priors:
+    """Chooses and remembers the prior of every placement."""
+
+    def __init__(self, learned: LearnedLatencies) -> None:
+        self._learned = learned
+        self._statistics: dict[tuple[ModelKey, str], Prior] = {}
+        self._said: dict[tuple[ModelKey, str], tuple[object, Prior]] = {}
+        self._reported: set[tuple[ModelKey, str]] = set()
+
+    def of(self, spec: ModelSpec, backend: str, batching: Batching) -> Prior:
+        """The prior of a placement; the same until the model or its profile is another."""
+        key = (spec.name, spec.version)
+        identity = (profiled_model(spec).signature, batching.profile)
+        said = self._said.get((key, backend))
+        if said is None or said[0] != identity:
+            said = (identity, self._choose(spec, backend, batching))
+            self._said[key, backend] = said
+        return said[1]
+
+    def offer_statistics(self, backend: str, models: Iterable[service_pb2.ModelStatistics]) -> bool:
+        """What a Triton that was joined has counted; returns whether a placement lacked it."""
+        lacking = False
+        for model in models:
+            placement = ((model.name, model.version), backend)
+            self._statistics[placement] = statistics_prior(model)
+            said = self._said.get(placement)
+            if self._statistics[placement] and said is not None and not said[1]:
+                del self._said[placement]
+                lacking = True
+        return lacking
+
+    def renew(self) -> None:
+        """Another data plane will ask: it gets what is known now."""
+        self._said.clear()
+
+    def _choose(self, spec: ModelSpec, backend: str, batching: Batching) -> Prior:
+        key, signature = (spec.name, spec.version), profiled_model(spec).signature
+        sources: list[Callable[[], Prior]] = [
+            lambda: self._from_learned(key, signature, backend),
+            lambda: self._from_profile(spec, signature, batching),
+            lambda: self._statistics.get((key, backend), ()),
+        ]
+        return next((prior for source in sources if (prior := source())), ())
+
+    def _from_learned(self, key: ModelKey, signature: str, backend: str) -> Prior:
+        found = self._learned.entry(key, signature, backend)
+        if found is None:
+            if self._learned.of_other_model(key, signature):
+                self._report(key, "its learned latencies are ignored: they are of a model with "
+                             "other inputs, outputs or another max_batch_size")  # fmt: skip
+            return ()
+        return _prior((size.rows, size.batches, size.mean_ns) for size in found.sizes)
+
+    def _from_profile(self, spec: ModelSpec, signature: str, batching: Batching) -> Prior:
+        if batching.profile is None:
+            return ()
+        key = (spec.name, spec.version)
+        try:
+            profile = load_profile(batching.profile)
+            check_model(profile, spec.name, spec.version, signature)
+        except ProfileError as error:
+            self._report(key, f"its profile {batching.profile} is ignored: {error}")
+            return ()
+        return _prior((size.rows, size.batches, size.mean_ns) for size in profile.sizes)
+
+    def _report(self, key: ModelKey, problem: str) -> None:
+        if (key, problem) not in self._reported:
+            self._reported.add((key, problem))
+            log(logger, logging.WARNING, f"model {key[0]}: {problem}", version=key[1])
