@@ -2,7 +2,9 @@
 //
 // The points are the sizes that were observed or primed. Between two of them the curve is straight,
 // outside it has the backbone's slope. Then it is raised where it would fall, or rise faster than
-// in proportion to rows: batches of more rows take longer and are more efficient.
+// in proportion to rows: batches of more rows take longer and are more efficient. Sizes that are
+// well known for themselves keep their place below that proportion: there are models that pad
+// batches, to powers of two say, and take twice as long for one row more.
 #include <algorithm>
 #include <cmath>
 
@@ -14,10 +16,11 @@ namespace {
 // Observations of a size before its median counts.
 constexpr std::size_t kBacked = 5;
 // A median that is so many of its standard errors above the backbone differs from it. Below it, it
-// must be surer, and more so where there are fewer observations than kBackedBelow.
+// must be surer, and more so where there are fewer observations than kWellKnown.
 constexpr double kDiffers = 2.5;
 constexpr double kDiffersBelow = 3;
-constexpr double kBackedBelow = 16;
+// Observations of a size that say more of it than those of its neighbours.
+constexpr std::size_t kWellKnown = 16;
 // A median below the backbone is believed while the size was seen among so many last observations.
 constexpr std::uint64_t kFresh = 2000;
 // Two observations this far below the prior refute it: nothing runs faster than it can.
@@ -55,7 +58,8 @@ double LatencyModel::State::size_ns(const LatencySizeRecord& size,
     const double error = relative_error(size.window) * median;
     if (median >= fitted) return median - fitted > kDiffers * error ? median : fitted;
     const bool fresh = accuracy.observations - size.last_seen < kFresh;
-    const double doubt = std::max(1.0, kBackedBelow / static_cast<double>(count));
+    const double doubt =
+        std::max(1.0, static_cast<double>(kWellKnown) / static_cast<double>(count));
     return fresh && fitted - median > doubt * kDiffersBelow * error ? median : fitted;
 }
 
@@ -107,7 +111,11 @@ void LatencyModel::State::make_curve(double attainment) {
     for (std::uint32_t b = 1; b <= rows_top; ++b) {
         curve_ns[b] = std::max(curve_ns[b], curve_ns[b - 1]);
     }
+    auto known = sizes.rbegin();
     for (std::uint32_t b = rows_top - 1; b >= 1; --b) {
+        while (known != sizes.rend() && known->rows > b) ++known;
+        const bool own = known != sizes.rend() && known->rows == b;
+        if (own && known->window.size() >= kWellKnown) continue;
         curve_ns[b] = std::max(curve_ns[b], curve_ns[b + 1] * b / (b + 1));
     }
 }

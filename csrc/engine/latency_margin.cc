@@ -12,7 +12,7 @@ constexpr double kMissShareMin = -0.05;
 // Per step that the share lies below 0: so many deviations more than the largest ratio seen.
 constexpr double kBeyondLargest = 0.25;
 // A model that nothing was seen of gets exp(kColdLog); it is gone after kColdBatches.
-constexpr double kColdLog = 0.2;
+constexpr double kColdLog = 0.25;
 constexpr double kColdBatches = 64;
 constexpr double kWidenedKept = 0.92;
 constexpr double kWidenedMax = 0.4;

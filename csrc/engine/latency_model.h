@@ -3,7 +3,8 @@
 //
 //     observation ─▶ ring of its size ─ median ─┬─▶ table (sizes with enough observations)
 //                                               └─▶ affine backbone (recursive least squares)
-//     expected(b) = backbone corrected by the table    non-decreasing, expected(b)/b non-increasing
+//     expected(b) = backbone corrected by the table    non-decreasing; expected(b)/b non-increasing
+//                                                      but where well measured sizes deny it
 //     bound(b)    = expected(b) * margin               margin: quantile of observed / expected
 //
 // A model that nothing is known of takes a few words and no memory besides. Equal calls in equal

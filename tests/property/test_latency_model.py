@@ -63,8 +63,10 @@ def answers(model: LatencyModel) -> list[object]:
 def test_larger_batches_take_longer_and_less_per_row(runs: list[Run], steps: list[Step]) -> None:
     model = learned(runs, steps)
     assert model.margin >= 1
-    known_to = min(max(40, model.rows_measured + 3), 600)
+    known_to = min(max(40, model.rows_measured + 3), 5010)
     rows = sorted({*range(known_to), *PROBES})
+    # Their neighbours do not overrule these.
+    well_known = {size.rows for size in model.sizes if size.observations >= 16}
     for number in (0, 1, 4):
         expected = [model.expected(b, number) for b in rows]
         bound = [model.bound(b, number) for b in rows]
@@ -74,7 +76,8 @@ def test_larger_batches_take_longer_and_less_per_row(runs: list[Run], steps: lis
         assert all(e > 0 for e in expected[1:]) == model.known
         per_row = [e / b for e, b in zip(expected, rows, strict=True) if b > 0]
         for b, here, after in zip(rows[1:], per_row, per_row[1:], strict=False):
-            assert after <= here * (1 + 1e-5) + 2 / b
+            if b not in well_known:
+                assert after <= here * (1 + 1e-5) + 2 / b
 
 
 @given(RUNS, STEPS, st.integers(-5, 3 * HOUR), st.integers(0, 6000), st.integers(0, 4))

@@ -128,6 +128,16 @@ def test_small_batches_that_are_off_the_line_have_their_own_times(seed: int) -> 
     assert model.margin <= 1.005
 
 
+def padded(rows: int) -> int:
+    return affine(1 << (rows - 1).bit_length())
+
+
+def test_a_model_that_pads_batches_to_powers_of_two_has_steps() -> None:
+    model = feed(LatencyModel(), padded, range(1, 33), 3000)
+    assert error(model, padded, range(1, 33)) < 0.001
+    assert model.largest_within(padded(8), 64) == 8
+
+
 # -- noise ----------------------------------------------------------------------------------
 
 
@@ -168,6 +178,24 @@ def test_noise_with_a_heavy_tail_is_covered_too() -> None:
     assert missed == pytest.approx(0.01, abs=0.005)
     # What three of a hundred batches meet is no property of the model.
     assert error(model, affine, range(1, 21)) < 0.02
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.03, 0.1])
+def test_what_somebody_else_does_on_the_device_widens_the_margin_alone(sigma: float) -> None:
+    random = Random(7)
+    model = LatencyModel()
+    before = model.accuracy
+    for step in range(20_000):
+        rows = random.randint(1, 20)
+        factor = 1.5 if step % 300 < 20 else 1.0
+        model.observe(rows, round(affine(rows) * factor * math.exp(sigma * random.gauss(0, 1))))
+        if step == 2000:
+            before = model.accuracy
+    after = model.accuracy
+    missed = (after.beyond - before.beyond) / (after.predicted - before.predicted)
+    assert missed < 0.015
+    assert model.margin > 1.3
+    assert error(model, affine, range(1, 21)) < 0.05 + 0.75 * sigma
 
 
 def test_the_error_of_predictions_is_told() -> None:
