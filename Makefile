@@ -41,7 +41,7 @@ test-asan: setup ## codec, engine and transport tests under ASan and UBSan
 test-lowest: setup ## tests without Triton, with the oldest dependencies pyproject.toml allows
 	@.ci/test-lowest $(ARGS)
 
-fuzz: setup ## fuzz codec and HTTP/2 sessions without end, or for FUZZ_SECONDS=60
+fuzz: setup ## fuzz codec, HTTP/2 and engine without end, or for FUZZ_SECONDS=60
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) .ci/fuzz $(ARGS)
 
 lint: setup ## ruff, mypy, clang-format and the tidy tests

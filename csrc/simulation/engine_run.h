@@ -3,23 +3,50 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
+#include "simulation/engine_settings.h"
+#include "simulation/histogram.h"
 #include "simulation/scenario.h"
 
 namespace infersched::simulation {
 
-struct EngineSettings {
-    std::uint32_t rows_max = 128;  // of every model, as Triton's max_batch_size
-    // After every event; slow.
-    bool check_invariants = false;
+// Counted requests: offered is the sum of the others.
+struct ClassMetrics {
+    std::uint64_t offered = 0;
+    std::uint64_t in_time = 0;  // without an objective: answered at all
+    std::uint64_t late = 0;     // or expired while it ran, or unanswered at the end
+    std::uint64_t refused = 0;
+    std::uint64_t expired = 0;  // in the queue
+    std::uint64_t failed = 0;
+    std::uint64_t cancelled = 0;
+};
+
+enum class Fate : std::uint8_t { kUncounted, kInTime, kLate, kRefused, kExpired, kFailed, kLeft };
+
+struct EngineMetrics {
+    // As the reference policies count: refused, expired and failed requests are dropped, cancelled
+    // ones were not offered.
+    Metrics totals;
+    std::vector<std::vector<ClassMetrics>> classes;  // by model and class
+    Histogram waits;      // of answered counted requests: arrival to answer without the execution
+    Histogram latencies;  // arrival to answer
+    std::vector<Fate> fates;  // by the order of arrival, warm-up included
+    std::uint64_t steps = 0;
+    std::uint64_t failed_batches = 0;
+    std::uint64_t cancels = 0;
+    std::string broken;  // the first truth that did not hold
 };
 
 // Deterministic, and comparable with the reference policies: the same scenario has the same
-// arrivals. Every executor is a backend with one instance of each model, which exclude each other.
-// What the engine refused or let expire in its queue counts as dropped.
-Metrics simulate_engine(const Scenario& scenario, const EngineSettings& settings);
+// arrivals.
+EngineMetrics simulate_engine(const Scenario& scenario, const EngineSettings& settings);
 
 // What makes a scenario impossible to run under the engine, in words; empty when it can be.
 std::string problem_of(const Scenario& scenario, const EngineSettings& settings);
+
+// What each model is configured to: the settings', or one made of the scenario.
+std::vector<ModelSetup> setups_of(const Scenario& scenario, const EngineSettings& settings);
 
 }  // namespace infersched::simulation

@@ -10,13 +10,21 @@
 
 namespace infersched::simulation {
 
-enum class EventKind : std::uint8_t { kArrival, kBatchEnd };
+enum class EventKind : std::uint8_t {
+    kArrival,
+    kBatchEnd,
+    // Of the engine's backends and their faults.
+    kBatchArrives,
+    kReply,
+    kFaultBegins,
+    kFaultEnds,
+};
 
 struct Event {
     Nanos at = 0;
     std::uint64_t order = 0;       // unique: equal times never compare equal
-    std::uint64_t generation = 0;  // of the executor
-    std::uint32_t index = 0;       // model of an arrival, executor of a batch end
+    std::uint64_t generation = 0;  // of the executor, or the batch
+    std::uint32_t index = 0;       // model of an arrival, executor or slot of a batch, fault
     EventKind kind = EventKind::kArrival;
 };
 

@@ -103,17 +103,6 @@ cdef extern from "simulation/simulator.h" namespace "infersched::simulation" nog
     Metrics simulate(const CScenario& scenario, Policy& policy) except +
 
 
-cdef extern from "simulation/engine_run.h" namespace "infersched::simulation" nogil:
-    cdef cppclass EngineSettings:
-        EngineSettings()
-        uint32_t rows_max
-        cbool check_invariants
-
-    Metrics simulate_engine(const CScenario& scenario, const EngineSettings& settings) except +
-    string engine_problem_of "infersched::simulation::problem_of"(
-        const CScenario& scenario, const EngineSettings& settings) except +
-
-
 cdef extern from "simulation/closed_form.h" namespace "infersched::simulation" nogil:
     double c_bound "infersched::simulation::staggered_bound_per_s"(
         const Latency& latency, Nanos objective_ns, uint32_t executors)

@@ -69,6 +69,9 @@ cdef Policy* policy_of(str name, dict settings) except NULL:
     raise ValueError(f"no reference policy is called {name}")
 
 
+include "engine_simulation.pxi"
+
+
 cdef class Scenario:
     """One run: models with their arrivals, executors, and which requests count."""
 
@@ -105,16 +108,14 @@ cdef class Scenario:
 
     def run_engine(self, settings):
         """Runs the engine itself, without the GIL. Raises ValueError for what cannot be run."""
-        cdef EngineSettings chosen
-        chosen.rows_max = settings["rows_max"]
-        chosen.check_invariants = settings["check_invariants"]
+        cdef EngineSettings chosen = engine_settings_of(settings)
         cdef string problem = engine_problem_of(self.scenario, chosen)
         if not problem.empty():
             raise ValueError(problem.decode())
-        cdef Metrics metrics
+        cdef EngineMetrics metrics
         with nogil:
             metrics = simulate_engine(self.scenario, chosen)
-        return counted(metrics)
+        return engine_counted(metrics)
 
 
 cdef dict counted(Metrics& metrics):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scheduler._native import simulation as native
+from scheduler.simulation.engine import EngineOutcome, EngineSettings
 
 MS = 1_000_000
 
@@ -163,12 +164,9 @@ def clockwork(ahead_ms: float = 5.0) -> Policy:
     return Policy("clockwork", {"ahead_ns": round(ahead_ms * MS)})
 
 
-def engine(rows_max: int = 128, *, check_invariants: bool = False) -> Policy:
-    """The engine of the server, which learns rates and latencies as it does there.
-
-    `rows_max` is each model's largest batch. `check_invariants`: after every event, slow.
-    """
-    return Policy(ENGINE, {"rows_max": rows_max, "check_invariants": check_invariants})
+def engine(settings: EngineSettings | None = None) -> Policy:
+    """The engine of the server, which learns rates and latencies as it does there."""
+    return Policy(ENGINE, (settings or EngineSettings()).native())
 
 
 ENGINE = "infersched"
@@ -206,6 +204,7 @@ class Outcome:
     preempted_batches: int
     arrived: int  # warm-up included
     stopped_early: bool
+    engine: EngineOutcome | None = None
 
     @property
     def attainment(self) -> float:
@@ -226,7 +225,8 @@ class Outcome:
 def simulate(scenario: Scenario, policy: Policy) -> Outcome:
     """Runs a scenario; the same one always gives the same outcome.
 
-    Raises ValueError for a scenario that cannot be run.
+    Raises ValueError for a scenario that cannot be run, BrokenTruth when truths were to be checked
+    and one did not hold.
     """
     run = native.Scenario(
         executors=scenario.executors,
@@ -248,6 +248,7 @@ def simulate(scenario: Scenario, policy: Policy) -> Outcome:
         preempted_batches=counted["preempted"],
         arrived=counted["arrived"],
         stopped_early=counted["stopped_early"],
+        engine=EngineOutcome.of(counted["engine"]) if "engine" in counted else None,
     )
 
 

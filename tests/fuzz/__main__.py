@@ -1,4 +1,5 @@
-"""`python -m tests.fuzz --seconds 600`: coverage-guided fuzzing of codec and HTTP/2 sessions.
+"""`python -m tests.fuzz --seconds 600`: coverage-guided fuzzing of codec and HTTP/2 sessions, and
+random worlds for the engine (tests.property.engine_swarm).
 
 Without `--seconds` it never ends. The targets take turns on one core. Corpora grow in
 build/fuzz/corpus; an input that breaks something is kept in build/fuzz/findings and belongs into
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.fuzz.corpus import SEEDS, write_corpus, write_dictionary
+from tests.property.engine_swarm import replay
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "fuzz"
@@ -27,6 +29,8 @@ FINDINGS = BUILD / "findings"
 TURN_S = 300
 SEED_INPUTS = 400
 INPUT_BYTES_MAX = 4_096
+WORLDS = "engine_worlds"
+TARGETS = (*SEEDS, WORLDS)
 
 # One status line of libFuzzer: "#2048  pulse  cov: 1168 ft: 3327 corp: 421/12Kb ... exec/s: 27341".
 STATUS = re.compile(r"^#(\d+)\s+(\w+)\s+cov: (\d+) ft: (\d+) corp: (\d+)")
@@ -113,17 +117,34 @@ def run_turn(target: Target, seconds: int, seed: int) -> bool:
     return done.returncode == 0
 
 
+def run_worlds(target: Target, seconds: int, seed: int) -> bool:
+    """Random worlds for the engine. Returns whether every truth held."""
+    first = seed * 1_000_000
+    command = [sys.executable, "-m", "tests.property.engine_swarm", str(first)]
+    begun = time.monotonic()
+    done = subprocess.run(
+        [*command, "--seconds", str(seconds)], stdout=subprocess.PIPE, cwd=ROOT, check=False
+    )
+    target.seconds += time.monotonic() - begun
+    seeds = done.stdout.split()
+    target.runs += len(seeds)
+    if done.returncode != 0 and seeds:
+        print(f"again by: {replay(int(seeds[-1]))}", file=sys.stderr, flush=True)
+    return done.returncode == 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=int, default=0, help="of all targets; 0: without end")
     parser.add_argument("--seed", type=int, default=None, help="default: another one every time")
-    parser.add_argument("--target", choices=sorted(SEEDS), action="append", help="default: all")
+    parser.add_argument("--target", choices=sorted(TARGETS), action="append", help="default: all")
     given = parser.parse_args()
     build = [sys.executable, "setup.py", "--quiet", "build_fuzz"]
-    subprocess.run(build, cwd=ROOT, check=True, stdout=sys.stderr)
+    if given.target != [WORLDS]:
+        subprocess.run(build, cwd=ROOT, check=True, stdout=sys.stderr)
     seed = random.randrange(1, 2**31) if given.seed is None else given.seed
     print(f"seed {seed}", file=sys.stderr)
-    targets = [Target(name) for name in given.target or SEEDS]
+    targets = [Target(name) for name in given.target or TARGETS]
     turns = -(-given.seconds // (TURN_S * len(targets))) if given.seconds else 0
     turn_s = max(given.seconds // (turns * len(targets)), 1) if turns else TURN_S
     findings = 0
@@ -131,14 +152,15 @@ def main() -> int:
     try:
         while findings == 0 and (turns == 0 or turn < turns):
             for target in targets:
-                findings += not run_turn(target, turn_s, seed + turn)
+                run = run_worlds if target.name == WORLDS else run_turn
+                findings += not run(target, turn_s, seed + turn)
                 print(target.report(), file=sys.stderr, flush=True)
             turn += 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     runs = sum(target.runs for target in targets)
     figure = {
-        "figure": "fuzzed inputs with a crash, leak or sanitizer report",
+        "figure": "fuzzed inputs with a crash, leak or report, worlds with a broken truth",
         "value": findings,
         "must": 0,
         "aim": 0,

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from scheduler.simulation.compare import NAMES, goodput_of
+from scheduler.simulation.engine import EngineSettings
 from scheduler.simulation.scenario import (
     Arrivals,
     Latency,
@@ -20,7 +21,7 @@ from scheduler.simulation.workloads import SMALL, WORKLOADS
 
 pytestmark = pytest.mark.native
 
-CHECKED = engine(check_invariants=True)
+CHECKED = engine(EngineSettings(check_truths=True))
 
 
 def recorded(times_ms: list[float], latency: Latency, objective_ms: float) -> Scenario:
@@ -34,10 +35,11 @@ def recorded(times_ms: list[float], latency: Latency, objective_ms: float) -> Sc
 def test_every_counted_request_is_accounted_for(letter: str, part: float) -> None:
     workload = WORKLOADS[letter]
     rate = part * workload.capacity_per_s
-    outcome = simulate(workload.scenario(rate, requests=3000), CHECKED)
+    scenario = replace(workload.scenario(rate, requests=2000), warm_up_ms=50)
+    outcome = simulate(scenario, CHECKED)
     for model in outcome.models:
         assert model.offered == model.in_time + model.late + model.dropped
-    assert sum(model.offered for model in outcome.models) == 3000
+    assert sum(model.offered for model in outcome.models) == 2000
 
 
 @pytest.mark.parametrize("letter", WORKLOADS)
@@ -74,7 +76,9 @@ def test_a_batch_takes_its_time_on_one_executor_of_several_models() -> None:
 
 
 def test_what_expired_in_the_queue_is_dropped_and_what_ran_too_long_is_late() -> None:
-    (model,) = simulate(recorded([0, 1, 2], Latency(0, 10), 10.5), engine(1)).models
+    (model,) = simulate(
+        recorded([0, 1, 2], Latency(0, 10), 10.5), engine(EngineSettings(rows_max=1))
+    ).models
     assert (model.in_time, model.late + model.dropped) == (1, 2)
     (model,) = simulate(recorded([0], Latency(0, 10), 9.5), engine()).models
     assert (model.in_time, model.late) == (0, 1)
@@ -82,7 +86,7 @@ def test_what_expired_in_the_queue_is_dropped_and_what_ran_too_long_is_late() ->
 
 def test_batches_are_bounded() -> None:
     scenario = recorded([0.0] * 100, Latency(0, 1), 1000)
-    (model,) = simulate(scenario, engine(rows_max=10)).models
+    (model,) = simulate(scenario, engine(EngineSettings(rows_max=10))).models
     assert (model.in_time, model.batches) == (100, 10)
 
 
@@ -103,8 +107,8 @@ def test_the_table_of_goodputs_has_the_engine_last() -> None:
 @pytest.mark.parametrize(
     ("scenario", "policy"),
     [
-        (WORKLOADS["A"].scenario(100), engine(0)),
-        (WORKLOADS["A"].scenario(100), engine(1025)),
+        (WORKLOADS["A"].scenario(100), engine(EngineSettings(rows_max=0))),
+        (WORKLOADS["A"].scenario(100), engine(EngineSettings(rows_max=1025))),
         (replace(WORKLOADS["A"].scenario(100), executors=257), engine()),
         (Scenario([Model(SMALL, 25, Arrivals())] * 4097, 1), engine()),
     ],

@@ -1,0 +1,75 @@
+// What the engine is told in a run, and what its backends do to it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/status.h"
+#include "base/time.h"
+#include "engine/engine.h"
+
+namespace infersched::simulation {
+
+// A kind of requests of one model.
+struct RequestClass {
+    double share = 1;            // of the model's requests, in proportion to the other classes
+    std::uint64_t priority = 0;  // as engine::Request
+    Nanos objective_ns = 0;      // the deadline its clients send; 0: the model's, kNever: none
+    std::uint32_t tenant = 0;
+    std::uint32_t rows = 1;
+    std::uint32_t signatures = 1;  // evenly spread
+};
+
+struct ModelSetup {
+    engine::ModelPolicy policy;
+    std::vector<engine::Placement> placements;
+    std::vector<RequestClass> classes;  // none: one of the defaults
+};
+
+enum class FaultKind : std::uint8_t {
+    kSlow,       // executions take `factor` times as long
+    kDown,       // what is there is lost with `failure`, nothing new is taken
+    kHang,       // what starts does not end before the fault does
+    kFailing,    // a part `factor` of the batches ends with `failure` and `code`
+    kRefusing,   // nothing runs: every batch comes back at once with kNothingRan
+    kCancels,    // a part `factor` of the open requests is cancelled, at once
+    kClockJump,  // the engine's clock moves by shift_ns, either way, at once
+    kNonsense,   // a part `factor` of the requests has absurd times; stale and unknown handles come
+    kDraining,   // the engine drains
+    kRemoved,    // `model` is not in use
+    kUnplaced,   // `model` is not placed on `backend`
+    kInstances,  // `model` has one instance more on every backend
+};
+
+struct Fault {
+    FaultKind kind = FaultKind::kSlow;
+    Nanos from_ns = 0;
+    Nanos until_ns = 0;                          // the fault is over; before from_ns: as from_ns
+    std::uint32_t backend = engine::kNoBackend;  // kNoBackend: all
+    std::uint32_t model = 0;
+    double factor = 1;
+    Nanos shift_ns = 0;
+    engine::FailureKind failure = engine::FailureKind::kConnection;
+    StatusCode code = StatusCode::kUnavailable;
+};
+
+// The number of no request: nothing is forced.
+inline constexpr std::uint64_t kNoOrdinal = UINT64_MAX;
+
+struct EngineSettings {
+    std::uint32_t rows_max = 128;  // of every model without a setup
+    // One for each model, or none: every executor of the scenario is a backend that holds all
+    // models, the model's objective its slo.
+    std::vector<ModelSetup> models;
+    std::vector<double> speeds;  // of backend i: executions take 1/speed as long; missing ones: 1
+    double drift_per_s = 0;      // executions take 1 + drift * t as long
+    Nanos wire_ns = 0;           // to a backend, and back
+    std::vector<Fault> faults;
+    // The truths of the engine, after every event: its invariants, one answer for each request,
+    // nothing kept after its deadline, nothing sent where it must not go, a copy from save() and
+    // load() that acts alike, and everything answered in the end. Slow.
+    bool check_truths = false;
+    bool keep_fates = false;  // EngineMetrics::fates
+};
+
+}  // namespace infersched::simulation

@@ -1,0 +1,94 @@
+"""Declarations of csrc/simulation's run of the engine."""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libcpp cimport bool as cbool
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+from scheduler._native.simulation cimport CScenario, Metrics
+
+
+cdef extern from "base/status.h" namespace "infersched" nogil:
+    cdef enum class StatusCode(uint8_t):
+        pass
+
+
+cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
+    cdef enum class FailureKind(uint8_t):
+        pass
+
+    cdef cppclass LevelPolicy:
+        int64_t slo_ns
+        cbool best_effort
+
+    cdef cppclass ModelPolicy:
+        cbool in_use, merge, idempotent, cancellable, load_aware
+        uint32_t rows_max, priority_levels, default_priority, staged_batches_max
+        vector[uint32_t] preferred_rows, mandatory_rows
+        vector[LevelPolicy] levels
+        int64_t queue_delay_max_ns, slo_ns, queue_age_max_ns, aging_ns
+        uint64_t queue_requests_max, queue_bytes_max
+        double attainment, value
+
+    cdef cppclass Placement:
+        uint32_t backend, instances, executor_group
+        cbool ready
+
+
+cdef extern from "simulation/engine_settings.h" namespace "infersched::simulation" nogil:
+    cdef cppclass RequestClass:
+        double share
+        uint64_t priority
+        int64_t objective_ns
+        uint32_t tenant, rows, signatures
+
+    cdef cppclass ModelSetup:
+        ModelPolicy policy
+        vector[Placement] placements
+        vector[RequestClass] classes
+
+    cdef enum class FaultKind(uint8_t):
+        pass
+
+    cdef cppclass Fault:
+        FaultKind kind
+        int64_t from_ns, until_ns, shift_ns
+        uint32_t backend, model
+        double factor
+        FailureKind failure
+        StatusCode code
+
+    cdef cppclass EngineSettings:
+        uint32_t rows_max
+        vector[ModelSetup] models
+        vector[double] speeds
+        double drift_per_s
+        int64_t wire_ns
+        vector[Fault] faults
+        cbool check_truths, keep_fates
+
+
+cdef extern from "simulation/histogram.h" namespace "infersched::simulation" nogil:
+    cdef cppclass Histogram:
+        int64_t quantile(double part)
+
+
+cdef extern from "simulation/engine_run.h" namespace "infersched::simulation" nogil:
+    cdef cppclass ClassMetrics:
+        uint64_t offered, in_time, late, refused, expired, failed, cancelled
+
+    cdef enum class Fate(uint8_t):
+        pass
+
+    cdef cppclass EngineMetrics:
+        Metrics totals
+        vector[vector[ClassMetrics]] classes
+        Histogram waits, latencies
+        vector[Fate] fates
+        uint64_t steps, failed_batches, cancels
+        string broken
+
+    EngineMetrics simulate_engine(
+        const CScenario& scenario, const EngineSettings& settings) except +
+    string engine_problem_of "infersched::simulation::problem_of"(
+        const CScenario& scenario, const EngineSettings& settings) except +
