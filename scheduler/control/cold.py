@@ -40,9 +40,10 @@ class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._pool = plane.pool
         self._readiness = plane.readiness
         self._statistics = Statistics(plane)
-        self._repository = Repository(plane)
+        # A backend that comes back is told in this order: models load for long, and have settings.
         self._shared_memory = SharedMemory(plane)
-        self._trace_and_log = TraceAndLog(plane.pool)
+        self._repository = Repository(plane)
+        self._trace_and_log = TraceAndLog(plane)
 
     async def ServerLive(self, request: Any, context: Any) -> service_pb2.ServerLiveResponse:
         return service_pb2.ServerLiveResponse(live=True)

@@ -70,7 +70,7 @@ class ControlPlane:
         self.desired.priors = self.latencies.priors
         # The data plane that was told the priors.
         self._told_pid = 0
-        # Called with the address of a backend that serves for the first time or again.
+        # Called with the address of a backend that serves for the first time or again, in order.
         self.on_rejoin: list[Callable[[str], Coroutine[Any, Any, None]]] = [self.latencies.joined]
         self._joined: set[str] = set()
         self._rejoins: set[asyncio.Task[None]] = set()
@@ -191,11 +191,14 @@ class ControlPlane:
                 self.regions.lost(address)
             elif watch.status is BackendStatus.SERVING and address not in self._joined:
                 self._joined.add(address)
-                for act in self.on_rejoin:
-                    task = asyncio.create_task(act(address))
-                    self._rejoins.add(task)
-                    task.add_done_callback(self._rejoins.discard)
+                task = asyncio.create_task(self._rejoined(address))
+                self._rejoins.add(task)
+                task.add_done_callback(self._rejoins.discard)
         self._joined &= self.pool.watches.keys()
+
+    async def _rejoined(self, address: str) -> None:
+        for act in self.on_rejoin:
+            await act(address)
 
     def _merging_switched_off(self, event: pb.MergingSwitchedOff) -> None:
         key = self.desired.model_at(event.model_index)

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 from tritonclient.grpc import InferenceServerClient, service_pb2
+from tritonclient.utils import InferenceServerException
 
 from scheduler.backends.embedded_triton import EmbeddedTriton
-from tests.control_plane import ControlPlane
-from tests.wire.control_plane.words import TIMEOUT_S, Cold, failure
+from scheduler.control.server_settings import ServerSettings
+from tests.control_plane import ControlPlane, FakeDataPlane, wait_until
+from tests.wire.control_plane.words import START_TIMEOUT_S, TIMEOUT_S, Cold, failure
 
 pytestmark = pytest.mark.e2e
 
@@ -23,6 +25,7 @@ def clients(explicit_pair: Pair, pair: list[Cold]) -> Iterator[list[InferenceSer
     yield clients
     for client in clients:
         client.update_trace_settings(settings={"trace_rate": "1000"})
+        client.update_trace_settings("identity", settings={"trace_rate": None})
         client.update_log_settings({"log_verbose_level": 0, "log_info": True})
         client.close()
 
@@ -78,6 +81,51 @@ def test_what_triton_refuses_is_refused_in_its_words(
     unknown = service_pb2.TraceSettingRequest(model_name="nope")
     ours = failure(lambda: cold.TraceSetting(unknown, timeout=TIMEOUT_S))
     assert ours == failure(lambda: pair[0].TraceSetting(unknown, timeout=TIMEOUT_S))
+
+
+def rate(client: InferenceServerClient, model: str = "") -> list[str]:
+    return list(client.get_trace_settings(model).settings["trace_rate"].value)
+
+
+def test_a_backend_that_was_started_again_is_told_the_settings(
+    client: InferenceServerClient,
+    clients: list[InferenceServerClient],
+    explicit_pair: Pair,
+    pair_control: ControlPlane,
+) -> None:
+    client.load_model("identity")
+    for value in ("3", "5"):
+        client.update_trace_settings(settings={"trace_rate": value})
+        client.update_trace_settings("identity", settings={"trace_rate": value + "0"})
+    client.update_log_settings({"log_verbose_level": 1})
+    client.update_log_settings({"log_info": False})
+    # The control plane may have been started anew meanwhile.
+    pair_control.kill()
+    explicit_pair[1].kill()
+    explicit_pair[1].start_ready()
+    pair_control.start()
+
+    one = InferenceServerClient(explicit_pair[1].grpc_address)
+    with one:
+        wait_until(lambda: rate(one) == ["5"], "the trace settings", START_TIMEOUT_S)
+        wait_until(
+            lambda: one.is_model_ready("identity") and rate(one, "identity") == ["50"],
+            "the trace settings of the model, which was loaded again",
+            START_TIMEOUT_S,
+        )
+        settings = one.get_log_settings().settings
+        assert settings["log_info"].bool_param is False
+        assert settings["log_verbose_level"].uint32_param == 1
+
+
+def test_a_change_that_was_refused_is_not_repeated(
+    client: InferenceServerClient, explicit_pair: Pair, data_plane: FakeDataPlane
+) -> None:
+    client.update_trace_settings(settings={"trace_rate": "7"})
+    with pytest.raises(InferenceServerException):
+        client.update_trace_settings(settings={"trace_rate": "often"})
+    stored = ServerSettings(data_plane.runtime_directory).changes()
+    assert [list(request.settings["trace_rate"].value) for _, request in stored] == [["7"]]
 
 
 def test_a_backend_that_does_not_answer_is_passed_over(
