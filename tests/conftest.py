@@ -65,6 +65,13 @@ def rng(seed: int) -> random.Random:
 
 
 @pytest.fixture(scope="session")
+def needs_triton() -> None:
+    """For what starts a tritonserver: skips where none is installed."""
+    if triton_install.locate() is None:
+        pytest.skip("no embedded Triton: make setup installs it")
+
+
+@pytest.fixture(scope="session")
 def triton_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with every model of `tests.models.write_all`."""
     repository = tmp_path_factory.mktemp("repository")
@@ -73,9 +80,7 @@ def triton_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def triton(triton_repository: Path) -> Iterator[EmbeddedTriton]:
+def triton(needs_triton: None, triton_repository: Path) -> Iterator[EmbeddedTriton]:
     """A Triton that serves them for the whole run; do not stop it."""
-    if triton_install.locate() is None:
-        pytest.skip("no embedded Triton: make setup installs it")
     with EmbeddedTriton(triton_repository) as running:
         yield running

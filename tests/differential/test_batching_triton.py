@@ -24,7 +24,6 @@ from google.protobuf import json_format, text_format
 from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from scheduler.backends import triton_install
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
 from tests.dataplane import wait_until
@@ -173,10 +172,8 @@ def write_models(repository: Path, *, with_blocks: bool) -> None:
 
 
 @pytest.fixture(scope="module")
-def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Way, Way]]:
+def ways(needs_triton: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Way, Way]]:
     """Straight to the Triton with the blocks, and through the scheduler."""
-    if triton_install.locate() is None:
-        pytest.skip("no embedded Triton: make setup installs it")
     blocked, plain = tmp_path_factory.mktemp("blocked"), tmp_path_factory.mktemp("plain")
     write_models(blocked, with_blocks=True)
     write_models(plain, with_blocks=False)

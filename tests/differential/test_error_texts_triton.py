@@ -9,7 +9,6 @@ from pathlib import Path
 import grpc
 import pytest
 
-from scheduler.backends import triton_install
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
 from tests.codec_messages import Request, Tensor
@@ -51,11 +50,10 @@ def poison() -> int:
 
 @pytest.fixture(scope="module")
 def channels(
+    needs_triton: None,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[grpc.Channel, grpc.Channel]]:
     """Straight to Triton, and through the scheduler."""
-    if triton_install.locate() is None:
-        pytest.skip("no embedded Triton: make setup installs it")
     repository: Path = tmp_path_factory.mktemp("errors")
     poisoned = WorldModel("poisoned", (FLAG,), (DIGEST,), 8, (("X", None),), poison())
     write_repository(repository, (*MODELS, poisoned))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.backends import triton_install
 from tests.differential.cases import CHUNK
 from tests.differential.deliberate import DELIBERATE
 from tests.differential.random_run import run
@@ -19,9 +18,7 @@ REQUESTS = int(os.environ.get("INFERSCHED_DIFFERENTIAL_REQUESTS", 5 * CHUNK))
 
 @pytest.mark.e2e
 @pytest.mark.timeout(max(180, REQUESTS // 20))
-def test_random_requests_differ_only_where_it_is_meant(seed: int) -> None:
-    if triton_install.locate() is None:
-        pytest.skip("no embedded Triton: make setup installs it")
+def test_random_requests_differ_only_where_it_is_meant(needs_triton: None, seed: int) -> None:
     report = run(seed, range(REQUESTS))
     print(report.summary())
     assert not report.unlisted, report.unlisted[0].report(seed)

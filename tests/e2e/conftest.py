@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.backends import triton_install
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
 from tests.serving import ServedScheduler
@@ -29,10 +28,8 @@ def scheduler(triton: EmbeddedTriton) -> Iterator[ServedScheduler]:
 
 
 @pytest.fixture(scope="session")
-def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_repository(needs_triton: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An identity and a slow model (50 ms): a Triton of these starts quickly."""
-    if triton_install.locate() is None:
-        pytest.skip("no embedded Triton: make setup installs it")
     repository = tmp_path_factory.mktemp("small")
     models.identity(repository)
     models.slow(repository, per_execution_s=0.05)

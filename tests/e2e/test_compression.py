@@ -11,7 +11,6 @@ import pytest
 import tritonclient.grpc as triton
 import yaml
 
-from scheduler.backends import triton_install
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
 from tests.serving import ServedScheduler
@@ -25,10 +24,10 @@ COMPRESSED_BYTES_MAX = PLAIN_BYTES // 4
 
 
 @pytest.fixture(scope="module")
-def compressing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]:
+def compressing(
+    needs_triton: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EmbeddedTriton]:
     """A Triton that compresses its answers."""
-    if triton_install.locate() is None:
-        pytest.skip("no embedded Triton: make setup installs it")
     repository = tmp_path_factory.mktemp("wide")
     models.identity(repository, dims=(WIDTH,))
     arguments = ["--grpc-infer-response-compression-level=high"]

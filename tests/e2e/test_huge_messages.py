@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scheduler.backends import triton_install
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
 from tests.serving import ServedScheduler
@@ -24,10 +23,10 @@ TIMEOUT_S = 600.0
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+def served(
+    needs_triton: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, str]]:
     """Addresses of a Triton and of a scheduler before it."""
-    if triton_install.locate() is None:
-        pytest.skip("no embedded Triton: make setup installs it")
     repository = tmp_path_factory.mktemp("huge")
     models.checksum(Path(repository))
     with EmbeddedTriton(repository) as triton:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from scheduler.backends import triton_install
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
 from tests.serving import ServedScheduler
@@ -40,10 +39,10 @@ Stub = service_pb2_grpc.GRPCInferenceServiceStub
 
 
 @pytest.fixture(scope="module")
-def stubs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stub, Stub]]:
+def stubs(
+    needs_triton: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Stub, Stub]]:
     """To a Triton of the masked model, and to a scheduler that pads before it."""
-    if triton_install.locate() is None:
-        pytest.skip("no embedded Triton: make setup installs it")
     directory = tmp_path_factory.mktemp("padding")
     models.write_model(
         directory,

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient
 
-from scheduler.backends import triton_install
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
 from tests.dataplane import wait_until
@@ -23,9 +22,7 @@ LOAD_TIMEOUT_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def explicit_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if triton_install.locate() is None:
-        pytest.skip("no embedded Triton: make setup installs it")
+def explicit_repository(needs_triton: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("explicit")
     models.identity(repository)
     models.slow(repository, per_execution_s=0.02)

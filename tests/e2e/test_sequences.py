@@ -10,7 +10,6 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
-from scheduler.backends import triton_install
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
 from tests.dataplane import wait_until
@@ -24,9 +23,7 @@ SEQUENCES = 12
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if triton_install.locate() is None:
-        pytest.skip("no embedded Triton: make setup installs it")
+def repository(needs_triton: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("sequences")
     models.identity(directory)
     models.sequence(directory)

@@ -16,7 +16,6 @@ import pytest
 import tritonclient.grpc as grpcclient
 import tritonclient.grpc.aio as aioclient
 
-from scheduler.backends import triton_install
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
 from tests.dataplane import wait_until
@@ -43,10 +42,10 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(journal: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedScheduler]:
+def served(
+    needs_triton: None, journal: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServedScheduler]:
     """A scheduler before a Triton whose repeat model has one instance and a journal."""
-    if triton_install.locate() is None:
-        pytest.skip("no embedded Triton: make setup installs it")
     repository = tmp_path_factory.mktemp("streams")
     models.identity(repository)
     models.slow(repository, per_execution_s=0.05)

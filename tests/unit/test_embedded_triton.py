@@ -22,9 +22,7 @@ from scheduler.cli.triton import triton as triton_command
 from tests import models
 
 ROOT = Path(__file__).resolve().parents[2]
-needs_triton = pytest.mark.skipif(
-    triton_install.locate() is None, reason="no embedded Triton: make setup installs it"
-)
+needs_triton = pytest.mark.usefixtures("needs_triton")
 
 
 @pytest.fixture(scope="module")

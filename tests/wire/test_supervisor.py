@@ -17,7 +17,6 @@ import psutil
 import pytest
 
 from scheduler._native.counters import PAGE_BYTES
-from scheduler.backends import triton_install
 from tests.control_plane import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -214,9 +213,9 @@ def test_a_taken_port_is_named_with_the_fix(tmp_path: Path) -> None:
     assert "--listen HOST:PORT" in done.stderr
 
 
-def test_a_repository_that_cannot_be_loaded_ends_with_tritons_errors(tmp_path: Path) -> None:
-    if triton_install.locate() is None:
-        pytest.skip("no tritonserver is installed")
+def test_a_repository_that_cannot_be_loaded_ends_with_tritons_errors(
+    needs_triton: None, tmp_path: Path
+) -> None:
     model = tmp_path / "m"
     (model / "1").mkdir(parents=True)
     (model / "config.pbtxt").write_text('name: "m" backend: "nope"')

@@ -10,7 +10,6 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
-from scheduler.backends import triton_install
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from scheduler.v1 import control_pb2_grpc
 from tests import models
@@ -37,9 +36,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
-def triton(repository: Path) -> Iterator[EmbeddedTriton]:
-    if triton_install.locate() is None:
-        pytest.skip("no tritonserver is installed")
+def triton(needs_triton: None, repository: Path) -> Iterator[EmbeddedTriton]:
     with EmbeddedTriton(repository) as server:
         yield server
 
@@ -73,11 +70,10 @@ def direct(triton: EmbeddedTriton) -> Iterator[Cold]:
 
 @pytest.fixture(scope="package")
 def explicit_pair(
+    needs_triton: None,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[EmbeddedTriton, EmbeddedTriton]]:
     """Two Tritons that load what they are told to, each from a repository of its own."""
-    if triton_install.locate() is None:
-        pytest.skip("no tritonserver is installed")
     repositories = [tmp_path_factory.mktemp("explicit") for _ in range(2)]
     for directory in repositories:
         models.identity(directory)
