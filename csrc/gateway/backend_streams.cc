@@ -240,20 +240,48 @@ void Gateway::State::backend_stream_ended(BackendStreamId id, Status status, boo
     }
 }
 
-// The client's stream is over. A backend that has nothing more to say ends its own by itself.
+// The client's stream is over. Decoupled replies that are due are awaited for a while and dropped:
+// Triton 2.51 may die of a stream that is reset meanwhile. A sequence may be started anew at once,
+// and what is left of it must not run then.
 void Gateway::State::let_go_backend_stream(BackendStreamId id, Nanos now) {
     BackendStream* stream = backend_streams.find(id);
     if (stream == nullptr) return;
     Connection* connection = connections.find(stream->connection);
-    if (connection != nullptr) connections.mark_dirty(stream->connection, connection);
-    if (stream->batches.empty() && connection != nullptr) {
-        connection->client->half_close(stream->stream);
-        pay_window(id, 0);
+    const auto is_reset = [this](BatchId batch) {
+        const ModelConfig* model = catalog.at(batches.find(batch)->model);
+        return model != nullptr && (model->schema.sequence || model->policy.cancellable);
+    };
+    if (connection == nullptr ||
+        std::any_of(stream->batches.begin(), stream->batches.end(), is_reset)) {
+        reset_backend_stream(id, now);
         return;
     }
-    if (connection != nullptr) connection->client->cancel(stream->stream);
+    connection->client->half_close(stream->stream);
+    connections.mark_dirty(stream->connection, connection);
+    pay_window(id, 0);
+    lingering.emplace_back(now + kLingerNs, id);
+}
+
+void Gateway::State::reset_backend_stream(BackendStreamId id, Nanos now) {
+    const BackendStream* stream = backend_streams.find(id);
+    if (stream == nullptr) return;
+    if (Connection* connection = connections.find(stream->connection)) {
+        connection->client->cancel(stream->stream);
+        connections.mark_dirty(stream->connection, connection);
+    }
     backend_stream_ended(id, Status::error(StatusCode::kCancelled, "the client is gone"), false,
                          now);
+}
+
+// Those that ended by themselves leave the front of the list without more ado.
+void Gateway::State::reset_lingering(Nanos now) {
+    while (!lingering.empty()) {
+        const auto [until, id] = lingering.front();
+        if (until > now && backend_streams.find(id) != nullptr && lingering.size() <= kLingeringMax)
+            return;
+        lingering.pop_front();
+        reset_backend_stream(id, now);
+    }
 }
 
 void Gateway::State::leave_backend_stream(const BatchRecord& batch) {

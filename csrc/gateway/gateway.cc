@@ -153,6 +153,7 @@ bool Gateway::turn(Nanos now) noexcept {
     state.engine.step(now);
     state.carry_out_actions(now);
     state.expire_streams(now);
+    state.reset_lingering(now);
     state.check_drained(now);
     state.page->host_bytes = state.budget.used;
     left_over |= now < state.awake_until;
@@ -164,6 +165,7 @@ Nanos Gateway::next_wake() const {
     Nanos next = std::min(state_->engine_wake, state_->next_look());
     if (!state_->stream_deadlines.empty())
         next = std::min(next, state_->stream_deadlines.begin()->first);
+    if (!state_->lingering.empty()) next = std::min(next, state_->lingering.front().first);
     if (state_->draining && !state_->drained) next = std::min(next, state_->drain_deadline);
     return next;
 }

@@ -153,6 +153,8 @@ struct Gateway::State {
     void pay_window(BackendStreamId id, std::uint64_t bytes);
     void backend_stream_ended(BackendStreamId id, Status status, bool nothing_ran, Nanos now);
     void let_go_backend_stream(BackendStreamId id, Nanos now);
+    void reset_backend_stream(BackendStreamId id, Nanos now);
+    void reset_lingering(Nanos now);
     void leave_backend_stream(const BatchRecord& batch);
 
     // dispatch.cc
@@ -212,6 +214,8 @@ struct Gateway::State {
     SlotMap<ClientStream> client_streams;
     SlotMap<BackendStream> backend_streams;
     std::set<std::pair<Nanos, ClientStreamId>> stream_deadlines;
+    // Half-closed streams, and when they are reset: in the order of their client streams' ends.
+    std::deque<std::pair<Nanos, BackendStreamId>> lingering;
     SlotMap<Relay> relays;
 
     Nanos engine_wake = kNever;

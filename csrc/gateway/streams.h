@@ -24,6 +24,10 @@ inline constexpr std::uint64_t kStreamUnsentMax = 1u << 20;
 inline constexpr std::size_t kStreamOrderedMax = 1024;
 inline constexpr std::uint64_t kStreamOrderedBytesMax = 64u << 20;
 
+// A backend's stream may go on for so long when that of its client has ended; so many of them.
+inline constexpr Nanos kLingerNs = 1 * kSecond;
+inline constexpr std::size_t kLingeringMax = 1024;
+
 // The place of one reply among those that leave in order.
 struct OrderedReply {
     bool ready = false;

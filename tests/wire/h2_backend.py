@@ -11,6 +11,7 @@ from types import TracebackType
 import h2.config
 import h2.connection
 import h2.events
+from h2.settings import SettingCodes
 
 from tests.wire.raw_client import grpc_message
 
@@ -26,13 +27,19 @@ class H2Backend:
     """
 
     def __init__(
-        self, on_request: Callable[[h2.connection.H2Connection, int, bytes], bool | None]
+        self,
+        on_request: Callable[[h2.connection.H2Connection, int, bytes], bool | None],
+        *,
+        streams_max: int = 100,
     ) -> None:
         self._on_request = on_request
+        self._streams_max = streams_max
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._connections: list[socket.socket] = []
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.requests = 0
+        self.opened = 0
+        self.resets = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> H2Backend:
@@ -64,6 +71,7 @@ class H2Backend:
         )
         connection = h2.connection.H2Connection(config)
         connection.initiate_connection()
+        connection.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: self._streams_max})
         paths: dict[int, str] = {}
         bodies: dict[int, bytes] = {}
         with contextlib.suppress(OSError), peer:
@@ -73,11 +81,14 @@ class H2Backend:
                     if isinstance(event, h2.events.RequestReceived):
                         paths[event.stream_id] = dict(event.headers)[":path"]
                         bodies[event.stream_id] = b""
+                        self.opened += not paths[event.stream_id].endswith("ServerLive")
                     elif isinstance(event, h2.events.DataReceived):
                         bodies[event.stream_id] += event.data
                         connection.acknowledge_received_data(
                             event.flow_controlled_length, event.stream_id
                         )
+                    elif isinstance(event, h2.events.StreamReset):
+                        self.resets += 1
                     elif isinstance(event, h2.events.StreamEnded):
                         stream = event.stream_id
                         if paths[stream].endswith("ServerLive"):
