@@ -1,7 +1,7 @@
 """`python -m benchmarks [NAME ...]`: runs benchmarks, prints one JSON object a figure, keeps them.
 
-Names: frontend, throughput, latency, memory, payload, stream, connections; without
-a name all of them. Exit status 0: every figure reached its "must", 3: one did not or was not
+Names: frontend, throughput, latency, memory, payload, stream, connections, slo_triton; without a
+name all of them. Exit status 0: every figure reached its "must", 3: one did not or was not
 verified, 2: usage.
 """
 
@@ -16,7 +16,16 @@ from benchmarks.options import Options, say
 from benchmarks.results import Figure, default_path, header, write_results
 
 # In the order of the table of figures.
-NAMES = ("frontend", "throughput", "latency", "memory", "payload", "stream", "connections")
+NAMES = (
+    "frontend",
+    "throughput",
+    "latency",
+    "memory",
+    "payload",
+    "stream",
+    "connections",
+    "slo_triton",
+)
 
 
 def parse_arguments() -> tuple[list[str], Options, Path | None, bool]:
@@ -26,13 +35,14 @@ def parse_arguments() -> tuple[list[str], Options, Path | None, bool]:
     parser.add_argument("--seconds", type=float, default=defaults.seconds, help="of one load")
     parser.add_argument("--rounds", type=int, default=defaults.rounds)
     parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--short", action="store_true", help="only see whether slo_triton runs")
     parser.add_argument("--output", type=Path, help="default: a new file in benchmarks/results")
     parser.add_argument("--no-file", action="store_true", help="print only")
     given = parser.parse_args()
     unknown = [name for name in given.names if name not in NAMES]
     if unknown:
         parser.error(f"unknown benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    options = Options(seconds=given.seconds, rounds=given.rounds, seed=given.seed)
+    options = Options(given.seconds, given.rounds, given.seed, short=given.short)
     return given.names or list(NAMES), options, given.output, given.no_file
 
 

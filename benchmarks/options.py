@@ -8,13 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Options:
-    """`seconds` is the measured window of one load; a figure is the median of `rounds`."""
+    """`seconds` is the measured window of one load; a figure is the median of `rounds`.
+
+    `short`: the smallest run that still takes every step; its figures mean nothing.
+    """
 
     seconds: float = 3.0
     rounds: int = 3
     seed: int = 1
     pool: int = 1024
     connections: int = 4
+    short: bool = False
 
 
 def say(text: str) -> None:

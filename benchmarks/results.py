@@ -49,6 +49,13 @@ GOALS: dict[str, Goal] = {
     "small_p99_beside_16mb_ratio": Goal(3, 1.5, "x", "lower"),
     "decoupled_stream_ratio": Goal(0.8, 1.0, "x", "higher"),
     "rss_per_active_connection": Goal(64, 24, "KB", "lower"),
+    "slo_prediction_attainment_error": Goal(3, 1.5, "points", "lower"),
+    "slo_prediction_batch_error": Goal(10, 5, "%", "lower"),
+    "slo_goodput_ratio_default": Goal(1.8, 2.2, "x", "higher"),
+    "slo_goodput_ratio_grid": Goal(1.0, 1.1, "x", "higher"),
+    "slo_overload_ratio_timeout": Goal(0.98, 1.05, "x", "higher"),
+    "slo_overload_ratio_queue_size": Goal(5, 10, "x", "higher"),
+    "slo_shared_worst_class_ratio": Goal(1.2, 2, "x", "higher"),
 }
 
 

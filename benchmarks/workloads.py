@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from tritonclient.grpc import service_pb2
@@ -78,11 +79,23 @@ def large(model: str, count: int, seed: int) -> list[Payload]:
     return one_row((4 << 20,), model, count, seed)
 
 
+def of_priority(level: int, model: str, count: int, seed: int) -> list[Payload]:
+    """As `simple`, with the request parameter `priority`."""
+    payloads = []
+    for payload in simple(model, count, seed):
+        request = service_pb2.ModelInferRequest.FromString(payload.message)
+        request.parameters["priority"].uint64_param = level
+        payloads.append(Payload(request.SerializeToString(), payload.rows))
+    return payloads
+
+
 WORKLOADS: dict[str, Callable[[str, int, int], list[Payload]]] = {
     "simple": simple,
     "mixed": mixed,
     "image": image,
     "large": large,
+    "priority1": partial(of_priority, 1),
+    "priority2": partial(of_priority, 2),
 }
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from scheduler.backends import triton_install
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from scheduler.cli.main import main
 from scheduler.config.profile import load_profile
@@ -21,9 +20,9 @@ PER_ROW_S, PER_BATCH_S = 0.004, 0.02
 
 
 @pytest.fixture(scope="module")
-def sleeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]:
-    if triton_install.locate() is None:
-        pytest.skip("no embedded Triton: make setup installs it")
+def sleeping(
+    needs_triton: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EmbeddedTriton]:
     repository = tmp_path_factory.mktemp("sleeping")
     times = {"per_execution_s": PER_BATCH_S, "per_row_s": PER_ROW_S}
     models.slow(repository, "sleeping", **times, max_batch_size=8, instances=2)

@@ -191,8 +191,12 @@ def slow(
     max_batch_size: int = 64,
     instances: int = 1,
     dynamic_batching: DynamicBatching | None = None,
+    lock: Path | None = None,
 ) -> str:
-    """An identity FP32[16] that sleeps `per_execution_s` + rows * `per_row_s` in each execution."""
+    """An identity FP32[16] that sleeps `per_execution_s` + rows * `per_row_s` in each execution.
+
+    Of the models that name one `lock`, a file, one execution sleeps at a time.
+    """
     return write_model(
         repository,
         name,
@@ -202,7 +206,11 @@ def slow(
         max_batch_size=max_batch_size,
         instances=instances,
         dynamic_batching=dynamic_batching,
-        parameters={"per_execution_s": repr(per_execution_s), "per_row_s": repr(per_row_s)},
+        parameters={
+            "per_execution_s": repr(per_execution_s),
+            "per_row_s": repr(per_row_s),
+            **({"lock": str(lock)} if lock is not None else {}),
+        },
     )
 
 

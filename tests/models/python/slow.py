@@ -1,6 +1,13 @@
-"""An identity whose execution takes a set time and a set time a row."""
+"""An identity whose execution takes a set time and a set time a row.
 
+With the parameter `lock`, the path of a file, executions of all models that name it exclude each
+other, as those on one device do.
+"""
+
+import contextlib
+import fcntl
 import json
+import os
 import time
 
 import triton_python_backend_utils as pb_utils
@@ -11,11 +18,26 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         self.per_execution_s = float(parameters["per_execution_s"]["string_value"])
         self.per_row_s = float(parameters["per_row_s"]["string_value"])
+        path = parameters.get("lock", {}).get("string_value", "")
+        # Every instance is a process and has the file open by itself.
+        self.lock = os.open(path, os.O_CREAT | os.O_RDWR) if path else None
 
     def execute(self, requests):
         inputs = [pb_utils.get_input_tensor_by_name(r, "INPUT0").as_numpy() for r in requests]
         rows = sum(len(values) for values in inputs)
-        time.sleep(self.per_execution_s + rows * self.per_row_s)
+        with self.device():
+            time.sleep(self.per_execution_s + rows * self.per_row_s)
         return [
             pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", values)]) for values in inputs
         ]
+
+    @contextlib.contextmanager
+    def device(self):
+        if self.lock is None:
+            yield
+            return
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self.lock, fcntl.LOCK_UN)

@@ -1,0 +1,330 @@
+"""Requests with an objective on a real Triton: through the scheduler, and by Triton's own batcher.
+
+A python model sleeps 5.072 + 1.053 * rows ms on four instances; a request is in time when it is
+answered OK within 25 ms of its intended start. Goodput is the highest offered rate at which 99 %
+of all requests are; refused ones are misses. The scheduler is told the objective and nothing else.
+What Triton's batcher can do is the best of a grid of its settings. The simulator runs the same
+engine on latencies that were measured here before.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from benchmarks import slo_shared
+from benchmarks.options import Options, say
+from benchmarks.results import Figure
+from benchmarks.slo_servers import (
+    Batcher,
+    Measured,
+    Offered,
+    Sleeper,
+    TunableTriton,
+    executed,
+    first_problem,
+    offer,
+    scheduler_before,
+    tunable_triton,
+)
+from scheduler.profiling.inputs import RequestMaker, random_inputs
+from scheduler.profiling.measure import Plan, Server, measure
+from scheduler.simulation.goodput import search
+from scheduler.simulation.scenario import (
+    Arrivals,
+    Latency,
+    Model,
+    Outcome,
+    Scenario,
+    engine,
+    simulate,
+)
+
+MODEL = Sleeper("sleeper", 1.053, 5.072, objective_ms=25.0, instances=4)
+SCHEDULED, BATCHED = "scheduled", "batched"
+ATTAINMENT = 0.99
+TOP_SHARE = 0.3
+SWEEP = (0.2, 0.5, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0)
+PREDICTED_AT = (0.5, 0.8, 0.9, 1.0, 1.2)
+PROFILED_ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16)
+SEARCH_STEP = 0.94
+
+AS_IT_COMES = Batcher()
+# A time-out must leave room for the batch: with rows up to n, objective - l(n).
+GRID = (
+    *(
+        Batcher(rows, delay_ms=delay, timeout_ms=timeout)
+        for rows in (8, 12, 64)
+        for delay in (0.0, 2.0)
+        for timeout in (0.0, MODEL.objective_ms - MODEL.holds_ms(min(rows, 14)))
+    ),
+    Batcher(64, 2.0, preferred=8),
+    Batcher(64, 4.0, preferred=12),
+    Batcher(14),
+    Batcher(10),
+)
+TIMEOUTS = tuple(
+    Batcher(rows, timeout_ms=timeout) for rows in (8, 12, 16) for timeout in (3.0, 6.0, 9.0, 12.0)
+)
+QUEUE_SIZES = tuple(Batcher(queue_max=size) for size in (64, 128, 512))
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of everything is tried."""
+
+    grid: Sequence[Batcher] = GRID
+    timeouts: Sequence[Batcher] = TIMEOUTS
+    queue_sizes: Sequence[Batcher] = QUEUE_SIZES
+    sweep: Sequence[float] = SWEEP
+    predicted_at: Sequence[float] = PREDICTED_AT
+    profile_repeats: int = 60
+    simulated_requests: int = 60_000
+    searches: int = 25  # loads of one search at most
+    rounds: int = 5
+
+
+SHORT = Extent(
+    grid=GRID[1:2],
+    timeouts=TIMEOUTS[4:5],
+    queue_sizes=QUEUE_SIZES[:1],
+    sweep=(0.2,),
+    predicted_at=(0.5,),
+    profile_repeats=3,
+    simulated_requests=5_000,
+    searches=2,
+    rounds=1,
+)
+
+
+def run(options: Options) -> list[Figure]:
+    extent = SHORT if options.short else Extent(rounds=max(options.rounds, 5))
+    if options.short:
+        options = replace(options, seconds=min(options.seconds, 0.8))
+    with tempfile.TemporaryDirectory(prefix="infersched-slo-") as directory:
+        repository = Path(directory) / "models"
+        for name in (SCHEDULED, BATCHED):
+            MODEL.write(repository, name)
+        with tunable_triton(repository) as triton:
+            triton.load(SCHEDULED, None)
+            triton.load(BATCHED, AS_IT_COMES)
+            simulated = Simulated(measured_latency(triton, extent), extent)
+            say(f"the simulator predicts {simulated.goodput_per_s:.0f} requests/s")
+            config = {"models": {SCHEDULED: {"slo": f"{MODEL.objective_ms:g}ms",
+                                             "priority_levels": 2}}}  # fmt: skip
+            with scheduler_before(triton, config) as address:
+                bench = Bench(triton, address, simulated.goodput_per_s, extent, options)
+                figures = [
+                    *predictions(bench, simulated),
+                    *goodputs(bench),
+                    *overload(bench),
+                ]
+                sweep(bench)
+    return [*figures, *slo_shared.run(options)]
+
+
+@dataclass
+class Bench:
+    """The two ways to one Triton, and the rate that loads are multiples of."""
+
+    triton: TunableTriton
+    scheduler: str
+    capacity_per_s: float
+    extent: Extent
+    options: Options
+
+    def scheduled(self, rate_per_s: float) -> Measured:
+        return self._load(self.scheduler, SCHEDULED, rate_per_s)
+
+    def batched(self, rate_per_s: float) -> Measured:
+        """By Triton's batcher as it was set last."""
+        return self._load(self.triton.address, BATCHED, rate_per_s)
+
+    def _load(self, target: str, model: str, rate_per_s: float) -> Measured:
+        offered = Offered(model, rate_per_s, MODEL.objective_ms)
+        return offer(self.triton, target, [offered], self.options)[0]
+
+    def set_batcher(self, batcher: Batcher) -> None:
+        self.triton.load(BATCHED, batcher)
+
+
+# -- the simulator's prediction --------------------------------------------------------------------
+
+
+def measured_latency(triton: TunableTriton, extent: Extent) -> Latency:
+    """l(b) of the sleeping model as it is here, overheads of Triton and machine included."""
+    server = Server(triton.address)
+    try:
+        spec = server.model(SCHEDULED, "")
+        maker = RequestMaker(spec, random_inputs(spec, {}, 1))
+        plan = Plan(PROFILED_ROWS, extent.profile_repeats, 3, MODEL.instances)
+        profile = measure(server, spec, maker, plan)
+    finally:
+        server.close()
+    known = {size.rows: size.median_ns / 1e6 for size in profile.sizes}
+    fit = profile.fit
+    say(
+        f"l(b) = {fit.alpha_ns / 1e6:.3f} b + {fit.beta_ns / 1e6:.3f} ms, R2 {fit.r_squared:.4f}; "
+        f"slept are {MODEL.alpha_ms} b + {MODEL.beta_ms} ms"
+    )
+    return Latency(table_ms=tuple(interpolated(known, b) for b in range(1, max(known) + 1)))
+
+
+def interpolated(known: dict[int, float], rows: int) -> float:
+    """Between the neighbours of a size that was not measured."""
+    low, high = max(b for b in known if b <= rows), min(b for b in known if b >= rows)
+    if low == high:
+        return known[low]
+    return known[low] + (known[high] - known[low]) * (rows - low) / (high - low)
+
+
+class Simulated:
+    """The engine under the simulator's clock with the latency that was measured."""
+
+    def __init__(self, latency: Latency, extent: Extent) -> None:
+        self._latency = latency
+        self._requests = extent.simulated_requests
+        top = 2 * MODEL.instances * 16 / MODEL.holds_ms(16) * 1000
+        found = search(self._scenario, engine(), from_per_s=top, to_per_s=20.0)
+        self.goodput_per_s = found.per_s
+
+    def at(self, rate_per_s: float) -> Outcome:
+        return simulate(self._scenario(rate_per_s), engine())
+
+    def _scenario(self, rate_per_s: float) -> Scenario:
+        model = Model(self._latency, MODEL.objective_ms, Arrivals(rate_per_s=rate_per_s))
+        return Scenario([model], MODEL.instances, requests=self._requests)
+
+
+def predictions(bench: Bench, simulated: Simulated) -> list[Figure]:
+    """Real runs against simulated ones, interleaved; the worst of the rates counts."""
+    rates = [part * bench.capacity_per_s for part in bench.extent.predicted_at]
+    attainments: dict[float, list[float]] = {rate: [] for rate in rates}
+    batches: dict[float, list[float]] = {rate: [] for rate in rates}
+    problems: list[Measured] = []
+    for _ in range(bench.extent.rounds):
+        for rate in rates:
+            rows_before, runs_before = executed(bench.triton, SCHEDULED)
+            load = bench.scheduled(rate)
+            rows, runs = executed(bench.triton, SCHEDULED)
+            attainments[rate].append(load.attainment)
+            batches[rate].append((rows - rows_before) / max(runs - runs_before, 1))
+            problems.append(load)
+    points, parts = 0.0, 0.0
+    for rate in rates:
+        outcome = simulated.at(rate)
+        attained, batch = median(attainments[rate]), median(batches[rate])
+        say(
+            f"  {rate:6.0f}/s real {attained:.4f} in time, batch {batch:.2f}; simulated "
+            f"{outcome.attainment:.4f}, {outcome.mean_batch:.2f}"
+        )
+        points = max(points, abs(attained - outcome.attainment) * 100)
+        parts = max(parts, abs(batch / outcome.mean_batch - 1) * 100)
+    problem = first_problem(problems)
+    return [
+        Figure.of("slo_prediction_attainment_error", points, problem),
+        Figure.of("slo_prediction_batch_error", parts, problem),
+    ]
+
+
+# -- goodput and overload --------------------------------------------------------------------------
+
+
+def goodput(
+    load: Callable[[float], Measured], extent: Extent, from_per_s: float, to_per_s: float = 20.0
+) -> tuple[float, str]:
+    """The first rate, coming down, that holds twice in a row; 0 when none above `to_per_s` does."""
+    rate, problem = from_per_s, ""
+    for _ in range(extent.searches):
+        if rate < to_per_s:
+            break
+        tries = [load(rate)]
+        if tries[0].attainment >= ATTAINMENT:
+            tries.append(load(rate))
+        problem = problem or first_problem(tries)
+        if len(tries) == 2 and tries[1].attainment >= ATTAINMENT:
+            return rate, problem
+        # Far below the goal there is no need for small steps.
+        rate *= SEARCH_STEP if tries[0].attainment > 0.8 else SEARCH_STEP**3
+    return 0.0, problem
+
+
+def goodputs(bench: Bench) -> list[Figure]:
+    top = 1.1 * bench.capacity_per_s
+    ours, problem = goodput(bench.scheduled, bench.extent, top)
+    say(f"goodput of the scheduler: {ours:.0f}/s {problem}")
+    bench.set_batcher(AS_IT_COMES)
+    default, other = goodput(bench.batched, bench.extent, top)
+    problem = problem or other
+    say(f"goodput of Triton's batcher as it comes: {default:.0f}/s {other}")
+    best = default
+    for batcher in bench.extent.grid:
+        bench.set_batcher(batcher)
+        found, other = goodput(bench.batched, bench.extent, top, best)
+        problem = problem or other
+        say(f"  {batcher}: {f'{found:.0f}/s' if found else 'not above the best'} {other}")
+        best = max(best, found)
+    return [
+        Figure.of("slo_goodput_ratio_default", ratio(ours, default), problem),
+        Figure.of("slo_goodput_ratio_grid", ratio(ours, best), problem),
+    ]
+
+
+def overload(bench: Bench) -> list[Figure]:
+    """In-time requests/s at twice the goodput load."""
+    rate = 2 * bench.capacity_per_s
+    ours = [bench.scheduled(rate) for _ in range(bench.extent.rounds)]
+    in_time = median(load.in_time_per_s for load in ours)
+    say(f"2x: the scheduler answers {in_time:.0f}/s in time")
+    problem = first_problem(ours)
+    best: dict[str, float] = {}
+    for kind, batchers in (("timeout", bench.extent.timeouts),
+                           ("queue_size", bench.extent.queue_sizes)):  # fmt: skip
+        for batcher in batchers:
+            bench.set_batcher(batcher)
+            load = bench.batched(rate)
+            problem = problem or load.problem
+            say(f"  {batcher}: {load.in_time_per_s:.0f}/s in time {load.problem}")
+            best[kind] = max(best.get(kind, 0.0), load.in_time_per_s)
+    return [
+        Figure.of(f"slo_overload_ratio_{kind}", ratio(in_time, found), problem)
+        for kind, found in best.items()
+    ]
+
+
+def ratio(ours: float, theirs: float) -> float:
+    """At least one request a second is taken for theirs."""
+    return ours / max(theirs, 1.0)
+
+
+# -- the sweep, for the reader ---------------------------------------------------------------------
+
+
+def sweep(bench: Bench) -> None:
+    """Offered rates against attainment and latency by priority, both ways."""
+    plain = replace(AS_IT_COMES, priorities=True)
+    timeout = Batcher(12, timeout_ms=9.0, priorities=True)
+    ways = (
+        ("scheduler", bench.scheduler, SCHEDULED, None),
+        ("triton as it comes", bench.triton.address, BATCHED, plain),
+        ("triton, time-out", bench.triton.address, BATCHED, timeout),
+    )
+    say("in time by priority (30 % of the requests have the first), p50 and p99 of each in ms")
+    for part in bench.extent.sweep:
+        for name, target, model, batcher in ways:
+            if batcher is not None:
+                bench.set_batcher(batcher)
+            rate = part * bench.capacity_per_s
+            classes = [
+                Offered(model, rate * share, MODEL.objective_ms, f"priority{level}")
+                for level, share in ((1, TOP_SHARE), (2, 1 - TOP_SHARE))
+            ]
+            loads = offer(bench.triton, target, classes, bench.options)
+            cells = "  ".join(
+                f"{load.attainment:6.1%} {load.p50_ms:6.1f} {load.p99_ms:7.1f}" for load in loads
+            )
+            total = sum(load.in_time_per_s for load in loads)
+            say(f"  {part:3.1f}x {name:20} {total:6.0f}/s  {cells} {first_problem(loads)}")

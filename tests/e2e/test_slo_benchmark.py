@@ -1,0 +1,16 @@
+"""The benchmark of requests with an objective runs, and verifies its answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import slo_triton
+from benchmarks.options import Options
+from benchmarks.results import GOALS
+
+
+@pytest.mark.timeout(900)  # it starts four Tritons
+def test_every_step_of_the_objective_benchmark_runs_and_is_verified(needs_triton: None) -> None:
+    figures = slo_triton.run(Options(seconds=0.5, short=True))
+    assert {figure.figure for figure in figures} == {n for n in GOALS if n.startswith("slo_")}
+    assert all(figure.verified for figure in figures)

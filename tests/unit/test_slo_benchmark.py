@@ -1,0 +1,93 @@
+"""What the loads with an objective rest on: their verdict, Triton's settings, the search."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+from benchmarks.loading import LoadResult
+from benchmarks.slo_servers import Batcher, Measured, measured
+from benchmarks.slo_shared import settings
+from benchmarks.slo_triton import GRID, QUEUE_SIZES, TIMEOUTS, Extent, goodput, interpolated, ratio
+
+REPLY = service_pb2.ModelInferResponse(model_name="m", raw_output_contents=[b"1"])
+OTHER = service_pb2.ModelInferResponse(model_name="m", raw_output_contents=[b"2"])
+
+
+def load(reply: service_pb2.ModelInferResponse = REPLY, **totals: Any) -> Measured:
+    """A load of 100 requests in two seconds of which 90 were in time and one reply was kept."""
+    counted: dict[str, Any] = {
+        "connections_lost": 0, "sent": 100, "answered": 100, "ok_empty": 0,
+        "statuses": {"0": 95, "8": 5}, "first_error": "queue full", **totals,
+    }  # fmt: skip
+    result = LoadResult(
+        requests_per_s=0, rows_per_s=0, latency_ns={"p50": 6e6, "p99": 24e6}, totals=counted,
+        window={"due": 100, "good": 90, "duration_ns": 2 * 10**9}, cpu_s={}, load_cpu_s=0,
+        samples=[(0, reply.SerializeToString())],
+    )  # fmt: skip
+    return measured(result, {0: REPLY.SerializeToString()})
+
+
+def test_refused_requests_count_as_misses_and_are_no_fault() -> None:
+    found = load()
+    assert (found.attainment, found.in_time_per_s, found.refused) == (0.9, 45.0, 5)
+    assert (found.p50_ms, found.p99_ms, found.problem) == (6.0, 24.0, "")
+
+
+@pytest.mark.parametrize(
+    ("totals", "problem"),
+    [
+        ({"connections_lost": 1}, "connections were lost"),
+        ({"answered": 99}, "99 answers to 100 requests"),
+        ({"sent": 0, "answered": 0}, "0 answers to 0 requests"),
+        ({"ok_empty": 2}, "without a message"),
+        ({"statuses": {"0": 99, "13": 1}}, "answers of status 13: queue full"),
+    ],
+)
+def test_a_load_with_faults_is_not_verified(totals: dict[str, Any], problem: str) -> None:
+    assert problem in load(**totals).problem
+
+
+def test_a_wrong_answer_is_not_verified() -> None:
+    assert "is not the direct one" in load(OTHER).problem
+
+
+@pytest.mark.parametrize(
+    "batcher",
+    [*GRID, *TIMEOUTS, *QUEUE_SIZES, *(b for s in settings() for b in (s.quick, s.heavy))],
+)
+def test_every_setting_is_a_block_that_triton_knows(batcher: Batcher) -> None:
+    block = json_format.ParseDict(batcher.block(), model_config_pb2.ModelDynamicBatching())
+    policy = block.default_queue_policy
+    assert policy.default_timeout_microseconds == round(batcher.timeout_ms * 1000)
+    assert policy.max_queue_size == batcher.queue_max
+    assert block.max_queue_delay_microseconds == round(batcher.delay_ms * 1000)
+    assert block.priority_levels == (2 if batcher.priorities else 0)
+    assert str(batcher).startswith(f"rows {batcher.rows_max}")
+
+
+def answering(limit_per_s: float, problem: str = "") -> Any:
+    """A load that holds up to a rate."""
+    return lambda rate: Measured(1.0 if rate <= limit_per_s else 0.9, rate, 6, 24, 0, problem)
+
+
+def test_the_search_comes_down_to_the_first_rate_that_holds() -> None:
+    found, problem = goodput(answering(1000), Extent(), 2000)
+    assert 930 < found <= 1000
+    assert problem == ""
+    assert goodput(answering(1000), Extent(), 2000, to_per_s=1100)[0] == 0
+    assert goodput(answering(1000), Extent(searches=2), 2000)[0] == 0
+    assert goodput(answering(5000, "wrong"), Extent(), 2000) == (2000, "wrong")
+
+
+def test_sizes_between_measured_ones_are_interpolated() -> None:
+    assert interpolated({1: 6.0, 4: 9.0}, 4) == 9.0
+    assert interpolated({1: 6.0, 4: 9.0}, 2) == 7.0
+
+
+def test_nothing_in_time_is_taken_for_one_a_second() -> None:
+    assert ratio(100, 0) == 100
+    assert ratio(100, 50) == 2
