@@ -1,7 +1,7 @@
 // alpha * rows + beta through what was measured, by recursive least squares that forgets.
 #pragma once
 
-#include <cstdint>
+#include <initializer_list>
 
 namespace infersched::engine {
 

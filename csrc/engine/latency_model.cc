@@ -179,9 +179,9 @@ void LatencyModel::State::try_prior(LatencySizeRecord& size) {
 void LatencyModel::State::drifted(const LatencyDrift::Change& change, double attainment) {
     const double factor = std::exp(change.log_shift);
     for (LatencySizeRecord& size : sizes) {
-        const double before = size_ns(size, line);
-        if (before > 0) size.prior_ns = before * factor;
-        size.prior_untried = size.prior_ns > 0;
+        const double known_ns = size_ns(size, line);
+        size.prior_ns = (known_ns > 0 ? known_ns : expected_ns(size.rows)) * factor;
+        size.prior_untried = true;
         size.window.clear();
     }
     prior_log_shift = 0;
@@ -360,10 +360,10 @@ std::vector<LatencySize> LatencyModel::sizes() const {
         LatencySize size;
         size.rows = record.rows;
         size.observations = record.observations;
-        if (!record.window.empty()) {
-            size.median_ns = whole_nanos(record.window.median());
-            size.longest_ns = whole_nanos(record.window.largest());
-        }
+        const bool seen = !record.window.empty();
+        const double prior = record.prior_ns * std::exp(state_->prior_log_shift);
+        size.median_ns = whole_nanos(seen ? record.window.median() : prior);
+        size.longest_ns = seen ? whole_nanos(record.window.largest()) : size.median_ns;
         sizes.push_back(size);
     }
     return sizes;

@@ -39,8 +39,10 @@ struct LatencyAccuracy {
 struct LatencySize {
     std::uint32_t rows = 0;
     std::uint64_t observations = 0;  // since the size was first seen
-    Nanos median_ns = 0;             // of the last few dozen; 0: none since the last drift
-    Nanos longest_ns = 0;            // of them
+    // Of the last few dozen; of a size that was not seen since the last drift what it is taken to
+    // need now.
+    Nanos median_ns = 0;
+    Nanos longest_ns = 0;
 };
 
 class LatencyModel {

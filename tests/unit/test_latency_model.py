@@ -247,6 +247,10 @@ def test_after_a_slow_down_larger_batches_are_probed_again() -> None:
     assert model.rows_trusted(64) == model.rows_measured + 1
     # What larger batches take is known as well as it can be.
     assert error(model, affine, range(1, 41), 2) < 0.02
+    assert [size.rows for size in model.sizes] == list(range(1, 41))
+    for size in model.sizes:
+        assert size.median_ns == pytest.approx(2 * affine(size.rows), rel=0.02)
+        assert size.median_ns <= size.longest_ns
 
 
 # -- several at once ------------------------------------------------------------------------
