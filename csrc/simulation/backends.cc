@@ -90,7 +90,8 @@ void Backends::start(std::uint32_t slot, Nanos now) {
     const Batch& batch = sent.batch;
     const Trouble& trouble = troubles_[batch.backend];
     const Latency& latency = scenario_.models[batch.model].latency;
-    double factor = trouble.slow * (1 + settings_.drift_per_s * static_cast<double>(now) / 1e9);
+    double factor = slowdown(scenario_, batch.backend, now) * trouble.slow *
+                    (1 + settings_.drift_per_s * static_cast<double>(now) / 1e9);
     if (batch.backend < settings_.speeds.size()) factor /= settings_.speeds[batch.backend];
     Nanos holds = execution_ns(latency, batch.rows, scenario_.noise_sigma, random_);
     if (factor != 1) {

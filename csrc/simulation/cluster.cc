@@ -1,23 +1,38 @@
 #include "simulation/cluster.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "simulation/execution.h"
 
 namespace infersched::simulation {
 
+namespace {
+
+constexpr std::uint64_t kFailureStream = 0x6661696c00000000u;
+
+}  // namespace
+
 Cluster::Cluster(const Scenario& scenario)
     : scenario_(&scenario),
       executors_(scenario.executors),
       idle_count_(scenario.executors),
-      noise_(scenario.seed ^ kNoiseStream) {
+      noise_(scenario.seed ^ kNoiseStream),
+      failures_(scenario.seed ^ kFailureStream) {
     metrics_.models.resize(scenario.models.size());
+    const auto some = [](const ExecutorSetup& setup) { return !setup.models.empty(); };
+    if (std::none_of(scenario.setups.begin(), scenario.setups.end(), some)) return;
+    for (std::uint32_t e = 0; e < scenario.executors; ++e) {
+        for (std::uint32_t m = 0; m < scenario.models.size(); ++m) {
+            held_.push_back(simulation::holds(scenario, e, m));
+        }
+    }
 }
 
-std::uint32_t Cluster::first_idle() const {
-    std::uint32_t executor = 0;
+std::uint32_t Cluster::first_idle(std::uint32_t model) const {
     if (idle_count_ == 0) return executors();
-    while (executors_[executor].busy) ++executor;
+    std::uint32_t executor = 0;
+    while (executor < executors() && !(idle(executor) && holds(executor, model))) ++executor;
     return executor;
 }
 
@@ -36,8 +51,9 @@ void Cluster::dispatch(std::uint32_t executor, std::uint32_t model,
 
 void Cluster::start(std::uint32_t executor, Batch batch) {
     batch.started_ns = now_;
-    batch.ends_ns = now_ + execution_ns(latency(batch.model), batch.requests.size(),
-                                        scenario_->noise_sigma, noise_);
+    batch.ends_ns =
+        now_ + execution_ns(latency(batch.model), batch.requests.size(), scenario_->noise_sigma,
+                            noise_, slowdown(*scenario_, executor, now_));
     Executor& on = executors_[executor];
     on.busy = true;
     on.running = std::move(batch);
@@ -91,8 +107,11 @@ Batch Cluster::finish(std::uint32_t executor, std::uint64_t generation, bool* en
     *ended = on.busy && on.generation == generation;
     if (!*ended) return {};
     Batch batch = std::move(on.running);
+    const bool failed = executor < scenario_->setups.size() &&
+                        scenario_->setups[executor].failing > 0 &&
+                        failures_.unit() <= scenario_->setups[executor].failing;
     for (const RequestId id : batch.requests) {
-        const bool in_time = now_ <= requests_[id].deadline_ns;
+        const bool in_time = !failed && now_ <= requests_[id].deadline_ns;
         settle(id, in_time ? &ModelMetrics::in_time : &ModelMetrics::late);
     }
     if (on.staged.empty()) {
@@ -104,6 +123,30 @@ Batch Cluster::finish(std::uint32_t executor, std::uint64_t generation, bool* en
         start(executor, std::move(next));
     }
     return batch;
+}
+
+void Cluster::lose(Batch batch) {
+    for (const RequestId id : batch.requests) settle(id, &ModelMetrics::late);
+    recycle(std::move(batch.requests));
+}
+
+void Cluster::stop(std::uint32_t executor) {
+    Executor& on = executors_[executor];
+    on.down = true;
+    ++on.generation;
+    if (!on.busy) {
+        --idle_count_;
+        return;
+    }
+    on.busy = false;
+    lose(std::move(on.running));
+    for (Batch& batch : on.staged) lose(std::move(batch));
+    on.staged.clear();
+}
+
+void Cluster::resume(std::uint32_t executor) {
+    executors_[executor].down = false;
+    ++idle_count_;
 }
 
 void Cluster::settle(RequestId id, std::uint64_t ModelMetrics::*as) {

@@ -45,10 +45,17 @@ class Cluster {
     const Request& request(RequestId id) const { return requests_[id]; }
 
     std::uint32_t executors() const { return static_cast<std::uint32_t>(executors_.size()); }
-    bool idle(std::uint32_t executor) const { return !executors_[executor].busy; }
+    // Whether the executor may run batches of the model.
+    bool holds(std::uint32_t executor, std::uint32_t model) const;
+    bool hold_all() const { return held_.empty(); }
+    bool busy(std::uint32_t executor) const { return executors_[executor].busy; }
+    // Neither busy nor down.
+    bool idle(std::uint32_t executor) const { return executors_[executor].idle(); }
+    bool down(std::uint32_t executor) const { return executors_[executor].down; }
     std::uint32_t idle_count() const { return idle_count_; }
-    // The idle executor of the lowest index; executors() when all are busy.
-    std::uint32_t first_idle() const;
+    // The idle executor of the lowest index that holds the model; executors() when there is none.
+    std::uint32_t first_idle(std::uint32_t model) const;
+    bool can_start(std::uint32_t model) const;
     // Only of a busy executor.
     const Batch& running(std::uint32_t executor) const { return executors_[executor].running; }
     std::size_t staged(std::uint32_t executor) const { return executors_[executor].staged.size(); }
@@ -69,6 +76,9 @@ class Cluster {
     RequestId arrive(std::uint32_t model, bool counted);
     Batch finish(std::uint32_t executor, std::uint64_t generation, bool* ended);
     void recycle(std::vector<RequestId> requests);
+    // What is there is lost.
+    void stop(std::uint32_t executor);
+    void resume(std::uint32_t executor);
     // Ends the run: what is still unanswered counts as late.
     void close();
     void set_now(Nanos now) { now_ = now; }
@@ -80,6 +90,8 @@ class Cluster {
   private:
     struct Executor {
         bool busy = false;
+        bool down = false;
+        bool idle() const { return !busy && !down; }
         std::uint64_t generation = 0;  // an end event of an older one was preempted
         Batch running;
         std::deque<Batch> staged;
@@ -87,6 +99,7 @@ class Cluster {
 
     void start(std::uint32_t executor, Batch batch);
     void settle(RequestId id, std::uint64_t ModelMetrics::*as);
+    void lose(Batch batch);
 
     const Scenario* scenario_;
     Nanos now_ = 0;
@@ -94,12 +107,22 @@ class Cluster {
     std::vector<Request> requests_;
     std::vector<RequestId> free_;
     std::vector<Executor> executors_;
+    std::vector<bool> held_;  // by executor * models + model; none: all
     std::uint32_t idle_count_;
     std::vector<std::vector<RequestId>> spares_;
     EventHeap events_;
     Random noise_;
+    Random failures_;
     Metrics metrics_;
     std::uint64_t misses_ = 0;
 };
+
+inline bool Cluster::holds(std::uint32_t executor, std::uint32_t model) const {
+    return held_.empty() || held_[executor * models() + model];
+}
+
+inline bool Cluster::can_start(std::uint32_t model) const {
+    return idle_count_ > 0 && (hold_all() || first_idle(model) < executors());
+}
 
 }  // namespace infersched::simulation

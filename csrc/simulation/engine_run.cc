@@ -45,6 +45,30 @@ std::string problem_of(const Fault& fault, std::size_t models) {
     return "";
 }
 
+// The scenario's executors are backends; what makes them slower is in their executions already.
+EngineSettings with_troubles(const Scenario& scenario, const EngineSettings& settings) {
+    EngineSettings all = settings;
+    for (std::uint32_t e = 0; e < scenario.setups.size(); ++e) {
+        Fault fault;
+        fault.backend = e;
+        fault.kind = FaultKind::kDown;
+        for (const Trouble& trouble : scenario.setups[e].troubles) {
+            if (trouble.factor > 0) continue;
+            fault.from_ns = trouble.from_ns;
+            fault.until_ns = trouble.until_ns;
+            all.faults.push_back(fault);
+        }
+        if (scenario.setups[e].failing <= 0) continue;
+        fault.kind = FaultKind::kFailing;
+        fault.from_ns = 0;
+        fault.until_ns = kNever;
+        fault.factor = scenario.setups[e].failing;
+        fault.failure = engine::FailureKind::kFinal;
+        all.faults.push_back(fault);
+    }
+    return all;
+}
+
 }  // namespace
 
 std::vector<ModelSetup> setups_of(const Scenario& scenario, const EngineSettings& settings) {
@@ -55,6 +79,7 @@ std::vector<ModelSetup> setups_of(const Scenario& scenario, const EngineSettings
         setups[m].policy.rows_max = settings.rows_max;
         setups[m].policy.slo_ns = scenario.models[m].objective_ns;
         for (std::uint32_t e = 0; e < scenario.executors; ++e) {
+            if (!holds(scenario, e, static_cast<std::uint32_t>(m))) continue;
             engine::Placement placement;
             placement.backend = e;
             placement.ready = true;
@@ -97,7 +122,8 @@ std::string problem_of(const Scenario& scenario, const EngineSettings& settings)
 }
 
 EngineMetrics simulate_engine(const Scenario& scenario, const EngineSettings& settings) {
-    return EngineLoop(scenario, settings).run();
+    const EngineSettings all = with_troubles(scenario, settings);
+    return EngineLoop(scenario, all).run();
 }
 
 }  // namespace infersched::simulation

@@ -13,11 +13,11 @@ namespace infersched::simulation {
 enum class EventKind : std::uint8_t {
     kArrival,
     kBatchEnd,
-    // Of the engine's backends and their faults.
-    kBatchArrives,
-    kReply,
     kFaultBegins,
     kFaultEnds,
+    // Of the engine's backends.
+    kBatchArrives,
+    kReply,
 };
 
 struct Event {

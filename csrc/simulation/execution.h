@@ -6,6 +6,7 @@
 #include "base/time.h"
 #include "simulation/latency.h"
 #include "simulation/random.h"
+#include "simulation/scenario.h"
 
 namespace infersched::simulation {
 
@@ -13,7 +14,12 @@ namespace infersched::simulation {
 // scenario's.
 inline constexpr std::uint64_t kNoiseStream = 0x6e6f697365000000u;
 
-// l(rows) * exp(sigma * z), z normal; at least 1 ns.
-Nanos execution_ns(const Latency& latency, std::size_t rows, double sigma, Random& random);
+// l(rows) * slowdown * exp(sigma * z), z normal; at least 1 ns.
+Nanos execution_ns(const Latency& latency, std::size_t rows, double sigma, Random& random,
+                   double slowdown = 1);
+
+// How many times l(b) a batch takes that starts now, chance aside: the executor's speed, its
+// trouble and the drift. Being down is not slowness.
+double slowdown(const Scenario& scenario, std::uint32_t executor, Nanos now);
 
 }  // namespace infersched::simulation

@@ -26,6 +26,29 @@ std::string problem_of(const ArrivalPlan& plan) {
     return "";
 }
 
+std::string problem_of(const ExecutorSetup& setup, std::size_t models) {
+    if (!std::isfinite(setup.speed) || setup.speed < 0.001 || setup.speed > 1000) {
+        return "a speed must be from 0.001 to 1000";
+    }
+    if (!usable(setup.failing) || setup.failing > 1) {
+        return "the part of batches that fails must be from 0 to 1";
+    }
+    for (const std::uint32_t model : setup.models) {
+        if (model >= models) return "an executor holds a model that there is not";
+    }
+    Nanos over = 0;
+    for (const Trouble& trouble : setup.troubles) {
+        if (trouble.from_ns < over || trouble.until_ns <= trouble.from_ns) {
+            return "troubles must ascend and take time";
+        }
+        over = trouble.until_ns;
+        if (!usable(trouble.factor) || trouble.factor > 1000) {
+            return "the factor of a trouble must be from 0 to 1000";
+        }
+    }
+    return "";
+}
+
 std::string problem_of(const Model& model) {
     const Latency& latency = model.latency;
     if (latency.empty() || latency.at(1) < 1) return "a batch must take time";
@@ -37,6 +60,12 @@ std::string problem_of(const Model& model) {
 
 }  // namespace
 
+bool holds(const Scenario& scenario, std::uint32_t executor, std::uint32_t model) {
+    if (executor >= scenario.setups.size()) return true;
+    const std::vector<std::uint32_t>& held = scenario.setups[executor].models;
+    return held.empty() || std::find(held.begin(), held.end(), model) != held.end();
+}
+
 std::string problem_of(const Scenario& scenario) {
     if (scenario.models.empty()) return "there must be a model";
     if (scenario.executors < 1 || scenario.executors > kExecutorsMax) {
@@ -44,6 +73,14 @@ std::string problem_of(const Scenario& scenario) {
     }
     if (!usable(scenario.noise_sigma) || scenario.noise_sigma > 3) {
         return "noise must be from 0 to 3";
+    }
+    if (!usable(scenario.drift_per_s) || scenario.drift_per_s > 1000) {
+        return "a drift must be from 0 to 1000 a second";
+    }
+    if (scenario.setups.size() > scenario.executors) return "there are more setups than executors";
+    for (const ExecutorSetup& setup : scenario.setups) {
+        const std::string problem = problem_of(setup, scenario.models.size());
+        if (!problem.empty()) return problem;
     }
     if (scenario.warm_up_ns < 0) return "a warm-up must not be negative";
     if (scenario.requests < 1) return "there must be a request to count";

@@ -17,11 +17,30 @@ struct Model {
     ArrivalPlan arrivals;
 };
 
+// While it lasts, batches that start take `factor` times as long. 0: the executor is down; what it
+// runs and what is staged there is lost.
+struct Trouble {
+    Nanos from_ns = 0;
+    Nanos until_ns = 0;
+    double factor = 1;
+};
+
+struct ExecutorSetup {
+    std::vector<std::uint32_t> models;  // that it holds; none: all
+    double speed = 1;                   // batches take 1/speed as long
+    double failing = 0;                 // the part of its batches that ends without an answer
+    std::vector<Trouble> troubles;      // ascending, apart
+};
+
 struct Scenario {
     std::vector<Model> models;
-    std::uint32_t executors = 1;  // each holds every model and runs one batch at a time
+    std::uint32_t executors = 1;  // each runs one batch at a time
+    // Of the first executors; the others hold every model, at speed 1 and without trouble.
+    std::vector<ExecutorSetup> setups;
     // Each batch takes l(b) * exp(noise_sigma * z), z normal: the median stays l(b).
     double noise_sigma = 0;
+    // Batches that start at t take 1 + drift_per_s * t as long.
+    double drift_per_s = 0;
     std::uint64_t seed = 1;
     Nanos warm_up_ns = 2 * kSecond;         // requests that arrive before it are not counted
     std::uint64_t requests = 100'000;       // counted, over all models
@@ -36,8 +55,11 @@ inline std::uint64_t arrival_seed(const Scenario& scenario, std::size_t model) {
 // What makes a scenario impossible to run, in words; empty when it can be.
 std::string problem_of(const Scenario& scenario);
 
-// Requests that were counted: offered = in_time + late + dropped. What is unanswered at the end of
-// the run, its deadline behind it, is late.
+// Whether the executor may run batches of the model.
+bool holds(const Scenario& scenario, std::uint32_t executor, std::uint32_t model);
+
+// Requests that were counted: offered = in_time + late + dropped. What is lost with its executor or
+// its batch is late, as is what is unanswered at the end of the run, its deadline behind it.
 struct ModelMetrics {
     std::uint64_t offered = 0;
     std::uint64_t in_time = 0;

@@ -19,6 +19,7 @@ class Run {
     bool step();
     void arrive(std::uint32_t model);
     void end_batch(const Event& event);
+    void schedule_faults();
 
     const Scenario& scenario_;
     Policy& policy_;
@@ -39,7 +40,18 @@ Run::Run(const Scenario& scenario, Policy& policy)
     }
 }
 
+void Run::schedule_faults() {
+    for (std::uint32_t e = 0; e < scenario_.setups.size(); ++e) {
+        for (const Trouble& trouble : scenario_.setups[e].troubles) {
+            if (trouble.factor > 0) continue;
+            cluster_.events().push(trouble.from_ns, EventKind::kFaultBegins, e);
+            cluster_.events().push(trouble.until_ns, EventKind::kFaultEnds, e);
+        }
+    }
+}
+
 Metrics Run::run() {
+    schedule_faults();
     policy_.begin(cluster_);
     while (step()) {
         if (cluster_.misses() > scenario_.misses_max) {
@@ -68,10 +80,21 @@ bool Run::step() {
         return true;
     }
     const Event next = cluster_.events().pop();
-    if (next.kind == EventKind::kArrival) {
-        arrive(next.index);
-    } else {
-        end_batch(next);
+    switch (next.kind) {
+        case EventKind::kArrival:
+            arrive(next.index);
+            break;
+        case EventKind::kBatchEnd:
+            end_batch(next);
+            break;
+        case EventKind::kFaultBegins:
+            cluster_.stop(next.index);
+            policy_.executor_down(cluster_, next.index);
+            break;
+        case EventKind::kFaultEnds:
+            cluster_.resume(next.index);
+            policy_.executor_up(cluster_, next.index);
+            break;
     }
     return true;
 }

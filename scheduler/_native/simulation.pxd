@@ -50,11 +50,26 @@ cdef extern from "simulation/scenario.h" namespace "infersched::simulation" nogi
         Nanos objective_ns
         ArrivalPlan arrivals
 
+    cdef cppclass Trouble:
+        Trouble()
+        Nanos from_ns
+        Nanos until_ns
+        double factor
+
+    cdef cppclass ExecutorSetup:
+        ExecutorSetup()
+        vector[uint32_t] models
+        double speed
+        double failing
+        vector[Trouble] troubles
+
     cdef cppclass CScenario "infersched::simulation::Scenario":
         CScenario()
         vector[Model] models
         uint32_t executors
+        vector[ExecutorSetup] setups
         double noise_sigma
+        double drift_per_s
         uint64_t seed
         Nanos warm_up_ns
         uint64_t requests

@@ -11,6 +11,7 @@ class Scenario:
         warm_up_ns: int,
         requests: int,
         misses_max: int | None = None,
+        drift_per_s: float = 0.0,
     ) -> None: ...
     def add_model(
         self,
@@ -19,6 +20,13 @@ class Scenario:
         *,
         affine_ns: tuple[float, float] | None = None,
         table_ns: Sequence[int] | None = None,
+    ) -> None: ...
+    def add_setup(
+        self,
+        models: Sequence[int],
+        speed: float,
+        failing: float,
+        troubles: Sequence[tuple[int, int, float]],
     ) -> None: ...
     def run(self, policy: str, settings: Mapping[str, Any]) -> dict[str, Any]: ...
     def run_engine(self, settings: Mapping[str, Any]) -> dict[str, Any]: ...

@@ -78,10 +78,19 @@ cdef class Scenario:
     cdef CScenario scenario
 
     def __init__(
-        self, *, executors, noise_sigma, seed, warm_up_ns, requests, misses_max=None
+        self,
+        *,
+        executors,
+        noise_sigma,
+        seed,
+        warm_up_ns,
+        requests,
+        misses_max=None,
+        drift_per_s=0.0,
     ):
         self.scenario.executors = executors
         self.scenario.noise_sigma = noise_sigma
+        self.scenario.drift_per_s = drift_per_s
         self.scenario.seed = seed
         self.scenario.warm_up_ns = warm_up_ns
         self.scenario.requests = requests
@@ -94,6 +103,17 @@ cdef class Scenario:
         model.objective_ns = objective_ns
         model.arrivals = plan_of(arrivals)
         self.scenario.models.push_back(model)
+
+    def add_setup(self, models, speed, failing, troubles):
+        """Of the next executor; `troubles` are (from_ns, until_ns, factor)."""
+        cdef ExecutorSetup setup
+        cdef Trouble trouble
+        setup.models = models
+        setup.speed = speed
+        setup.failing = failing
+        for trouble.from_ns, trouble.until_ns, trouble.factor in troubles:
+            setup.troubles.push_back(trouble)
+        self.scenario.setups.push_back(setup)
 
     def run(self, policy, settings):
         """Runs without the GIL. Raises ValueError for what cannot be run."""

@@ -103,16 +103,46 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Scenario:
-    """Models on executors that each hold all of them and run one batch at a time.
+class Trouble:
+    """From `from_ms` to `until_ms` batches that start take `factor` times as long.
 
-    A batch takes l(b) times a lognormal factor of median 1 and deviation `noise_sigma` of its
-    logarithm. `requests` that arrive after `warm_up_ms` are counted, over all models.
+    0: the executor is down. What it runs and what is staged there is lost.
+    """
+
+    from_ms: float
+    until_ms: float
+    factor: float = 0.0
+
+
+@dataclass(frozen=True)
+class Executor:
+    """What is special about an executor.
+
+    It holds only `models`, by their place in the scenario (none: all); batches take 1/`speed` as
+    long; the part `failing` of them ends without an answer; `troubles` ascend and do not overlap.
+    """
+
+    models: tuple[int, ...] = ()
+    speed: float = 1.0
+    failing: float = 0.0
+    troubles: tuple[Trouble, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Models on executors that run one batch at a time.
+
+    The first executors are as `setups` says; the others hold every model, at speed 1 and without
+    trouble. A batch that starts at t seconds takes l(b) * (1 + `drift_per_s` * t) times a lognormal
+    factor of median 1 and deviation `noise_sigma` of its logarithm. `requests` that arrive after
+    `warm_up_ms` are counted, over all models.
     """
 
     models: Sequence[Model]
     executors: int
+    setups: Sequence[Executor] = ()
     noise_sigma: float = 0.0
+    drift_per_s: float = 0.0
     seed: int = 1
     warm_up_ms: float = 2000.0
     requests: int = 100_000
@@ -235,7 +265,14 @@ def simulate(scenario: Scenario, policy: Policy) -> Outcome:
         warm_up_ns=round(scenario.warm_up_ms * MS),
         requests=scenario.requests,
         misses_max=scenario.misses_max,
+        drift_per_s=scenario.drift_per_s,
     )
+    for setup in scenario.setups:
+        troubles = [
+            (round(trouble.from_ms * MS), round(trouble.until_ms * MS), trouble.factor)
+            for trouble in setup.troubles
+        ]
+        run.add_setup(setup.models, setup.speed, setup.failing, troubles)
     for model in scenario.models:
         objective_ns = round(model.objective_ms * MS)
         run.add_model(model.arrivals.native(), objective_ns, **model.latency.native())

@@ -1,8 +1,8 @@
 """The reference policies against the goodput that is known of them, within 3 %.
 
-Two workloads, one seed; `python -m benchmarks.goodput` does them all. Where an implementation of
-ours is known to be further off, DIFFERENT says by how much, so that no comparison rests on such a
-figure unseen and a change of it is noticed.
+One seed, and the best static setting for two workloads; `python -m benchmarks.goodput` does them
+all. Where an implementation of ours is known to be further off, DIFFERENT says by how much, so that
+no comparison rests on such a figure unseen and a change of it is noticed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,21 @@ pytestmark = pytest.mark.native
 TOLERANCE = 0.03
 REQUESTS = 100_000
 
-# Goodput of ours over the nearer end of the known range. Clockwork's published description
-# leaves open how batches below a fixed size are filled, Nexus's what the executors do that a plan
-# has no need of.
+# Goodput of ours over the nearer end of the known range, median of five seeds.
+# * G: bursts make a run's result vary by up to 10 %, and every policy with deadlines is a little
+#   below its known figure, in the known order; the known figures may be of shorter, kinder runs.
+# * A and B, shepherd: a burst can leave all executors with small batches from which it does not
+#   recover; the known figures are those of runs without one, which shorter runs are.
+# * B, clockwork: how far ahead of an executor it commits decides, which depends on when it looks.
 DIFFERENT: dict[tuple[str, str], float] = {
-    ("A", "clockwork"): 0.84,
-    ("A", "nexus"): 1.05,
-    ("C", "nexus"): 1.05,
+    ("A", "shepherd"): 0.96,
+    ("B", "clockwork"): 0.96,
+    ("B", "shepherd"): 0.975,
+    ("G", "clockwork"): 0.93,
+    ("G", "nexus"): 0.93,
+    ("G", "shepherd"): 0.91,
+    ("G", "symphony"): 0.97,
+    ("G", "just_enough"): 0.935,
 }
 
 
@@ -36,7 +44,7 @@ def expected(letter: str, name: str) -> tuple[float, float]:
     return low * factor * (1 - TOLERANCE), high * factor * (1 + TOLERANCE)
 
 
-@pytest.mark.parametrize("letter", ["A", "C"])
+@pytest.mark.parametrize("letter", WORKLOADS)
 @pytest.mark.parametrize("name", REFERENCES)
 def test_goodput_is_the_known_one(letter: str, name: str) -> None:
     """Without a search: in time just below the known figure, not in time just above it."""

@@ -1,9 +1,11 @@
 // Clockwork (Gujarati et al. 2020): predictable batches of fixed sizes, committed ahead of time.
 //
-// An executor takes new work while what it has ends within the commitment horizon. Each time the
-// batch with the smallest (earliest deadline - estimate) among those that end in time is committed:
-// for one model that is the largest such batch. Nothing is deferred; a request that could not
-// finish even alone is dropped.
+// At every arrival and every end of a batch, the executor that is predicted to be free first takes
+// work, as long as that is within the commitment horizon. A batch of a size has the first requests
+// whose deadlines hold at that size; those before them could only have gone in a smaller batch and
+// are dropped with it. A model offers the largest size it has requests for, and the model with the
+// smallest (earliest deadline of the batch - estimate) is served. An estimate is the largest of the
+// last ten measurements. Nothing is deferred.
 
 #include <algorithm>
 #include <array>
@@ -44,29 +46,37 @@ class Clockwork : public Policy {
     void begin(Cluster& cluster) override;
     void arrived(Cluster& cluster, RequestId id) override;
     void batch_ended(Cluster& cluster, std::uint32_t executor, const Batch& batch) override;
+    void executor_down(Cluster&, std::uint32_t executor) override { commitments_[executor] = {}; }
     void timer(Cluster& cluster) override { serve(cluster); }
 
   private:
     struct Choice {
         std::uint32_t model = 0;
         std::size_t size_index = 0;
+        std::size_t from = 0;
         Nanos latest_start_ns = kNever;
     };
 
     void serve(Cluster& cluster);
-    std::uint32_t first_free() const;
-    Choice choose(Cluster& cluster, Nanos start);
+    // Among those that are up and not in tried_.
+    std::uint32_t first_free(const Cluster& cluster) const;
+    // kNever: nothing can be served.
+    Choice choose(Cluster& cluster, std::uint32_t executor, Nanos start);
+    Choice largest(Cluster& cluster, std::uint32_t model, Nanos start);
+    void commit(Cluster& cluster, std::uint32_t executor, const Choice& choice, Nanos start);
 
     Nanos ahead_ns_;
     std::vector<Waiting> queues_;
     std::vector<std::array<Estimate, kSizes.size()>> estimates_;
     std::vector<Commitment> commitments_;  // by executor
+    std::vector<bool> tried_;              // executors without a request for what they hold
 };
 
 void Clockwork::begin(Cluster& cluster) {
     queues_.resize(cluster.models());
     estimates_.resize(cluster.models());
     commitments_.resize(cluster.executors());
+    tried_.resize(cluster.executors());
     for (std::uint32_t m = 0; m < cluster.models(); ++m) {
         for (std::size_t i = 0; i < kSizes.size(); ++i) {
             estimates_[m][i].add(cluster.latency(m).at(kSizes[i]));
@@ -90,49 +100,68 @@ void Clockwork::batch_ended(Cluster& cluster, std::uint32_t executor, const Batc
 }
 
 void Clockwork::serve(Cluster& cluster) {
+    std::fill(tried_.begin(), tried_.end(), false);
     for (;;) {
-        const std::uint32_t executor = first_free();
-        Commitment& on = commitments_[executor];
-        const Nanos start = std::max(on.ends_ns, cluster.now());
-        if (start > cluster.now() + ahead_ns_) {
-            cluster.wake_at(start - ahead_ns_);
+        const std::uint32_t executor = first_free(cluster);
+        if (executor == cluster.executors()) return;
+        const Nanos start = std::max(commitments_[executor].ends_ns, cluster.now());
+        if (start >= cluster.now() + ahead_ns_ && start > cluster.now()) return;
+        const Choice choice = choose(cluster, executor, start);
+        if (choice.latest_start_ns != kNever) {
+            commit(cluster, executor, choice, start);
+        } else if (cluster.hold_all()) {
             return;
+        } else {
+            tried_[executor] = true;
         }
-        const Choice choice = choose(cluster, start);
-        if (choice.latest_start_ns == kNever) {
-            cluster.wake_at(kNever);
-            return;
-        }
-        const std::size_t rows = kSizes[choice.size_index];
-        on.estimates_ns.push_back(estimates_[choice.model][choice.size_index].value());
-        on.ends_ns = start + on.estimates_ns.back();
-        cluster.dispatch(executor, choice.model, queues_[choice.model].take(cluster, 0, rows));
     }
 }
 
-std::uint32_t Clockwork::first_free() const {
-    std::uint32_t first = 0;
-    for (std::uint32_t e = 1; e < commitments_.size(); ++e) {
-        if (commitments_[e].ends_ns < commitments_[first].ends_ns) first = e;
+void Clockwork::commit(Cluster& cluster, std::uint32_t executor, const Choice& choice,
+                       Nanos start) {
+    Waiting& queue = queues_[choice.model];
+    for (std::size_t i = 0; i < choice.from; ++i) queue.drop_front(cluster);
+    Commitment& on = commitments_[executor];
+    on.estimates_ns.push_back(estimates_[choice.model][choice.size_index].value());
+    on.ends_ns = start + on.estimates_ns.back();
+    const std::size_t rows = kSizes[choice.size_index];
+    cluster.dispatch(executor, choice.model, queue.take(cluster, 0, rows));
+}
+
+std::uint32_t Clockwork::first_free(const Cluster& cluster) const {
+    std::uint32_t first = cluster.executors();
+    for (std::uint32_t e = 0; e < commitments_.size(); ++e) {
+        if (tried_[e] || cluster.down(e)) continue;
+        if (first == cluster.executors() || commitments_[e].ends_ns < commitments_[first].ends_ns) {
+            first = e;
+        }
     }
     return first;
 }
 
-Clockwork::Choice Clockwork::choose(Cluster& cluster, Nanos start) {
+Clockwork::Choice Clockwork::choose(Cluster& cluster, std::uint32_t executor, Nanos start) {
     Choice best;
     for (std::uint32_t m = 0; m < queues_.size(); ++m) {
-        Waiting& queue = queues_[m];
-        const Nanos alone = estimates_[m][0].value();
-        while (!queue.empty() && start + alone > queue.deadline(0)) queue.drop_front(cluster);
-        for (std::size_t i = kSizes.size(); i-- > 0;) {
-            if (queue.size() < kSizes[i]) continue;
-            const Nanos latest = queue.deadline(0) - estimates_[m][i].value();
-            if (latest < start) continue;
-            if (latest < best.latest_start_ns) best = {m, i, latest};
-            break;
-        }
+        if (queues_[m].empty() || !cluster.holds(executor, m)) continue;
+        const Choice choice = largest(cluster, m, start);
+        if (choice.latest_start_ns < best.latest_start_ns) best = choice;
     }
     return best;
+}
+
+Clockwork::Choice Clockwork::largest(Cluster& cluster, std::uint32_t model, Nanos start) {
+    Waiting& queue = queues_[model];
+    const Nanos alone = estimates_[model][0].value();
+    while (!queue.empty() && start + alone > queue.deadline(0)) queue.drop_front(cluster);
+    Choice found;
+    std::size_t from = 0;
+    for (std::size_t i = 0; i < kSizes.size(); ++i) {
+        const Nanos estimate = estimates_[model][i].value();
+        while (from < queue.size() && start + estimate > queue.deadline(from)) ++from;
+        if (queue.size() - from < kSizes[i]) break;
+        found = {model, i, from, queue.deadline(from) - estimate};
+    }
+    return found;
 }
 
 }  // namespace

@@ -51,7 +51,7 @@ void Deferred::serve(Cluster& cluster) {
         Nanos wake = kNever;
         for (std::uint32_t model = 0; model < models_.size(); ++model) {
             const Gathering& next = models_[model].next;
-            if (next.rows == 0) continue;
+            if (next.rows == 0 || !cluster.can_start(model)) continue;
             const Nanos ready = ready_ns(cluster, model);
             if (ready > cluster.now()) {
                 wake = std::min(wake, ready);
@@ -64,7 +64,7 @@ void Deferred::serve(Cluster& cluster) {
         }
         cluster.wake_at(wake);
         if (chosen == none) return;
-        cluster.dispatch(cluster.first_idle(), chosen, models_[chosen].next.take(cluster));
+        cluster.dispatch(cluster.first_idle(chosen), chosen, models_[chosen].next.take(cluster));
         gather(cluster, chosen);
     }
     cluster.wake_at(kNever);

@@ -63,6 +63,7 @@ class Static : public Policy {
             for (std::size_t model = 0; model < queues_.size(); ++model) {
                 expire(cluster, model);
                 if (queues_[model].empty()) continue;
+                if (!cluster.can_start(static_cast<std::uint32_t>(model))) continue;
                 const Nanos ready = ready_ns(cluster, model);
                 if (ready > cluster.now()) {
                     wake = std::min(wake, ready);
@@ -75,7 +76,8 @@ class Static : public Policy {
             if (chosen == queues_.size()) return;
             const std::size_t rows =
                 std::min<std::size_t>(queues_[chosen].size(), settings_[chosen].rows_max);
-            cluster.dispatch(cluster.first_idle(), static_cast<std::uint32_t>(chosen),
+            const auto served = static_cast<std::uint32_t>(chosen);
+            cluster.dispatch(cluster.first_idle(served), served,
                              queues_[chosen].take(cluster, 0, rows));
         }
         cluster.wake_at(kNever);
