@@ -55,6 +55,9 @@ void EngineLoop::configure() {
         }
     }
     outages_.resize(backends);
+    if (!settings_.tenants.empty()) {
+        engine_.event([&](engine::Engine& engine) { engine.set_tenants(settings_.tenants); });
+    }
     for (std::uint32_t m = 0; m < setups_.size(); ++m) configure_model(m);
     for (std::uint32_t b = 0; b < backends; ++b) {
         engine_.event([&](engine::Engine& engine) { engine.set_backend(b, true, engine_now()); });
@@ -137,6 +140,7 @@ std::uint32_t EngineLoop::add_request(std::uint32_t model, std::uint32_t kind) {
     requests_[id] = {0, arrived_++, now_, deadline, model, kind, counted, true};
     if (settings_.keep_fates) metrics_.fates.push_back(Fate::kUncounted);
     ++metrics_.totals.arrived;
+    metrics_.totals.count(scenario_, now_, &Interval::offered);
     if (counted) {
         ++metrics_.totals.models[model].offered;
         ++metrics_.classes[model][kind].offered;
@@ -233,6 +237,9 @@ void EngineLoop::settle(std::uint64_t user, Fate fate) {
     request.open = false;
     free_.push_back(static_cast<std::uint32_t>(user));
     if (settings_.keep_fates) metrics_.fates[request.ordinal] = fate;
+    if (fate == Fate::kInTime) {
+        metrics_.totals.count(scenario_, request.arrived_ns, &Interval::in_time);
+    }
     if (!request.counted) return;
     ClassMetrics& kind = metrics_.classes[request.model][request.kind];
     if (fate == Fate::kInTime) {

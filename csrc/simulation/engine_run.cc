@@ -105,6 +105,9 @@ std::string problem_of(const Scenario& scenario, const EngineSettings& settings)
     for (const double speed : settings.speeds) {
         if (!std::isfinite(speed) || speed <= 0) return "a speed must be positive";
     }
+    for (const double weight : settings.tenants) {
+        if (!std::isfinite(weight) || weight <= 0) return "a weight must be positive";
+    }
     if (!std::isfinite(settings.drift_per_s) || settings.drift_per_s < 0) {
         return "a drift must not be negative";
     }

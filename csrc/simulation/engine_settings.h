@@ -61,9 +61,10 @@ struct EngineSettings {
     // One for each model, or none: every executor of the scenario is a backend that holds all
     // models, the model's objective its slo.
     std::vector<ModelSetup> models;
-    std::vector<double> speeds;  // of backend i: executions take 1/speed as long; missing ones: 1
-    double drift_per_s = 0;      // executions take 1 + drift * t as long
-    Nanos wire_ns = 0;           // to a backend, and back
+    std::vector<double> tenants;  // the weights of tenants 1, 2, ... are at 1, 2, ...
+    std::vector<double> speeds;   // of backend i: executions take 1/speed as long; missing ones: 1
+    double drift_per_s = 0;       // executions take 1 + drift * t as long
+    Nanos wire_ns = 0;            // to a backend, and back
     std::vector<Fault> faults;
     // The truths of the engine, after every event: its invariants, one answer for each request,
     // nothing kept after its deadline, nothing sent where it must not go, a copy from save() and

@@ -83,6 +83,9 @@ std::string problem_of(const Scenario& scenario) {
         if (!problem.empty()) return problem;
     }
     if (scenario.warm_up_ns < 0) return "a warm-up must not be negative";
+    if (scenario.interval_ns != 0 && scenario.interval_ns < kMillisecond) {
+        return "an interval must be at least 1 ms";
+    }
     if (scenario.requests < 1) return "there must be a request to count";
     for (const Model& model : scenario.models) {
         const std::string problem = problem_of(model);

@@ -45,6 +45,7 @@ struct Scenario {
     Nanos warm_up_ns = 2 * kSecond;         // requests that arrive before it are not counted
     std::uint64_t requests = 100'000;       // counted, over all models
     std::uint64_t misses_max = UINT64_MAX;  // the run stops after more misses than this
+    Nanos interval_ns = 0;                  // of Metrics::intervals; 0: none
 };
 
 // Of the arrivals of one model, whatever policy serves them.
@@ -72,12 +73,26 @@ struct ModelMetrics {
     }
 };
 
+// Requests by the time of their arrival.
+struct Interval {
+    std::uint64_t offered = 0;
+    std::uint64_t in_time = 0;
+};
+
 struct Metrics {
     std::vector<ModelMetrics> models;
+    std::vector<Interval> intervals;  // from the start on, warm-up included
     Nanos ended_ns = 0;
     std::uint64_t preempted = 0;  // batches
     std::uint64_t arrived = 0;    // warm-up included
     bool stopped_early = false;   // more than misses_max
+
+    void count(const Scenario& scenario, Nanos arrived_ns, std::uint64_t Interval::*as) {
+        if (scenario.interval_ns <= 0) return;
+        const auto at = static_cast<std::size_t>(arrived_ns / scenario.interval_ns);
+        if (at >= intervals.size()) intervals.resize(at + 1);
+        ++(intervals[at].*as);
+    }
 };
 
 }  // namespace infersched::simulation

@@ -61,7 +61,7 @@ cdef extern from "simulation/engine_settings.h" namespace "infersched::simulatio
     cdef cppclass EngineSettings:
         uint32_t rows_max
         vector[ModelSetup] models
-        vector[double] speeds
+        vector[double] tenants, speeds
         double drift_per_s
         int64_t wire_ns
         vector[Fault] faults

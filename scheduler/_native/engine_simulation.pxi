@@ -62,6 +62,7 @@ cdef EngineSettings engine_settings_of(dict wanted) except *:
     settings.rows_max = wanted["rows_max"]
     for model in wanted["models"]:
         settings.models.push_back(model_setup_of(model))
+    settings.tenants = wanted["tenants"]
     settings.speeds = wanted["speeds"]
     settings.drift_per_s = wanted["drift_per_s"]
     settings.wire_ns = wanted["wire_ns"]

@@ -74,6 +74,7 @@ cdef extern from "simulation/scenario.h" namespace "infersched::simulation" nogi
         Nanos warm_up_ns
         uint64_t requests
         uint64_t misses_max
+        Nanos interval_ns
 
     string problem_of(const CScenario& scenario) except +
 
@@ -85,8 +86,13 @@ cdef extern from "simulation/scenario.h" namespace "infersched::simulation" nogi
         uint64_t batches
         uint64_t batched_rows
 
+    cdef cppclass Interval:
+        uint64_t offered
+        uint64_t in_time
+
     cdef cppclass Metrics:
         vector[ModelMetrics] models
+        vector[Interval] intervals
         Nanos ended_ns
         uint64_t preempted
         uint64_t arrived

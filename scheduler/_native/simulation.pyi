@@ -12,6 +12,7 @@ class Scenario:
         requests: int,
         misses_max: int | None = None,
         drift_per_s: float = 0.0,
+        interval_ns: int = 0,
     ) -> None: ...
     def add_model(
         self,

@@ -87,7 +87,9 @@ cdef class Scenario:
         requests,
         misses_max=None,
         drift_per_s=0.0,
+        interval_ns=0,
     ):
+        self.scenario.interval_ns = interval_ns
         self.scenario.executors = executors
         self.scenario.noise_sigma = noise_sigma
         self.scenario.drift_per_s = drift_per_s
@@ -151,6 +153,7 @@ cdef dict counted(Metrics& metrics):
             }
             for model in metrics.models
         ],
+        "intervals": [(interval.offered, interval.in_time) for interval in metrics.intervals],
         "ended_ns": metrics.ended_ns,
         "preempted": metrics.preempted,
         "arrived": metrics.arrived,

@@ -17,6 +17,7 @@ COMMANDS = {
     "backends": ("scheduler.cli.backends", "backends", "The Tritons of a running scheduler."),
     "status": ("scheduler.cli.status", "status", "Status, queues and batches now."),
     "profile": ("scheduler.cli.profile", "profile", "Measure how long batches of MODEL take."),
+    "simulate": ("scheduler.cli.simulate", "simulate", "Simulate WORKLOAD: policies compared."),
     "triton": ("scheduler.cli.triton", "triton", "Install and find the embedded tritonserver."),
     "version": ("scheduler.cli.version", "version", "Print the version."),
 }

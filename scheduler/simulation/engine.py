@@ -171,6 +171,7 @@ class EngineSettings:
 
     rows_max: int = 128  # of every model without a setup
     models: tuple[ModelSetup, ...] = ()
+    tenants: tuple[float, ...] = ()  # weights by index; 0 is everybody else
     speeds: tuple[float, ...] = ()  # of backend i: executions take 1/speed as long
     drift_per_s: float = 0.0  # executions take 1 + drift * t as long
     wire_ms: float = 0.0  # to a backend, and back
@@ -184,6 +185,7 @@ class EngineSettings:
         return {
             "rows_max": self.rows_max,
             "models": [model.native() for model in self.models],
+            "tenants": self.tenants,
             "speeds": self.speeds,
             "drift_per_s": self.drift_per_s,
             "wire_ns": round(self.wire_ms * MS),

@@ -148,6 +148,7 @@ class Scenario:
     requests: int = 100_000
     # Stop after more misses than this: for a search that needs no exact figure of a failure.
     misses_max: int | None = None
+    interval_ms: float = 0.0  # of Outcome.intervals; 0: none
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,8 @@ class Outcome:
     arrived: int  # warm-up included
     stopped_early: bool
     engine: EngineOutcome | None = None
+    # Requests offered and in time by arrival, warm-up included.
+    intervals: tuple[tuple[int, int], ...] = ()
 
     @property
     def attainment(self) -> float:
@@ -266,6 +269,7 @@ def simulate(scenario: Scenario, policy: Policy) -> Outcome:
         requests=scenario.requests,
         misses_max=scenario.misses_max,
         drift_per_s=scenario.drift_per_s,
+        interval_ns=round(scenario.interval_ms * MS),
     )
     for setup in scenario.setups:
         troubles = [
@@ -285,6 +289,7 @@ def simulate(scenario: Scenario, policy: Policy) -> Outcome:
         preempted_batches=counted["preempted"],
         arrived=counted["arrived"],
         stopped_early=counted["stopped_early"],
+        intervals=tuple(counted["intervals"]),
         engine=EngineOutcome.of(counted["engine"]) if "engine" in counted else None,
     )
 

@@ -162,6 +162,7 @@ def random_world(seed: int) -> tuple[Scenario, EngineSettings]:
     setups = [random_setup(random, backends, groups) for _ in range(count)]
     settings = EngineSettings(
         models=tuple(setups),
+        tenants=tuple(random.choice([0.5, 1.0, 8.0]) for _ in range(random.randint(0, 5))),
         speeds=tuple(random.choice([0.3, 1.0, 2.0]) for _ in range(random.randint(0, backends))),
         drift_per_s=random.choice([0.0, 0.0, 0.02]),
         wire_ms=random.choice([0.0, 0.0, 0.2, 4.0]),

@@ -31,10 +31,13 @@ SCHEDULER: dict[str, set[str]] = {
     "dataplane": {"_native", "security", "telemetry", "v1"},
     "backends": {"config", "security", "telemetry"},
     "control": {"_native", "backends", "config", "security", "telemetry", "v1"},
-    "simulation": {"_native"},
+    "simulation": {"_native", "config"},
     "profiling": {"backends", "config"},
     "supervisor": {"_native", "backends", "config", "control", "telemetry", "v1"},
-    "cli": {"backends", "config", "control", "profiling", "supervisor", "telemetry", "v1"},
+    "cli": {
+        *("backends", "config", "control", "profiling", "simulation", "supervisor", "telemetry"),
+        "v1",
+    },
 }
 
 

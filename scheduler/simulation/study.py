@@ -1,0 +1,146 @@
+"""Policies on one world over several loads and seeds: what was in time, as records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+from scheduler.simulation.compare import POLICIES
+from scheduler.simulation.engine import EngineSettings
+from scheduler.simulation.goodput import search
+from scheduler.simulation.scenario import ENGINE, Outcome, Policy, engine, simulate
+from scheduler.simulation.world import World
+
+INTERVALS = 100
+
+
+@dataclass(frozen=True)
+class Point:
+    """One policy at one load over several seeds."""
+
+    policy: str
+    factor: float
+    offered_per_s: float
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def attainment(self) -> float:
+        return median(outcome.attainment for outcome in self.outcomes)
+
+    @property
+    def in_time_per_s(self) -> float:
+        return self.attainment * self.offered_per_s
+
+    def record(self, models: Sequence[str]) -> dict[str, Any]:
+        """As JSON has it; medians over the seeds."""
+        spread = [outcome.attainment for outcome in self.outcomes]
+        record: dict[str, Any] = {
+            "policy": self.policy,
+            "load": round(self.factor, 4),
+            "offered_per_s": round(self.offered_per_s, 1),
+            "in_time_per_s": round(self.in_time_per_s, 1),
+            "attainment": round(self.attainment, 5),
+            "attainment_lowest": round(min(spread), 5),
+            "attainment_highest": round(max(spread), 5),
+            "worst_model_attainment": round(min(o.worst_attainment for o in self.outcomes), 5),
+            "mean_batch": round(median(outcome.mean_batch for outcome in self.outcomes), 3),
+        }
+        first = self.outcomes[0]
+        record["models"] = [
+            {
+                "name": name,
+                "offered": model.offered,
+                "in_time": model.in_time,
+                "late": model.late,
+                "dropped": model.dropped,
+                "mean_batch": round(model.mean_batch, 3),
+            }
+            for name, model in zip(models, first.models, strict=True)
+        ]
+        if first.engine is not None:
+            counted = first.engine
+            record["latency_ms"] = {f"p{100 * p:g}": t for p, t in counted.latencies_ms.items()}
+            record["wait_ms"] = {f"p{100 * p:g}": t for p, t in counted.waits_ms.items()}
+            for model, kinds in zip(record["models"], counted.classes, strict=True):
+                model["classes"] = [vars(kind) for kind in kinds]
+        return record
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study runs. `interval_ms` is that of the attainment over time, at load `focus`."""
+
+    policies: tuple[str, ...]
+    factors: tuple[float, ...]
+    seeds: tuple[int, ...]
+    requests: int
+    focus: float
+
+    @property
+    def runs(self) -> int:
+        return len(self.policies) * len(self.factors) * len(self.seeds)
+
+
+def policy_of(name: str, settings: EngineSettings) -> Policy:
+    """The policy `name` of scheduler.simulation.compare; the engine with `settings`."""
+    return engine(settings) if name == ENGINE else POLICIES[name]
+
+
+def points(world: World, plan: Plan, on_run: Callable[[], None]) -> Iterable[Point]:
+    """Every policy at every load; `on_run` after each run. Raises ValueError."""
+    for name in plan.policies:
+        policy = policy_of(name, world.settings)
+        for factor in plan.factors:
+            outcomes = []
+            for seed in plan.seeds:
+                scenario = replace(world.at(factor), seed=seed, requests=plan.requests)
+                if factor == plan.focus and seed == plan.seeds[0]:
+                    run_ms = scenario.warm_up_ms + 1000 * plan.requests / (world.per_s * factor)
+                    scenario = replace(scenario, interval_ms=max(run_ms / INTERVALS, 1.0))
+                outcomes.append(simulate(scenario, policy))
+                on_run()
+            yield Point(name, factor, world.per_s * factor, tuple(outcomes))
+
+
+def goodputs(world: World, plan: Plan) -> list[dict[str, Any]]:
+    """The goodput of every policy: the median over the seeds, and its range. Raises ValueError."""
+    found = []
+    for name in plan.policies:
+        policy = policy_of(name, world.settings)
+        rates = []
+        for seed in plan.seeds:
+
+            def at(rate: float, seed: int = seed) -> Any:
+                scenario = world.at(rate / world.per_s)
+                return replace(scenario, seed=seed, requests=plan.requests)
+
+            top = world.capacity_per_s
+            rates.append(search(at, policy, from_per_s=top, to_per_s=top / 1000).per_s)
+        found.append(
+            {
+                "policy": name,
+                "goodput_per_s": round(median(rates), 1),
+                "lowest_per_s": round(min(rates), 1),
+                "highest_per_s": round(max(rates), 1),
+            }
+        )
+    return found
+
+
+def over_time(world: World, plan: Plan, found: Sequence[Point]) -> dict[str, list[dict[str, Any]]]:
+    """By policy: offered and in-time requests in intervals of the run at load `focus`."""
+    series = {}
+    for point in found:
+        if point.factor != plan.focus:
+            continue
+        intervals = point.outcomes[0].intervals
+        warm_up_ms = world.at(plan.focus).warm_up_ms
+        run_ms = warm_up_ms + 1000 * plan.requests / point.offered_per_s
+        step_s = max(run_ms / INTERVALS, 1.0) / 1000
+        series[point.policy] = [
+            {"from_s": round(i * step_s, 4), "offered": offered, "in_time": in_time}
+            for i, (offered, in_time) in enumerate(intervals)
+        ]
+    return series

@@ -1,0 +1,242 @@
+"""A workload as a YAML file: models, their arrivals and classes, executors, what goes wrong.
+
+    executors: 8
+    noise: 0.1
+    models:
+      - name: small
+        latency: {alpha: 1.053ms, beta: 5.072ms}
+        slo: 25ms
+        arrivals: {kind: gamma, rate: 1000, shape: 0.5}
+
+Raises ConfigError with every mistake, its key and the fix.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from scheduler.config.errors import ConfigError, ConfigProblem, problems_of
+from scheduler.config.profile import ProfileError, load_profile
+from scheduler.config.section import Section
+from scheduler.config.sources import file_layer
+from scheduler.config.units import parse_duration_ns
+from scheduler.simulation.engine import FAILURES, FAULTS
+
+Share = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Part = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+TRACE_REQUESTS_MAX = 20_000_000
+
+
+def _ms(value: object) -> float:
+    return parse_duration_ns(value) / 1e6
+
+
+def _signed_ms(value: object) -> float:
+    text = str(value)
+    return -_ms(text[1:]) if text.startswith("-") else _ms(value)
+
+
+Ms = Annotated[float, BeforeValidator(_ms)]
+SomeMs = Annotated[float, BeforeValidator(_ms), Field(gt=0)]
+SignedMs = Annotated[float, BeforeValidator(_signed_ms)]
+
+
+class LatencySpec(Section):
+    """alpha and beta of `alpha * rows + beta`, a table of l(1), l(2), ..., or a saved profile."""
+
+    alpha: Ms = 0.0
+    beta: Ms = 0.0
+    table: tuple[Ms, ...] = ()
+    profile: Path | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> LatencySpec:
+        given = [bool(self.alpha or self.beta), bool(self.table), self.profile is not None]
+        if sum(given) != 1:
+            raise ValueError("give either alpha and beta, or table, or profile")
+        return self
+
+
+class ArrivalsSpec(Section):
+    """When requests come. `rate` is the mean in requests/s; a `trace` has times in seconds."""
+
+    kind: Literal["poisson", "gamma", "on_off", "series", "trace"] = "poisson"
+    rate: Rate = 0.0
+    shape: Annotated[float, Field(ge=0.001, allow_inf_nan=False)] = 1.0
+    on: SomeMs = 1000.0
+    off: Ms = 1000.0
+    rates: tuple[Rate, ...] = ()
+    step: SomeMs = 1000.0
+    file: Path | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> ArrivalsSpec:
+        if self.kind == "series" and not self.rates:
+            raise ValueError("a series needs rates, one for each step")
+        if (self.kind == "trace") != (self.file is not None):
+            raise ValueError("a trace needs its file, and nothing else has one")
+        if self.kind in ("poisson", "gamma", "on_off") and self.rate == 0:
+            raise ValueError("a rate in requests/s is needed")
+        return self
+
+
+class ClassSpec(Section):
+    """A kind of requests. `slo: none` is one without a deadline."""
+
+    share: Share = 1.0
+    priority: Annotated[int, Field(ge=0, le=2**31)] = 0
+    slo: SomeMs | Literal["none"] | None = None
+    tenant: str = ""
+    rows: Annotated[int, Field(ge=1, le=1024)] = 1
+    signatures: Annotated[int, Field(ge=1, le=100_000)] = 1
+
+
+class LevelSpec(Section):
+    slo: Ms = 0.0
+    best_effort: bool = False
+
+
+class ModelSpec(Section):
+    name: Annotated[str, Field(min_length=1)]
+    latency: LatencySpec
+    slo: SomeMs
+    arrivals: ArrivalsSpec
+    max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 128
+    instances: Annotated[int, Field(ge=1, le=1024)] = 1
+    attainment: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    value: Share = 1.0
+    priority_levels: Annotated[int, Field(ge=1, le=1000)] = 1
+    levels: tuple[LevelSpec, ...] = ()
+    aging: Ms = 0.0
+    queue_requests_max: Annotated[int, Field(ge=1)] = 10_000
+    classes: tuple[ClassSpec, ...] = ()
+    executors: tuple[int, ...] = ()  # none: all
+
+    @model_validator(mode="after")
+    def _sound(self) -> ModelSpec:
+        if len(self.levels) > self.priority_levels:
+            raise ValueError(f"there are only {self.priority_levels} priority_levels")
+        return self
+
+
+class FaultSpec(Section):
+    kind: Literal[FAULTS]  # type: ignore[valid-type]
+    start: Ms
+    end: Ms = 0.0
+    executor: Annotated[int, Field(ge=0)] | None = None
+    model: str | None = None
+    factor: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 1.0
+    shift: SignedMs = 0.0
+    failure: Literal[FAILURES] = "connection"  # type: ignore[valid-type]
+    code: Annotated[int, Field(ge=1, le=16)] = 14
+
+
+class WorkloadSpec(Section):
+    """The file."""
+
+    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1, max_length=4096)]
+    executors: Annotated[int, Field(ge=1, le=256)] = 1
+    exclusive: bool = True  # an executor runs one batch at a time, whatever models it holds
+    speeds: tuple[Share, ...] = ()
+    noise: Annotated[float, Field(ge=0, le=3)] = 0.0
+    drift_per_s: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    wire: Ms = 0.0
+    warm_up: Ms = 2000.0
+    tenants: dict[str, Share] = Field(default_factory=dict)
+    faults: tuple[FaultSpec, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> WorkloadSpec:
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError("two models have one name")
+        for model in self.models:
+            if any(not 0 <= at < self.executors for at in model.executors):
+                raise ValueError(f"{model.name}: executors are 0 to {self.executors - 1}")
+            for kind in model.classes:
+                if kind.tenant and kind.tenant not in self.tenants:
+                    raise ValueError(f"{model.name}: no tenant is called {kind.tenant}")
+        for fault in self.faults:
+            if fault.model is not None and fault.model not in names:
+                raise ValueError(f"a fault names {fault.model}, which is no model")
+            if fault.executor is not None and fault.executor >= self.executors:
+                raise ValueError(f"a fault names executor {fault.executor} of {self.executors}")
+        return self
+
+
+def read_workload(path: Path) -> WorkloadSpec:
+    """The workload of a file; paths in it are relative to it."""
+    layer = file_layer(path)
+    try:
+        return WorkloadSpec.model_validate(layer.values)
+    except ValidationError as error:
+        problems = [
+            ConfigProblem(p.path, p.message, layer.origins.get(p.path, str(path)))
+            for p in problems_of(error, WorkloadSpec)
+        ]
+        raise ConfigError(problems) from error
+
+
+def trace_times_ms(path: Path) -> tuple[float, ...]:
+    """The first column of a CSV file: seconds, in any order; a heading is passed over.
+
+    Times count from the first one. Raises ConfigError.
+    """
+
+    def wrong(message: str) -> ConfigError:
+        return ConfigError([ConfigProblem((), message, str(path))])
+
+    times: list[float] = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for number, row in enumerate(csv.reader(file), 1):
+                if not row or not row[0].strip():
+                    continue
+                try:
+                    at = float(row[0])
+                except ValueError:
+                    if number == 1:
+                        continue
+                    raise wrong(f"line {number}: {row[0]!r} is no time in seconds") from None
+                if not math.isfinite(at) or abs(at) > 1e12:
+                    raise wrong(f"line {number}: {row[0]!r} is no time in seconds")
+                times.append(at)
+                if len(times) > TRACE_REQUESTS_MAX:
+                    raise wrong(f"more than {TRACE_REQUESTS_MAX:,} requests")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not CSV text"
+        raise wrong(f"cannot read: {reason}") from error
+    if not times:
+        raise wrong("no request in it")
+    times.sort()
+    return tuple((at - times[0]) * 1e3 for at in times)
+
+
+def profile_table_ms(path: Path) -> tuple[float, ...]:
+    """l(1), l(2), ... of a saved profile, linear between the sizes that were measured.
+
+    Raises ConfigError.
+    """
+    try:
+        profile = load_profile(path)
+    except ProfileError as error:
+        raise ConfigError([ConfigProblem((), str(error), str(path))]) from error
+    known = [(size.rows, size.median_ns / 1e6) for size in profile.sizes if size.rows <= 1024]
+    if not known:
+        raise ConfigError([ConfigProblem((), "no batch of 1 to 1024 rows in it", str(path))])
+    fit = profile.fit
+    # One row takes what the line says, where it was not measured.
+    if known[0][0] > 1:
+        known.insert(0, (1, min(max((fit.alpha_ns + fit.beta_ns) / 1e6, 1e-6), known[0][1])))
+    table = [known[0][1]]
+    for (low, low_ms), (high, high_ms) in pairwise(known):
+        steps = high - low
+        table += [low_ms + (high_ms - low_ms) * i / steps for i in range(1, steps + 1)]
+    return tuple(table)

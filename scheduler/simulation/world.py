@@ -1,0 +1,200 @@
+"""What a study runs on: a named workload, or one from a file, at any load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from scheduler.simulation.engine import (
+    EngineSettings,
+    Fault,
+    Level,
+    ModelSetup,
+    Placement,
+    RequestClass,
+)
+from scheduler.simulation.scenario import Arrivals, Latency, Model, Scenario
+from scheduler.simulation.workload_file import (
+    ArrivalsSpec,
+    ClassSpec,
+    LatencySpec,
+    ModelSpec,
+    WorkloadSpec,
+    profile_table_ms,
+    read_workload,
+    trace_times_ms,
+)
+from scheduler.simulation.workloads import WORKLOADS, known
+
+
+@dataclass(frozen=True)
+class World:
+    """`at(factor)` is the scenario with `factor` times the rates, which are `per_s` at 1."""
+
+    name: str
+    models: tuple[str, ...]
+    per_s: float
+    capacity_per_s: float  # no policy serves more
+    at: Callable[[float], Scenario]
+    settings: EngineSettings
+    # What only the engine can run here, as keys of the file: reference policies know none of it.
+    only_engine: tuple[str, ...] = ()
+
+
+def named(letter: str) -> World:
+    """A workload of scheduler.simulation.workloads; at load 1 its known goodput is offered."""
+    workload = WORKLOADS[letter]
+    per_s = known(letter, "just_enough")[0]
+    return World(
+        name=letter,
+        models=tuple(f"model {i}" for i in range(workload.models)),
+        per_s=per_s,
+        capacity_per_s=workload.capacity_per_s,
+        at=lambda factor: workload.scenario(per_s * factor),
+        settings=EngineSettings(),
+    )
+
+
+def from_file(path: Path) -> World:
+    """The world of a YAML file. Raises ConfigError."""
+    spec = read_workload(path)
+    directory = path.parent
+    models = [
+        Model(_latency(model.latency, directory), model.slo, _arrivals(model.arrivals, directory))
+        for model in spec.models
+    ]
+    rates = [_per_s(model.arrivals) for model in models]
+
+    def at(factor: float) -> Scenario:
+        scaled = [replace(model, arrivals=model.arrivals.scaled(factor)) for model in models]
+        return Scenario(scaled, spec.executors, noise_sigma=spec.noise, warm_up_ms=spec.warm_up)
+
+    return World(
+        name=path.name,
+        models=tuple(model.name for model in spec.models),
+        per_s=sum(rates),
+        capacity_per_s=_capacity_per_s(spec, models, rates),
+        at=at,
+        settings=_settings(spec),
+        only_engine=_only_engine(spec),
+    )
+
+
+def _latency(spec: LatencySpec, directory: Path) -> Latency:
+    if spec.profile is not None:
+        return Latency(table_ms=profile_table_ms(directory / spec.profile))
+    return Latency(spec.alpha, spec.beta, spec.table)
+
+
+def _arrivals(spec: ArrivalsSpec, directory: Path) -> Arrivals:
+    if spec.file is not None:
+        return Arrivals("recorded", times_ms=trace_times_ms(directory / spec.file))
+    return Arrivals(
+        spec.kind,
+        spec.rate,
+        shape=spec.shape,
+        on_mean_ms=spec.on,
+        off_mean_ms=spec.off,
+        rates_per_s=spec.rates,
+        step_ms=spec.step,
+    )
+
+
+def _per_s(arrivals: Arrivals) -> float:
+    if arrivals.kind == "series":
+        return sum(arrivals.rates_per_s) / len(arrivals.rates_per_s)
+    if arrivals.kind == "recorded":
+        span_ms = max(arrivals.times_ms[-1], 1.0)
+        return 1000 * len(arrivals.times_ms) / span_ms
+    return arrivals.rate_per_s
+
+
+def _capacity_per_s(spec: WorkloadSpec, models: list[Model], rates: list[float]) -> float:
+    """Of full batches only, on every executor."""
+    busy = 0.0
+    for model, rows, rate in zip(models, spec.models, rates, strict=True):
+        size = rows.max_batch_size
+        table = model.latency.table_ms
+        whole_ms = (
+            table[min(size, len(table)) - 1]
+            if table
+            else model.latency.alpha_ms * size + model.latency.beta_ms
+        )
+        busy += rate * whole_ms / size / 1000
+    speed = sum(spec.speeds) + max(spec.executors - len(spec.speeds), 0)
+    instances = 1 if spec.exclusive else max(model.instances for model in spec.models)
+    return sum(rates) * speed * instances / max(busy, 1e-9)
+
+
+def _class(spec: ClassSpec, tenants: list[str]) -> RequestClass:
+    objective = spec.slo
+    return RequestClass(
+        share=spec.share,
+        priority=spec.priority,
+        objective_ms=float("inf") if objective == "none" else objective,
+        tenant=tenants.index(spec.tenant) + 1 if spec.tenant else 0,
+        rows=spec.rows,
+        signatures=spec.signatures,
+    )
+
+
+def _setup(model: ModelSpec, spec: WorkloadSpec) -> ModelSetup:
+    shared = spec.exclusive and (len(spec.models) > 1 or model.instances > 1)
+    return ModelSetup(
+        placements=tuple(
+            Placement(executor, model.instances, executor if shared else None)
+            for executor in model.executors or range(spec.executors)
+        ),
+        classes=tuple(_class(kind, list(spec.tenants)) for kind in model.classes),
+        rows_max=model.max_batch_size,
+        slo_ms=model.slo,
+        attainment=model.attainment,
+        value=model.value,
+        aging_ms=model.aging,
+        priority_levels=model.priority_levels,
+        levels=tuple(Level(level.slo, level.best_effort) for level in model.levels),
+        queue_requests_max=model.queue_requests_max,
+    )
+
+
+def _settings(spec: WorkloadSpec) -> EngineSettings:
+    names = [model.name for model in spec.models]
+    return EngineSettings(
+        models=tuple(_setup(model, spec) for model in spec.models),
+        tenants=(1.0, *spec.tenants.values()) if spec.tenants else (),
+        speeds=spec.speeds,
+        drift_per_s=spec.drift_per_s,
+        wire_ms=spec.wire,
+        faults=tuple(
+            Fault(
+                fault.kind,
+                from_ms=fault.start,
+                until_ms=fault.end,
+                backend=fault.executor,
+                model=names.index(fault.model) if fault.model is not None else 0,
+                factor=fault.factor,
+                shift_ms=fault.shift,
+                failure=fault.failure,
+                code=fault.code,
+            )
+            for fault in spec.faults
+        ),
+    )
+
+
+def _only_engine(spec: WorkloadSpec) -> tuple[str, ...]:
+    found = [
+        key
+        for key, used in {
+            "exclusive: false": not spec.exclusive,
+            "speeds": spec.speeds,
+            "drift_per_s": spec.drift_per_s,
+            "wire": spec.wire,
+            "faults": spec.faults,
+            "executors of a model": any(model.executors for model in spec.models),
+            "classes": any(model.classes for model in spec.models),
+        }.items()
+        if used
+    ]
+    return tuple(found)

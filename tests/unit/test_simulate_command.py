@@ -1,0 +1,228 @@
+"""`infersched simulate`: workloads by name and from files, reports, pictures, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from scheduler.cli.main import main
+from scheduler.cli.simulate import POLICIES
+from scheduler.simulation.compare import POLICIES as KNOWN
+from scheduler.simulation.plot import ticks
+
+pytestmark = pytest.mark.native
+
+FILE = """
+executors: 2
+noise: 0.05
+warm_up: 100ms
+tenants: {gold: 3, free: 1}
+models:
+  - name: small
+    latency: {alpha: 1ms, beta: 5ms}
+    slo: 40ms
+    priority_levels: 2
+    arrivals: {kind: gamma, rate: 100, shape: 0.5}
+    classes:
+      - {share: 1, priority: 1, tenant: gold}
+      - {share: 3, priority: 2, tenant: free, slo: none}
+  - name: large
+    latency: {table: [8ms, 9ms, 11ms]}
+    slo: 100ms
+    executors: [1]
+    arrivals: {kind: on_off, rate: 20, on: 100ms, off: 50ms}
+faults:
+  - {kind: down, start: 500ms, end: 700ms, executor: 0}
+  - {kind: clock_jump, start: 800ms, shift: -5ms}
+"""
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
+    for name in [name for name in os.environ if name.startswith("INFERSCHED_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return CliRunner()
+
+
+def simulate(runner: CliRunner, *arguments: str) -> Result:
+    return runner.invoke(main, ["simulate", "--requests", "500", *arguments])
+
+
+def as_json(runner: CliRunner, *arguments: str) -> Any:
+    result = simulate(runner, *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_the_policies_are_those_of_the_simulator() -> None:
+    assert set(POLICIES) == set(KNOWN)
+
+
+def test_a_named_workload_under_every_policy(runner: CliRunner) -> None:
+    chosen = [argument for name in POLICIES for argument in ("--policy", name)]
+    found = as_json(runner, "C", *chosen, "--load", "0.1,1", "--seeds", "2")
+    points = found["points"]
+    assert [point["policy"] for point in points[::2]] == list(POLICIES)
+    for point in points:
+        assert point["offered_per_s"] == pytest.approx(2714 * point["load"])
+        assert 0 <= point["attainment_lowest"] <= point["attainment"] <= 1
+        assert sum(model["offered"] for model in point["models"]) == 500
+        assert len(point["models"]) == 20
+    assert all(point["attainment"] == 1 for point in points if point["load"] == 0.1)
+
+
+def test_a_table_has_a_line_for_each_load(runner: CliRunner) -> None:
+    result = simulate(runner, "A", "--rate", "100,300", "--goodput")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["POLICY", "infersched", "infersched", "goodput"]
+    assert [line.split()[2] for line in lines[1:3]] == ["100", "300"]
+
+
+def test_a_file_with_classes_tenants_and_faults(runner: CliRunner, tmp_path: Path) -> None:
+    (tmp_path / "w.yaml").write_text(FILE)
+    found = as_json(runner, "w.yaml", "--load", "1,4", "--goodput")
+    assert [point["offered_per_s"] for point in found["points"]] == [120, 480]
+    small, large = found["points"][0]["models"]
+    assert (small["name"], large["name"]) == ("small", "large")
+    gold, free = small["classes"]
+    assert gold["offered"] * 2 < free["offered"]
+    assert small["offered"] > 3 * large["offered"] > 0
+    assert found["goodput"][0]["goodput_per_s"] > 0
+
+
+def test_the_same_command_gives_the_same_result(runner: CliRunner, tmp_path: Path) -> None:
+    (tmp_path / "w.yaml").write_text(FILE)
+    first = as_json(runner, "w.yaml", "--seed", "7")
+    assert as_json(runner, "w.yaml", "--seed", "7") == first
+    assert as_json(runner, "w.yaml", "--seed", "8") != first
+
+
+def test_the_outage_of_a_file_is_seen_over_time(runner: CliRunner, tmp_path: Path) -> None:
+    text = FILE.replace("executor: 0", "").replace("end: 700ms", "end: 1500ms")
+    (tmp_path / "w.yaml").write_text(text)
+    found = as_json(runner, "w.yaml", "--load", "1")
+    steps = found["over_time"]["policies"]["infersched"]
+    away = [step for step in steps if 0.6 <= step["from_s"] <= 1.3 and step["offered"]]
+    before = [step for step in steps if step["from_s"] <= 0.4 and step["offered"]]
+    assert away
+    assert before
+    # Without a deadline a request waits; the others are lost.
+    assert sum(step["in_time"] for step in before) > 0.8 * sum(s["offered"] for s in before)
+    assert sum(step["in_time"] for step in away) < 0.8 * sum(s["offered"] for s in away)
+
+
+def test_a_trace_and_a_profile_are_read(runner: CliRunner, tmp_path: Path) -> None:
+    times = [f"{12.5 + i / 100},x" for i in range(1000)]
+    (tmp_path / "t.csv").write_text("\n".join(["time,id", *reversed(times)]))
+    sizes = [{"rows": rows, "batches": 9, "mean_ns": ms * 10**6, "median_ns": ms * 10**6,
+              "p99_ns": ms * 10**6} for rows, ms in ((1, 4), (3, 8))]  # fmt: skip
+    profile = {
+        "format": "infersched-profile", "format_version": 1, "measured_at": "now", "server": "s",
+        "model": {"name": "m", "version": "1", "signature": "0" * 16}, "in_flight": 1,
+        "fit": {"alpha_ns": 2e6, "beta_ns": 2e6, "r_squared": 1.0}, "sizes": sizes,
+    }  # fmt: skip
+    (tmp_path / "p.json").write_text(json.dumps(profile))
+    (tmp_path / "w.yaml").write_text(
+        "warm_up: 0ms\nmodels: [{name: m, slo: 20ms, latency: {profile: p.json}, "
+        "arrivals: {kind: trace, file: t.csv}}]"
+    )
+    (point,) = as_json(runner, "w.yaml", "--load", "1")["points"]
+    assert point["offered_per_s"] == pytest.approx(100, rel=0.01)
+    assert point["attainment"] == 1
+    # The gaps of 10 ms leave each request alone: 4 ms, and half of them would need 2 rows.
+    assert point["mean_batch"] == 1
+    assert point["latency_ms"]["p50"] == pytest.approx(4, rel=0.04)
+
+
+@pytest.mark.parametrize("name", ["plot.svg", "plot.html"])
+def test_a_picture_needs_nothing_else(runner: CliRunner, tmp_path: Path, name: str) -> None:
+    arguments = ["--policy", "infersched", "--policy", "symphony", "--load", "0.1,1"]
+    assert simulate(runner, "A", *arguments, "--plot", name).exit_code == 0
+    text = (tmp_path / name).read_text()
+    picture = ElementTree.fromstring(text[text.index("<svg") : text.index("</svg>") + 6])
+    lines = picture.findall(".//{http://www.w3.org/2000/svg}polyline")
+    assert len(lines) == 4
+    assert all(len(line.attrib["points"].split()) >= 2 for line in lines)
+    assert "src=" not in text
+    assert "href=" not in text
+
+
+def test_ticks_are_round_and_few() -> None:
+    assert ticks(1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert ticks(5839) == [0, 1000, 2000, 3000, 4000, 5000]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("slo: 40ms", "slo: 40"), "models[0].slo"),
+        (("slo: 40ms", "slo: 0s"), "models[0].slo"),
+        (("noise", "nois"), "did you mean noise"),
+        (("rate: 100", "rate: -1"), "models[0].arrivals.rate"),
+        (("rate: 100, ", ""), "a rate in requests/s is needed"),
+        (("alpha: 1ms, beta: 5ms", ""), "either alpha and beta"),
+        (("tenant: gold", "tenant: nobody"), "no tenant is called nobody"),
+        (("executors: [1]", "executors: [2]"), "executors are 0 to 1"),
+        (("kind: down", "kind: flood"), "faults[0].kind"),
+        (("name: large", "name: small"), "two models have one name"),
+        (("{kind: gamma, rate: 100, shape: 0.5}", "{kind: trace, file: no.csv}"), "no.csv"),
+        (("alpha: 1ms, beta: 5ms", "profile: no.json"), "no.json"),
+        (("noise: 0.05", "noise: .nan"), "noise"),
+        (("models:", "models: ["), "not valid YAML"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[1],
+)
+def test_a_bad_file_exits_2_and_says_what_is_wrong(
+    runner: CliRunner, tmp_path: Path, change: tuple[str, str], told: str
+) -> None:
+    (tmp_path / "w.yaml").write_text(FILE.replace(*change))
+    result = simulate(runner, "w.yaml")
+    assert (result.exit_code, told in result.output) == (2, True), result.output
+
+
+@pytest.mark.parametrize("text", ["", "time\n", "1\nsoon\n", "1\nnan\n"])
+def test_a_bad_trace_exits_2(runner: CliRunner, tmp_path: Path, text: str) -> None:
+    arrivals = ("{kind: gamma, rate: 100, shape: 0.5}", "{kind: trace, file: t.csv}")
+    (tmp_path / "w.yaml").write_text(FILE.replace(*arrivals))
+    (tmp_path / "t.csv").write_text(text)
+    result = simulate(runner, "w.yaml")
+    assert (result.exit_code, "t.csv" in result.output) == (2, True), result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["X"],
+        ["no.yaml"],
+        ["A", "--policy", "best"],
+        ["A", "--load", "0"],
+        ["A", "--load", "half"],
+        ["A", "--rate", "-1"],
+        ["A", "--noise", "-1"],
+        ["A", "--requests", "1"],
+        ["A", "--plot", "picture.png"],
+    ],
+    ids=" ".join,
+)
+def test_bad_usage_exits_2(runner: CliRunner, arguments: list[str]) -> None:
+    result = simulate(runner, *arguments)
+    assert result.exit_code == 2
+    assert result.output
+
+
+def test_reference_policies_refuse_what_they_know_nothing_of(
+    runner: CliRunner, tmp_path: Path
+) -> None:
+    (tmp_path / "w.yaml").write_text(FILE)
+    result = simulate(runner, "w.yaml", "--policy", "symphony")
+    assert result.exit_code == 2
+    assert "faults" in result.output
+    assert "classes" in result.output
