@@ -42,8 +42,8 @@ def value_request(model: str) -> Request:
     return request
 
 
-def failing_request() -> Request:
-    request = Request(model_name="failing", id="it", raw_input_contents=[b"\0\0\x80\xbf" * 16])
+def failing_request(model: str = "failing") -> Request:
+    request = Request(model_name=model, id="it", raw_input_contents=[b"\0\0\x80\xbf" * 16])
     request.inputs.add(name="INPUT0", datatype="FP32", shape=[1, 16])
     return request
 
@@ -164,6 +164,11 @@ def errors() -> dict[str, tuple[Request, str]]:
         "unsupported type 'FP16'",
     )
     found["failing model"] = (failing_request(), "Failed to process the request(s)")
+    found["failing step"] = (failing_request("ensemble"), "in ensemble 'ensemble'")
+    found["wrong shape of an ensemble"] = (
+        changed(failing_request("ensemble"), shape(1, 8)),
+        "unexpected shape",
+    )
     found["failing row"] = (poisoned_request(), "a row is refused")
     add_sequence_errors(found)
     return found

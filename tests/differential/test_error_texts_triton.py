@@ -60,6 +60,8 @@ def channels(
     models.decoupled(repository)
     models.sequence(repository)
     models.failing(repository)
+    models.identity(repository)
+    models.ensemble(repository)
     with (
         EmbeddedTriton(repository) as triton,
         ServedScheduler(["--backend", triton.grpc_address]) as scheduler,

@@ -15,7 +15,9 @@ from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests.serving import ServedScheduler
 from tests.wire.calls import connected, infer_error, infer_request, output, rows
 
-UNBATCHED_OR_PLAIN = ("identity", "identity_bytes", "identity_small", "unbatched", "mixed", "slow")
+UNBATCHED_OR_PLAIN = (
+    *("identity", "identity_bytes", "identity_small", "unbatched", "mixed", "slow", "ensemble"),
+)
 
 
 @pytest.fixture
@@ -78,6 +80,8 @@ ERRORS = {
     "priority type": infer_request(rows(1), parameters={"priority": "high"}),
     "decoupled": infer_request(rows(1), model="decoupled"),
     "failing": infer_request(-rows(1), model="failing"),
+    "failing step": infer_request(-rows(1), model="ensemble", request_id="a"),
+    "wrong shape of an ensemble": infer_request(rows(1, 1, 8), model="ensemble"),
 }
 
 
@@ -104,11 +108,14 @@ def test_a_batch_beyond_the_models_limit_is_split(
         np.testing.assert_array_equal(output(ours.ModelInfer(request, timeout=20)), values)
 
 
-def test_a_poisoned_neighbour_of_a_real_model_fails_alone(scheduler: ServedScheduler) -> None:
+@pytest.mark.parametrize("model", ["failing", "ensemble"])
+def test_a_poisoned_neighbour_of_a_real_model_fails_alone(
+    scheduler: ServedScheduler, model: str
+) -> None:
     with connected(scheduler.address) as stub:
         values = [rows(n) if n % 10 else -rows(n + 1) for n in range(40)]
         calls = [
-            stub.ModelInfer.future(infer_request(value, model="failing"), timeout=30)
+            stub.ModelInfer.future(infer_request(value, model=model), timeout=30)
             for value in values
         ]
         for n, (value, call) in enumerate(zip(values, calls, strict=True)):
@@ -128,3 +135,26 @@ def test_optional_inputs_may_be_left_out(scheduler: ServedScheduler) -> None:
         for n, call in enumerate(calls):
             expected = rows(1) + rows(5) if n % 2 else rows(1)
             np.testing.assert_array_equal(output(call.result()), expected)
+
+
+def test_requests_of_an_ensemble_are_merged(scheduler: ServedScheduler, direct: Any) -> None:
+    """Through both of its steps they go as one."""
+    names = ("ensemble", "identity", "failing")
+
+    def executions() -> list[tuple[int, int]]:
+        found = [direct.get_inference_statistics(name).model_stats[0] for name in names]
+        return [(stats.inference_count, stats.execution_count) for stats in found]
+
+    before = executions()
+    with connected(scheduler.address) as stub:
+        calls = [
+            stub.ModelInfer.future(infer_request(rows(n), model="ensemble"), timeout=30)
+            for n in range(200)
+        ]
+        for n, call in enumerate(calls):
+            np.testing.assert_array_equal(output(call.result()), rows(n))
+    for (rows_before, runs_before), (rows_after, runs_after) in zip(
+        before, executions(), strict=True
+    ):
+        assert rows_after - rows_before == len(calls)
+        assert runs_after - runs_before < len(calls) / 2

@@ -310,6 +310,26 @@ def optional_input(repository: Path, name: str = "optional", *, max_batch_size: 
     )
 
 
+def ensemble(
+    repository: Path, name: str = "ensemble", *, steps: Sequence[str] = ("identity", "failing")
+) -> str:
+    """INPUT0 FP32[16] goes through the models `steps`, which have it so, to OUTPUT0."""
+    config = model_config_pb2.ModelConfig(name=name, platform="ensemble", max_batch_size=64)
+    for tensors, tensor in ((config.input, "INPUT0"), (config.output, "OUTPUT0")):
+        tensors.add(name=tensor, data_type=Tensor(tensor).config_type, dims=Tensor(tensor).dims)
+    between = [f"step {number}" for number in range(1, len(steps))]
+    for model, source, target in zip(
+        steps, ["INPUT0", *between], [*between, "OUTPUT0"], strict=True
+    ):
+        step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
+        step.input_map["INPUT0"] = source
+        step.output_map["OUTPUT0"] = target
+    version = Path(repository) / name / "1"
+    version.mkdir(parents=True, exist_ok=True)
+    (version.parent / "config.pbtxt").write_text(text_format.MessageToString(config))
+    return name
+
+
 def write_all(repository: Path) -> list[str]:
     """One of each kind under its default name, and identities of further datatypes."""
     Path(repository).mkdir(parents=True, exist_ok=True)
@@ -328,4 +348,5 @@ def write_all(repository: Path) -> list[str]:
         repeat(repository),
         sequence(repository),
         optional_input(repository),
+        ensemble(repository),
     ]

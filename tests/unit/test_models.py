@@ -39,6 +39,7 @@ ROWS = np.arange(48, dtype=np.float32).reshape(3, 16)
         ("slow", "FP32", ROWS),
         ("failing", "FP32", ROWS),
         ("optional", "FP32", ROWS),
+        ("ensemble", "FP32", ROWS),
         ("identity_bytes", "BYTES", np.array([[b"a", b""], [b"\0", b"long" * 99]], dtype=object)),
         ("identity_int64", "INT64", np.array([[1, -(2**62), 3]], dtype=np.int64)),
         ("identity_fp16", "FP16", np.arange(16, dtype=np.float16).reshape(2, 4, 2)),
