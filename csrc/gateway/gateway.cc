@@ -73,6 +73,7 @@ ConnectionId Gateway::backend_connected(std::uint32_t index, const std::string& 
     config.authority = backend.config.address;
     config.compression = backend.config.compression;
     config.encrypted = backend.config.encrypted;
+    config.budget = &state.budget;
     Connection connection;
     connection.peer = Peer::kBackend;
     connection.client = std::make_unique<http2::ClientSession>(config);

@@ -155,8 +155,10 @@ void Gateway::State::send_in_order(ClientStream* stream, Connection* connection,
     place.ready = true;
     place.message = std::move(message);
     stream->ordered_bytes += place.message.size();
+    budget.unsent += place.message.size();
     while (!stream->ordered.empty() && stream->ordered.front().ready) {
         stream->ordered_bytes -= stream->ordered.front().message.size();
+        budget.unsent -= stream->ordered.front().message.size();
         connection->server->send(stream->stream, std::move(stream->ordered.front().message));
         stream->ordered.pop_front();
         ++stream->ordered_first;
@@ -219,6 +221,7 @@ void Gateway::State::end_client_stream(ClientStreamId id, const Status* status, 
     const ClientStream stream = std::move(*found);
     client_streams.erase(id);
     if (stream.deadline != kNever) stream_deadlines.erase({stream.deadline, id});
+    budget.unsent -= stream.ordered_bytes;
     for (const RequestId request : stream.requests)
         if (RequestRecord* record = requests.find(request)) engine.cancel(record->handle, now);
     for (const BackendStreamId backend : stream.backend_streams)

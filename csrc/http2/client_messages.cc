@@ -24,12 +24,18 @@ void ClientSession::State::half_close(Stream* stream) {
     end_body(stream, BodyEnd::kEndStream);
 }
 
+void ClientSession::State::untaken(std::uint64_t gone, std::uint64_t come) {
+    untaken_bytes_ += come - gone;
+    if (config.budget != nullptr) config.budget->unsent += come - gone;
+}
+
 void ClientSession::State::receive_messages(Stream* stream, Span bytes, std::size_t frame_left) {
     stream->uncredited_bytes += bytes.size;
     while (!bytes.empty()) {
         const std::size_t before = bytes.size;
         const FramingError error = stream->in.feed(&bytes, &frame_left, {config.message_bytes_max});
         stream->charged_bytes += before - bytes.size;
+        untaken(0, before - bytes.size);
         if (error != FramingError::kNone) {
             fail_framing(stream, error);
             return;
@@ -47,6 +53,7 @@ void ClientSession::State::receive_messages(Stream* stream, Span bytes, std::siz
 bool ClientSession::State::take_message(Stream* stream, Event* event) {
     if (!stream->has_ready()) return false;
     ReadyMessage ready = stream->take_ready();
+    untaken(ready.bytes, 0);
     event->message = std::move(ready.message);
     event->bytes = ready.bytes;
     event->arrival = ready.arrival;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <iterator>
+#include <utility>
 
 #include "http2/client_state.h"
 #include "http2/headers.h"
@@ -308,6 +309,10 @@ void ClientSession::State::close_stream(Stream* stream, std::uint32_t code) {
     if (block_stream_ == stream) block_stream_ = nullptr;
     if (!stream->headers_sent) unsent_.erase(stream->id);
     drop_body(stream);
+    if (stream->kind == StreamKind::kMessages) {
+        stream->in.clear();
+        untaken(std::exchange(stream->charged_bytes, 0), 0);
+    }
     if (!stream->finished && stream->kind == StreamKind::kForward) {
         events.push(EventKind::kForwardReset, stream->id);
     } else if (!stream->finished && !stream->headers_sent) {

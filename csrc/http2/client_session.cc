@@ -116,7 +116,7 @@ StreamId ClientSession::State::forward_open(const Headers& headers, bool end_str
 }
 
 void ClientSession::State::cancel(Stream* stream, std::uint32_t http2_error_code) {
-    stream->clear_ready();
+    while (stream->has_ready()) untaken(stream->take_ready().bytes, 0);
     if (!stream->closed) reset(stream, http2_error_code);
 }
 

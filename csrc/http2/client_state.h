@@ -13,7 +13,7 @@ namespace infersched::http2 {
 class ClientSession::State : public SessionCore {
   public:
     explicit State(const ClientConfig& config);
-    ~State() override = default;
+    ~State() override { untaken(untaken_bytes_, 0); }
 
     StreamId call(std::string_view path, Nanos timeout_ns, std::string_view metadata,
                   Pieces&& message);
@@ -58,6 +58,8 @@ class ClientSession::State : public SessionCore {
     // Ends a unary call with what was received.
     void finish_call(Stream* stream);
     bool take_message(Stream* stream, Event* event);
+    // Bytes of message streams that the owner does not have any more, or not yet.
+    void untaken(std::uint64_t gone, std::uint64_t come);
     void fail_call(Stream* stream, Status status, bool nothing_ran);
     void fail_unsent();
     void fail_framing(Stream* stream, FramingError error);
@@ -66,6 +68,7 @@ class ClientSession::State : public SessionCore {
     Stream* block_stream_ = nullptr;                // whose header block is being received
     std::unordered_map<StreamId, Stream*> unsent_;  // submitted, HEADERS not out
     std::vector<nghttp2_nv> header_block_;          // kept for its memory
+    std::uint64_t untaken_bytes_ = 0;
     bool settings_seen_ = false;
     bool goaway_seen_ = false;
     bool ids_exhausted_ = false;

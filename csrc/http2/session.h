@@ -30,7 +30,8 @@ using StreamId = std::int32_t;
 using Headers = std::vector<std::pair<std::string, std::string>>;
 
 // Bytes held over all connections: of requests, charged as DATA arrives, and of answers that their
-// clients have not read. Answers are never refused, requests are while both together have no room.
+// clients have not read, with what came for a client's stream and was not taken. Answers are never
+// refused, requests are while both together have no room.
 struct ByteBudget {
     std::uint64_t used = 0;
     std::uint64_t unsent = 0;
@@ -216,6 +217,9 @@ struct ClientConfig {
     std::uint32_t frame_bytes_max = 1u << 20;
     Compression compression = Compression::kNone;  // of the messages sent
     bool encrypted = false;                        // by the owner's transport: the scheme is https
+    // Where what message streams received and the owner has not taken is `unsent`; outlives the
+    // session.
+    ByteBudget* budget = nullptr;
 };
 
 class ClientSession {

@@ -82,6 +82,7 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
 
     cdef cppclass ByteBudgetCpp "infersched::http2::ByteBudget":
         uint64_t used
+        uint64_t unsent
         uint64_t max
 
     cdef enum class RouteKind(uint8_t):
@@ -183,6 +184,7 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
         uint32_t frame_bytes_max
         Compression compression
         cbool encrypted
+        ByteBudgetCpp *budget
 
     cdef cppclass ClientSessionCpp "infersched::http2::ClientSession":
         ClientSessionCpp(const ClientConfig &)

@@ -32,6 +32,8 @@ class ByteBudget:
     def __init__(self, max_bytes: int = ...) -> None: ...
     @property
     def used(self) -> int: ...
+    @property
+    def unsent(self) -> int: ...
 
 class ServerSession:
     def __init__(
@@ -103,6 +105,7 @@ class ClientSession:
     def __init__(
         self,
         *,
+        budget: ByteBudget | None = None,
         authority: str = "backend",
         user_agent: str | None = None,
         message_bytes_max: int | None = None,

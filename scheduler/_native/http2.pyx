@@ -59,6 +59,10 @@ cdef class ByteBudget:
     def used(self):
         return self.budget.used
 
+    @property
+    def unsent(self):
+        return self.budget.unsent
+
 
 @cython.no_gc_clear  # the session uses the budget until it is gone
 cdef class ServerSession:
@@ -223,15 +227,18 @@ cdef class ServerSession:
         return self.session.get().resets_received()
 
 
+@cython.no_gc_clear  # the session uses the budget until it is gone
 cdef class ClientSession:
     """The client's side of one connection."""
 
+    cdef ByteBudget budget
     cdef unique_ptr[ClientSessionCpp] session
     cdef dict paths  # the session refers to the path of a call
 
     def __cinit__(
         self,
         *,
+        ByteBudget budget=None,
         authority="backend",
         user_agent=None,
         message_bytes_max=None,
@@ -256,6 +263,8 @@ cdef class ClientSession:
         if frame_bytes_max is not None:
             config.frame_bytes_max = frame_bytes_max
         self.paths = {}
+        self.budget = budget if budget is not None else ByteBudget()
+        config.budget = &self.budget.budget
         self.session.reset(new ClientSessionCpp(config))
 
     def feed(self, const uint8_t[::1] data, now=0):

@@ -204,3 +204,39 @@ def test_long_streams_take_turns() -> None:
         seen = pair.server.pull(4 * MIB)
         assert seen
     assert pair.server.unsent_bytes(first) >= 10 * MIB
+
+
+def test_what_a_client_stream_received_is_counted_until_it_is_taken() -> None:
+    budget = http2.ByteBudget()
+    pair = connect(streaming(), http2.ClientSession(budget=budget))
+    stream = opened(pair, b"")
+    pair.take_server()
+    for size in (0, 1000, 70_000):
+        pair.server.send(stream, bytes(size))
+    answer = pair.server.pull()
+    pair.client.feed(answer[:40_000])
+    assert 39_000 < budget.unsent < 40_000
+    pair.client.feed(answer[40_000:])
+    assert budget.unsent == 71_000 + 3 * 5
+    assert [len(event.message) for event in pair.client.events()] == [0, 1000, 70_000]
+    assert budget.unsent == 0
+
+
+@pytest.mark.parametrize("end", ["cancel", "lost", "deleted"])
+def test_what_came_of_a_message_is_not_counted_when_its_stream_has_ended(end: str) -> None:
+    budget = http2.ByteBudget()
+    pair = connect(streaming(), http2.ClientSession(budget=budget))
+    stream = opened(pair, b"")
+    pair.server.send(stream, bytes(1000))
+    pair.server.send(stream, bytes(70_000))
+    pair.client.feed(pair.server.pull()[:40_000])
+    assert budget.unsent > 30_000
+    if end == "cancel":
+        pair.client.cancel(stream)
+        pair.client.pull()
+    elif end == "lost":
+        pair.client.connection_lost()
+    else:
+        pair = connect()
+    pair.client.events()
+    assert budget.unsent == 0

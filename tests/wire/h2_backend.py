@@ -31,9 +31,12 @@ class H2Backend:
         on_request: Callable[[h2.connection.H2Connection, int, bytes], bool | None],
         *,
         streams_max: int = 100,
+        at_messages: bool = False,
     ) -> None:
         self._on_request = on_request
         self._streams_max = streams_max
+        # on_request is called for a message of an open stream, too.
+        self._at_messages = at_messages
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._connections: list[socket.socket] = []
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -87,6 +90,8 @@ class H2Backend:
                         connection.acknowledge_received_data(
                             event.flow_controlled_length, event.stream_id
                         )
+                        if self._at_messages:
+                            self._on_request(connection, event.stream_id, b"")
                     elif isinstance(event, h2.events.StreamReset):
                         self.resets += 1
                     elif isinstance(event, h2.events.StreamEnded):
