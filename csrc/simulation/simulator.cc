@@ -95,6 +95,8 @@ bool Run::step() {
             cluster_.resume(next.index);
             policy_.executor_up(cluster_, next.index);
             break;
+        default:  // of the engine's backends only
+            break;
     }
     return true;
 }
