@@ -12,9 +12,11 @@
 namespace infersched::engine {
 
 inline constexpr std::uint64_t kCountersMagic = 0x696e666572736368;  // "infersch"
-inline constexpr std::uint32_t kCountersVersion = 3;
+inline constexpr std::uint32_t kCountersVersion = 4;
 inline constexpr std::size_t kCountersModelsMax = 4096;
 inline constexpr std::size_t kCountersBackendsMax = 256;
+// Priority levels that are told apart; those beyond count as the last one.
+inline constexpr std::size_t kCountersLevelsMax = 32;
 
 // How a request ended, as exported in the label `outcome` of infersched_requests_total.
 enum class Outcome : std::uint8_t { kCompleted, kRefused, kExpired, kCancelled, kFailed, kCount };
@@ -58,6 +60,12 @@ struct RowHistogram {
     std::uint64_t sum_rows;
 };
 
+// Answered requests of one priority level that had an objective or a deadline.
+struct LevelCounters {
+    std::uint64_t slo_total;
+    std::uint64_t slo_good;  // of these, answered OK in time
+};
+
 struct ModelCounters {
     std::uint64_t in_use;  // 1 while the model is in the catalog
     // The ledger: admitted = completed + expired + cancelled + failed + in_flight, always.
@@ -81,6 +89,7 @@ struct ModelCounters {
     std::uint64_t bisected_batches;
     std::uint64_t slo_total;  // answered requests that had an objective or deadline
     std::uint64_t slo_good;   // of these, answered OK in time
+    LevelCounters levels[kCountersLevelsMax];  // of level 1, 2, ...
     RowHistogram batch_rows;
     DurationHistogram queue_wait;    // arrival to dispatch
     DurationHistogram backend_time;  // dispatch to reply, per batch

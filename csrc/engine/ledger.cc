@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "engine/core.h"
+#include "engine/priorities.h"
 
 namespace infersched::engine {
 namespace {
@@ -56,8 +57,13 @@ void Core::count_answer(const RequestRecord& request, const Ending& ending, Nano
     }
     // A client that went away did not wait for its objective.
     if (request.deadline == kNever || ending.outcome == Outcome::kCancelled) return;
+    const std::size_t level = std::max(request.level & kLevelMask, 1u) - 1;
+    LevelCounters& of_level = page.levels[std::min(level, kCountersLevelsMax - 1)];
     ++page.slo_total;
-    if (completed && now <= request.deadline) ++page.slo_good;
+    ++of_level.slo_total;
+    if (!completed || now > request.deadline) return;
+    ++page.slo_good;
+    ++of_level.slo_good;
 }
 
 void Core::count_queue_wait(const RequestRecord& request, Nanos now) {

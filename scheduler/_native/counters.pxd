@@ -8,6 +8,7 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
     const uint32_t kCountersVersion
     const size_t kCountersModelsMax
     const size_t kCountersBackendsMax
+    const size_t kCountersLevelsMax
     const size_t kDurationBuckets
     const int64_t kFirstDurationBoundNs
     const size_t kRowBuckets
@@ -22,6 +23,10 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
     cdef struct RowHistogram:
         uint64_t *counts
         uint64_t sum_rows
+
+    cdef struct LevelCounters:
+        uint64_t slo_total
+        uint64_t slo_good
 
     cdef struct ModelCounters:
         uint64_t in_use
@@ -44,6 +49,7 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
         uint64_t bisected_batches
         uint64_t slo_total
         uint64_t slo_good
+        LevelCounters *levels
         RowHistogram batch_rows
         DurationHistogram queue_wait
         DurationHistogram backend_time

@@ -27,6 +27,13 @@ cdef tuple _rows(const RowHistogram *histogram):
     return [histogram.counts[i] for i in range(kRowBuckets)], histogram.sum_rows
 
 
+cdef dict _levels(const ModelCounters *model):
+    return {
+        i + 1: (model.levels[i].slo_total, model.levels[i].slo_good)
+        for i in range(kCountersLevelsMax) if model.levels[i].slo_total
+    }
+
+
 cdef class CountersPage:
     """Maps the page of `fd` for reading. Raises OSError when it is too small or not mappable."""
 
@@ -88,7 +95,8 @@ cdef class CountersPage:
     def model(self, size_t index):
         """The counters of one model version, None while it is not in use. Raises IndexError.
 
-        Histograms are (bucket counts, sum); `outcomes` maps (outcome, reason) to a count > 0.
+        Histograms are (bucket counts, sum); `levels` maps the priority levels that had requests
+        with an objective to their (slo_total, slo_good); `outcomes` maps (outcome, reason) to a count > 0.
         """
         if index >= kCountersModelsMax:
             raise IndexError(index)
@@ -123,6 +131,7 @@ cdef class CountersPage:
             "bisected_batches": model.bisected_batches,
             "slo_total": model.slo_total,
             "slo_good": model.slo_good,
+            "levels": _levels(model),
             "batch_rows": _rows(&model.batch_rows),
             "queue_wait": _durations(&model.queue_wait),
             "backend_time": _durations(&model.backend_time),

@@ -26,12 +26,16 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
         uint64_t counts[16]
         uint64_t sum_rows
 
+    cdef struct LevelCounters:
+        uint64_t slo_total, slo_good
+
     cdef struct ModelCounters:
         uint64_t admitted, completed, expired, cancelled, failed, in_flight, refused
         uint64_t outcomes[5][18]
         uint64_t queued_requests, queued_rows, queued_bytes, oldest_arrival_ns
         uint64_t inflight_batches, batches, batch_rows_capacity, retried_batches, bisected_batches
         uint64_t slo_total, slo_good
+        LevelCounters levels[32]
         RowHistogram batch_rows
         DurationHistogram queue_wait, backend_time, request_time
 

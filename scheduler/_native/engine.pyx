@@ -244,6 +244,10 @@ cdef class Engine:
         cdef ModelCounters words = page[0]
         copied = dict(words)
         counters = {name: copied[name] for name in _WORDS}
+        counters["levels"] = {
+            i + 1: (page.levels[i].slo_total, page.levels[i].slo_good)
+            for i in range(32) if page.levels[i].slo_total
+        }
         counters["outcomes"] = {
             (OUTCOMES[o], REASONS[r]): page.outcomes[o][r]
             for o in range(5) for r in range(len(REASONS)) if page.outcomes[o][r]

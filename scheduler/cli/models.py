@@ -5,8 +5,16 @@ from __future__ import annotations
 import click
 
 from scheduler.cli.client import TIMEOUT_S, control_option, control_stub
-from scheduler.cli.output import message_record, output_option, print_json, print_rows
+from scheduler.cli.output import (
+    message_record,
+    output_option,
+    print_json,
+    print_rows,
+    print_table,
+)
+from scheduler.config.units import format_duration
 from scheduler.v1 import control_pb2 as pb
+from scheduler.v1 import dataplane_pb2
 
 COLUMNS = {
     "name": "MODEL",
@@ -18,6 +26,9 @@ COLUMNS = {
     "completed": "COMPLETED",
     "not_completed": "NOT COMPLETED",
     "rows_per_batch": "ROWS/BATCH",
+    "in_time": "IN TIME",
+    "latency": "L(B) MS",
+    "target": "B*",
 }
 
 
@@ -39,10 +50,85 @@ def list_models(control_address: str, output: str) -> None:
     print_rows(output, COLUMNS, [_row(model) for model in answer.models])
 
 
+@models.command()
+@click.argument("name")
+@control_option
+@output_option
+def describe(name: str, control_address: str, output: str) -> None:
+    """Show what was learned of a model: latency by batch size, margin, classes in time."""
+    with control_stub(control_address) as stub:
+        answer = stub.ListModels(pb.ListModelsRequest(name=name), timeout=TIMEOUT_S)
+    if output == "json":
+        print_json([message_record(model) for model in answer.models])
+        return
+    for model in answer.models:
+        _describe(model)
+
+
+def _describe(model: pb.ModelStatus) -> None:
+    batching = model.batching
+    mode = (
+        "triton"
+        if batching.HasField("triton")
+        else ("fixed_delay" if batching.fixed_delay else "load_aware")
+    )
+    print_table(
+        ["MODEL", model.name],
+        [
+            ("version", model.version),
+            ("batching", mode),
+            ("largest batch", f"{batching.rows_max} rows"),
+            ("slo", format_duration(batching.slo_ns) if batching.slo_ns else "none"),
+            ("attainment wanted", f"{batching.attainment:.2%}"),
+            *(("problem", text) for text in model.problems),
+        ],
+    )
+    rows = [(o.priority, o.total, o.good, _part(o.good, o.total)) for o in
+            model.requests.objectives]  # fmt: skip
+    if rows:
+        print_table(["PRIORITY", "ANSWERED", "GOOD", "IN TIME"], rows)
+    for placement in model.placements:
+        _describe_placement(placement)
+
+
+def _describe_placement(placement: pb.ModelPlacement) -> None:
+    learned = placement.latency
+    shared = f", executor {placement.executor_group}" if placement.executor_group else ""
+    print_table(
+        ["BACKEND", placement.backend_address],
+        [
+            ("instances", f"{placement.instances}{shared}"),
+            ("batches observed", learned.observations),
+            ("l(b)", _line(learned)),
+            ("margin", f"{learned.margin:.3f}, exceeded by {learned.beyond_margin:.2%}"),
+            ("mean error", f"{learned.error_mean:+.1%}"),
+            ("b* at present", learned.rows_target or "-"),
+            ("requests/s", f"{learned.rate_per_s:.1f}"),
+        ],
+    )
+    rows = [(s.rows, s.batches, f"{s.backend_ns / s.batches / 1e6:.3f}") for s in learned.sizes
+            if s.batches]  # fmt: skip
+    if rows:
+        print_table(["ROWS", "BATCHES", "EXPECTED MS"], rows)
+
+
+def _line(learned: dataplane_pb2.LatencySnapshot) -> str:
+    if not learned.observations:
+        return "not known yet"
+    return f"{learned.alpha_ns / 1e6:.3f} b + {learned.beta_ns / 1e6:.3f} ms"
+
+
+def _part(good: int, total: int) -> str:
+    return f"{good / total:.1%}" if total else "-"
+
+
 def _row(model: pb.ModelStatus) -> dict[str, object]:
     totals = model.requests
     default = " (default)" if model.is_default_version else ""
     ready_on = sum(placement.ready for placement in model.placements)
+    learned = max(model.placements, key=lambda p: p.latency.observations, default=None)
+    known = learned is not None and learned.latency.observations
+    good, total = (sum(getattr(o, key) for o in totals.objectives) for key in ("good", "total"))
     conflicts = sum(bool(placement.conflict) for placement in model.placements)
     return {
         "name": model.name,
@@ -55,4 +141,7 @@ def _row(model: pb.ModelStatus) -> dict[str, object]:
         "completed": totals.completed,
         "not_completed": totals.refused + totals.expired + totals.cancelled + totals.failed,
         "rows_per_batch": f"{totals.batch_rows / totals.batches:.1f}" if totals.batches else "-",
+        "in_time": _part(good, total),
+        "latency": _line(learned.latency).removesuffix(" ms") if learned and known else "-",
+        "target": (learned.latency.rows_target or "-") if learned and known else "-",
     }

@@ -55,6 +55,7 @@ class DesiredState:
     backend_index: dict[str, int] = field(default_factory=dict)
     # The specification that could not be split; a reloaded model gets another chance.
     unmergeable: dict[ModelKey, tuple[ModelSpec, str]] = field(default_factory=dict)
+    executor_groups: dict[tuple[ModelKey, str], int] = field(default_factory=dict)
     # Names of models that take no new requests: they are about to be unloaded.
     refusing: set[str] = field(default_factory=set)
 
@@ -82,7 +83,7 @@ class DesiredState:
             tls = pool.backends[address].tls
             if tls is not None:
                 backend.tls.CopyFrom(tls_message(tls.files))
-        groups = self._executors.assign(pool)
+        groups = self.executor_groups = self._executors.assign(pool)
         for key, index in sorted(self.model_index.items(), key=lambda item: item[1]):
             entry = pool.catalog[key]
             batching = self._batching(key, entry.spec, settings)

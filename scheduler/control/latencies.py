@@ -21,6 +21,7 @@ from scheduler.control.learned import LearnedLatencies, LearnedLatency, learned_
 from scheduler.control.priors import Priors
 from scheduler.control.steering import SteeringClient
 from scheduler.telemetry.logs import log
+from scheduler.telemetry.metrics import LearnedFigures
 from scheduler.v1 import dataplane_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,19 @@ class Latencies:
         }
         return {name: text for name, text in found.items() if text}
 
+    def figures(self) -> dict[tuple[str, str, str], LearnedFigures]:
+        """For the metrics, by model, version and backend."""
+        return {
+            (*key, address): LearnedFigures(
+                error_seconds=latency.error_mean * _mean_ns(latency) / 1e9,
+                margin=latency.margin,
+                beyond_margin=latency.beyond_margin,
+                rows_target=latency.rows_target,
+            )
+            for (key, address), latency in list(self.current.items())
+            if latency.observations
+        }
+
     def _observed(self) -> dict[tuple[ModelKey, str], LearnedLatency]:
         learned = {}
         for (key, address), latency in self.current.items():
@@ -132,6 +146,12 @@ class Latencies:
                     self._told.add(told)
                     log(logger, logging.WARNING, f"models.{key[0]}.{name}: {text}; requests of it "
                         "are refused or late", version=key[1])  # fmt: skip
+
+
+def _mean_ns(latency: pb.LatencySnapshot) -> float:
+    """Of the batches that were observed."""
+    batches = sum(size.batches for size in latency.sizes)
+    return sum(size.backend_ns for size in latency.sizes) / batches if batches else 0.0
 
 
 def _smallest_ns(latency: pb.LatencySnapshot) -> int:

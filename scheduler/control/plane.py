@@ -103,6 +103,7 @@ class ControlPlane:
             backends_up={a: w.status is BackendStatus.SERVING for a, w in watches.items()},
             config_reload_failures=self.reload_failures,
             ready=self.readiness.ready,
+            learned=self.latencies.figures(),
         )
 
     def refresh_state(self) -> None:

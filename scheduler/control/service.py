@@ -51,6 +51,7 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
             backends=len(watches),
             backends_serving=sum(w.status is BackendStatus.SERVING for w in watches),
             config_reload_failures=plane.reload_failures,
+            problems=[text for entry in entries for text in self._problems(entry)],
         )
 
     async def ListModels(
@@ -163,15 +164,24 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
             batching=batching,
             merging_off_reason=off,
         )
+        key = (spec.name, spec.version)
         for placement in entry.placements:
             status.placements.add(
                 backend_address=placement.address,
                 instances=placement.instances,
                 ready=placement.ready,
                 conflict=placement.conflict,
+                executor_group=plane.desired.executor_groups.get((key, placement.address), 0),
+                latency=plane.latencies.current.get((key, placement.address)),
             )
+        status.problems.extend(self._problems(entry))
         self._add_totals(status)
         return status
+
+    def _problems(self, entry: CatalogEntry) -> list[str]:
+        name, batching = entry.spec.name, self._plane.batching_for(entry.spec.name)
+        found = self._plane.latencies.problems((name, entry.spec.version), batching)
+        return [f"models.{name}.{key}: {text}" for key, text in found.items()]
 
     def _add_totals(self, status: pb.ModelStatus) -> None:
         index = self._plane.desired.model_index.get((status.name, status.version))
@@ -182,3 +192,5 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
             setattr(status.requests, key, counters[key])
         status.requests.batches = counters["batches"]
         status.requests.batch_rows = counters["batch_rows"][1]
+        for level, (total, good) in counters["levels"].items():
+            status.requests.objectives.add(priority=level, total=total, good=good)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client.core import (
@@ -39,8 +39,6 @@ _MODEL_COUNTERS = {
     "batch_rows_capacity": ("batch_rows_capacity", "Sum of the batch limits of these batches."),
     "retried_batches": ("retries", "Batches dispatched again after a failure."),
     "bisected_batches": ("bisected_batches", "Failed batches that were run again in halves."),
-    "slo_total": ("slo", "Answered requests that had an objective or a deadline."),
-    "slo_good": ("slo_good", "Of these, answered OK in time."),
 }
 _MODEL_HISTOGRAMS = {
     "batch_rows": ("batch_rows", "Rows of a dispatched batch."),
@@ -75,6 +73,24 @@ _PAGE_COUNTERS = {
 
 
 @dataclass(frozen=True)
+class LearnedFigures:
+    """How good the predictions of a model's latency on a backend are."""
+
+    error_seconds: float  # mean of observed - expected of late
+    margin: float  # by which deadlines are kept beyond the expected time
+    beyond_margin: float  # part of the batches that took longer than that
+    rows_target: int  # the batch size that the present load asks for
+
+
+_LEARNED_GAUGES = {
+    "error_seconds": ("prediction_error_seconds", "Mean of observed minus predicted batch time."),
+    "margin": ("prediction_margin_ratio", "Time kept for a batch by its expected time."),
+    "beyond_margin": ("prediction_beyond_margin_ratio", "Batches that took longer than kept."),
+    "rows_target": ("batch_rows_target", "Batch size that the present load asks for."),
+}
+
+
+@dataclass(frozen=True)
 class Scope:
     """What a scrape reads: indices by label values, and the figures that are not on the page."""
 
@@ -83,6 +99,7 @@ class Scope:
     backends_up: Mapping[str, bool]
     config_reload_failures: int
     ready: bool
+    learned: Mapping[tuple[str, str, str], LearnedFigures] = field(default_factory=dict)
 
 
 def ledger_imbalance(counters: Mapping[str, Any]) -> int:
@@ -122,6 +139,8 @@ class CountersCollector(Collector):
             if counters is not None:
                 models[labels] = counters
         yield from _model_families(models)
+        yield from _objective_families(models)
+        yield from _learned_families(scope.learned)
         yield from self._backend_families(scope)
 
     def _counters_at_rest(self, index: int) -> dict[str, Any] | None:
@@ -209,6 +228,30 @@ def _model_families(models: Mapping[tuple[str, str], dict[str, Any]]) -> Iterato
         for labels, counters in models.items():
             add_histogram(histogram, labels, key, counters[key])
         yield histogram
+
+
+def _objective_families(models: Mapping[tuple[str, str], dict[str, Any]]) -> Iterator[Metric]:
+    labels = [*MODEL, "priority"]
+    total = CounterMetricFamily(
+        "infersched_slo", "Answered requests that had an objective or a deadline.", labels=labels
+    )
+    good = CounterMetricFamily("infersched_slo_good", "Of these, answered OK in time.",
+                               labels=labels)  # fmt: skip
+    for model, counters in models.items():
+        for level, (answered, in_time) in (counters["levels"] or {1: (0, 0)}).items():
+            total.add_metric([*model, str(level)], answered)
+            good.add_metric([*model, str(level)], in_time)
+    yield from (total, good)
+
+
+def _learned_families(
+    learned: Mapping[tuple[str, str, str], LearnedFigures],
+) -> Iterator[Metric]:
+    for key, (name, text) in _LEARNED_GAUGES.items():
+        gauge = GaugeMetricFamily(f"infersched_{name}", text, labels=[*MODEL, "backend"])
+        for labels, figures in learned.items():
+            gauge.add_metric(labels, getattr(figures, key))
+        yield gauge
 
 
 def add_histogram(

@@ -21,12 +21,17 @@ class Rows(ctypes.Structure):
     _fields_ = [("counts", ctypes.c_uint64 * ROW_BUCKETS), ("sum_rows", ctypes.c_uint64)]
 
 
+class Level(ctypes.Structure):
+    _fields_ = _words("slo_total slo_good")
+
+
 class Model(ctypes.Structure):
     _fields_ = [
         *_words("in_use admitted completed expired cancelled failed in_flight refused"),
         ("outcomes", ctypes.c_uint64 * REASONS * OUTCOMES),
         *_words("queued_requests queued_rows queued_bytes oldest_arrival_ns inflight_batches"),
         *_words("batches batch_rows_capacity retried_batches bisected_batches slo_total slo_good"),
+        ("levels", Level * 32),
         ("batch_rows", Rows),
         ("queue_wait", Durations),
         ("backend_time", Durations),

@@ -52,3 +52,19 @@ def test_best_effort_is_served_after_every_level_with_an_objective() -> None:
         order += users(batch)
         driver.complete(batch)
     assert order == [2, 3, 1]
+
+
+def test_objectives_are_counted_by_level() -> None:
+    driver = Driver(
+        priority_levels=3,
+        slo_ns=10 * MS,
+        rows_max=1,
+        levels=[Level(), Level(), Level(best_effort=True)],
+    )
+    driver.submit(1, priority=1)
+    driver.submit(2, priority=2)
+    driver.submit(3, priority=3)
+    for _ in range(3):
+        for batch in driver.step():
+            driver.after(6 * MS).complete(batch)
+    assert driver.engine.counters(0)["levels"] == {1: (1, 1), 2: (1, 0)}

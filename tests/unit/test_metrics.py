@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from scheduler._native import counters as native
 from scheduler.telemetry.listener import HttpListener
-from scheduler.telemetry.metrics import CountersCollector, Scope
+from scheduler.telemetry.metrics import CountersCollector, LearnedFigures, Scope
 from tests.unit.counters_twin import DURATION_BUCKETS, ROW_BUCKETS, Page, WrittenPage
 
 LABELS = {"model": "m", "version": "3"}
@@ -33,7 +33,8 @@ def written() -> Iterator[WrittenPage]:
 
 @pytest.fixture
 def registry(written: WrittenPage) -> CollectorRegistry:
-    scope = Scope({("m", "3"): 5}, {"t:1": 2}, {"t:1": True, "u:1": False}, 4, True)
+    learned = {("m", "3", "t:1"): LearnedFigures(-0.0005, 1.25, 0.008, 12)}
+    scope = Scope({("m", "3"): 5}, {"t:1": 2}, {"t:1": True, "u:1": False}, 4, True, learned)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(CountersCollector(native.CountersPage(written.fd), lambda: scope))
     return registry
@@ -161,6 +162,26 @@ def test_backends_and_the_process(written: WrittenPage, sample: Sample) -> None:
     assert sample("infersched_config_reload_failures_total") == 4
 
 
+def test_objectives_are_counted_by_priority(written: WrittenPage, sample: Sample) -> None:
+    model = written.page.models[5]
+    model.in_use = 1
+    assert sample("infersched_slo_total", **LABELS, priority="1") == 0
+    model.levels[0].slo_total, model.levels[0].slo_good = 9, 8
+    model.levels[31].slo_total = 2
+    assert sample("infersched_slo_total", **LABELS, priority="1") == 9
+    assert sample("infersched_slo_good_total", **LABELS, priority="1") == 8
+    assert sample("infersched_slo_good_total", **LABELS, priority="32") == 0
+    assert sample("infersched_slo_total", **LABELS, priority="2") is None
+
+
+def test_what_was_learned_is_shown_by_backend(sample: Sample) -> None:
+    labels = {**LABELS, "backend": "t:1"}
+    assert sample("infersched_prediction_error_seconds", **labels) == -0.0005
+    assert sample("infersched_prediction_margin_ratio", **labels) == 1.25
+    assert sample("infersched_prediction_beyond_margin_ratio", **labels) == 0.008
+    assert sample("infersched_batch_rows_target", **labels) == 12
+
+
 def test_every_family_of_the_operators_page_is_there(
     written: WrittenPage, registry: CollectorRegistry
 ) -> None:
@@ -169,7 +190,8 @@ def test_every_family_of_the_operators_page_is_there(
     names = {family.name for family in families}
     wanted = """requests admission_decisions queue_depth queue_bytes queue_oldest_age_seconds
         queue_wait_seconds batch_rows batch_fill_ratio backend_request_seconds request_seconds
-        slo_good slo inflight_batches retries config_reload_failures loop_lag_seconds
+        slo_good slo prediction_error_seconds batch_rows_target inflight_batches retries
+        config_reload_failures loop_lag_seconds
         ledger_imbalance client_connections backend_up build_info"""
     assert {f"infersched_{name}" for name in wanted.split()} <= names
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc
+from click.testing import CliRunner
 
 from scheduler.backends.embedded_triton import EmbeddedTriton
+from scheduler.cli.main import main
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.control_plane import ControlPlane, FakeDataPlane, wait_until
 from tests.wire.control_plane.words import all_ready
@@ -88,6 +90,40 @@ def test_a_new_data_plane_is_told_what_the_old_one_learned(
         data_plane.pid += 1
         data_plane.listen()
         data_plane.wait_apply(lambda a: prior_of(a, "identity") == {1: 6 * MS}, "the prior")
+
+
+def test_operators_see_what_was_learned(
+    data_plane: FakeDataPlane, triton: EmbeddedTriton, tmp_path: Path
+) -> None:
+    config = tmp_path / "infersched.yaml"
+    config.write_text(
+        f"backends: [{{address: '{triton.grpc_address}', executor: gpu}}]\n"
+        "models: {identity: {slo: 5ms, attainment: 0.95}}\n"
+    )
+
+    def shown(*command: str) -> str:
+        arguments = [*command, "--control", control.control_address]
+        return CliRunner().invoke(main, arguments).output
+
+    with ControlPlane(data_plane, config_file=config) as control:
+        data_plane.wait_apply(all_ready, "every model ready")
+        data_plane.snapshot = learned(data_plane, "identity", 6)
+        latency = data_plane.snapshot.models[0].latencies[0]
+        latency.alpha_ns, latency.beta_ns, latency.rows_target = 1_053_000, 5_072_000, 12
+        latency.margin, latency.error_mean = 1.25, -0.01
+        wait_until(lambda: "is below" in shown("status"), "it is read", READ_S)
+        assert "models.identity.slo: 5ms is below the 6 ms" in shown("status")
+        listed = next(li for li in shown("models", "list").splitlines() if "identity" in li)
+        assert "1.053 b + 5.072" in listed
+        assert listed.split()[-1] == "12"
+        described = shown("models", "describe", "identity")
+        for words in ("load_aware", "95.00%", "1, executor 1", "1.250", "-1.0%", "6.000", "5ms"):
+            assert words in described
+        (model,) = json.loads(shown("models", "describe", "identity", "--output", "json"))
+        assert model["placements"][0]["latency"]["observations"] == 50
+        assert "no model 'x'" in shown("models", "describe", "x")
+        with urllib.request.urlopen(control.metrics_url + "/metrics", timeout=5) as answer:
+            assert b"infersched_prediction_error_seconds{" in answer.read()
 
 
 def test_a_reload_to_an_objective_that_nothing_can_meet_is_refused(
