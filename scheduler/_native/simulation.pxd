@@ -118,6 +118,8 @@ cdef extern from "simulation/policies/policies.h" namespace "infersched::simulat
     unique_ptr[Policy] make_nexus() except +
     unique_ptr[Policy] make_shepherd() except +
     unique_ptr[Policy] make_just_enough() except +
+    unique_ptr[Policy] make_bentoml() except +
+    unique_ptr[Policy] make_ray_serve() except +
 
 
 cdef extern from "simulation/simulator.h" namespace "infersched::simulation" nogil:

@@ -66,6 +66,10 @@ cdef Policy* policy_of(str name, dict settings) except NULL:
         return make_shepherd().release()
     if name == "just_enough":
         return make_just_enough().release()
+    if name == "bentoml":
+        return make_bentoml().release()
+    if name == "ray_serve":
+        return make_ray_serve().release()
     raise ValueError(f"no reference policy is called {name}")
 
 

@@ -24,6 +24,8 @@ POLICIES = (
     "shepherd",
     "symphony",
     "just_enough",
+    "bentoml",
+    "ray_serve",
 )
 COLUMNS = (
     "POLICY",

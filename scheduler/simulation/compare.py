@@ -8,9 +8,11 @@ from statistics import median
 
 from scheduler.simulation.goodput import Goodput, search
 from scheduler.simulation.scenario import (
+    BENTOML,
     ENGINE,
     JUST_ENOUGH,
     NEXUS,
+    RAY_SERVE,
     SHEPHERD,
     SYMPHONY,
     Policy,
@@ -29,7 +31,9 @@ REFERENCES: dict[str, Policy] = {
     "symphony": SYMPHONY,
     "just_enough": JUST_ENOUGH,
 }
-POLICIES = {**REFERENCES, ENGINE: engine()}
+# Servers without a known figure.
+SERVERS: dict[str, Policy] = {"bentoml": BENTOML, "ray_serve": RAY_SERVE}
+POLICIES = {**REFERENCES, **SERVERS, ENGINE: engine()}
 NAMES = ("static_default", "static_tuned", *list(POLICIES)[1:])
 
 # What the tuned static batcher is the best of: every pair, with and without a queue timeout.

@@ -205,6 +205,8 @@ SYMPHONY = Policy("symphony")
 NEXUS = Policy("nexus")
 SHEPHERD = Policy("shepherd")
 JUST_ENOUGH = Policy("just_enough")
+BENTOML = Policy("bentoml")
+RAY_SERVE = Policy("ray_serve")
 
 
 @dataclass(frozen=True)

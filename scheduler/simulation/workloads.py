@@ -137,6 +137,6 @@ GIVEN: dict[str, dict[str, Figure]] = {
 
 
 def known(workload: str, policy: str) -> Figure:
-    """The figure that a goodput is held against: for the engine that of the policy to beat."""
+    """The figure that a goodput is held against; where there is none, of the policy to beat."""
     figures = GIVEN[workload]
     return figures.get(policy, figures["just_enough"])

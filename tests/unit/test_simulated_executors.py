@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from scheduler.simulation.compare import REFERENCES
+from scheduler.simulation.compare import REFERENCES, SERVERS
 from scheduler.simulation.scenario import (
     Arrivals,
     Executor,
@@ -24,6 +24,7 @@ from scheduler.simulation.workloads import SMALL, WORKLOADS
 
 pytestmark = pytest.mark.native
 
+ALL = {**REFERENCES, **SERVERS}
 ONE_BY_ONE = static(StaticSettings(rows_max=1))
 
 
@@ -78,12 +79,12 @@ def two_models(rate_per_s: float, *setups: Executor) -> Scenario:
     return Scenario(models, executors=2, setups=setups, requests=20_000)
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_model_that_one_executor_holds_gets_no_more_than_that_one(name: str) -> None:
     """Two models on one executor each, and both on both: 600/s of each is much for one executor."""
 
     def at(rate_per_s: float, *setups: Executor) -> Outcome:
-        return simulate(two_models(rate_per_s, *setups), REFERENCES[name])
+        return simulate(two_models(rate_per_s, *setups), ALL[name])
 
     # Capacity of one executor: 1 / alpha = 950/s.
     apart = (Executor(models=(0,)), Executor(models=(1,)))
@@ -95,7 +96,7 @@ def test_a_model_that_one_executor_holds_gets_no_more_than_that_one(name: str) -
     assert second.in_time == 0
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", ALL)
 def test_policies_live_through_trouble(name: str) -> None:
     """Two of eight executors flap, one is slow: all is counted, and most is answered."""
     flapping = tuple(Trouble(at, at + 200) for at in range(1000, 20_000, 1000))
@@ -103,8 +104,8 @@ def test_policies_live_through_trouble(name: str) -> None:
         WORKLOADS["E"].scenario(1200, requests=15_000),
         setups=(Executor(troubles=flapping), Executor(troubles=flapping), Executor(speed=0.9)),
     )
-    outcome = simulate(scenario, REFERENCES[name])
-    assert outcome == simulate(scenario, REFERENCES[name])
+    outcome = simulate(scenario, ALL[name])
+    assert outcome == simulate(scenario, ALL[name])
     for model in outcome.models:
         assert model.offered == model.in_time + model.late + model.dropped
     assert sum(model.offered for model in outcome.models) == 15_000

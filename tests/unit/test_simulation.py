@@ -10,8 +10,10 @@ import pytest
 
 from scheduler.simulation.goodput import RESOLUTION, search
 from scheduler.simulation.scenario import (
+    BENTOML,
     JUST_ENOUGH,
     NEXUS,
+    RAY_SERVE,
     SHEPHERD,
     SYMPHONY,
     Arrivals,
@@ -37,6 +39,8 @@ POLICIES = {
     "shepherd": SHEPHERD,
     "symphony": SYMPHONY,
     "just_enough": JUST_ENOUGH,
+    "bentoml": BENTOML,
+    "ray_serve": RAY_SERVE,
 }
 SECOND_NS = 1_000_000_000
 COUNT = 100_000

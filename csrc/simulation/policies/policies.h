@@ -28,5 +28,7 @@ std::unique_ptr<Policy> make_clockwork(Nanos ahead_ns);
 std::unique_ptr<Policy> make_nexus();
 std::unique_ptr<Policy> make_shepherd();
 std::unique_ptr<Policy> make_just_enough();
+std::unique_ptr<Policy> make_bentoml();
+std::unique_ptr<Policy> make_ray_serve();
 
 }  // namespace infersched::simulation
