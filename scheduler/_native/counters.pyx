@@ -96,7 +96,8 @@ cdef class CountersPage:
         """The counters of one model version, None while it is not in use. Raises IndexError.
 
         Histograms are (bucket counts, sum); `levels` maps the priority levels that had requests
-        with an objective to their (slo_total, slo_good); `outcomes` maps (outcome, reason) to a count > 0.
+        with an objective to their (slo_total, slo_good); `outcomes` maps (outcome, reason) to a
+        count > 0.
         """
         if index >= kCountersModelsMax:
             raise IndexError(index)
