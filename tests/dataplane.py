@@ -84,6 +84,7 @@ class DataPlane:
         self._generation = 0
         self._models: list[pb.Model] = []
         self.events: list[pb.Event] = []
+        self.applied = pb.Applied()
         self.stderr_path = Path(self._directory.name) / "stderr"
 
     @property
@@ -180,7 +181,8 @@ class DataPlane:
         known = {model.index for model in self._models}
         self._models += [model for model in models if model.index not in known]
         self._send(pb.ToDataPlane(apply=message))
-        error: str = self._receive("applied").applied.error
+        self.applied = self._receive("applied").applied
+        error: str = self.applied.error
         if connected and not error:
             wait_until(self._all_serving, "backends connected")
         return error

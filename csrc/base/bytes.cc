@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "base/large_blocks.h"
+#include "base/shared_blocks.h"
 
 namespace infersched {
 
@@ -11,12 +12,38 @@ namespace {
 constexpr std::size_t kSmallestCapacity = 256;
 }
 
-Buffer::~Buffer() { give_back_block({data_, capacity_}); }
+Buffer::~Buffer() { free_memory(); }
+
+void Buffer::free_memory() {
+    if (shared_)
+        shared_blocks().give_back({data_ - lead_, capacity_ + lead_});
+    else
+        give_back_block({data_, capacity_});
+}
+
+bool Buffer::share(std::size_t capacity, std::size_t lead) {
+    std::size_t wanted = 0;
+    if (shared_ || __builtin_add_overflow(std::max(capacity, size_), lead, &wanted)) return false;
+    const Block block = shared_blocks().take(wanted);
+    if (block.data == nullptr) return false;
+    std::uint8_t* const data = static_cast<std::uint8_t*>(block.data) + lead;
+    if (size_ > 0) std::memcpy(data, data_, size_);
+    free_memory();
+    data_ = data;
+    capacity_ = block.capacity - lead;
+    shared_ = true;
+    lead_ = lead;
+    return true;
+}
 
 bool Buffer::reserve(std::size_t capacity, std::size_t expected) {
     if (capacity <= capacity_) return true;
     Block grown{nullptr, capacity};
-    if (capacity < kLargeBlockBytes) {
+    if (shared_) {
+        grown = take_block(capacity, expected);
+        if (grown.data != nullptr) std::memcpy(grown.data, data_, size_);
+        if (grown.data != nullptr) free_memory();
+    } else if (capacity < kLargeBlockBytes) {
         grown.data = std::realloc(data_, capacity);
     } else if (capacity_ >= kLargeBlockBytes) {
         grown = grow_block({data_, capacity_}, capacity);
@@ -28,6 +55,8 @@ bool Buffer::reserve(std::size_t capacity, std::size_t expected) {
     if (grown.data == nullptr) return false;
     data_ = static_cast<std::uint8_t*>(grown.data);
     capacity_ = grown.capacity;
+    shared_ = false;
+    lead_ = 0;
     return true;
 }
 

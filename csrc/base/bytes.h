@@ -51,12 +51,17 @@ class Buffer {
     // `expected` is what it may grow to: memory that is there already is chosen by it, none is
     // taken for it.
     [[nodiscard]] bool reserve(std::size_t capacity, std::size_t expected = 0);
+    // Moves the bytes into a shared block (base/shared_blocks.h) with room for `capacity`, `lead`
+    // bytes behind its beginning, which is aligned to pages. False: there is none.
+    [[nodiscard]] bool share(std::size_t capacity, std::size_t lead = 0);
+    bool shared() const { return shared_; }
     // The reserved memory behind the bytes.
     Space space() { return {data_ + size_, capacity_ - size_}; }
     void truncate(std::size_t size) { size_ = size; }
 
   private:
     friend class BufferRef;
+    void free_memory();
     Buffer() = default;
     ~Buffer();
     Buffer(const Buffer&) = delete;
@@ -66,6 +71,8 @@ class Buffer {
     std::size_t size_ = 0;
     std::size_t capacity_ = 0;
     std::uint32_t references_ = 0;
+    bool shared_ = false;
+    std::size_t lead_ = 0;  // in a shared block: unused bytes before the data
 };
 
 class BufferRef {

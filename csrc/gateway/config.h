@@ -22,11 +22,14 @@ struct BackendConfig {
     BackendState state = BackendState::kServing;
     http2::Compression compression = http2::Compression::kNone;
     bool encrypted = false;
+    // As which the backend has our shared blocks registered; empty: it has not.
+    std::string shared_region;
 
     bool operator==(const BackendConfig& other) const {
         return index == other.index && address == other.address &&
                connections == other.connections && state == other.state &&
-               compression == other.compression && encrypted == other.encrypted;
+               compression == other.compression && encrypted == other.encrypted &&
+               shared_region == other.shared_region;
     }
 };
 

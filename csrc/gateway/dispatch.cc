@@ -144,20 +144,26 @@ void Gateway::State::dispatch(const engine::Action& action, Nanos now) {
         merge_scratch.push_back({&request->prepared, member.row_begin, member.rows});
         metadata = request->metadata;
     }
+    kserve::SharedTensors tensors;
+    std::unique_ptr<SharedBatch> shared = share_tensors(action, &tensors);
     Pieces message;
-    kserve::merge_requests(merge_scratch.data(), merge_scratch.size(), action.rows_padded,
-                           &message);
-    const Nanos timeout_ns = action.at == kNever ? kNever : std::max<Nanos>(action.at - now, 1);
+    kserve::merge_requests(merge_scratch.data(), merge_scratch.size(), action.rows_padded, &message,
+                           shared ? &tensors : nullptr);
+    // A call with memory of ours is never given up: its end says when the memory is free.
+    const Nanos deadline = shared ? kNever : action.at;
+    const Nanos timeout_ns = deadline == kNever ? kNever : std::max<Nanos>(deadline - now, 1);
     const http2::StreamId stream =
         connection->client->call(kModelInfer, timeout_ns, metadata, std::move(message));
     if (stream == 0) {
+        if (shared) uncharge(shared.get());
         dispatch_unsent(action, now);
         return;
     }
     const BatchId batch_id = open_batch(action, id, connection, now);
     BatchRecord* batch = batches.find(batch_id);
     batch->stream = stream;
-    batch->deadline = action.at;
+    batch->deadline = deadline;
+    batch->shared = std::move(shared);
     stay_awake(*batch, now);
     connection->requests.insert(stream, batch_id);
 }
@@ -192,6 +198,7 @@ void Gateway::State::abandon(const engine::Action& action) {
         close_batch(found, batch);
         return;
     }
+    if (batch->shared) lose_shared_call(batch->backend, std::move(batch->shared));
     if (Connection* connection = connections.find(batch->connection)) {
         connection->requests.take(batch->stream);
         connection->client->cancel(batch->stream);
@@ -221,10 +228,11 @@ void Gateway::State::take_reply(Connection* connection, http2::Event* event, Nan
     const BatchId id = connection->requests.take(event->stream);
     BatchRecord* batch = batches.find(id);
     if (batch == nullptr) return;
-    const BatchRecord closed = std::move(*batch);
+    BatchRecord closed = std::move(*batch);
     if (closed.model >= round_trip_ns.size()) round_trip_ns.resize(closed.model + 1);
     round_trip_ns[closed.model] = now - closed.dispatched_at;
     close_batch(id, batch);
+    if (closed.shared && !end_shared_call(&closed, *event, now)) return;
     if (!event->answer.empty()) note_metadata(closed, std::move(event->answer));
     if (event->status.ok() && event->message) {
         reply_arrived(closed, event->message, now);
@@ -283,6 +291,11 @@ void Gateway::State::reply_arrived(const BatchRecord& batch, const BufferRef& me
         reply_failed(
             batch, Status::error(StatusCode::kInternal, "malformed reply of the backend: " + error),
             false, now);
+        return;
+    }
+    if (batch.shared && !place_outputs(batch, reply.get())) {
+        engine.dispatch_failed(batch.handle, engine::FailureKind::kNothingRan,
+                               StatusCode::kInternal, now);
         return;
     }
     bool whole = false;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/shared_blocks.h"
 #include "gateway/state.h"
 
 namespace infersched::gateway {
@@ -151,6 +152,7 @@ bool Gateway::turn(Nanos now) noexcept {
     bool left_over = state.take_events(now);
     state.probe_backends(now);
     if (!state.leaving.empty()) state.release_leaving(now);
+    if (!state.quarantine.empty()) state.release_quarantine(now);
     state.engine.step(now);
     state.carry_out_actions(now);
     state.expire_streams(now);
@@ -260,6 +262,10 @@ std::vector<std::uint32_t> Gateway::models() const {
 
 std::uint64_t Gateway::host_bytes() const { return state_->budget.used; }
 std::uint32_t Gateway::client_connections() const { return state_->client_count; }
+SharedMemoryStatus Gateway::shared_memory() const {
+    return {shared_blocks().used_bytes(), shared_blocks().backed_bytes(), state_->quarantine.size(),
+            state_->shared_calls};
+}
 const engine::Engine& Gateway::scheduler() const { return state_->engine; }
 
 }  // namespace infersched::gateway

@@ -35,7 +35,8 @@ struct Notice {
         kBackendConnection,
         kBackendLeaving,
         kMergingSwitchedOff,
-        kDrained
+        kDrained,
+        kSharedMemoryLost  // `reason`: the region that must not be used any more
     };
     Kind kind;
     std::uint32_t backend = 0;
@@ -56,6 +57,12 @@ struct BackendStatus {
 struct BatchStatus {
     std::uint32_t model, backend, requests, rows;
     Nanos age_ns;
+};
+
+struct SharedMemoryStatus {
+    std::uint64_t used_bytes, backed_bytes;
+    std::uint64_t quarantined_calls;
+    std::uint64_t calls;  // sent with tensors in shared memory, ever
 };
 
 class Gateway {
@@ -112,6 +119,7 @@ class Gateway {
     std::vector<std::uint32_t> models() const;
     std::uint64_t host_bytes() const;
     std::uint32_t client_connections() const;
+    SharedMemoryStatus shared_memory() const;
     const engine::Engine& scheduler() const;
 
   private:

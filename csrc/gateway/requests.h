@@ -53,6 +53,19 @@ struct RequestRecord {
     std::shared_ptr<const http2::AnswerMetadata> answer_metadata;  // that came with it; often none
 };
 
+// What a batch has in shared memory, where the backend may read or write it until it has answered:
+// as long as these are held, nobody else gets that memory.
+struct SharedBatch {
+    struct Output {
+        std::string name;
+        BufferRef block;
+    };
+    std::string region;
+    std::vector<BufferRef> inputs;
+    std::vector<Output> outputs;
+    std::uint64_t charged = 0;  // to the budget: what was not received
+};
+
 // A batch at a backend, from dispatch to reply.
 struct BatchRecord {
     engine::BatchHandle handle = 0;
@@ -65,6 +78,7 @@ struct BatchRecord {
     Nanos dispatched_at = 0;
     Nanos deadline = kNever;  // as the backend was told; never on a stream
     std::vector<engine::BatchMember> members;
+    std::unique_ptr<SharedBatch> shared;  // often none
     BackendStreamId backend_stream = 0;
     std::uint32_t list_index = 0;    // in the list of that stream
     std::uint32_t replies_sent = 0;  // passed on to the client before the last one

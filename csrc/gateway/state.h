@@ -55,6 +55,7 @@ struct Backend {
     bool available = false;             // as the engine was told
     std::uint32_t inflight_batches = 0;
     std::uint64_t inflight_rows = 0;
+    std::string lost_region;  // not used any more: the backend lacks it, or a call in it is lost
 };
 
 // A request on its way into the engine: a unary call, or a message of a client's stream.
@@ -77,6 +78,14 @@ struct Leaving {
     std::uint32_t model = 0;
     std::uint32_t backend = 0;
     Nanos until = 0;
+};
+
+// Memory of a call whose end we do not know: the backend's process may still use it. It is free a
+// while after the backend has been seen not to have that region any more.
+struct Quarantined {
+    std::string address;  // of the backend
+    std::unique_ptr<SharedBatch> shared;
+    Nanos release_at = kNever;
 };
 
 struct Gateway::State {
@@ -173,6 +182,21 @@ struct Gateway::State {
     void stay_awake(const BatchRecord& batch, Nanos now);
     void close_batch(BatchId id, BatchRecord* batch);
 
+    // sharing.cc
+    std::unique_ptr<SharedBatch> share_tensors(const engine::Action& action,
+                                               kserve::SharedTensors* tensors);
+    void share_inputs(std::uint32_t rows_padded, SharedBatch* shared,
+                      kserve::SharedTensors* tensors);
+    void share_outputs(const ModelConfig& model, std::uint32_t rows_padded, SharedBatch* shared,
+                       kserve::SharedTensors* tensors);
+    void uncharge(SharedBatch* shared);
+    bool end_shared_call(BatchRecord* batch, const http2::Event& event, Nanos now);
+    bool place_outputs(const BatchRecord& batch, kserve::Reply* reply);
+    void lose_shared_call(std::uint32_t backend, std::unique_ptr<SharedBatch> shared);
+    void lose_region(std::uint32_t backend, const std::string& region);
+    void date_quarantine(Nanos now);
+    void release_quarantine(Nanos now);
+
     // answers.cc
     void answer(const engine::Action& action, Nanos now);
     bool put_reply_together(RequestRecord* request, Pieces* message, Status* status);
@@ -227,6 +251,9 @@ struct Gateway::State {
     bool drained = false;
     Nanos drain_deadline = kNever;
     std::deque<Notice> notices;
+    std::vector<Quarantined> quarantine;
+    std::set<std::uint32_t> wired_outputs;  // models whose outputs are not what the catalog says
+    std::uint64_t shared_calls = 0;
     std::vector<kserve::RequestRows> merge_scratch;
     std::vector<kserve::ReplyRows> reply_scratch;
 };

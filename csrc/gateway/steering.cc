@@ -145,6 +145,12 @@ void Gateway::State::apply_backends(const std::vector<BackendConfig>& next, Nano
         }
         refresh_backend(index, now);
     }
+    const auto shares = [](const Backend& backend) {
+        return backend.in_use && !backend.config.shared_region.empty();
+    };
+    const bool any = std::any_of(backends.begin(), backends.end(), shares);
+    server_config.shared_alignment = any ? kserve::large_tensor_offset : nullptr;
+    date_quarantine(now);
 }
 
 void Gateway::State::apply_models(const std::vector<std::shared_ptr<const ModelConfig>>& next,
@@ -157,6 +163,7 @@ void Gateway::State::apply_models(const std::vector<std::shared_ptr<const ModelC
         const ModelConfig* known = catalog.at(model->index);
         if (known == model.get()) continue;
         changed.push_back(model.get());
+        wired_outputs.erase(model->index);
         // Another model has the number now: what is queued for the old one cannot run any more.
         if (known != nullptr && (known->schema.name != model->schema.name ||
                                  known->schema.version != model->schema.version))

@@ -276,6 +276,7 @@ void ClientSession::State::finish_call(Stream* stream) {
     }
     Event* event = events.push(EventKind::kReply, stream->id);
     event->status = std::move(stream->status);
+    event->answered = true;
     event->answer.trailers = std::move(stream->answer.trailers);
     if (!stream->has_ready()) event->answer.headers = std::move(stream->answer.headers);
     if (stream->in.complete() && stream->kind == StreamKind::kUnary)

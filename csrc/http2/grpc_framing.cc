@@ -4,6 +4,9 @@
 #include <cstring>
 #include <utility>
 
+#include "base/large_blocks.h"
+#include "base/shared_blocks.h"
+
 namespace infersched::http2 {
 
 namespace {
@@ -53,20 +56,29 @@ FramingError MessageAssembler::finish_prefix(std::size_t bytes_max) {
 }
 
 // The memory taken follows what has arrived: the rest of this frame (bounded by the frame size we
-// announced), then doubling.
-bool MessageAssembler::make_room(std::size_t incoming, std::size_t frame_left) {
+// announced), then doubling. A shared block that is there already is taken for the whole message;
+// `incoming` is what is known of the `size` bytes to come.
+bool MessageAssembler::make_room(Span incoming, std::size_t size, std::size_t frame_left) {
     Buffer& message = *message_;
-    const std::size_t needed = message.size() + incoming;
+    const std::size_t needed = message.size() + size;
     if (needed <= message.capacity()) return true;
     const std::size_t wanted =
         message.capacity() == 0 ? std::max(frame_left, kFirstReserveBytes) : message.capacity() * 2;
-    return message.reserve(std::max(std::min(wanted, length_), needed), length_);
+    const std::size_t capacity = std::max(std::min(wanted, length_), needed);
+    if (shared_alignment_ != nullptr && !compressed_ && capacity >= kLargeBlockBytes) {
+        const std::size_t aligned =
+            shared_alignment_(message.size() > 0 ? message_.span() : incoming);
+        const std::size_t lead =
+            (kSharedAlignBytes - aligned % kSharedAlignBytes) % kSharedAlignBytes;
+        if (message.share(length_, lead)) return true;
+    }
+    return message.reserve(capacity, length_);
 }
 
 Space MessageAssembler::space(std::size_t frame_left) {
     if (prefix_size_ < kPrefixBytes || compressed_) return {};
     const std::size_t size = std::min({frame_left, length_ - received_, kDirectBytesMax});
-    if (size < kDirectBytesMin || !make_room(size, frame_left)) return {};
+    if (size < kDirectBytesMin || !make_room({}, size, frame_left)) return {};
     return {message_->space().data, size};
 }
 
@@ -94,7 +106,7 @@ FramingError MessageAssembler::store(Span bytes, std::size_t frame_left) {
     const Space space = message_->space();
     if (bytes.data == space.data && bytes.size <= space.size)  // read where it belongs
         return message_->extend(bytes.size) ? FramingError::kNone : FramingError::kOutOfMemory;
-    if (make_room(bytes.size, frame_left) && message_->append(bytes.data, bytes.size))
+    if (make_room(bytes, bytes.size, frame_left) && message_->append(bytes.data, bytes.size))
         return FramingError::kNone;
     return FramingError::kOutOfMemory;
 }

@@ -56,6 +56,8 @@ class MessageAssembler {
     // Of messages with the compressed flag, from grpc-encoding.
     void set_encoding(Compression encoding) { encoding_ = encoding; }
     Compression encoding() const { return encoding_; }
+    // See ServerConfig::shared_alignment.
+    void set_shared(std::size_t (*alignment)(Span head)) { shared_alignment_ = alignment; }
     BufferRef take();
     // Forgets the message, not the encoding.
     void clear();
@@ -64,8 +66,9 @@ class MessageAssembler {
     FramingError finish_prefix(std::size_t bytes_max);
     FramingError store(Span bytes, std::size_t frame_left);
     FramingError inflate(Span bytes, const FramingLimits& limits);
-    bool make_room(std::size_t incoming, std::size_t frame_left);
+    bool make_room(Span incoming, std::size_t size, std::size_t frame_left);
 
+    std::size_t (*shared_alignment_)(Span head) = nullptr;
     std::uint8_t prefix_[kPrefixBytes] = {};
     std::uint8_t prefix_size_ = 0;
     Compression encoding_ = Compression::kNone;

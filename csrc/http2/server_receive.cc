@@ -139,6 +139,7 @@ void ServerSession::State::select_route(Stream* stream, std::string_view path) {
     last_route_ = stream->route = static_cast<std::uint16_t>(index);
     if (route.kind == RouteKind::kForward) stream->kind = StreamKind::kForward;
     if (route.kind == RouteKind::kMessageStream) stream->kind = StreamKind::kMessages;
+    stream->in.set_shared(config->shared_alignment);
     if (route.kind == RouteKind::kUnimplemented)
         stream->refusal = Status::error(StatusCode::kUnimplemented, route.text);
 }

@@ -75,6 +75,9 @@ struct ServerConfig {
     std::vector<std::string> watched_headers;
     // Of answers to clients that accept it (grpc-accept-encoding).
     Compression response_compression = Compression::kNone;
+    // Not null: large messages are received into shared blocks where there is room. Told the first
+    // bytes of a message, it says which of its bytes is to be aligned.
+    std::size_t (*shared_alignment)(Span head) = nullptr;
     // Headers that must never come from outside (stripped from forwarded calls).
     std::vector<std::string> internal_headers;
 };
@@ -117,6 +120,8 @@ struct Event {
     std::uint16_t route = 0;  // index in ServerConfig::routes
     // kReply: surely not executed (REFUSED_STREAM, GOAWAY below the id, never sent)
     bool nothing_ran = false;
+    // kReply: the status is the peer's own word, not what we made of a lost call
+    bool answered = false;
     bool end_stream = false;  // kForwardHeaders/Data: nothing follows from that side
     Nanos arrival = 0;        // kRequest: when its HEADERS came
     Nanos deadline = kNever;  // kRequest: from grpc-timeout

@@ -30,6 +30,7 @@ void Stream::recycle() {
     deadline = kNever;
     in.clear();
     in.set_encoding(Compression::kNone);
+    in.set_shared(nullptr);
     out_encoding = Compression::kNone;
     inflated_bytes = 0;
     charged_bytes = uncredited_bytes = unclaimed_bytes = sent_bytes = 0;

@@ -20,6 +20,7 @@
 #include "base/bytes.h"
 #include "base/status.h"
 #include "kserve/schema.h"
+#include "kserve/shared_tensors.h"
 
 namespace infersched::kserve {
 
@@ -129,9 +130,9 @@ struct RequestRows {
 // Writes one ModelInferRequest holding all `parts` in order, all of one signature; requested
 // outputs are the union (all outputs when any part asks for all). A single whole request keeps its
 // id; a merged one has none. `rows_padded` > the sum of rows repeats the last row (mandatory batch
-// sizes).
+// sizes). Tensors that `shared` gives a place are named by it; not for unmergeable requests.
 void merge_requests(const RequestRows* parts, std::size_t count, std::uint32_t rows_padded,
-                    Pieces* message);
+                    Pieces* message, const SharedTensors* shared = nullptr);
 
 // A ModelInferResponse read once, kept until all members are answered.
 class Reply {
@@ -146,6 +147,9 @@ class Reply {
     // Whether every output can be cut into `rows` rows (its first dimension is `rows` and its bytes
     // agree).
     bool splits_into(std::uint32_t rows, std::string* error);
+    // The data of the output `name`, which the message has not, begin where those of `block` do.
+    // False: they cannot, the block is too small for its shape or the datatype has no fixed size.
+    bool place(std::string_view name, const BufferRef& block, std::string* error);
 
   private:
     friend struct ReplyAccess;

@@ -1,6 +1,8 @@
 // Several prepared requests of one signature become one ModelInferRequest.
 #include <algorithm>
 
+#include "kserve/parameter.h"
+#include "kserve/places.h"
 #include "kserve/prepared_request.h"
 #include "kserve/signature.h"
 #include "kserve/wire_reader.h"
@@ -35,9 +37,11 @@ struct Batch {
 };
 
 // Field 5 of the message: name, datatype, shape and parameters of one input.
-std::uint8_t* put_input(std::uint8_t* at, const SignatureInput& input, std::uint32_t rows) {
+std::uint8_t* put_input(std::uint8_t* at, const SignatureInput& input, std::uint32_t rows,
+                        std::string_view place) {
     const std::size_t shape_bytes = varint_bytes(rows) + input.tail_dims.size();
-    const std::size_t size = input.head.size() + field_bytes(shape_bytes) + input.parameters.size();
+    const std::size_t size =
+        input.head.size() + field_bytes(shape_bytes) + input.parameters.size() + place.size();
     *at++ = wire_tag(5, kLengthDelimited);
     at = put_varint(at, size);
     at = put_bytes(at, input.head);
@@ -45,7 +49,7 @@ std::uint8_t* put_input(std::uint8_t* at, const SignatureInput& input, std::uint
     at = put_varint(at, shape_bytes);
     at = put_varint(at, rows);
     at = put_bytes(at, input.tail_dims);
-    return put_bytes(at, input.parameters);
+    return put_bytes(put_bytes(at, input.parameters), place);
 }
 
 std::size_t input_bytes_max(const SignatureInput& input) {
@@ -53,8 +57,10 @@ std::size_t input_bytes_max(const SignatureInput& input) {
            input.parameters.size();
 }
 
+using OutputList = InlineArray<std::uint32_t, 16>;
+
 // The union of what the parts ask for; false when one of them asks for everything.
-bool wanted_outputs(const Batch& batch, InlineArray<std::uint32_t, 16>* wanted) {
+bool wanted_outputs(const Batch& batch, OutputList* wanted) {
     const State& first = RequestAccess::state(*batch.parts[0].request);
     if (first.outputs.empty()) return false;
     for (std::size_t i = 0; i < batch.count; ++i) {
@@ -72,26 +78,41 @@ bool wanted_outputs(const Batch& batch, InlineArray<std::uint32_t, 16>* wanted) 
     return true;
 }
 
+// The fields that ask for outputs; none when all are wanted and come with the reply.
+void request_outputs(const Batch& batch, const Signature& signature, const Places& places,
+                     InlineArray<std::string_view, 16>* fields) {
+    OutputList outputs;
+    if (!wanted_outputs(batch, &outputs)) {
+        if (places.outputs.empty()) return;
+        // One that is named leaves out those that are not.
+        outputs.clear();
+        for (std::uint32_t i = 0; i < signature.output_fields.size(); ++i) outputs.push_back(i);
+    }
+    for (const std::uint32_t output : outputs) {
+        const bool placed = output < places.outputs.size() && !places.outputs[output].empty();
+        fields->push_back(placed ? places.outputs[output] : signature.output_fields[output]);
+    }
+}
+
 // Everything but the tensor data.
 void append_header(const Batch& batch, const Signature& signature, std::string_view id,
-                   Pieces* message) {
-    InlineArray<std::uint32_t, 16> outputs;
-    const bool some_outputs = wanted_outputs(batch, &outputs);
+                   const Places& places, Pieces* message) {
+    InlineArray<std::string_view, 16> outputs;
+    request_outputs(batch, signature, places, &outputs);
     std::size_t bytes_max = signature.head.size() + 1 + 10 + id.size();
     for (const SignatureInput& input : signature.inputs) bytes_max += input_bytes_max(input);
-    for (const std::uint32_t output : outputs) bytes_max += signature.output_fields[output].size();
+    for (const std::string& place : places.inputs) bytes_max += place.size();
+    for (const std::string_view field : outputs) bytes_max += field.size();
 
     std::uint8_t* const begin = message->append_space(bytes_max);
     std::uint8_t* at = put_bytes(begin, signature.head);
     if (!id.empty()) at = put_field(at, wire_tag(3, kLengthDelimited), id);
-    for (const SignatureInput& input : signature.inputs) {
-        at = put_input(at, input, batch.rows_padded);
+    for (std::size_t i = 0; i < signature.inputs.size(); ++i) {
+        const std::string_view place =
+            i < places.inputs.size() ? std::string_view(places.inputs[i]) : std::string_view();
+        at = put_input(at, signature.inputs[i], batch.rows_padded, place);
     }
-    if (some_outputs) {
-        for (const std::uint32_t output : outputs) {
-            at = put_bytes(at, signature.output_fields[output]);
-        }
-    }
+    for (const std::string_view field : outputs) at = put_bytes(at, field);
     message->shrink_space(bytes_max - static_cast<std::size_t>(at - begin));
 }
 
@@ -151,6 +172,16 @@ std::size_t tensor_bytes(const Batch& batch, const SignatureInput& input, std::s
     return bytes + last_row_bytes * (batch.rows_padded - batch.rows);
 }
 
+// The rows of one input, of all parts.
+void append_tensor_data(const Batch& batch, const SignatureInput& input, std::size_t index,
+                        Pieces* message) {
+    for (std::size_t i = 0; i < batch.count; ++i) {
+        append_rows(input, batch.parts[i], index, 1, message);
+    }
+    if (batch.rows_padded == batch.rows) return;
+    append_rows(input, last_row_of(batch), index, batch.rows_padded - batch.rows, message);
+}
+
 // Field 7: the rows of one input.
 void append_tensor(const Batch& batch, const SignatureInput& input, std::size_t index,
                    Pieces* message) {
@@ -158,11 +189,14 @@ void append_tensor(const Batch& batch, const SignatureInput& input, std::size_t 
     head[0] = wire_tag(7, kLengthDelimited);
     const std::uint8_t* end = put_varint(head + 1, tensor_bytes(batch, input, index));
     message->append_copy({head, static_cast<std::size_t>(end - head)});
-    for (std::size_t i = 0; i < batch.count; ++i) {
-        append_rows(input, batch.parts[i], index, 1, message);
-    }
-    if (batch.rows_padded == batch.rows) return;
-    append_rows(input, last_row_of(batch), index, batch.rows_padded - batch.rows, message);
+    append_tensor_data(batch, input, index, message);
+}
+
+Batch make_batch(const RequestRows* parts, std::size_t count, std::uint32_t rows_padded) {
+    Batch batch = {parts, count, 0, 0};
+    for (std::size_t i = 0; i < count; ++i) batch.rows += parts[i].rows;
+    batch.rows_padded = std::max(batch.rows, rows_padded);
+    return batch;
 }
 
 }  // namespace
@@ -179,21 +213,51 @@ void forward_request(const State& state, Pieces* message) {
 }
 
 void merge_requests(const RequestRows* parts, std::size_t count, std::uint32_t rows_padded,
-                    Pieces* message) {
+                    Pieces* message, const SharedTensors* shared) {
     if (count == 0) return;
     const State& first = RequestAccess::state(*parts[0].request);
     if (!first.mergeable) {
         forward_request(first, message);
         return;
     }
-    Batch batch = {parts, count, 0, 0};
-    for (std::size_t i = 0; i < count; ++i) batch.rows += parts[i].rows;
-    batch.rows_padded = std::max(batch.rows, rows_padded);
+    const Batch batch = make_batch(parts, count, rows_padded);
     const Signature& signature = *first.signature;
     const bool whole = count == 1 && parts[0].rows == first.rows;
-    append_header(batch, signature, whole ? first.id : std::string_view(), message);
+    append_header(batch, signature, whole ? first.id : std::string_view(),
+                  shared != nullptr ? make_places(*shared, signature.output_names) : Places(),
+                  message);
     for (std::size_t i = 0; i < signature.inputs.size(); ++i) {
+        if (shared != nullptr && shared->inputs[i].bytes != 0) continue;
         append_tensor(batch, signature.inputs[i], i, message);
+    }
+}
+
+std::size_t input_count(const PreparedRequest& request) {
+    return RequestAccess::state(request).signature->inputs.size();
+}
+
+void append_input(const RequestRows* parts, std::size_t count, std::uint32_t rows_padded,
+                  std::size_t index, Pieces* bytes) {
+    const State& first = RequestAccess::state(*parts[0].request);
+    const Batch batch = make_batch(parts, count, rows_padded);
+    append_tensor_data(batch, first.signature->inputs[index], index, bytes);
+}
+
+void predict_outputs(const RequestRows* parts, std::size_t count, std::uint32_t rows_padded,
+                     const ModelSchema& schema, std::vector<std::uint64_t>* bytes) {
+    const Batch batch = make_batch(parts, count, rows_padded);
+    const Signature& signature = *RequestAccess::state(*parts[0].request).signature;
+    OutputList outputs;
+    const bool some = wanted_outputs(batch, &outputs);
+    bytes->assign(schema.outputs.size(), 0);
+    for (std::uint32_t i = 0; i < schema.outputs.size(); ++i) {
+        if (some && std::find(outputs.begin(), outputs.end(), i) == outputs.end()) continue;
+        std::string plain;
+        append_field(&plain, wire_tag(1, kLengthDelimited), schema.outputs[i].name);
+        // One with parameters of its own, such as class results, is something else.
+        if (signature.output_fields[i].size() != field_bytes(plain.size())) continue;
+        const std::uint64_t size = fixed_bytes(schema.outputs[i], batch.rows_padded);
+        if (size >= kSharedTensorBytesMin) (*bytes)[i] = size;
     }
 }
 

@@ -82,14 +82,6 @@ std::string value_bytes(const Parameter& parameter) {
     return std::string(reinterpret_cast<char*>(bytes), static_cast<std::size_t>(at - bytes));
 }
 
-void append_field(std::string* out, std::uint8_t tag, std::string_view bytes) {
-    std::uint8_t head[11];
-    head[0] = tag;
-    const std::uint8_t* end = put_varint(head + 1, bytes.size());
-    out->append(reinterpret_cast<char*>(head), static_cast<std::size_t>(end - head));
-    out->append(bytes);
-}
-
 }  // namespace
 
 bool read_parameter(Span entry, int depth, Parameter* parameter) {
@@ -130,6 +122,14 @@ const Parameter* find_parameter(const Parameter* parameters, std::uint32_t count
         if (parameters[i].key == key) return &parameters[i];
     }
     return nullptr;
+}
+
+void append_field(std::string* out, std::uint8_t tag, std::string_view bytes) {
+    std::uint8_t head[11];
+    head[0] = tag;
+    const std::uint8_t* end = put_varint(head + 1, bytes.size());
+    out->append(reinterpret_cast<char*>(head), static_cast<std::size_t>(end - head));
+    out->append(bytes);
 }
 
 void append_parameter(std::string* out, std::uint8_t tag, const Parameter& parameter) {

@@ -18,6 +18,9 @@ std::uint32_t normalize_parameters(Parameter* parameters, std::uint32_t count);
 const Parameter* find_parameter(const Parameter* parameters, std::uint32_t count,
                                 std::string_view key);
 
+// Appends the field `tag` holding `bytes`.
+void append_field(std::string* out, std::uint8_t tag, std::string_view bytes);
+
 // Appends the field `tag` holding this entry, one spelling for every equal entry.
 void append_parameter(std::string* out, std::uint8_t tag, const Parameter& parameter);
 

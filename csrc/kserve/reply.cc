@@ -26,6 +26,7 @@ bool refuse(std::string* error, const ReplyOutput& output, const char* why) {
 
 void Reply::State::recycle() {
     message = converted = BufferRef();
+    if (!blocks.empty()) blocks.clear();
     model_name = model_version = id = {};
     id_fields.clear_beyond(kElementsKept);
     outputs.clear_beyond(kElementsKept);
@@ -286,6 +287,31 @@ bool Reply::State::split(std::uint32_t split_rows, std::string* error) {
 
 bool Reply::splits_into(std::uint32_t rows, std::string* error) {
     return state_->split(rows, error);
+}
+
+bool Reply::State::place(std::string_view name, const BufferRef& block, std::string* error) {
+    for (ReplyOutput& output : outputs) {
+        if (output.name != name) continue;
+        if (!output.data.empty()) return true;  // on the wire, after all
+        if (raw_count != outputs.size()) return refuse(error, output, "has typed contents");
+        std::uint64_t size = element_bytes(parse_data_type(output.data_type));
+        if (size == 0) return refuse(error, output, "has a datatype without a fixed size");
+        for (std::uint32_t i = 0; i < output.dims_count; ++i) {
+            const std::int64_t dim = dims[output.dims_first + i];
+            if (dim < 0 || __builtin_mul_overflow(size, static_cast<std::uint64_t>(dim), &size))
+                return refuse(error, output, "has an impossible shape");
+        }
+        if (size > block->size()) return refuse(error, output, "does not fit its place");
+        output.data = {block->data(), static_cast<std::size_t>(size)};
+        output.block = static_cast<std::int32_t>(blocks.size());
+        blocks.push_back(block);
+        return true;
+    }
+    return true;  // the model gave none
+}
+
+bool Reply::place(std::string_view name, const BufferRef& block, std::string* error) {
+    return state_->place(name, block, error);
 }
 
 Reply::State* ReplyAccess::take() { return list().take(); }

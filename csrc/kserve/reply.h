@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "kserve/codec.h"
 #include "kserve/free_list.h"
@@ -28,7 +30,8 @@ struct ReplyOutput {
     // Typed contents, in Reply::State::contents.
     std::uint32_t contents_first = 0;
     std::uint32_t contents_count = 0;
-    Span data;  // raw bytes
+    Span data;                // raw bytes
+    std::int32_t block = -1;  // that they lie in, in Reply::State::blocks
     // Set by splits_into:
     bool is_bytes = false;
     std::size_t row_bytes = 0;
@@ -39,7 +42,8 @@ struct ReplyOutput {
 
 struct Reply::State {
     BufferRef message;
-    BufferRef converted;  // typed contents as raw bytes
+    BufferRef converted;            // typed contents as raw bytes
+    std::vector<BufferRef> blocks;  // of outputs that came in shared memory
     std::string_view model_name;
     std::string_view model_version;
     std::string_view id;
@@ -57,8 +61,12 @@ struct Reply::State {
     [[nodiscard]] bool scan(Span whole);
     // See Reply::splits_into.
     [[nodiscard]] bool split(std::uint32_t split_rows, std::string* error);
-    // What the bytes of the outputs lie in.
-    const BufferRef& owner() const { return converted ? converted : message; }
+    [[nodiscard]] bool place(std::string_view name, const BufferRef& block, std::string* error);
+    // What the bytes of an output lie in.
+    const BufferRef& owner(const ReplyOutput& output) const {
+        if (output.block >= 0) return blocks[static_cast<std::size_t>(output.block)];
+        return converted ? converted : message;
+    }
     void append_raw(Span field);
     std::string_view text(ByteRange range) const {
         return {reinterpret_cast<const char*>(bytes.data()) + range.first, range.size};

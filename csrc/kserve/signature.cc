@@ -107,11 +107,6 @@ void build_key(const RequestScan& scan, const ModelSchema& schema, const Checked
                                  scan.parameters.size()));
 }
 
-void append_field(std::string* out, std::uint8_t tag, std::string_view bytes) {
-    out->push_back(static_cast<char>(tag));
-    append_text(out, bytes);
-}
-
 SignatureInput make_input(const RequestScan& scan, const TensorSchema& tensor,
                           const CheckedInput& checked) {
     SignatureInput input;

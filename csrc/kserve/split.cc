@@ -1,4 +1,5 @@
 // The answer of one member, cut out of the reply (or the replies) to its batch (or batches).
+#include "kserve/parameter.h"
 #include "kserve/prepared_request.h"
 #include "kserve/reply.h"
 #include "kserve/signature.h"
@@ -129,20 +130,21 @@ void append_tensor_head(std::size_t bytes, Pieces* message) {
     message->shrink_space(11 - static_cast<std::size_t>(end - begin));
 }
 
-void append_run(const ReplyState& reply, Span run, Pieces* message) {
+void append_run(const BufferRef& owner, Span run, Pieces* message) {
     if (run.size <= kCopyMax) {
         message->append_copy(run);
     } else {
-        message->append_reference(reply.owner(), run);
+        message->append_reference(owner, run);
     }
 }
 
 // Field 6: the rows of one output, from the only part there is.
 void append_only_tensor(const ReplyRows& part, std::uint32_t index, Pieces* message) {
     ReplyState& reply = ReplyAccess::state(*part.reply);
-    const Span rows = rows_of(&reply.outputs[index], part);
+    ReplyOutput* const output = &reply.outputs[index];
+    const Span rows = rows_of(output, part);
     append_tensor_head(rows.size, message);
-    append_run(reply, rows, message);
+    append_run(reply.owner(*output), rows, message);
 }
 
 // Likewise from several parts, which all have it. `guess` is where it probably is.
@@ -157,7 +159,8 @@ void append_tensor(const ReplyRows* parts, std::size_t count, std::string_view n
     append_tensor_head(bytes, message);
     for (std::size_t i = 0; i < count; ++i) {
         ReplyState& reply = ReplyAccess::state(*parts[i].reply);
-        append_run(reply, rows_of(find_output(&reply, name, guess), parts[i]), message);
+        ReplyOutput* const output = find_output(&reply, name, guess);
+        append_run(reply.owner(*output), rows_of(output, parts[i]), message);
     }
 }
 
@@ -173,7 +176,7 @@ void append_cut_tensor(const ReplyRows* parts, std::size_t count, std::string_vi
     std::size_t bytes = 0;
     for (const KeptRun& run : runs) bytes += run.bytes.size;
     append_tensor_head(bytes, message);
-    for (const KeptRun& run : runs) append_run(*run.reply, run.bytes, message);
+    for (const KeptRun& run : runs) append_run(*run.owner, run.bytes, message);
 }
 
 // The reply as it came, with the request's own id.
@@ -197,6 +200,34 @@ void forward(const RequestState& request, const ReplyState& reply, Pieces* messa
     message->shrink_space(bytes_max - static_cast<std::size_t>(after - begin));
 }
 
+// Likewise of a reply that cannot be split and has outputs in shared memory.
+void write_whole(const RequestState& request, const ReplyState& reply, Pieces* message) {
+    const auto put_text = [message](std::string_view text) { message->append_copy(span_of(text)); };
+    std::string head(reply.text(reply.head));
+    if (!request.id.empty()) append_field(&head, wire_tag(3, kLengthDelimited), request.id);
+    put_text(head);
+    put_text(reply.text(reply.parameters));
+    for (const ReplyOutput& output : reply.outputs) {
+        std::string body(reply.text(output.head));
+        std::string dims;
+        for (std::uint32_t i = 0; i < output.dims_count; ++i) {
+            std::uint8_t dim[10];
+            const std::uint8_t* end =
+                put_varint(dim, static_cast<std::uint64_t>(reply.dims[output.dims_first + i]));
+            dims.append(reinterpret_cast<char*>(dim), static_cast<std::size_t>(end - dim));
+        }
+        if (!dims.empty()) append_field(&body, wire_tag(3, kLengthDelimited), dims);
+        body += reply.text(output.parameters);
+        std::string field;
+        append_field(&field, wire_tag(5, kLengthDelimited), body);
+        put_text(field);
+    }
+    for (const ReplyOutput& output : reply.outputs) {
+        append_tensor_head(output.data.size, message);
+        append_run(reply.owner(output), output.data, message);
+    }
+}
+
 // Whether a reply that needs no splitting must be cut back to the request's own lengths.
 bool cuts_whole(const RequestState& request, const Reply& reply) {
     if (!request.trimmed) return false;
@@ -215,7 +246,10 @@ bool write_reply(const PreparedRequest& request, const ReplyRows* parts, std::si
     }
     const ReplyState& first = ReplyAccess::state(*parts[0].reply);
     if (whole && !cuts_whole(state, *parts[0].reply)) {
-        forward(state, first, message);
+        if (first.blocks.empty())
+            forward(state, first, message);
+        else
+            write_whole(state, first, message);
         return true;
     }
     std::uint32_t rows = 0;

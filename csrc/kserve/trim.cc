@@ -65,7 +65,7 @@ void keep_runs(const ReplyAccess::State& reply, const ReplyOutput& output, Span 
             end = step_over_strings(data, begin, cut.run_elements);
             next = step_over_strings(data, end, cut_elements);
         }
-        runs->push_back({&reply, {data.data + begin, end - begin}});
+        runs->push_back({&reply.owner(output), {data.data + begin, end - begin}});
         begin = next;
     }
 }

@@ -28,7 +28,7 @@ std::uint8_t* put_cut_dims(std::uint8_t* at, const ReplyAccess::State& reply,
                            const ReplyOutput& output, const Cut& cut);
 
 struct KeptRun {
-    const ReplyAccess::State* reply;
+    const BufferRef* owner;
     Span bytes;
 };
 using KeptRuns = InlineArray<KeptRun, 32>;

@@ -27,7 +27,7 @@ cdef inline fill_limits(Limits* limits, message):
         limits.tenants.push_back(tenant)
 
 
-cdef inline BackendConfig backend_config(message):
+cdef inline BackendConfig backend_config(message, shared_memory_key):
     cdef BackendConfig config
     config.index = message.index
     config.address = message.address.encode()
@@ -35,6 +35,9 @@ cdef inline BackendConfig backend_config(message):
     config.state = <BackendState><int>message.state
     config.compression = <Compression><int>message.compression
     config.encrypted = message.HasField("tls")
+    # What a former data plane had registered is not this one's memory.
+    if shared_memory_key and message.shared_memory_key == shared_memory_key:
+        config.shared_region = message.shared_memory_region.encode()
     return config
 
 

@@ -23,6 +23,13 @@ cdef extern from "base/bytes.h" namespace "infersched" nogil:
         Span bytes
 
 
+cdef extern from "base/shared_blocks.h" namespace "infersched" nogil:
+    cdef cppclass SharedBlocks:
+        void adopt(uint8_t* memory, size_t size, int fd) except +
+
+    SharedBlocks& shared_blocks()
+
+
 cdef extern from "kserve/schema.h" namespace "infersched::kserve" nogil:
     cdef enum class DataType(uint8_t):
         kInvalid
@@ -156,6 +163,7 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         BackendState state
         Compression compression
         cbool encrypted
+        string shared_region
 
     cdef cppclass ModelConfig:
         uint32_t index
@@ -195,6 +203,13 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         kBackendLeaving
         kMergingSwitchedOff
         kDrained
+        kSharedMemoryLost
+
+    cdef cppclass SharedMemoryStatus:
+        uint64_t used_bytes
+        uint64_t backed_bytes
+        uint64_t quarantined_calls
+        uint64_t calls
 
     cdef cppclass Notice:
         NoticeKind kind
@@ -248,4 +263,5 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         vector[uint32_t] models() except +
         uint64_t host_bytes()
         uint32_t client_connections()
+        SharedMemoryStatus shared_memory()
         const CppEngine& scheduler()

@@ -75,6 +75,12 @@ ExecutorName = Annotated[
         "time, or with exclusive: gpu one on each GPU",
     ),
 ]
+# YAML reads a bare `off` as false.
+SharedMemoryUse = Annotated[
+    Literal["auto", "off"],
+    BeforeValidator(lambda value: {True: "auto", False: "off"}.get(value, value)),
+    Field(description="large tensors through shared memory, where the Triton is on this host"),
+]
 
 
 class Drain(Section):
@@ -108,6 +114,10 @@ class Server(Section):
     )
     message_bytes_max: Annotated[Size, Field(ge=1024, le=INT32_MAX)] = INT32_MAX
     host_bytes_max: Annotated[Size, Field(ge=2**20)] = 4 * 2**30
+    shared_memory_bytes_max: Annotated[Size, Field(ge=0, le=2**40)] = Field(
+        default=256 * 2**20,
+        description="for large tensors on their way to and from a Triton of this host; 0 is none",
+    )
     connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     streams_per_connection_max: Annotated[int, Field(ge=1, le=INT32_MAX)] = 1_000
     forward_metadata: ForwardedNames = ()
@@ -136,6 +146,7 @@ class Backend(Section):
     compression: CompressionName = Field(default="none", description="of the requests sent to it")
     exclusive: Exclusive = "none"
     executor: ExecutorName = ""
+    shared_memory: SharedMemoryUse = "auto"
     tls: Annotated[
         BackendTls | None,
         BeforeValidator(lambda value: None if value is False else value),
@@ -164,6 +175,7 @@ class Embedded(Section):
     compression: CompressionName = Field(default="none", description="of the requests sent to it")
     exclusive: Exclusive = "none"
     executor: ExecutorName = ""
+    shared_memory: SharedMemoryUse = "auto"
     model_control_mode: Literal["none", "explicit"] = Field(
         default="none", description="explicit: clients load and unload models"
     )

@@ -16,6 +16,7 @@ from scheduler.config.objectives import PriorityClass
 from scheduler.control.executors import ExecutorGroups
 from scheduler.control.indices import BACKENDS_MAX, MODELS_MAX, IndexBook
 from scheduler.control.padding import apply_padding, padding_problems
+from scheduler.control.payload_memory import PayloadMemory
 from scheduler.control.priors import Priors
 from scheduler.control.regions import Regions
 from scheduler.control.triton_batching import forms_batches, held_requests, triton_message
@@ -65,7 +66,13 @@ class DesiredState:
         self._executors = ExecutorGroups(self.runtime_directory)
         self._reported: set[tuple[ModelKey, str]] = set()
 
-    def build(self, pool: BackendPool, settings: Settings, regions: Regions) -> pb.Apply:
+    def build(
+        self,
+        pool: BackendPool,
+        settings: Settings,
+        regions: Regions,
+        payload: PayloadMemory | None = None,
+    ) -> pb.Apply:
         """The complete wanted state (without a generation)."""
         self.backend_index = self._backends.assign(pool.watches)
         indices = self._models.assign(key_text(key) for key in pool.catalog)
@@ -80,6 +87,9 @@ class DesiredState:
             backend.connections = pool.backends[address].connections
             backend.compression = _COMPRESSION[pool.backends[address].compression]
             backend.state = _STATES[pool.watches[address].status]
+            if payload is not None and address in payload.regions:
+                backend.shared_memory_region = payload.regions[address]
+                backend.shared_memory_key = payload.key
             tls = pool.backends[address].tls
             if tls is not None:
                 backend.tls.CopyFrom(tls_message(tls.files))
@@ -260,6 +270,7 @@ def _limits(settings: Settings) -> pb.Limits:
     limits = pb.Limits(
         message_bytes_max=server.message_bytes_max,
         host_bytes_max=server.host_bytes_max,
+        shared_memory_bytes_max=server.shared_memory_bytes_max,
         connections_max=server.connections_max,
         streams_per_connection_max=server.streams_per_connection_max,
         forward_metadata=server.forward_metadata,

@@ -55,6 +55,7 @@ class Parameters:
                 "compression": settings.embedded.compression,
                 "exclusive": settings.embedded.exclusive,
                 "executor": settings.embedded.executor,
+                "shared_memory": settings.embedded.shared_memory,
             }
             backends.append(Backend.model_validate(embedded))
         return backends

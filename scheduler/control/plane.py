@@ -18,6 +18,7 @@ from scheduler.control.desired import DesiredState, served_placements
 from scheduler.control.health import HealthServicer
 from scheduler.control.latencies import Latencies
 from scheduler.control.parameters import Parameters
+from scheduler.control.payload_memory import PayloadMemory
 from scheduler.control.readiness import Readiness
 from scheduler.control.regions import Regions
 from scheduler.control.steering import SteeringClient
@@ -51,6 +52,7 @@ class ControlPlane:
         # (model, backend) indices that the data plane sends requests by.
         self._served: set[tuple[int | None, int | None]] = set()
         self.pool = BackendPool(self.refresh_state, self._replies_of, parameters.runtime_directory)
+        self.payload = PayloadMemory(self.pool, self.refresh_state)
         self._looked_around = False
         self.readiness = Readiness(
             self.pool,
@@ -115,7 +117,9 @@ class ControlPlane:
         self._looked_around = self._looked_around or self.pool.settled
         self._note_rejoins()
         if self._looked_around:
-            self.steering.want(self.desired.build(self.pool, self.settings, self.regions))
+            self.steering.want(
+                self.desired.build(self.pool, self.settings, self.regions, self.payload)
+            )
         self.publish_health()
 
     async def confirmed(self) -> None:
@@ -145,6 +149,10 @@ class ControlPlane:
                 watch.suspect()
         elif kind == "merging_switched_off":
             self._merging_switched_off(event.merging_switched_off)
+        elif kind == "shared_memory_lost":
+            address = self.desired.backend_at(event.shared_memory_lost.backend_index)
+            if address is not None:
+                self.payload.lost(address, event.shared_memory_lost.region)
 
     def reload(self) -> None:
         """Reads the configuration again; keeps the old one and counts when it cannot be used."""
@@ -164,6 +172,7 @@ class ControlPlane:
         self.loaded = self._with_restart_only_kept(loaded)
         self.pool.configure(self.parameters.backends(self.settings), self.settings.discovery)
         self.refresh_state()
+        self.payload.look_at_all()
         log(logger, logging.INFO, "configuration reloaded")
 
     def _newly_impossible(self, settings: Settings) -> list[str]:
@@ -184,14 +193,17 @@ class ControlPlane:
         unanswered = await self.steering.drain(drain.deadline // 1_000_000)
         await self.latencies.read(self.desired)
         log(logger, logging.INFO, "the data plane has drained", unanswered_requests=unanswered)
+        await self.payload.leave()
 
     def _note_rejoins(self) -> None:
         for address, watch in self.pool.watches.items():
             if watch.status is BackendStatus.DOWN and watch.settled:
                 self._joined.discard(address)
                 self.regions.lost(address)
+                self.payload.backend_gone(address)
             elif watch.status is BackendStatus.SERVING and address not in self._joined:
                 self._joined.add(address)
+                self.payload.look_at(address)
                 task = asyncio.create_task(self._rejoined(address))
                 self._rejoins.add(task)
                 task.add_done_callback(self._rejoins.discard)
@@ -224,6 +236,7 @@ class ControlPlane:
             self.latencies.priors.renew()
             self.refresh_state()
         self._served = served_placements(self.steering.applied)
+        self.payload.segment(*self.steering.shared_memory)
         self.publish_health()
 
     def _data_plane_serves(self, key: ModelKey, address: str) -> bool:
@@ -262,4 +275,5 @@ class ControlPlane:
 
     async def close(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
+            await self.payload.close()
             await self.pool.close()

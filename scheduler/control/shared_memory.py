@@ -18,6 +18,7 @@ from scheduler.backends.probe import RpcError
 from scheduler.backends.watch import BackendWatch
 from scheduler.control.errors import ColdError
 from scheduler.control.fan_out import READ_TIMEOUT_S, UPDATE_TIMEOUT_S, Outcome, ask_all
+from scheduler.control.payload_memory import is_payload_region
 from scheduler.control.plane import ControlPlane
 from scheduler.control.regions import Kind
 from scheduler.telemetry.logs import log
@@ -69,7 +70,7 @@ class SharedMemory:
             self._regions.remove(removed)
             await self._tell_data_plane()
             watches = [watch for watch in await self._local() if watch.takes_calls]
-            outcome = await ask_all(self._plane.pool, watches, method, request)
+            outcome = await self._unregister_at(kind, request, watches)
             for region in removed.values() if outcome.failures else ():
                 left = {failure.address for failure in outcome.failures}
                 self._regions.add(kind, region.request, region.backends & left)
@@ -85,7 +86,8 @@ class SharedMemory:
         outcome = await ask_all(self._plane.pool, watches, method, request, READ_TIMEOUT_S)
         for answer in outcome.answers.values():
             for name, region in answer.regions.items():
-                merged.regions[name].CopyFrom(region)
+                if not is_payload_region(name):
+                    merged.regions[name].CopyFrom(region)
         if watches:
             outcome.raise_unless_answered()
         elif request.name:
@@ -94,6 +96,25 @@ class SharedMemory:
                 f"Unable to find {kind.lower()} shared memory region: '{request.name}'",
             )
         return merged
+
+    async def _unregister_at(
+        self, kind: Kind, request: Any, watches: list[BackendWatch]
+    ) -> Outcome:
+        """As asked; all of a kind are all but those of the data plane itself."""
+        method = f"{kind}SharedMemoryUnregister"
+        if request.name or kind != "System":
+            return await ask_all(self._plane.pool, watches, method, request)
+        asked = service_pb2.SystemSharedMemoryStatusRequest()
+        outcome = await ask_all(
+            self._plane.pool, watches, "SystemSharedMemoryStatus", asked, READ_TIMEOUT_S
+        )
+        failures = list(outcome.failures)
+        names = {name for answer in outcome.answers.values() for name in answer.regions}
+        for name in sorted(names):
+            if not is_payload_region(name):
+                one = service_pb2.SystemSharedMemoryUnregisterRequest(name=name)
+                failures += (await ask_all(self._plane.pool, watches, method, one)).failures
+        return Outcome(outcome.answers, tuple(failures), outcome.named)
 
     async def _roll_back(
         self, kind: Kind, name: str, watches: list[BackendWatch], outcome: Outcome

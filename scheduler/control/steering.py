@@ -109,6 +109,8 @@ class SteeringClient:
         self.applied_generation = 0
         self.apply_error = ""
         self.data_plane_pid = 0
+        # The name and size of the data plane's segment; no name: it has none.
+        self.shared_memory = ("", 0)
 
     @property
     def connected(self) -> bool:
@@ -218,6 +220,10 @@ class SteeringClient:
                     error=frame.applied.error)  # fmt: skip
             self.apply_error = frame.applied.error
             state = self._unconfirmed.pop(frame.applied.generation, None)
+            self.shared_memory = (
+                frame.applied.shared_memory_key,
+                frame.applied.shared_memory_bytes,
+            )
             if state is not None and not frame.applied.error:
                 self.applied = state
                 self._on_change()
@@ -243,6 +249,7 @@ class SteeringClient:
         writer.close()
         self._writer = None
         self.data_plane_pid = 0
+        self.shared_memory = ("", 0)
         self.applied = None
         self._unconfirmed.clear()
         lost = ConnectionError("the data plane went away")

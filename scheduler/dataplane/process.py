@@ -96,6 +96,7 @@ async def run(inherited: Inherited) -> None:
         server.close()
     dialer.close()
     await finish_writing(gateway)
+    steering.close()
 
 
 async def finish_writing(gateway: Gateway) -> None:

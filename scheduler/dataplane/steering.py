@@ -11,6 +11,7 @@ from typing import cast
 from scheduler._native.gateway import Gateway
 from scheduler.dataplane.files import ConnectionLimit
 from scheduler.dataplane.frames import INTERFACE_VERSION, FrameError, FrameReader, pack_frame
+from scheduler.dataplane.segment import Segment, create_segment, remove_abandoned
 from scheduler.v1 import dataplane_pb2 as pb
 
 log = logging.getLogger("infersched.dataplane")
@@ -19,7 +20,7 @@ log = logging.getLogger("infersched.dataplane")
 UNREAD_BYTES_MAX = 16 << 20
 
 # Values of the binding's notice kinds, in its order.
-BACKEND_CONNECTION, BACKEND_LEAVING, MERGING_SWITCHED_OFF, DRAINED = range(4)
+BACKEND_CONNECTION, BACKEND_LEAVING, MERGING_SWITCHED_OFF, DRAINED, SHARED_MEMORY_LOST = range(5)
 # Where an Apply does not say.
 CONNECTIONS_MAX = 10_000
 
@@ -32,6 +33,8 @@ class Steering:
         self._peers: set[SteeringProtocol] = set()
         self._gateway: Gateway | None = None
         self._connections = ConnectionLimit()
+        self._segment: Segment | None = None
+        self._shared_memory_failed = False
 
     def attach(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -63,9 +66,15 @@ class Steering:
             limits = message.apply.limits
             wanted = limits.connections_max or CONNECTIONS_MAX
             limits.connections_max = self._connections.within(wanted)
+            self._want_shared_memory(limits.shared_memory_bytes_max)
             error = self.gateway.apply(message.apply)
             self._on_applied(message.apply)
-            applied = pb.Applied(generation=message.apply.generation, error=error)
+            applied = pb.Applied(
+                generation=message.apply.generation,
+                error=error,
+                shared_memory_key=self.gateway.shared_memory_key,
+                shared_memory_bytes=self.gateway.shared_memory_bytes,
+            )
             peer.send(pb.FromDataPlane(applied=applied))
         elif kind == "snapshot":
             peer.send(pb.FromDataPlane(snapshot=snapshot(self.gateway)))
@@ -74,6 +83,23 @@ class Steering:
             peer.send(pb.FromDataPlane(statistics=statistics(self.gateway, indices)))
         elif kind == "drain":
             self.gateway.drain(message.drain.deadline_ms)
+
+    def close(self) -> None:
+        """Takes away what lasts longer than the process."""
+        if self._segment is not None:
+            self._segment.remove()
+
+    def _want_shared_memory(self, size: int) -> None:
+        if size == 0 or self._segment is not None or self._shared_memory_failed:
+            return
+        try:
+            remove_abandoned()
+            segment = create_segment(size)
+            self._segment = segment
+            self.gateway.adopt_shared_memory(segment.key, segment.fd, segment.size)
+        except OSError as error:
+            self._shared_memory_failed = True
+            log.warning("large tensors go by the wire, there is no shared memory: %s", error)
 
     def on_notice(
         self, kind: int, backend: int, model: int, connected: bool, unanswered: int, reason: str
@@ -91,6 +117,9 @@ class Steering:
             log.warning("merging is off for model index %d: %s", model, reason)
             message.event.merging_switched_off.model_index = model
             message.event.merging_switched_off.reason = reason
+        elif kind == SHARED_MEMORY_LOST:
+            message.event.shared_memory_lost.backend_index = backend
+            message.event.shared_memory_lost.region = reason
         else:
             message.drained.unanswered_requests = unanswered
         for peer in self._peers:
@@ -144,6 +173,11 @@ def snapshot(gateway: Gateway) -> pb.Snapshot:
         client_connections=gateway.client_connections,
         host_bytes=gateway.host_bytes,
     )
+    used, backed, quarantined, calls = gateway.shared_memory()
+    message.shared_memory.used_bytes = used
+    message.shared_memory.backed_bytes = backed
+    message.shared_memory.quarantined_calls = quarantined
+    message.shared_memory.calls = calls
     for index, requests, rows, queued_bytes, age_ns, batches, merging in gateway.queues():
         message.models.add(
             index=index,

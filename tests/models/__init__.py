@@ -188,12 +188,13 @@ def slow(
     *,
     per_execution_s: float = 0.02,
     per_row_s: float = 0.0,
+    dims: tuple[int, ...] = (16,),
     max_batch_size: int = 64,
     instances: int = 1,
     dynamic_batching: DynamicBatching | None = None,
     lock: Path | None = None,
 ) -> str:
-    """An identity FP32[16] that sleeps `per_execution_s` + rows * `per_row_s` in each execution.
+    """An identity FP32 that sleeps `per_execution_s` + rows * `per_row_s` in each execution.
 
     Of the models that name one `lock`, a file, one execution sleeps at a time.
     """
@@ -201,8 +202,8 @@ def slow(
         repository,
         name,
         source="slow",
-        inputs=[Tensor("INPUT0")],
-        outputs=[Tensor("OUTPUT0")],
+        inputs=[Tensor("INPUT0", dims=dims)],
+        outputs=[Tensor("OUTPUT0", dims=dims)],
         max_batch_size=max_batch_size,
         instances=instances,
         dynamic_batching=dynamic_batching,

@@ -13,7 +13,7 @@ from tests.unit.cc_program import build_program, run_program
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Without AddressSanitizer, under which no block is kept."""
     directory = tmp_path_factory.mktemp("blocks")
-    rooms = ("base/large_blocks.cc", "base/bytes.cc")
+    rooms = ("base/large_blocks.cc", "base/shared_blocks.cc", "base/bytes.cc")
     return build_program(directory, "large_blocks", rooms, sanitize="undefined")
 
 
