@@ -105,6 +105,7 @@ BackendStreamId Gateway::State::backend_stream_for(ClientStreamId client_id, std
     opened->client = client_id;
     connection->streams.insert(stream, id);
     client->backend_streams.push_back(id);
+    client->answer.trailers.clear();
     return id;
 }
 
@@ -117,6 +118,7 @@ void Gateway::State::take_stream_message(ConnectionId id, Connection* connection
         connections.mark_dirty(id, connection);
         return;
     }
+    note_stream_metadata(stream_id, &event->answer);
     kserve::StreamReply reply;
     std::string error;
     if (!kserve::read_stream_reply(event->message, &reply, &error)) {
@@ -133,6 +135,18 @@ void Gateway::State::take_stream_message(ConnectionId id, Connection* connection
     if (batch != nullptr && batch->backend_stream == stream_id)
         stream_reply_arrived(batch_id, batch, reply, now);
     pay_window(stream_id, event->bytes);
+}
+
+// Headers reach the client when they come before its own have left, trailers when they come before
+// its stream ends and no other could have any. The replies to plain requests have none to give:
+// they are parts of many answers.
+void Gateway::State::note_stream_metadata(BackendStreamId id, http2::AnswerMetadata* answer) {
+    if (answer->empty()) return;
+    const BackendStream* stream = backend_streams.find(id);
+    ClientStream* client = stream == nullptr ? nullptr : client_streams.find(stream->client);
+    if (client == nullptr) return;
+    if (client->answer.headers.empty()) client->answer.headers = std::move(answer->headers);
+    if (client->backend_streams.size() == 1) client->answer.trailers = std::move(answer->trailers);
 }
 
 void Gateway::State::stream_reply_arrived(BatchId id, BatchRecord* batch,
@@ -158,7 +172,7 @@ void Gateway::State::stream_reply_arrived(BatchId id, BatchRecord* batch,
     }
     Pieces message;
     kserve::write_stream_reply(reply, our_id.text(), request->prepared.id(), &message);
-    connection->server->send(client->stream, std::move(message));
+    connection->server->send(client->stream, std::move(message), &client->answer);
     connections.mark_dirty(client->connection, connection);
 }
 

@@ -82,6 +82,7 @@ void Gateway::State::take_backend_events(ConnectionId id, Connection* connection
         } else if (event.stream == connection->probe) {
             connection->probe = 0;  // any answer proves life
         } else if (const BackendStreamId stream = connection->streams.find(event.stream)) {
+            note_stream_metadata(stream, &event.answer);
             backend_stream_ended(stream, std::move(event.status), event.nothing_ran, now);
         } else {
             take_reply(connection, &event, now);

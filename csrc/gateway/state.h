@@ -155,6 +155,7 @@ struct Gateway::State {
                                        bool decoupled);
     void take_stream_message(ConnectionId id, Connection* connection, http2::Event* event,
                              Nanos now);
+    void note_stream_metadata(BackendStreamId id, http2::AnswerMetadata* answer);
     void stream_reply_arrived(BatchId id, BatchRecord* batch, const kserve::StreamReply& reply,
                               Nanos now);
     void stream_ended_by_reply(const BatchRecord& batch, const kserve::StreamReply& reply,

@@ -80,7 +80,7 @@ void Gateway::State::start_message(ClientStreamId id, ClientStream* stream, Conn
     Pieces message;
     kserve::write_stream_error(status.message, arriving.id, &message);
     if (arriving.decoupled) {
-        connection->server->send(stream->stream, std::move(message));
+        connection->server->send(stream->stream, std::move(message), &stream->answer);
         return;
     }
     stream->ordered.emplace_back();
@@ -159,7 +159,8 @@ void Gateway::State::send_in_order(ClientStream* stream, Connection* connection,
     while (!stream->ordered.empty() && stream->ordered.front().ready) {
         stream->ordered_bytes -= stream->ordered.front().message.size();
         budget.unsent -= stream->ordered.front().message.size();
-        connection->server->send(stream->stream, std::move(stream->ordered.front().message));
+        connection->server->send(stream->stream, std::move(stream->ordered.front().message),
+                                 &stream->answer);
         stream->ordered.pop_front();
         ++stream->ordered_first;
     }
@@ -187,7 +188,7 @@ void Gateway::State::answer_in_stream(const engine::Action& action, RequestRecor
     } else if (request->ordered) {
         send_in_order(stream, connection, request->order, std::move(message));
     } else if (!message.empty()) {
-        connection->server->send(stream->stream, std::move(message));
+        connection->server->send(stream->stream, std::move(message), &stream->answer);
     }
 }
 
@@ -230,7 +231,7 @@ void Gateway::State::end_client_stream(ClientStreamId id, const Status* status, 
     if (connection == nullptr) return;
     connection->streams.take(stream.stream);
     for (const http2::Event& event : stream.held) connection->server->release(event.bytes);
-    if (status != nullptr) connection->server->finish(stream.stream, *status);
+    if (status != nullptr) connection->server->finish(stream.stream, *status, &stream.answer);
     connections.mark_dirty(stream.connection, connection);
 }
 

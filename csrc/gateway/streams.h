@@ -49,6 +49,7 @@ struct ClientStream {
     std::uint64_t ordered_bytes = 0;
     std::deque<http2::Event> held;  // messages not looked at yet
     std::vector<BackendStreamId> backend_streams;
+    http2::AnswerMetadata answer;  // of the first backend stream that brought any
 };
 
 struct BackendStream {

@@ -11,6 +11,7 @@ from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests.serving import ServedScheduler
 from tests.streams import (
     Conversation,
+    OpenStream,
     Request,
     converse,
     int_request,
@@ -162,3 +163,17 @@ def test_without_that_header_the_stream_goes_on_after_a_failure(through: Stub) -
     assert got.code == OK
     assert sorted(filter(None, got.errors()))[0].startswith("Failed to process the request(s)")
     assert [message.error_message for message in got.of("a")] == ["response 0 fails", ""]
+
+
+def test_a_stream_has_the_metadata_that_it_has_straight(straight: Stub, through: Stub) -> None:
+    def metadata(stub: Stub) -> list[set[str]]:
+        with OpenStream(stub) as stream:
+            stream.send(repeat_request(2))
+            stream.read_many(2)
+            stream.half_close()
+            with pytest.raises(StopIteration):
+                stream.read()
+            found = (stream.call.initial_metadata(), stream.call.trailing_metadata())
+            return [{key for key, _ in block} for block in found]
+
+    assert metadata(through) == metadata(straight)

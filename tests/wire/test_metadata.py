@@ -21,7 +21,8 @@ from tests.wire.calls import (
     rows,
     set_parameter,
 )
-from tests.wire.fake_triton import FakeTriton, Request, Response, identity
+from tests.wire.fake_triton import FakeTriton, Message, Request, Response, identity, one_reply
+from tests.wire.test_streams import decoupled_model
 
 
 def test_requests_share_a_batch_when_their_key_headers_agree(
@@ -91,6 +92,59 @@ def test_metadata_of_the_answer_reaches_every_member(
     error = infer_error(stub, infer_request(rows(9)))
     assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
     assert expected.items() <= dict(error.trailing_metadata()).items()
+
+
+@pytest.fixture
+def talkative(fake: FakeTriton, plane: DataPlane) -> Iterator[Stub]:
+    """Models "identity" and "decoupled" at a fake whose streams have metadata of their own."""
+
+    def with_metadata(request: Request, context: grpc.ServicerContext) -> Iterator[Message]:
+        context.send_initial_metadata((("x-version", "7"),))
+        context.set_trailing_metadata((("x-cost", "3"), ("x-blob-bin", b"\x00\xff")))
+        if request.inputs[0].shape[0] == 1:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "alone")
+        yield from one_reply(request)
+
+    fake.stream_behaviour = with_metadata
+    plane.apply([identity_model(), decoupled_model()], [fake.address])
+    with connected(plane.address) as client:
+        yield client
+
+
+def decoupled(count: int) -> Request:
+    return infer_request(rows(1, count), model="decoupled")
+
+
+def test_headers_of_a_backend_stream_reach_the_client_before_its_first_reply(
+    talkative: Stub,
+) -> None:
+    with OpenStream(talkative) as stream:
+        stream.send(decoupled(2), infer_request(rows(1)))
+        stream.read_many(2)
+        assert dict(stream.call.initial_metadata())["x-version"] == "7"
+
+
+def test_headers_that_come_after_the_first_reply_are_left_out(talkative: Stub) -> None:
+    with OpenStream(talkative) as stream:
+        stream.send(infer_request(rows(1)))
+        stream.read()
+        stream.send(decoupled(2))
+        stream.read()
+        assert "x-version" not in dict(stream.call.initial_metadata())
+
+
+def test_trailers_of_a_backend_stream_that_ends_before_the_clients_reach_it(
+    talkative: Stub,
+) -> None:
+    with OpenStream(talkative) as stream:
+        stream.send(decoupled(1))
+        assert stream.read().error_message == "alone"
+        stream.half_close()
+        with pytest.raises(StopIteration):
+            stream.read()
+        assert dict(stream.call.initial_metadata())["x-version"] == "7"
+        expected = {"x-cost": "3", "x-blob-bin": b"\x00\xff"}
+        assert expected.items() <= dict(stream.call.trailing_metadata()).items()
 
 
 def in_region(name: str, value: float = 1.0) -> Request:
