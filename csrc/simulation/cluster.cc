@@ -20,7 +20,7 @@ Cluster::Cluster(const Scenario& scenario)
       noise_(scenario.seed ^ kNoiseStream),
       failures_(scenario.seed ^ kFailureStream) {
     metrics_.models.resize(scenario.models.size());
-    const auto some = [](const ExecutorSetup& setup) { return !setup.models.empty(); };
+    const auto some = [](const ExecutorSetup& setup) { return !setup.holds_all; };
     if (std::none_of(scenario.setups.begin(), scenario.setups.end(), some)) return;
     for (std::uint32_t e = 0; e < scenario.executors; ++e) {
         for (std::uint32_t m = 0; m < scenario.models.size(); ++m) {

@@ -62,8 +62,9 @@ std::string problem_of(const Model& model) {
 
 bool holds(const Scenario& scenario, std::uint32_t executor, std::uint32_t model) {
     if (executor >= scenario.setups.size()) return true;
+    if (scenario.setups[executor].holds_all) return true;
     const std::vector<std::uint32_t>& held = scenario.setups[executor].models;
-    return held.empty() || std::find(held.begin(), held.end(), model) != held.end();
+    return std::find(held.begin(), held.end(), model) != held.end();
 }
 
 std::string problem_of(const Scenario& scenario) {

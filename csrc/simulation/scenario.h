@@ -26,7 +26,8 @@ struct Trouble {
 };
 
 struct ExecutorSetup {
-    std::vector<std::uint32_t> models;  // that it holds; none: all
+    bool holds_all = true;
+    std::vector<std::uint32_t> models;  // that it holds, where not all
     double speed = 1;                   // batches take 1/speed as long
     double failing = 0;                 // the part of its batches that ends without an answer
     std::vector<Trouble> troubles;      // ascending, apart

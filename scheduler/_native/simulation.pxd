@@ -58,6 +58,7 @@ cdef extern from "simulation/scenario.h" namespace "infersched::simulation" nogi
 
     cdef cppclass ExecutorSetup:
         ExecutorSetup()
+        cbool holds_all
         vector[uint32_t] models
         double speed
         double failing

@@ -24,7 +24,7 @@ class Scenario:
     ) -> None: ...
     def add_setup(
         self,
-        models: Sequence[int],
+        models: Sequence[int] | None,
         speed: float,
         failing: float,
         troubles: Sequence[tuple[int, int, float]],

@@ -114,7 +114,8 @@ cdef class Scenario:
         """Of the next executor; `troubles` are (from_ns, until_ns, factor)."""
         cdef ExecutorSetup setup
         cdef Trouble trouble
-        setup.models = models
+        setup.holds_all = models is None
+        setup.models = models or ()
         setup.speed = speed
         setup.failing = failing
         for trouble.from_ns, trouble.until_ns, trouble.factor in troubles:

@@ -118,11 +118,11 @@ class Trouble:
 class Executor:
     """What is special about an executor.
 
-    It holds only `models`, by their place in the scenario (none: all); batches take 1/`speed` as
+    It holds only `models`, by their place in the scenario (None: all); batches take 1/`speed` as
     long; the part `failing` of them ends without an answer; `troubles` ascend and do not overlap.
     """
 
-    models: tuple[int, ...] = ()
+    models: tuple[int, ...] | None = None
     speed: float = 1.0
     failing: float = 0.0
     troubles: tuple[Trouble, ...] = ()

@@ -29,6 +29,7 @@ from scheduler.config.units import parse_duration_ns
 from scheduler.simulation.engine import FAILURES, FAULTS
 
 Share = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Speed = Annotated[float, Field(ge=0.001, le=1000)]
 Rate = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Part = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 TRACE_REQUESTS_MAX = 20_000_000
@@ -144,7 +145,7 @@ class WorkloadSpec(Section):
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1, max_length=4096)]
     executors: Annotated[int, Field(ge=1, le=256)] = 1
     exclusive: bool = True  # an executor runs one batch at a time, whatever models it holds
-    speeds: tuple[Share, ...] = ()
+    speeds: tuple[Speed, ...] = ()
     noise: Annotated[float, Field(ge=0, le=3)] = 0.0
     drift_per_s: Annotated[float, Field(ge=0, le=1000)] = 0.0
     wire: Ms = 0.0

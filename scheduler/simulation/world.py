@@ -14,7 +14,7 @@ from scheduler.simulation.engine import (
     Placement,
     RequestClass,
 )
-from scheduler.simulation.scenario import Arrivals, Latency, Model, Scenario
+from scheduler.simulation.scenario import Arrivals, Executor, Latency, Model, Scenario
 from scheduler.simulation.workload_file import (
     ArrivalsSpec,
     ClassSpec,
@@ -68,7 +68,14 @@ def from_file(path: Path) -> World:
 
     def at(factor: float) -> Scenario:
         scaled = [replace(model, arrivals=model.arrivals.scaled(factor)) for model in models]
-        return Scenario(scaled, spec.executors, noise_sigma=spec.noise, warm_up_ms=spec.warm_up)
+        return Scenario(
+            scaled,
+            spec.executors,
+            setups=_executors(spec),
+            noise_sigma=spec.noise,
+            drift_per_s=spec.drift_per_s,
+            warm_up_ms=spec.warm_up,
+        )
 
     return World(
         name=path.name,
@@ -127,6 +134,24 @@ def _capacity_per_s(spec: WorkloadSpec, models: list[Model], rates: list[float])
     return sum(rates) * speed * instances / max(busy, 1e-9)
 
 
+def _executors(spec: WorkloadSpec) -> tuple[Executor, ...]:
+    """What each holds, and its speed."""
+    if not spec.speeds and not any(model.executors for model in spec.models):
+        return ()
+    speeds = (*spec.speeds[: spec.executors], *[1.0] * (spec.executors - len(spec.speeds)))
+    return tuple(
+        Executor(
+            models=tuple(
+                at
+                for at, model in enumerate(spec.models)
+                if not model.executors or executor in model.executors
+            ),
+            speed=speed,
+        )
+        for executor, speed in enumerate(speeds)
+    )
+
+
 def _class(spec: ClassSpec, tenants: list[str]) -> RequestClass:
     objective = spec.slo
     return RequestClass(
@@ -163,8 +188,6 @@ def _settings(spec: WorkloadSpec) -> EngineSettings:
     return EngineSettings(
         models=tuple(_setup(model, spec) for model in spec.models),
         tenants=(1.0, *spec.tenants.values()) if spec.tenants else (),
-        speeds=spec.speeds,
-        drift_per_s=spec.drift_per_s,
         wire_ms=spec.wire,
         faults=tuple(
             Fault(
@@ -188,11 +211,8 @@ def _only_engine(spec: WorkloadSpec) -> tuple[str, ...]:
         key
         for key, used in {
             "exclusive: false": not spec.exclusive,
-            "speeds": spec.speeds,
-            "drift_per_s": spec.drift_per_s,
             "wire": spec.wire,
             "faults": spec.faults,
-            "executors of a model": any(model.executors for model in spec.models),
             "classes": any(model.classes for model in spec.models),
         }.items()
         if used

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ from scheduler.simulation.scenario import (
     static,
 )
 from scheduler.simulation.workloads import SMALL, WORKLOADS
+from scheduler.simulation.world import from_file
 
 pytestmark = pytest.mark.native
 
@@ -94,6 +96,33 @@ def test_a_model_that_one_executor_holds_gets_no_more_than_that_one(name: str) -
     first, second = at(300, *both_of_one).models
     assert first.attainment > 0.99
     assert second.in_time == 0
+
+
+PLACED = """
+executors: 3
+speeds: [1, 0.5]
+drift_per_s: 0.001
+models:
+  - name: first
+    latency: &latency {alpha: 1ms, beta: 4ms}
+    slo: 60ms
+    arrivals: &arrivals {rate: 50}
+    executors: [0, 1]
+  - {name: second, latency: *latency, slo: 60ms, arrivals: *arrivals, executors: [1]}
+"""
+
+
+def test_a_workload_file_says_so_for_every_policy(tmp_path: Path) -> None:
+    path = tmp_path / "placed.yaml"
+    path.write_text(PLACED)
+    world = from_file(path)
+    assert world.only_engine == ()
+    scenario = world.at(1.0)
+    assert [setup.models for setup in scenario.setups] == [(0,), (0, 1), ()]
+    assert [setup.speed for setup in scenario.setups] == [1, 0.5, 1]
+    assert scenario.drift_per_s == 0.001
+    for policy in (REFERENCES["just_enough"], engine(world.settings)):
+        assert simulate(replace(scenario, requests=2000), policy).attainment > 0.99
 
 
 @pytest.mark.parametrize("name", ALL)
