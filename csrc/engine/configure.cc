@@ -58,8 +58,11 @@ void Core::configure_placements(ModelState& model, const std::vector<Placement>&
 
 void Core::configure_model(std::uint32_t index, const ModelPolicy& policy,
                            const std::vector<Placement>& placements, Nanos now) {
-    if (index >= kCountersModelsMax) return;
+    if (index >= kModelsMax) return;
     while (models_.size() <= index) models_.emplace_back();
+    if (models_.size() > kCountersModelsMax) {
+        unpublished_.resize(models_.size() - kCountersModelsMax);
+    }
     ModelState& model = models_[index];
     const ModelPolicy next = normalised(policy);
     // A change of how the model batches is a new chance to merge.

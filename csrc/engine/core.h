@@ -283,7 +283,14 @@ class Core {
     void check_group(const ModelState& model, const Group& group) const;
 
     // ledger.cc
-    ModelCounters& counters(std::uint32_t model) { return page_->models[model]; }
+    // Those of models beyond the page are kept here, seen by nobody.
+    ModelCounters& counters(std::uint32_t model) {
+        if (model < kCountersModelsMax) return page_->models[model];
+        return unpublished_[model - kCountersModelsMax];
+    }
+    const ModelCounters& counters(std::uint32_t model) const {
+        return const_cast<Core*>(this)->counters(model);
+    }
     BackendCounters* backend_counters(std::uint32_t backend);
     void count_answer(const RequestRecord& request, const Ending& ending, Nanos now);
     void count_queue_wait(const RequestRecord& request, Nanos now);
@@ -303,6 +310,7 @@ class Core {
     void publish_queue(std::uint32_t model);
 
     CountersPage* page_;
+    std::deque<ModelCounters> unpublished_;  // of models kCountersModelsMax, ...
     std::deque<ModelState> models_;
     std::vector<bool> backends_available_;
     std::vector<double> tenant_weights_ = {1.0};  // by tenant; 0 is everybody else

@@ -25,6 +25,9 @@
 
 namespace infersched::engine {
 
+// Models are numbered from 0; those from kCountersModelsMax on have no place on the counters page.
+inline constexpr std::uint32_t kModelsMax = 65'536;
+
 // (generation << 32 | slot); 0 names nothing.
 using RequestHandle = std::uint64_t;
 using BatchHandle = std::uint64_t;
@@ -128,6 +131,8 @@ struct Request {
     Nanos deadline =
         kNever;  // absolute; the engine applies the model's slo as well, the earliest wins
     bool mergeable = true;
+    // Admitted whatever is predicted, if there is room: to find out whether a refusal was right.
+    bool unconditional = false;
     std::uint32_t pinned_backend = kNoBackend;
     // Requests of one sequence go to one backend, in the order of their admission. One is sent when
     // the reply to the one before has come, or at once when both came by the same ordered path

@@ -81,7 +81,7 @@ void Core::check_model(std::uint32_t index) const {
         must(rows_out == p.rows_out, "rows out are those of the batches out");
         out += p.out.size();
     }
-    must(out == model.inflight_batches && out == page_->models[index].inflight_batches,
+    must(out == model.inflight_batches && out == counters(index).inflight_batches,
          "batches in flight hold one slot each");
     std::size_t pinned = 0;
     for (const PlacementState& p : model.placements) pinned += p.sequence_count;
@@ -147,7 +147,7 @@ void Core::check_sequences() const {
 void Core::check_ledger() const {
     std::uint64_t in_flight = 0;
     for (std::uint32_t index = 0; index < models_.size(); ++index) {
-        const ModelCounters& page = page_->models[index];
+        const ModelCounters& page = counters(index);
         must(page.admitted ==
                  page.completed + page.expired + page.cancelled + page.failed + page.in_flight,
              "admitted = completed + expired + cancelled + failed + in flight");

@@ -373,7 +373,8 @@ void Core::archive(Archive& archive) {
     archive(available);
     backends_available_.assign(available.begin(), available.end());
     archive.vector_size(models_, 64);
-    if (!archive.require(models_.size() <= kCountersModelsMax)) return;
+    if (!archive.require(models_.size() <= kModelsMax)) return;
+    unpublished_.resize(models_.size() - std::min(models_.size(), kCountersModelsMax));
     for (ModelState& model : models_) archive_model(archive, model);
     archive_records(archive);
     archive_sequences(archive);
@@ -384,7 +385,7 @@ void Core::archive(Archive& archive) {
         Nanos moment = moments_.contains(index) ? moments_.at(index) : kNever;
         archive(moment);
         moments_.set({moment, index, index});
-        archive.raw(&page_->models[index], sizeof(ModelCounters));
+        archive.raw(&counters(index), sizeof(ModelCounters));
     }
     archive.raw(page_->backends, sizeof(page_->backends));
     const auto sound = [&](std::uint32_t index) { return index < models_.size(); };
