@@ -1,8 +1,8 @@
 """`python -m benchmarks [NAME ...]`: runs benchmarks, prints one JSON object a figure, keeps them.
 
-Names: frontend, throughput, latency, memory, payload, stream, connections, slo_triton; without a
-name all of them. Exit status 0: every figure reached its "must", 3: one did not or was not
-verified, 2: usage.
+Names: frontend, throughput, latency, memory, payload, stream, connections, slo_triton, overload,
+decisions; without a name all of them. Exit status 0: every figure reached its "must", 3: one did
+not or was not verified, 2: usage.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ NAMES = (
     "stream",
     "connections",
     "slo_triton",
+    "overload",
+    "decisions",
 )
 
 
@@ -35,7 +37,11 @@ def parse_arguments() -> tuple[list[str], Options, Path | None, bool]:
     parser.add_argument("--seconds", type=float, default=defaults.seconds, help="of one load")
     parser.add_argument("--rounds", type=int, default=defaults.rounds)
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--short", action="store_true", help="only see whether slo_triton runs")
+    parser.add_argument(
+        "--short",
+        action="store_true",
+        help="only see whether slo_triton, overload and decisions run",
+    )
     parser.add_argument("--output", type=Path, help="default: a new file in benchmarks/results")
     parser.add_argument("--no-file", action="store_true", help="print only")
     given = parser.parse_args()

@@ -85,7 +85,7 @@ void EngineLoop::schedule_arrival(std::uint32_t model) {
 
 bool EngineLoop::turn() {
     const Nanos at = std::max(std::min(events_.next(), wake_ns_), now_);
-    if (at == kNever || at > ends_ns_) return false;
+    if (at == kNever || at > std::min(ends_ns_, settings_.stop_ns)) return false;
     now_ = at;
     if (wake_ns_ <= now_) wake_ns_ = kNever;
     ended_.clear();
@@ -138,7 +138,10 @@ std::uint32_t EngineLoop::add_request(std::uint32_t model, std::uint32_t kind) {
     if (objective == 0) objective = scenario_.models[model].objective_ns;
     const Nanos deadline = add_saturating(now_, objective);
     requests_[id] = {0, arrived_++, now_, deadline, model, kind, counted, true};
-    if (settings_.keep_fates) metrics_.fates.push_back(Fate::kUncounted);
+    if (settings_.keep_fates) {
+        metrics_.fates.push_back(Fate::kUncounted);
+        metrics_.arrivals_ns.push_back(now_);
+    }
     ++metrics_.totals.arrived;
     metrics_.totals.count(scenario_, now_, &Interval::offered);
     if (counted) {
@@ -162,6 +165,7 @@ void EngineLoop::arrive(std::uint32_t model) {
     request.tenant = of.tenant;
     request.arrival = engine_now();
     request.deadline = add_saturating(requests_[id].deadline_ns, epoch_ns_);
+    request.unconditional = requests_[id].ordinal == settings_.forced_ordinal;
     if (of.signatures > 1) request.signature = classes_random_.next() % of.signatures;
     if (absurd_ > 0 && faults_random_.unit() <= absurd_) make_absurd(request);
     const engine::Admission admission = engine_.submit(request, engine_now());

@@ -96,8 +96,8 @@ std::vector<ModelSetup> setups_of(const Scenario& scenario, const EngineSettings
 std::string problem_of(const Scenario& scenario, const EngineSettings& settings) {
     std::string problem = problem_of(scenario);
     if (!problem.empty()) return problem;
-    if (scenario.models.size() > engine::kCountersModelsMax) {
-        return "the engine has at most 4096 models";
+    if (scenario.models.size() > engine::kModelsMax) {
+        return "the engine has at most 65536 models";
     }
     if (!settings.models.empty() && settings.models.size() != scenario.models.size()) {
         return "every model is set up, or none";

@@ -32,7 +32,8 @@ struct EngineMetrics {
     std::vector<std::vector<ClassMetrics>> classes;  // by model and class
     Histogram waits;      // of answered counted requests: arrival to answer without the execution
     Histogram latencies;  // arrival to answer
-    std::vector<Fate> fates;  // by the order of arrival, warm-up included
+    std::vector<Fate> fates;         // by the order of arrival, warm-up included
+    std::vector<Nanos> arrivals_ns;  // as fates
     std::uint64_t steps = 0;
     std::uint64_t failed_batches = 0;
     std::uint64_t cancels = 0;

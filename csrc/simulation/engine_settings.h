@@ -53,7 +53,7 @@ struct Fault {
     StatusCode code = StatusCode::kUnavailable;
 };
 
-// The number of no request: nothing is forced.
+// The number of no request.
 inline constexpr std::uint64_t kNoOrdinal = UINT64_MAX;
 
 struct EngineSettings {
@@ -71,6 +71,9 @@ struct EngineSettings {
     // load() that acts alike, and everything answered in the end. Slow.
     bool check_truths = false;
     bool keep_fates = false;  // EngineMetrics::fates
+    // The request of this number, in the order of arrival, is admitted whatever is predicted.
+    std::uint64_t forced_ordinal = kNoOrdinal;
+    Nanos stop_ns = kNever;  // the run ends then, at the latest
 };
 
 }  // namespace infersched::simulation

@@ -66,6 +66,21 @@ cdef extern from "simulation/engine_settings.h" namespace "infersched::simulatio
         int64_t wire_ns
         vector[Fault] faults
         cbool check_truths, keep_fates
+        uint64_t forced_ordinal
+        int64_t stop_ns
+
+
+cdef extern from "simulation/decision_load.h" namespace "infersched::simulation" nogil:
+    cdef cppclass DecisionSettings:
+        uint32_t models, rows_max
+        uint64_t queue_length, seed
+        cbool load_aware
+
+    cdef cppclass CDecisionLoad "infersched::simulation::DecisionLoad":
+        CDecisionLoad(const DecisionSettings& settings) except +
+        void fill() except +
+        cbool run(uint64_t requests) except +
+        uint64_t completed()
 
 
 cdef extern from "simulation/histogram.h" namespace "infersched::simulation" nogil:
@@ -85,6 +100,7 @@ cdef extern from "simulation/engine_run.h" namespace "infersched::simulation" no
         vector[vector[ClassMetrics]] classes
         Histogram waits, latencies
         vector[Fate] fates
+        vector[int64_t] arrivals_ns
         uint64_t steps, failed_batches, cancels
         string broken
 

@@ -68,6 +68,10 @@ cdef EngineSettings engine_settings_of(dict wanted) except *:
     settings.wire_ns = wanted["wire_ns"]
     settings.check_truths = wanted["check_truths"]
     settings.keep_fates = wanted["keep_fates"]
+    if wanted["forced"] is not None:
+        settings.forced_ordinal = wanted["forced"]
+    if wanted["stop_ns"] is not None:
+        settings.stop_ns = wanted["stop_ns"]
     for one in wanted["faults"]:
         fault.kind = <FaultKind><uint8_t>one["kind"]
         fault.from_ns = one["from_ns"]
@@ -106,6 +110,7 @@ cdef dict engine_counted(EngineMetrics& metrics):
         ],
         "waits_ns": quantiles_of(metrics.waits),
         "latencies_ns": quantiles_of(metrics.latencies),
+        "arrivals_ns": metrics.arrivals_ns,
         "fates": bytes([<uint8_t>fate for fate in metrics.fates]),
         "steps": metrics.steps,
         "failed_batches": metrics.failed_batches,
@@ -113,3 +118,29 @@ cdef dict engine_counted(EngineMetrics& metrics):
         "broken": metrics.broken.decode(),
     }
     return found
+
+
+cdef class DecisionLoad:
+    """A closed loop around the engine, in compiled code: to measure what decisions cost."""
+
+    cdef unique_ptr[CDecisionLoad] load
+
+    def __init__(self, *, models, queue_length, rows_max=64, load_aware=True, seed=1):
+        cdef DecisionSettings settings
+        settings.models = models
+        settings.queue_length = queue_length
+        settings.rows_max = rows_max
+        settings.load_aware = load_aware
+        settings.seed = seed
+        self.load.reset(new CDecisionLoad(settings))
+
+    def fill(self):
+        with nogil:
+            self.load.get().fill()
+
+    def run(self, uint64_t requests):
+        """Whether all were completed."""
+        cdef cbool done
+        with nogil:
+            done = self.load.get().run(requests)
+        return done

@@ -32,6 +32,19 @@ class Scenario:
     def run(self, policy: str, settings: Mapping[str, Any]) -> dict[str, Any]: ...
     def run_engine(self, settings: Mapping[str, Any]) -> dict[str, Any]: ...
 
+class DecisionLoad:
+    def __init__(
+        self,
+        *,
+        models: int,
+        queue_length: int,
+        rows_max: int = 64,
+        load_aware: bool = True,
+        seed: int = 1,
+    ) -> None: ...
+    def fill(self) -> None: ...
+    def run(self, requests: int) -> bool: ...
+
 def arrival_times(arrivals: Mapping[str, Any], seed: int, count: int) -> list[int]: ...
 def staggered_bound(
     objective_ns: int,

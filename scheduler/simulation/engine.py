@@ -178,7 +178,9 @@ class EngineSettings:
     faults: tuple[Fault, ...] = ()
     # Invariants and truths after every event, slow; simulate raises BrokenTruth.
     check_truths: bool = False
-    keep_fates: bool = False
+    keep_fates: bool = False  # EngineOutcome.fates and arrivals_ns
+    forced: int | None = None  # the request, by its arrival, that is admitted unconditionally
+    stop_ns: int | None = None  # the run ends then
 
     def native(self) -> dict[str, Any]:
         """As the compiled module takes it, in ns."""
@@ -192,6 +194,8 @@ class EngineSettings:
             "faults": [fault.native() for fault in self.faults],
             "check_truths": self.check_truths,
             "keep_fates": self.keep_fates,
+            "forced": self.forced,
+            "stop_ns": self.stop_ns,
         }
 
 
@@ -229,6 +233,7 @@ class EngineOutcome:
     failed_batches: int
     cancels: int
     fates: bytes = field(default=b"", repr=False)  # indices of FATES, by arrival
+    arrivals_ns: tuple[int, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(cls, counted: dict[str, Any]) -> EngineOutcome:
@@ -242,4 +247,5 @@ class EngineOutcome:
             failed_batches=counted["failed_batches"],
             cancels=counted["cancels"],
             fates=counted["fates"],
+            arrivals_ns=tuple(counted["arrivals_ns"]),
         )

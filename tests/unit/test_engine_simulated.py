@@ -110,7 +110,7 @@ def test_the_table_of_goodputs_has_the_engine_last() -> None:
         (WORKLOADS["A"].scenario(100), engine(EngineSettings(rows_max=0))),
         (WORKLOADS["A"].scenario(100), engine(EngineSettings(rows_max=1025))),
         (replace(WORKLOADS["A"].scenario(100), executors=257), engine()),
-        (Scenario([Model(SMALL, 25, Arrivals())] * 4097, 1), engine()),
+        (Scenario([Model(SMALL, 25, Arrivals())] * 65_537, 1), engine()),
     ],
     ids=["no rows", "rows", "executors", "models"],
 )

@@ -1,0 +1,65 @@
+"""The benchmarks that need no Triton: overload and decisions, in their smallest runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import decisions, overload
+from benchmarks.options import Options
+from scheduler._native.simulation import DecisionLoad
+from scheduler.simulation.engine import FATES, EngineSettings
+from scheduler.simulation.scenario import Arrivals, Latency, Model, Scenario, engine, simulate
+from scheduler.simulation.workloads import WORKLOADS
+
+pytestmark = pytest.mark.native
+
+SHORT = Options(rounds=1, short=True)
+
+
+def test_overload_gives_every_figure() -> None:
+    figures = {figure.figure: figure for figure in overload.run(SHORT)}
+    assert list(figures) == [
+        "noise_part_of_goodput",
+        "overload_part_of_goodput",
+        "overload_top_class_in_time",
+        "added_wait_median",
+        "false_refusals",
+    ]
+    assert all(figure.verified for figure in figures.values())
+
+
+def test_decisions_gives_every_figure() -> None:
+    figures = decisions.run(SHORT)
+    assert [figure.figure for figure in figures] == [
+        "decisions_slowest",
+        "decisions_queue_ratio",
+        "decisions_models_ratio",
+    ]
+    assert all(figure.verified for figure in figures)
+
+
+def test_more_models_than_the_counters_page_has_are_served() -> None:
+    load = DecisionLoad(models=10_000, queue_length=10_000)
+    load.fill()
+    assert load.run(20_000)
+
+
+def test_truths_hold_of_models_beyond_the_counters_page() -> None:
+    quiet, busy = Arrivals(rate_per_s=0), Arrivals("recorded", times_ms=(1.0, 1.0, 2.0, 60.0))
+    models = [Model(Latency(1, 1), 25, arrivals) for arrivals in [quiet] * 4099 + [busy]]
+    scenario = Scenario(models, executors=1, warm_up_ms=0, requests=4)
+    outcome = simulate(scenario, engine(EngineSettings(check_truths=True)))
+    assert (outcome.models[-1].offered, outcome.models[-1].in_time) == (4, 4)
+
+
+def test_fates_follow_the_arrivals_and_a_run_can_be_cut() -> None:
+    scenario = WORKLOADS["A"].scenario(3000, requests=1000)
+    whole = simulate(scenario, engine(EngineSettings(keep_fates=True))).engine
+    cut = simulate(scenario, engine(EngineSettings(keep_fates=True, stop_ns=2_100_000_000))).engine
+    assert whole is not None
+    assert cut is not None
+    assert len(whole.fates) == len(whole.arrivals_ns) > 6000
+    assert list(whole.arrivals_ns) == sorted(whole.arrivals_ns)
+    assert whole.arrivals_ns[: len(cut.arrivals_ns)] == cut.arrivals_ns
+    assert max(cut.arrivals_ns) <= 2_100_000_000
+    assert {FATES[fate] for fate in whole.fates} >= {"in_time"}
