@@ -1,5 +1,7 @@
 #include "simulation/decision_load.h"
 
+#include <algorithm>
+
 namespace infersched::simulation {
 
 namespace {
@@ -62,13 +64,18 @@ bool DecisionLoad::turn() {
     engine_.step(now_);
     for (const engine::Action& action : engine_.get().actions()) {
         if (action.kind == engine::ActionKind::kDispatch) out_.push_back(action.batch);
+        if (action.kind == engine::ActionKind::kWake) wake_ = action.at;
         if (action.kind != engine::ActionKind::kAnswer) continue;
         again_.push_back(action.model);
         sound_ &= action.outcome == engine::Outcome::kCompleted;
         ++completed_;
     }
     engine_.clear_actions();
-    if (out_.empty()) return !again_.empty();
+    if (out_.empty()) {
+        // The engine waits for more requests.
+        now_ = wake_ == kNever ? now_ : std::max(now_ + 1, wake_);
+        return !again_.empty() || wake_ != kNever;
+    }
     now_ += kBatchNs;
     engine_.event([&](engine::Engine& engine) { engine.complete(out_.front(), now_); });
     out_.pop_front();

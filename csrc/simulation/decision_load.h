@@ -41,6 +41,7 @@ class DecisionLoad {
     std::deque<engine::BatchHandle> out_;
     std::vector<std::uint32_t> again_;  // models of answered requests
     Nanos now_ = kSecond;
+    Nanos wake_ = kNever;
     std::uint64_t completed_ = 0;
     bool sound_ = true;
 };

@@ -58,7 +58,8 @@ void EngineLoop::begin(const Fault& fault) {
             break;
         case FaultKind::kClockJump:
             epoch_ns_ += fault.shift_ns;
-            wake_ns_ = now_;
+            // The timer is set to a time of that clock.
+            if (wake_ns_ != kNever) wake_ns_ = std::max(wake_ns_ - fault.shift_ns, now_);
             break;
         case FaultKind::kNonsense:
             absurd_ = fault.factor;
