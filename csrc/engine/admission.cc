@@ -136,6 +136,7 @@ Admission Core::submit(const Request& request, Nanos now) {
         record.group = model.groups.get(
             {request.signature, request.pinned_backend, request.mergeable && request.rows > 0});
         enqueue(model, slot, now);
+        meter(model, record, now);
     }
     return {requests_.handle(slot), Reason::kNone, 0};
 }
@@ -224,6 +225,8 @@ void Core::expire(Nanos now) {
 }
 
 void Core::step(Nanos now) {
+    arrange(now);
+    run_ticks(now);
     expire(now);
     expire_sequences(now);
     release_given_up(now);
@@ -236,10 +239,14 @@ void Core::step(Nanos now) {
     for (std::size_t i = 0; i < dirty_.size(); ++i) {
         const std::uint32_t index = dirty_[i];
         run_model(index, now);
+    }
+    for (std::size_t i = 0; i < dirty_components_.size(); ++i) serve(dirty_components_[i], now);
+    dirty_components_.clear();
+    for (const std::uint32_t index : dirty_) {
         moments_.set({next_moment(models_[index], now), index, index});
         publish_queue(index);
+        models_[index].dirty = false;
     }
-    for (const std::uint32_t index : dirty_) models_[index].dirty = false;
     dirty_.clear();
     emit_wake(now);
 }
@@ -248,7 +255,7 @@ void Core::step(Nanos now) {
 // is told only when the earlier one has passed.
 void Core::emit_wake(Nanos now) {
     Nanos next = kNever;
-    for (const TimerHeap* timers : {&deadlines_, &moments_, &idle_, &given_up_}) {
+    for (const TimerHeap* timers : {&deadlines_, &moments_, &idle_, &given_up_, &ticks_}) {
         if (!timers->empty()) next = std::min(next, timers->top().at);
     }
     const bool passed = wake_ <= now;

@@ -43,8 +43,11 @@ void Core::configure_placements(ModelState& model, const std::vector<Placement>&
         state.instances = std::max(wanted.instances, 1u);
         state.slots = model.policy.direct_max > 0 ? model.policy.direct_max : state.instances;
         state.ready = wanted.ready;
+        const bool own = model.policy.direct_max > 0 || model.policy.triton != nullptr;
+        state.executor = executor_of(own ? kOwnExecutors : wanted.executor_group);
+        state.latency.set_attainment(model.policy.attainment);
         state.configured = true;
-        promote(state, now);
+        if (state.executor == kNoExecutor) promote(state, now);
         next.push_back(std::move(state));
         if (BackendCounters* page = backend_counters(wanted.backend)) page->in_use = 1;
     }
@@ -88,6 +91,14 @@ void Core::configure_model(std::uint32_t index, const ModelPolicy& policy,
         PlacementState& p = model.placements[i];
         if (!next.in_use || !p.configured) fail_pool(model, p.pinned, p.backend, now);
     }
+    const bool plain = next.triton == nullptr && next.direct_max == 0 && next.sequence_idle_ns == 0;
+    model.learns = next.in_use && next.load_aware && plain;
+    update_reference(model);
+    model.shares = next.in_use && std::any_of(model.placements.begin(), model.placements.end(),
+                                              [](const PlacementState& p) {
+                                                  return p.configured && p.executor != kNoExecutor;
+                                              });
+    rearrange_ = true;
     rebuild_retries(model);
     refresh_all(model, now);
     update_served(model, now);
@@ -123,6 +134,7 @@ void Core::set_backend(std::uint32_t backend, bool available, Nanos now) {
         if (placement == nullptr) continue;
         if (available) placement->recover();
         update_served(models_[index], now);
+        update_reference(models_[index]);
         mark_dirty(index);
     }
 }

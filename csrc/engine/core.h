@@ -6,11 +6,13 @@
 //     sequences.cc   requests of a sequence: their order and their backend
 //     triton_*.cc    models whose requests are batched as Triton's batcher does
 //     dispatch.cc    which batch goes where
+//     load_aware.cc  batches formed by learned latency; targets.cc: how large they should be
+//     executors.cc   models that share executors
 //     replies.cc     what a reply or a failure means for the members
 //     retries.cc     fixed groups that are sent again, bisecting, suspects
 //     configure.cc   policies, placements, backends
 //     ledger.cc      counters; statistics.cc: what ModelStatistics shows
-//     persist.cc     save and load; invariants.cc: the truths that must hold
+//     *persist.cc    save and load; invariants.cc: the truths that must hold
 #pragma once
 
 #include <cstdint>
@@ -20,6 +22,7 @@
 
 #include "engine/batch_former.h"
 #include "engine/engine.h"
+#include "engine/executors.h"
 #include "engine/placements.h"
 #include "engine/queue.h"
 #include "engine/records.h"
@@ -77,7 +80,14 @@ struct ModelState {
     Nanos last_complete = 0;
     std::int32_t bisect_tenths = kBisectTenthsMax;
     std::vector<Suspect> suspects;
-    ModelStats stats;  // batch_sizes[i] are those of i rows
+    ModelStats stats;                   // batch_sizes[i] are those of i rows
+    bool learns = false;                // batches are formed by learned latency
+    bool shares = false;                // has shared executors
+    bool metered = false;               // in Component::metered
+    std::uint32_t reference = kNoSlot;  // the placement whose latency batches are planned with
+    std::uint32_t rows_trusted = 1;     // the largest batch to risk
+    std::uint32_t component = kNoSlot;
+    std::vector<std::uint32_t> stale;  // groups to be planned anew
 
     bool merging() const { return policy.merge && !merging_off; }
     PlacementState* placement(std::uint32_t backend);
@@ -118,6 +128,9 @@ class Core {
     // ledger.cc
     QueueStatus queue_status(std::uint32_t index) const;
     ModelStats model_stats(std::uint32_t index) const;
+    bool prime_latency(std::uint32_t model, std::uint32_t backend, std::uint32_t rows,
+                       Nanos mean_ns, std::uint64_t count);
+    LatencyStatus latency_status(std::uint32_t index, std::uint32_t backend) const;
     std::uint64_t requests_inflight() const { return requests_.size(); }
     bool needs_step() const { return !dirty_.empty(); }
 
@@ -183,29 +196,81 @@ class Core {
         PlacementState* placement = nullptr;
         Nanos blocked_until = kNever;  // when a rest or the staging rule may let it go
     };
+    enum class Executors : std::uint8_t { kAll, kOwn };
     struct Load {
+        Executors executors = Executors::kAll;
         std::uint32_t rows = 0;          // of the batch to place
         std::uint64_t rows_waiting = 0;  // that could still join it
         bool merging = false;
         bool stage = false;
-        bool spread = false;  // of a sequence that is to be pinned: the fewest sequences count
+        bool planned = false;  // of a batch that learned latency formed
+        bool spread = false;   // of a sequence that is to be pinned: the fewest sequences count
         std::uint32_t avoid = kNoBackend;
     };
     bool usable(const PlacementState& placement) const;
+    bool slot_free(const PlacementState& placement) const;
+    Nanos stage_moment(const ModelState& model, const PlacementState& placement) const;
     void run_model(std::uint32_t index, Nanos now);
+    void run_own(ModelState& model, Nanos now);
     bool dispatch_retry(ModelState& model, Nanos now);
     bool dispatch_next(ModelState& model, Nanos now);
+    void send_retry(ModelState& model, Pool& pool, PlacementState& placement, Nanos now);
+    void send_next(ModelState& model, Pool& pool, PlacementState& placement, Nanos now);
     Choice choose(ModelState& model, const Pool& pool, const Load& load, Nanos now);
-    Choice choose_for_group(ModelState& model, const Pool& pool, Nanos now);
-    Choice choose_for_retry(ModelState& model, const Pool& pool, Nanos now);
+    Choice choose_for_group(ModelState& model, const Pool& pool, Executors executors, Nanos now);
+    Choice choose_for_retry(ModelState& model, const Pool& pool, Executors executors, Nanos now);
     bool splits(const ModelState& model, const Group& group) const;
     std::uint32_t batch_limit(const ModelState& model, const Group& group, bool merging) const;
     void form(ModelState& model, std::uint32_t group, std::uint32_t batch, Nanos now);
+    std::uint32_t rows_sent(const ModelState& model, const BatchRecord& batch) const;
     void join_batch(std::uint32_t batch, std::uint32_t request, std::uint32_t rows);
     void mark_dispatched(std::uint32_t request, Nanos now);
     void drop_stale(BatchRecord& batch) const;
     void send(ModelState& model, std::uint32_t batch, PlacementState& placement, Nanos now);
     Nanos next_moment(ModelState& model, Nanos now);
+
+    // load_aware.cc
+    bool planned(const ModelState& model, const Group& group) const;
+    const LatencyModel& latency_of(const ModelState& model, const PlacementState& placement) const;
+    const LatencyModel& planning_latency(const ModelState& model, const Group& group) const;
+    std::uint32_t lead_rows(const ModelState& model, const Group& group) const;
+    std::uint32_t rows_cap(const ModelState& model, const Group& group, Nanos now) const;
+    void mark_stale(ModelState& model, std::uint32_t group);
+    void plan_stale(ModelState& model, Nanos now);
+    void plan(ModelState& model, std::uint32_t group, Nanos now);
+    void give_up_late(ModelState& model, std::uint32_t group, Nanos now);
+    std::uint32_t window_rows(const ModelState& model, const Group& group,
+                              const LatencyModel& latency, std::uint32_t wanted, Nanos now) const;
+    QueueKey rank(const ModelState& model, const Group& group) const;
+    void index_ready(ModelState& model, std::uint32_t group, const QueueKey& key);
+    void index_waiting(ModelState& model, std::uint32_t group, Nanos ready_at);
+    bool settle(ModelState& model, Pool& pool, Nanos now);
+    void form_planned(ModelState& model, std::uint32_t group, std::uint32_t batch,
+                      const PlacementState& placement, Nanos now);
+    void update_reference(ModelState& model);
+    void trust_rows(ModelState& model, const PlacementState& placement);
+
+    // targets.cc
+    void meter(ModelState& model, const RequestRecord& request, Nanos now);
+    void run_ticks(Nanos now);
+    void tick(std::uint32_t component, Nanos now);
+    void retarget(Component& component);
+    void set_target(std::uint32_t model, std::uint32_t group, std::uint32_t target,
+                    Nanos gather_ns);
+
+    // executors.cc
+    std::uint32_t executor_of(std::uint32_t group);
+    void arrange(Nanos now);
+    std::uint32_t domain_of(std::vector<std::uint32_t> executors);
+    void arrange_component(ModelState& model, std::uint32_t index);
+    void touch_component(std::uint32_t component);
+    void offer(std::uint32_t index, Pool& pool, std::uint32_t pin);
+    void offer_all(ModelState& model, std::uint32_t index);
+    void withdraw(std::uint32_t index, Pool& pool, std::uint32_t pin);
+    bool executor_free(const Domain& domain) const;
+    Domain* best_offer(const Component& component);
+    void serve(std::uint32_t component, Nanos now);
+    bool serve_offer(const Offer& offer, Nanos now);
 
     // triton_queueing.cc
     bool triton_takes(const ModelState& model, const Request& request) const;
@@ -236,6 +301,7 @@ class Core {
     // replies.cc
     void leave_placement(std::uint32_t batch, Nanos now);
     void promote(PlacementState& placement, Nanos now);
+    void start_first(const Executor& executor, Nanos now);
     void observe(ModelState& model, const BatchRecord& batch, Nanos now);
     std::vector<BatchMember> detach(std::uint32_t batch);
     void fail_members(const std::vector<BatchMember>& failed, const Ending& ending, Nanos now);
@@ -274,6 +340,12 @@ class Core {
     void archive_triton(Archive& archive, ModelState& model);
     template <class Archive>
     void archive_groups(Archive& archive, ModelState& model);
+    template <class Archive>
+    void archive_empty_groups(Archive& archive, ModelState& model);
+    template <class Archive>
+    void archive_executors(Archive& archive);
+    template <class Archive>
+    void archive_components(Archive& archive);
     void restore_queued(std::uint32_t slot);
     void restore_indexes();
     void check_ledger() const;
@@ -314,6 +386,14 @@ class Core {
     std::deque<ModelState> models_;
     std::vector<bool> backends_available_;
     std::vector<double> tenant_weights_ = {1.0};  // by tenant; 0 is everybody else
+    std::vector<Executor> executors_;
+    std::unordered_map<std::uint32_t, std::uint32_t> executor_by_group_;  // looked up, never walked
+    // Made anew from the placements whenever those change.
+    std::vector<Domain> domains_;
+    std::deque<Component> components_;
+    bool rearrange_ = false;
+    std::vector<std::uint32_t> dirty_components_;
+    TimerHeap ticks_;  // by component: its next control tick
     Requests requests_;
     Batches batches_;
     Sequences sequences_;

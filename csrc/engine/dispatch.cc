@@ -10,6 +10,20 @@ bool Core::usable(const PlacementState& placement) const {
            placement.backend < backends_available_.size() && backends_available_[placement.backend];
 }
 
+// Shared executors run one batch at a time, whoever's it is.
+bool Core::slot_free(const PlacementState& placement) const {
+    if (placement.executor != kNoExecutor) return executors_[placement.executor].out.empty();
+    return placement.out.size() < placement.slots;
+}
+
+// When one more batch may be staged; kNever: not before a reply. Nothing is staged at shared
+// executors: what is most urgent when they become free is not known before.
+Nanos Core::stage_moment(const ModelState& model, const PlacementState& placement) const {
+    if (placement.executor != kNoExecutor) return kNever;
+    const Nanos oldest_start = batches_[placement.out.front()].started_at;
+    return stage_at(placement, model.policy.staged_batches_max, oldest_start);
+}
+
 // The placement of least expected completion among those with a slot for this batch; of a direct
 // model, which the backend runs side by side, the one with the fewest out. Equal ones: fewer rows
 // out, then the order of configuration.
@@ -28,16 +42,16 @@ Core::Choice Core::choose(ModelState& model, const Pool& pool, const Load& load,
     std::uint64_t least = 0;
     for (PlacementState& p : model.placements) {
         if (!eligible(p) || (alternative && p.backend == load.avoid)) continue;
+        if (load.executors == Executors::kOwn && p.executor != kNoExecutor) continue;
         if (p.resting(now)) {
             choice.blocked_until = std::min(choice.blocked_until, p.rest_until);
             continue;
         }
-        if (!p.slot_free()) {
+        if (!slot_free(p)) {
             if (!load.stage || direct) continue;
             const std::uint32_t full = rows_full(model.policy);
             if (load.merging && !worth_staging(load.rows_waiting, full, p.rows_out)) continue;
-            const Nanos at =
-                stage_at(p, model.policy.staged_batches_max, batches_[p.out.front()].started_at);
+            const Nanos at = stage_moment(model, p);
             if (at > now) {
                 choice.blocked_until = std::min(choice.blocked_until, at);
                 continue;
@@ -48,7 +62,10 @@ Core::Choice Core::choose(ModelState& model, const Pool& pool, const Load& load,
             if (p.sequence_count > best->sequence_count) continue;
             best = nullptr;
         }
-        const std::uint64_t expected = direct ? p.out.size() : expected_completion_ns(p, load.rows);
+        std::uint64_t expected = direct ? p.out.size() : expected_completion_ns(p, load.rows);
+        if (load.planned) {
+            expected = static_cast<std::uint64_t>(latency_of(model, p).expected(load.rows));
+        }
         if (best == nullptr || expected < least ||
             (expected == least && p.rows_out < best->rows_out)) {
             choice.placement = &p;
@@ -70,21 +87,26 @@ std::uint32_t Core::batch_limit(const ModelState& model, const Group& group, boo
     return merging ? std::max(part, fill_limit(model.policy, group.rows)) : part;
 }
 
-Core::Choice Core::choose_for_group(ModelState& model, const Pool& pool, Nanos now) {
+Core::Choice Core::choose_for_group(ModelState& model, const Pool& pool, Executors executors,
+                                    Nanos now) {
     const Group& group = model.groups[pool.ready.begin()->group];
     Load load;
+    load.executors = executors;
     load.merging = merges(model, group, now);
     const std::uint32_t limit = batch_limit(model, group, load.merging);
     load.rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(group.rows, limit));
     load.rows_waiting = group.rows;
-    load.stage = true;
+    load.planned = planned(model, group);
+    load.stage = !load.planned;
     load.spread = requests_[group.head().slot].sequential;
     return choose(model, pool, load, now);
 }
 
-Core::Choice Core::choose_for_retry(ModelState& model, const Pool& pool, Nanos now) {
+Core::Choice Core::choose_for_retry(ModelState& model, const Pool& pool, Executors executors,
+                                    Nanos now) {
     const BatchRecord& batch = batches_[pool.retries.begin()->second];
     Load load;
+    load.executors = executors;
     for (const BatchMember& member : batch.members) {
         const std::uint32_t slot = requests_.find(member.request);
         if (slot == kNoSlot) continue;
@@ -102,14 +124,19 @@ bool Core::dispatch_retry(ModelState& model, Nanos now) {
     model.each_pool([&](Pool& pool) {
         if (pool.retries.empty()) return;
         if (first != nullptr && *first->retries.begin() < *pool.retries.begin()) return;
-        const Choice choice = choose_for_retry(model, pool, now);
+        const Choice choice = choose_for_retry(model, pool, Executors::kOwn, now);
         if (choice.placement == nullptr) return;
         first = &pool;
         placement = choice.placement;
     });
     if (first == nullptr) return false;
-    const std::uint32_t batch_slot = first->retries.begin()->second;
-    first->retries.erase(first->retries.begin());
+    send_retry(model, *first, *placement, now);
+    return true;
+}
+
+void Core::send_retry(ModelState& model, Pool& pool, PlacementState& placement, Nanos now) {
+    const std::uint32_t batch_slot = pool.retries.begin()->second;
+    pool.retries.erase(pool.retries.begin());
     BatchRecord& batch = batches_[batch_slot];
     batch.retry_sequence = 0;
     drop_stale(batch);
@@ -117,8 +144,7 @@ bool Core::dispatch_retry(ModelState& model, Nanos now) {
     for (const BatchMember& member : batch.members) {
         mark_dispatched(static_cast<std::uint32_t>(member.request), now);
     }
-    send(model, batch_slot, *placement, now);
-    return true;
+    send(model, batch_slot, placement, now);
 }
 
 // The most urgent request for which a slot is free leads the next batch.
@@ -126,30 +152,41 @@ bool Core::dispatch_next(ModelState& model, Nanos now) {
     Pool* first = nullptr;
     PlacementState* placement = nullptr;
     model.each_pool([&](Pool& pool) {
-        if (pool.ready.empty()) return;
+        if (!settle(model, pool, now)) return;
         if (first != nullptr && *first->ready.begin() < *pool.ready.begin()) return;
-        const Choice choice = choose_for_group(model, pool, now);
+        const Choice choice = choose_for_group(model, pool, Executors::kOwn, now);
         if (choice.placement == nullptr) return;
         first = &pool;
         placement = choice.placement;
     });
     if (first == nullptr) return false;
-    const std::uint32_t group = first->ready.begin()->group;
-    const std::uint32_t batch_slot = batches_.add();
-    form(model, group, batch_slot, now);
-    send(model, batch_slot, *placement, now);
+    send_next(model, *first, *placement, now);
     return true;
+}
+
+void Core::send_next(ModelState& model, Pool& pool, PlacementState& placement, Nanos now) {
+    const std::uint32_t index = pool.ready.begin()->group;
+    const Group& group = model.groups[index];
+    const std::uint32_t batch_slot = batches_.add();
+    BatchRecord& batch = batches_[batch_slot];
+    batch.model = requests_[group.head().slot].model;
+    batch.pin = group.key.pin;
+    batch.signature = group.key.signature;
+    batch.mergeable = group.key.mergeable;
+    if (planned(model, group)) {
+        form_planned(model, index, batch_slot, placement, now);
+    } else {
+        form(model, index, batch_slot, now);
+    }
+    send(model, batch_slot, placement, now);
+    plan_stale(model, now);
 }
 
 void Core::form(ModelState& model, std::uint32_t group_index, std::uint32_t batch_slot, Nanos now) {
     Group& group = model.groups[group_index];
     const bool merging = merges(model, group, now);
     const std::uint32_t limit = batch_limit(model, group, merging);
-    BatchRecord& batch = batches_[batch_slot];
-    batch.model = requests_[group.head().slot].model;
-    batch.pin = group.key.pin;
-    batch.signature = group.key.signature;
-    batch.mergeable = group.key.mergeable;
+    const BatchRecord& batch = batches_[batch_slot];
     std::uint32_t rows = 0;
     std::uint32_t passed_over = 0;
     for (auto next = group.order.begin(); next != group.order.end();) {
@@ -206,21 +243,31 @@ void Core::send(ModelState& model, std::uint32_t batch_slot, PlacementState& pla
     batch.dispatched_at = now;
     placement.out.push_back(batch_slot);
     placement.rows_out += batch.rows;
-    promote(placement, now);
+    batch.executor = placement.executor;
+    if (batch.executor == kNoExecutor) {
+        promote(placement, now);
+    } else {
+        executors_[batch.executor].out.push_back(batch_slot);
+        start_first(executors_[batch.executor], now);
+    }
     ++model.inflight_batches;
     if (!batch.retried && model.bisect_tenths < kBisectTenthsMax) ++model.bisect_tenths;
     count_dispatch(model, batch);
 
-    const bool pads = batch.mergeable && model.merging();
     action.model = batch.model;
     action.backend = batch.backend;
     action.batch = batches_.handle(batch_slot);
     action.member_begin = static_cast<std::uint32_t>(members.size());
     action.member_count = static_cast<std::uint32_t>(batch.members.size());
-    action.rows_padded = pads ? padded_rows(model.policy, action.rows) : action.rows;
+    action.rows_padded = rows_sent(model, batch);
     members.insert(members.end(), batch.members.begin(), batch.members.end());
     actions.push_back(action);
     if (!batch.mergeable) sequence_sent(batch_slot, placement, now);
+}
+
+std::uint32_t Core::rows_sent(const ModelState& model, const BatchRecord& batch) const {
+    const bool pads = batch.mergeable && model.merging();
+    return pads ? padded_rows(model.policy, batch.rows) : batch.rows;
 }
 
 void Core::run_model(std::uint32_t index, Nanos now) {
@@ -237,8 +284,16 @@ void Core::run_model(std::uint32_t index, Nanos now) {
     }
     fail_doomed(model, now);
     ripen(model, now);
+    plan_stale(model, now);
     model.holding = model.holding && model.queued_requests < model.policy.hold_requests;
-    if (model.holding) return;
+    if (!model.holding) run_own(model, now);
+    if (!model.shares) return;
+    offer_all(model, index);
+    touch_component(model.component);
+}
+
+// Shared executors are given work by serve().
+void Core::run_own(ModelState& model, Nanos now) {
     while (dispatch_retry(model, now) || dispatch_next(model, now)) {
     }
     run_triton(model, now);
@@ -255,10 +310,12 @@ Nanos Core::next_moment(ModelState& model, Nanos now) {
         }
         if (!pool.waiting.empty()) next = std::min(next, pool.waiting.begin()->first);
         if (!pool.ready.empty()) {
-            next = std::min(next, choose_for_group(model, pool, now).blocked_until);
+            next =
+                std::min(next, choose_for_group(model, pool, Executors::kAll, now).blocked_until);
         }
         if (!pool.retries.empty()) {
-            next = std::min(next, choose_for_retry(model, pool, now).blocked_until);
+            next =
+                std::min(next, choose_for_retry(model, pool, Executors::kAll, now).blocked_until);
         }
     });
     for (const PlacementState& p : model.placements) {

@@ -59,6 +59,15 @@ ModelStats Engine::model_stats(std::uint32_t index) const {
     return state_->core.model_stats(index);
 }
 
+bool Engine::prime_latency(std::uint32_t model, std::uint32_t backend, std::uint32_t rows,
+                           Nanos mean_ns, std::uint64_t count) {
+    return state_->core.prime_latency(model, backend, rows, mean_ns, count);
+}
+
+LatencyStatus Engine::latency_status(std::uint32_t model, std::uint32_t backend) const {
+    return state_->core.latency_status(model, backend);
+}
+
 std::uint64_t Engine::requests_inflight() const { return state_->core.requests_inflight(); }
 
 void Engine::check_invariants() const { state_->core.check_invariants(); }

@@ -16,8 +16,10 @@ void Core::join_group(ModelState& model, std::uint32_t slot, Nanos now) {
     request.place = nodes_.insert(group.order, request, slot);
     group.by_age.append<&RequestRecord::in_group>(requests_, slot);
     group.rows += request.rows;
-    // More rows never make a ready group unready: only a new head moves it.
-    if (group.index != Group::Index::kReady || group.order.begin() == request.place) {
+    // More rows never make a ready group unready: only a new head moves it, or so many more rows
+    // that it must start earlier.
+    const bool grown = group.rows_planned > 0 && group.rows > group.rows_planned * 9 / 8;
+    if (group.index != Group::Index::kReady || group.order.begin() == request.place || grown) {
         refresh(model, request.group, now);
     }
 }
@@ -71,6 +73,7 @@ bool Core::merges(const ModelState& model, const Group& group, Nanos now) const 
 Nanos Core::ready_time(const ModelState& model, const Group& group) const {
     constexpr Nanos kAtOnce = std::numeric_limits<Nanos>::min();
     const ModelPolicy& policy = model.policy;
+    if (model.learns && group.head().deadline != kNever) return kAtOnce;
     if (policy.queue_delay_max_ns == 0 || !group.key.mergeable || !model.merging()) return kAtOnce;
     if (group.rows >= rows_enough(policy)) return kAtOnce;
     const Nanos oldest = requests_[group.by_age.first].arrival;
@@ -95,22 +98,14 @@ void Core::refresh(ModelState& model, std::uint32_t index, Nanos now) {
         model.groups.release(index);
         return;
     }
-    Pool& pool = model.pool(group.key.pin);
+    if (planned(model, group)) return mark_stale(model, index);
+    group.rows_planned = 0;
     const Nanos ready_at = ready_time(model, group);
     if (ready_at > now) {
-        if (group.index == Group::Index::kWaiting && group.ready_at == ready_at) return;
-        unindex(model, index);
-        group.index = Group::Index::kWaiting;
-        group.ready_at = ready_at;
-        pool.waiting.insert({ready_at, index});
-        return;
+        index_waiting(model, index, ready_at);
+    } else {
+        index_ready(model, index, rank(model, group));
     }
-    const QueueKey& head = group.head();
-    if (group.index == Group::Index::kReady && group.ready_key.sequence == head.sequence) return;
-    unindex(model, index);
-    group.index = Group::Index::kReady;
-    group.ready_key = head;
-    pool.ready.insert({head, index});
 }
 
 void Core::refresh_all(ModelState& model, Nanos now) {
@@ -119,16 +114,19 @@ void Core::refresh_all(ModelState& model, Nanos now) {
     }
 }
 
-// Moves the groups that have waited long enough.
+// Moves the groups that have waited long enough. Those that are planned stay where they are until
+// plan_stale().
 void Core::ripen(ModelState& model, Nanos now) {
     model.each_pool([&](Pool& pool) {
-        while (!pool.waiting.empty() && pool.waiting.begin()->first <= now) {
-            const std::uint32_t index = pool.waiting.begin()->second;
-            unindex(model, index);
-            Group& group = model.groups[index];
-            group.index = Group::Index::kReady;
-            group.ready_key = group.head();
-            pool.ready.insert({group.ready_key, index});
+        for (auto next = pool.waiting.begin(); next != pool.waiting.end() && next->first <= now;) {
+            const std::uint32_t index = next->second;
+            ++next;
+            const Group& group = model.groups[index];
+            if (planned(model, group)) {
+                mark_stale(model, index);
+            } else {
+                index_ready(model, index, rank(model, group));
+            }
         }
     });
 }

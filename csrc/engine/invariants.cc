@@ -32,7 +32,8 @@ void Core::check_group(const ModelState& model, const Group& group) const {
     }
     must(group.index != Group::Index::kNone, "a group with requests is ready or waits");
     if (group.index != Group::Index::kReady) return;
-    must(group.ready_key.sequence == group.head().sequence, "a group is ready as its head");
+    must(group.stale || group.ready_key.sequence == group.head().sequence,
+         "a group is ready as its head");
     must(group.by_age.first != kNoSlot && model.queued_requests > 0, "its requests are listed");
 }
 

@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x32656e69676e65;  // "engine2"
+constexpr std::uint64_t kStateMagic = 0x33656e69676e65;  // "engine3"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {
@@ -78,6 +78,8 @@ void archive_placement(Archive& archive, PlacementState& p) {
     archive(p.rows_out);
     archive(p.ns_per_row);
     archive(p.batch_ns);
+    archive(p.executor);
+    p.latency.archive(archive);
     archive(p.failures);
     archive(p.rest_until);
     archive(p.pinned.unserved_since);
@@ -118,6 +120,12 @@ void archive_model(Archive& archive, ModelState& m) {
     archive(m.drain_ns);
     archive(m.last_complete);
     archive_stats(archive, m.stats);
+    archive(m.learns);
+    archive(m.shares);
+    archive(m.metered);
+    archive(m.reference);
+    archive(m.rows_trusted);
+    archive.require(m.reference == kNoSlot || m.reference < m.placements.size());
     archive(m.bisect_tenths);
     archive.vector_size(m.suspects, 20);
     for (Suspect& suspect : m.suspects) {
@@ -162,6 +170,7 @@ void archive_batch(Archive& archive, BatchRecord& b) {
     archive(b.live);
     archive(b.tries);
     archive(b.avoid);
+    archive(b.executor);
     archive(b.signature);
     archive(b.retry_sequence);
     archive(b.retried);
@@ -208,97 +217,7 @@ void archive_sequence(Archive& archive, SequenceRecord& s) {
     archive(s.in_placement.next);
 }
 
-// False: it names a backend that does not have the model.
-template <class Archive>
-bool archive_key(Archive& archive, ModelState& model, GroupKey& key) {
-    archive(key.signature);
-    archive(key.pin);
-    archive(key.mergeable);
-    return archive.require(key.pin == kNoBackend || model.placement(key.pin) != nullptr);
-}
-
 }  // namespace
-
-template <class Archive>
-void Core::archive_queued(Archive& archive) {
-    std::vector<std::uint32_t> queued;
-    if constexpr (!Archive::kReads) {
-        for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
-            if (requests_.live(slot) && requests_[slot].queued) queued.push_back(slot);
-        }
-        std::sort(queued.begin(), queued.end(), [&](std::uint32_t a, std::uint32_t b) {
-            return requests_[a].sequence < requests_[b].sequence;
-        });
-    }
-    archive(queued);
-    for (const std::uint32_t slot : queued) {
-        if (!archive.require(slot < requests_.slots())) return;
-        RequestRecord& request = requests_[slot];
-        if (!archive.require(request.model < models_.size())) return;
-        if (request.held || request.in_levels) {
-            if constexpr (Archive::kReads) restore_queued(slot);
-            continue;
-        }
-        ModelState& model = models_[request.model];
-        GroupKey key;
-        if constexpr (!Archive::kReads) key = model.groups[request.group].key;
-        if (!archive_key(archive, model, key)) return;
-        if constexpr (Archive::kReads) {
-            request.group = model.groups.get(key);
-            restore_queued(slot);
-        }
-    }
-}
-
-// Links a loaded request into its queue; requests come in the order of their admission.
-void Core::restore_queued(std::uint32_t slot) {
-    RequestRecord& request = requests_[slot];
-    ModelState& model = models_[request.model];
-    if (request.held) {
-        sequences_[sequential_[slot].sequence].held.append<&RequestRecord::in_group>(requests_,
-                                                                                     slot);
-    } else if (!request.in_levels) {
-        Group& group = model.groups[request.group];
-        request.place = nodes_.insert(group.order, request, slot);
-        group.by_age.append<&RequestRecord::in_group>(requests_, slot);
-        group.rows += request.rows_left();
-    }
-    model.by_age.append<&RequestRecord::in_model>(requests_, slot);
-    ++model.queued_requests;
-    model.queued_rows += request.rows_left();
-    model.queued_bytes += request.bytes;
-}
-
-// Which groups wait, and until when, follows from averages of the past: it is saved.
-template <class Archive>
-void Core::archive_groups(Archive& archive, ModelState& model) {
-    std::vector<std::uint32_t> filled;
-    if constexpr (!Archive::kReads) {
-        for (std::uint32_t i = 0; i < model.groups.slots(); ++i) {
-            if (!model.groups[i].order.empty()) filled.push_back(i);
-        }
-        std::sort(filled.begin(), filled.end(), [&](std::uint32_t a, std::uint32_t b) {
-            return model.groups[a].head() < model.groups[b].head();
-        });
-    }
-    archive.vector_size(filled, 13);
-    for (const std::uint32_t index : filled) {
-        GroupKey key;
-        if constexpr (!Archive::kReads) key = model.groups[index].key;
-        if (!archive_key(archive, model, key)) return;
-        const std::uint32_t own = Archive::kReads ? model.groups.get(key) : index;
-        Group& group = model.groups[own];
-        archive(group.index);
-        archive(group.ready_at);
-        if (!archive.require(!group.order.empty())) return;
-        if constexpr (Archive::kReads) {
-            Pool& pool = model.pool(key.pin);
-            group.ready_key = group.head();
-            if (group.index == Group::Index::kReady) pool.ready.insert({group.ready_key, own});
-            if (group.index == Group::Index::kWaiting) pool.waiting.insert({group.ready_at, own});
-        }
-    }
-}
 
 // The timers and the retry queues, which follow from the records.
 void Core::restore_indexes() {
@@ -377,9 +296,11 @@ void Core::archive(Archive& archive) {
     unpublished_.resize(models_.size() - std::min(models_.size(), kCountersModelsMax));
     for (ModelState& model : models_) archive_model(archive, model);
     archive_records(archive);
+    archive_executors(archive);
     archive_sequences(archive);
     archive_queued(archive);
     for (std::uint32_t index = 0; index < models_.size(); ++index) {
+        archive_empty_groups(archive, models_[index]);
         archive_groups(archive, models_[index]);
         archive_triton(archive, models_[index]);
         Nanos moment = moments_.contains(index) ? moments_.at(index) : kNever;
@@ -391,6 +312,7 @@ void Core::archive(Archive& archive) {
     const auto sound = [&](std::uint32_t index) { return index < models_.size(); };
     if (!archive.require(std::all_of(dirty_.begin(), dirty_.end(), sound))) return;
     if constexpr (Archive::kReads) restore_indexes();
+    archive_components(archive);
 }
 
 template void Core::archive(ArchiveWriter&);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine/latency_model.h"
 #include "engine/queue.h"
 
 namespace infersched::engine {
@@ -20,11 +21,13 @@ struct PlacementState {
     std::uint32_t instances = 1;
     std::uint32_t slots = 1;  // batches that run at once: instances, or direct_max
     bool ready = false;
-    bool configured = true;          // false: removed, kept until its last batch is back
-    std::vector<std::uint32_t> out;  // batches there, in order of dispatch
+    bool configured = true;               // false: removed, kept until its last batch is back
+    std::uint32_t executor = 0xffffffff;  // the shared one; kNoExecutor: its own instances
+    std::vector<std::uint32_t> out;       // batches there, in order of dispatch
     std::uint64_t rows_out = 0;
     Nanos ns_per_row = 0;  // moving averages of start to reply; 0 = nothing seen yet
     Nanos batch_ns = 0;
+    LatencyModel latency;        // of models that are batched by it
     std::uint32_t failures = 0;  // in a row, of those that make it rest
     Nanos rest_until = std::numeric_limits<Nanos>::min();
     Pool pinned;
@@ -32,7 +35,6 @@ struct PlacementState {
     std::uint32_t sequence_count = 0;
 
     bool resting(Nanos now) const { return rest_until > now; }
-    bool slot_free() const { return out.size() < slots; }
     void rest(Nanos now);
     void recover() {
         failures = 0;

@@ -33,6 +33,10 @@ void GroupTable::release(std::uint32_t group) {
         if (std::find(emptied_.begin(), emptied_.end(), oldest) != emptied_.end()) continue;
         by_key_.erase(groups_[oldest].key);
         groups_[oldest].key = GroupKey{};
+        groups_[oldest].rate.reset();
+        groups_[oldest].budget_ns = 0;
+        groups_[oldest].target = 1;
+        groups_[oldest].gather_ns = 0;
         free_.push_back(oldest);
         if (last_ == oldest) last_ = kNoSlot;
     }

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/rates.h"
 #include "engine/records.h"
 
 namespace infersched::engine {
@@ -47,6 +48,14 @@ struct Group {
     Index index = Index::kNone;
     QueueKey ready_key;       // under which it is in Pool::ready
     Nanos ready_at = kNever;  // under which it is in Pool::waiting
+    // Where batches are formed by learned latency (load_aware.cc).
+    RateMeter rate;            // of arrivals with a deadline
+    Nanos budget_ns = 0;       // moving average of their time from arrival to deadline
+    std::uint32_t target = 1;  // rows that the present load asks of a batch
+    Nanos gather_ns = 0;       // for which waiting for one more row may be worthwhile
+    bool stale = false;        // in ModelState::stale: must be planned anew
+    std::uint64_t rows_planned = 0;
+    Nanos planned_at = std::numeric_limits<Nanos>::min();
 
     const QueueKey& head() const { return *order.begin(); }
 };
@@ -64,6 +73,10 @@ struct Pool {
     // Since when no placement could take its work; kNever: one can. The smallest value: there never
     // was one.
     Nanos unserved_since = std::numeric_limits<Nanos>::min();
+    // Of a pool with shared executors: where it offers its work, and under which key.
+    std::uint32_t domain = kNoSlot;
+    bool offered = false;
+    QueueKey offer_key;
 
     bool has_work() const { return !ready.empty() || !waiting.empty() || !retries.empty(); }
 };
@@ -82,6 +95,11 @@ class GroupTable {
     Group& operator[](std::uint32_t group) { return groups_[group]; }
     const Group& operator[](std::uint32_t group) const { return groups_[group]; }
     std::uint32_t slots() const { return static_cast<std::uint32_t>(groups_.size()); }
+    // Those that became empty, the first one first; also ones filled since, and some repeatedly.
+    std::vector<std::uint32_t> emptied() const { return {emptied_.begin(), emptied_.end()}; }
+    void set_emptied(const std::vector<std::uint32_t>& groups) {
+        emptied_.assign(groups.begin(), groups.end());
+    }
     std::size_t size() const { return by_key_.size(); }
 
   private:

@@ -79,6 +79,7 @@ struct BatchRecord {
     std::uint32_t live = 0;   // members that still wait for their answer
     std::uint32_t tries = 0;  // failed attempts before this one
     std::uint32_t avoid = kNoBackend;
+    std::uint32_t executor = kNoSlot;  // the shared one that runs it
     std::uint64_t signature = 0;
     std::uint64_t retry_sequence = 0;
     bool retried = false;  // sent again after a failure
@@ -93,6 +94,7 @@ struct BatchRecord {
 
     void recycle() {
         backend = pin = avoid = kNoBackend;
+        executor = kNoSlot;
         rows = live = tries = 0;
         retry_sequence = 0;
         retried = formed = sealed = false;

@@ -13,6 +13,12 @@ void Core::promote(PlacementState& placement, Nanos now) {
     }
 }
 
+void Core::start_first(const Executor& executor, Nanos now) {
+    if (executor.out.empty()) return;
+    BatchRecord& first = batches_[executor.out.front()];
+    if (first.started_at == kNever) first.started_at = now;
+}
+
 void Core::leave_placement(std::uint32_t batch_slot, Nanos now) {
     const BatchRecord& batch = batches_[batch_slot];
     ModelState& model = models_[batch.model];
@@ -20,7 +26,14 @@ void Core::leave_placement(std::uint32_t batch_slot, Nanos now) {
     const auto place = std::find(placement.out.begin(), placement.out.end(), batch_slot);
     placement.out.erase(place);
     placement.rows_out -= batch.rows;
-    promote(placement, now);
+    if (batch.executor == kNoExecutor) {
+        promote(placement, now);
+    } else {
+        Executor& executor = executors_[batch.executor];
+        executor.out.erase(std::find(executor.out.begin(), executor.out.end(), batch_slot));
+        start_first(executor, now);
+        touch_component(executor.component);
+    }
     --model.inflight_batches;
     count_departure(batch);
     mark_dirty(batch.model);
@@ -33,6 +46,11 @@ void Core::observe(ModelState& model, const BatchRecord& batch, Nanos now) {
     if (batch.started_at == kNever) return;
     const Nanos ran = std::max<Nanos>(now - batch.started_at, 1);
     placement.observe(ran, batch.rows);
+    if (model.learns) {
+        placement.latency.observe(rows_sent(model, batch), ran);
+        if (model.reference == kNoSlot) update_reference(model);
+        trust_rows(model, placement);
+    }
     model.batch_ns = averaged(model.batch_ns, ran);
 }
 

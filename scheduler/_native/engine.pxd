@@ -76,7 +76,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         uint64_t queue_requests_max, queue_bytes_max
 
     cdef cppclass Placement:
-        uint32_t backend, instances
+        uint32_t backend, instances, executor_group
         cbool ready
 
     cdef cppclass Request:
@@ -132,6 +132,14 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         uint32_t inflight_batches
         cbool merging
 
+    cdef cppclass LatencyStatus:
+        cbool known
+        uint64_t observations
+        int64_t alpha_ns, beta_ns
+        double margin, error_mean, beyond_margin, rate_per_s
+        uint32_t rows_target
+        vector[BatchSizeStats] sizes
+
     cdef cppclass CppEngine "infersched::engine::Engine":
         CppEngine(CountersPage* page) except +
         void configure_model(
@@ -140,6 +148,8 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         void set_backend(uint32_t, cbool, int64_t) except +
         void set_tenants(const vector[double]&) except +
         void set_draining(cbool)
+        cbool prime_latency(uint32_t, uint32_t, uint32_t, int64_t, uint64_t) except +
+        LatencyStatus latency_status(uint32_t, uint32_t) except +
         Admission submit(const Request&, int64_t) except +
         void cancel(uint64_t, int64_t) except +
         void fail_all(Reason, int64_t) except +

@@ -5,6 +5,7 @@ from typing import Any, Final, NamedTuple
 
 NEVER: Final[int]
 NO_BACKEND: Final[int]
+OWN_EXECUTORS: Final[int]
 OUTCOMES: Final[tuple[str, ...]]
 REASONS: Final[tuple[str, ...]]
 FAILURE_KINDS: Final[tuple[str, ...]]
@@ -73,6 +74,18 @@ class BatchSize(NamedTuple):
     batches: int
     backend_ns: int
 
+class LatencyState(NamedTuple):
+    known: bool
+    observations: int
+    alpha_ns: int
+    beta_ns: int
+    margin: float
+    error_mean: float
+    beyond_margin: float
+    rows_target: int
+    rate_per_s: float
+    sizes: tuple[BatchSize, ...]
+
 class QueueState(NamedTuple):
     requests: int
     rows: int
@@ -90,7 +103,7 @@ class Engine:
     def configure_model(
         self,
         model: int,
-        placements: Iterable[tuple[int, int, bool]],
+        placements: Iterable[tuple[int, int, bool] | tuple[int, int, bool, int]],
         now: int,
         *,
         in_use: bool = True,
@@ -159,6 +172,9 @@ class Engine:
     def queue_status(self, model: int) -> QueueState: ...
     def model_stats(self, model: int) -> dict[str, Any]:
         """What ModelStatistics shows: counts and sums in ns; `batch_sizes` are BatchSizes."""
+    def prime_latency(self, model: int, backend: int, rows: int, mean_ns: int, count: int) -> bool:
+        """Says how long batches of `rows` take; False: nonsense, ignored."""
+    def latency_status(self, model: int, backend: int) -> LatencyState: ...
     @property
     def requests_inflight(self) -> int: ...
     def check_invariants(self) -> None: ...

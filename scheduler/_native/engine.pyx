@@ -10,6 +10,7 @@ from libc.string cimport memcpy
 
 NEVER = (1 << 63) - 1
 NO_BACKEND = 0xFFFFFFFF
+OWN_EXECUTORS = 0xFFFFFFFF
 include "reasons.pxi"
 FAILURE_KINDS = ("nothing_ran", "connection", "rejected", "unsplittable", "final", "given_up")
 
@@ -29,6 +30,10 @@ TritonBlock = namedtuple(
     defaults=((), 0, (TritonPolicy(),), 1, True),
 )
 BatchSize = namedtuple("BatchSize", "rows batches backend_ns")
+LatencyState = namedtuple(
+    "LatencyState", "known observations alpha_ns beta_ns margin error_mean beyond_margin "
+    "rows_target rate_per_s sizes",
+)
 QueueState = namedtuple("QueueState", "requests rows bytes oldest_arrival inflight_batches merging")
 
 _WORDS = (
@@ -106,10 +111,11 @@ cdef class Engine:
         policy.load_aware = load_aware
         policy.value = value
         policy.aging_ns = aging_ns
-        for backend, instances, ready in placements:
+        for backend, instances, ready, *group in placements:
             place.backend = backend
             place.instances = instances
             place.ready = ready
+            place.executor_group = group[0] if group else OWN_EXECUTORS
             places.push_back(place)
         self._engine.configure_model(model, policy, places, now)
 
@@ -217,6 +223,17 @@ cdef class Engine:
                 BatchSize(size.rows, size.batches, size.backend_ns) for size in stats.batch_sizes
             ],
         }
+
+    def prime_latency(self, model, backend, rows, mean_ns, count):
+        return self._engine.prime_latency(model, backend, rows, mean_ns, count)
+
+    def latency_status(self, model, backend):
+        cdef LatencyStatus status = self._engine.latency_status(model, backend)
+        return LatencyState(
+            status.known, status.observations, status.alpha_ns, status.beta_ns, status.margin,
+            status.error_mean, status.beyond_margin, status.rows_target, status.rate_per_s,
+            tuple([BatchSize(s.rows, s.batches, s.backend_ns) for s in status.sizes]),
+        )
 
     @property
     def requests_inflight(self):

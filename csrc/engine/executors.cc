@@ -1,0 +1,218 @@
+// Models that share executors: which of them a free executor serves.
+#include "engine/executors.h"
+
+#include <algorithm>
+#include <map>
+
+#include "engine/core.h"
+
+namespace infersched::engine {
+
+std::uint32_t Core::executor_of(std::uint32_t group) {
+    if (group == kOwnExecutors) return kNoExecutor;
+    const auto [known, added] =
+        executor_by_group_.emplace(group, static_cast<std::uint32_t>(executors_.size()));
+    if (added) {
+        executors_.emplace_back();
+        executors_.back().group = group;
+    }
+    return known->second;
+}
+
+// The domain of these executors, made when there is none. Only while things are arranged.
+std::uint32_t Core::domain_of(std::vector<std::uint32_t> wanted) {
+    std::sort(wanted.begin(), wanted.end());
+    wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
+    if (wanted.empty()) return kNoSlot;
+    std::uint32_t component = kNoSlot;
+    for (const std::uint32_t executor : wanted) {
+        if (executors_[executor].component != kNoSlot) component = executors_[executor].component;
+    }
+    for (const std::uint32_t index :
+         component == kNoSlot ? std::vector<std::uint32_t>() : components_[component].domains) {
+        if (domains_[index].executors == wanted) return index;
+    }
+    if (component == kNoSlot) {
+        component = static_cast<std::uint32_t>(components_.size());
+        components_.emplace_back();
+    }
+    // Two components that have come to share an executor are one.
+    for (const std::uint32_t executor : wanted) {
+        const std::uint32_t other = executors_[executor].component;
+        if (other == component) continue;
+        if (other == kNoSlot) {
+            executors_[executor].component = component;
+            ++components_[component].slots;
+            continue;
+        }
+        for (Executor& moved : executors_) {
+            if (moved.component == other) moved.component = component;
+        }
+        for (const std::uint32_t moved : components_[other].domains) {
+            domains_[moved].component = component;
+            components_[component].domains.push_back(moved);
+        }
+        components_[component].slots += components_[other].slots;
+        components_[other] = Component();
+    }
+    const auto index = static_cast<std::uint32_t>(domains_.size());
+    domains_.emplace_back();
+    domains_.back().executors = std::move(wanted);
+    domains_.back().component = component;
+    components_[component].domains.push_back(index);
+    return index;
+}
+
+// Makes domains and components anew. Offers follow from the pools, control ticks start again.
+void Core::arrange(Nanos now) {
+    if (!rearrange_) return;
+    rearrange_ = false;
+    for (std::uint32_t c = 0; c < components_.size(); ++c) ticks_.erase(c);
+    domains_.clear();
+    components_.clear();
+    dirty_components_.clear();
+    for (Executor& executor : executors_) executor.component = kNoSlot;
+    for (ModelState& model : models_) {
+        std::vector<std::uint32_t> all;
+        const bool served = model.policy.in_use;
+        for (PlacementState& p : model.placements) {
+            const bool shared = served && p.configured && p.executor != kNoExecutor;
+            p.pinned.offered = false;
+            p.pinned.domain = shared ? domain_of({p.executor}) : kNoSlot;
+            if (shared) all.push_back(p.executor);
+        }
+        model.shared.offered = false;
+        model.shared.domain = domain_of(std::move(all));
+    }
+    for (std::uint32_t index = 0; index < models_.size(); ++index) {
+        ModelState& model = models_[index];
+        arrange_component(model, index);
+        if (!model.shares) continue;
+        offer_all(model, index);
+    }
+    for (std::uint32_t c = 0; c < components_.size(); ++c) {
+        if (!components_[c].domains.empty()) touch_component(c);
+        if (components_[c].metered.empty()) continue;
+        components_[c].tick_at = now + RateMeter::kTickNs;
+        ticks_.set({components_[c].tick_at, c, c});
+    }
+}
+
+void Core::arrange_component(ModelState& model, std::uint32_t index) {
+    if (model.shares) {
+        model.component = domains_[model.shared.domain].component;
+    } else {
+        model.component = static_cast<std::uint32_t>(components_.size());
+        components_.emplace_back();
+    }
+    Component& component = components_[model.component];
+    component.levels |= model.policy.priority_levels > 1;
+    for (const PlacementState& p : model.placements) {
+        if (p.configured && p.executor == kNoExecutor) component.slots += p.slots;
+    }
+    if (model.metered) component.metered.push_back(index);
+}
+
+void Core::touch_component(std::uint32_t component) {
+    if (component == kNoSlot || rearrange_ || components_[component].dirty) return;
+    components_[component].dirty = true;
+    dirty_components_.push_back(component);
+}
+
+void Core::withdraw(std::uint32_t index, Pool& pool, std::uint32_t pin) {
+    if (!pool.offered) return;
+    domains_[pool.domain].offers.erase({pool.offer_key, index, pin});
+    pool.offered = false;
+}
+
+// Offers the most urgent work of a pool: what is sent again, then the most urgent group.
+void Core::offer(std::uint32_t index, Pool& pool, std::uint32_t pin) {
+    if (pool.domain == kNoSlot) return;
+    QueueKey key;
+    if (!pool.retries.empty()) {
+        key.deadline = std::numeric_limits<Nanos>::min();
+        key.sequence = pool.retries.begin()->first;
+    } else if (!pool.ready.empty()) {
+        key = pool.ready.begin()->key;
+    } else {
+        return withdraw(index, pool, pin);
+    }
+    if (pool.offered && !(key < pool.offer_key) && !(pool.offer_key < key)) return;
+    withdraw(index, pool, pin);
+    pool.offered = true;
+    pool.offer_key = key;
+    domains_[pool.domain].offers.insert({key, index, pin});
+    touch_component(domains_[pool.domain].component);
+}
+
+void Core::offer_all(ModelState& model, std::uint32_t index) {
+    if (model.holding || !model.policy.in_use) {
+        withdraw(index, model.shared, kNoBackend);
+        for (PlacementState& p : model.placements) withdraw(index, p.pinned, p.backend);
+        return;
+    }
+    offer(index, model.shared, kNoBackend);
+    for (PlacementState& p : model.placements) offer(index, p.pinned, p.backend);
+}
+
+bool Core::executor_free(const Domain& domain) const {
+    return std::any_of(domain.executors.begin(), domain.executors.end(),
+                       [&](std::uint32_t e) { return executors_[e].out.empty(); });
+}
+
+Domain* Core::best_offer(const Component& component) {
+    Domain* best = nullptr;
+    for (const std::uint32_t index : component.domains) {
+        Domain& domain = domains_[index];
+        if (domain.offers.empty()) continue;
+        if (best != nullptr && !(*domain.offers.begin() < *best->offers.begin())) continue;
+        if (executor_free(domain)) best = &domain;
+    }
+    return best;
+}
+
+// Sends the batch that is offered. False: no executor takes it now.
+bool Core::serve_offer(const Offer& offered, Nanos now) {
+    ModelState& model = models_[offered.model];
+    Pool& pool = model.pool(offered.pin);
+    if (!pool.retries.empty()) {
+        PlacementState* placement = choose_for_retry(model, pool, Executors::kAll, now).placement;
+        if (placement == nullptr) return false;
+        send_retry(model, pool, *placement, now);
+    } else {
+        PlacementState* placement = choose_for_group(model, pool, Executors::kAll, now).placement;
+        if (placement == nullptr) return false;
+        send_next(model, pool, *placement, now);
+    }
+    mark_dirty(offered.model);
+    plan_stale(model, now);
+    return true;
+}
+
+// Gives free executors to the most urgent offers. An offer was made some time ago: it is brought up
+// to date before it is taken, and can only have become less urgent.
+void Core::serve(std::uint32_t index, Nanos now) {
+    Component& component = components_[index];
+    std::vector<Offer> blocked;
+    while (Domain* domain = best_offer(component)) {
+        const Offer offered = *domain->offers.begin();
+        ModelState& model = models_[offered.model];
+        Pool& pool = model.pool(offered.pin);
+        settle(model, pool, now);
+        plan_stale(model, now);
+        offer(offered.model, pool, offered.pin);
+        if (domain->offers.empty()) continue;
+        const Offer& first = *domain->offers.begin();
+        if (offered < first || first < offered) continue;
+        if (serve_offer(offered, now)) {
+            offer(offered.model, pool, offered.pin);
+        } else {
+            withdraw(offered.model, pool, offered.pin);
+            blocked.push_back(offered);
+        }
+    }
+    for (const Offer& offered : blocked) offer_all(models_[offered.model], offered.model);
+    component.dirty = false;
+}
+
+}  // namespace infersched::engine

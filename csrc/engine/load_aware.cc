@@ -1,0 +1,298 @@
+// Batches formed by learned latency: what of a group goes next, when, and what is given up.
+//
+// A batch goes when it has as many rows as the present load asks for (targets.cc), or when it must
+// for the deadline of its lead. Requests without which a batch of that size can be made in time,
+// and with which it cannot, are given up: serving what is nearly late in small batches makes
+// everything behind it late.
+#include <algorithm>
+
+#include "engine/core.h"
+
+namespace infersched::engine {
+namespace {
+
+// A batch that is smaller than its target goes this part of the lead's time before it must.
+constexpr Nanos kSlackShare = 10;
+// Something is run this often, however late it is predicted to be: only what runs is learned from.
+constexpr Nanos kProbeNs = 100 * kMillisecond;
+// The rank of work that may wait: behind all levels.
+constexpr std::uint32_t kRankLast = 0xffffffff;
+
+Nanos bound_ns(const ModelState& model, const LatencyModel& latency, std::uint32_t rows) {
+    return latency.bound(padded_rows(model.policy, rows));
+}
+
+// The most rows up to `rows_max` that are done within `budget_ns`; 0: none.
+std::uint32_t rows_within(const ModelState& model, const LatencyModel& latency, Nanos budget_ns,
+                          std::uint32_t rows_max) {
+    const std::vector<std::uint32_t>& sizes = model.policy.mandatory_rows;
+    if (budget_ns <= 0) return 0;
+    if (sizes.empty()) return latency.largest_within(budget_ns, rows_max);
+    for (auto size = sizes.rbegin(); size != sizes.rend(); ++size) {
+        if (latency.bound(*size) <= budget_ns) return std::min(*size, rows_max);
+    }
+    return 0;
+}
+
+}  // namespace
+
+bool Core::planned(const ModelState& model, const Group& group) const {
+    return model.reference != kNoSlot && !group.order.empty() && group.head().deadline != kNever;
+}
+
+const LatencyModel& Core::latency_of(const ModelState& model,
+                                     const PlacementState& placement) const {
+    if (placement.latency.known() || model.reference == kNoSlot) return placement.latency;
+    return model.placements[model.reference].latency;
+}
+
+const LatencyModel& Core::planning_latency(const ModelState& model, const Group& group) const {
+    const PlacementState* pinned = const_cast<ModelState&>(model).placement(group.key.pin);
+    return pinned != nullptr ? latency_of(model, *pinned)
+                             : model.placements[model.reference].latency;
+}
+
+// The usable placement that is fastest: what it cannot do in time, none can.
+void Core::update_reference(ModelState& model) {
+    constexpr std::uint32_t kRowsCompared = 8;
+    model.reference = kNoSlot;
+    if (!model.learns) return;
+    const std::uint32_t rows = std::min(rows_limit(model.policy), kRowsCompared);
+    Nanos least = kNever;
+    model.rows_trusted = 1;
+    for (std::uint32_t i = 0; i < model.placements.size(); ++i) {
+        const PlacementState& p = model.placements[i];
+        if (!p.configured || !p.latency.known()) continue;
+        trust_rows(model, p);
+        const Nanos expected = p.latency.expected(rows);
+        // One that cannot be used now is better than nothing.
+        const Nanos ranked = usable(p) ? expected : kNever - 1;
+        if (ranked >= least) continue;
+        least = ranked;
+        model.reference = i;
+    }
+}
+
+// What one backend has run, the others may risk: with many of them, each sees few of the large
+// ones.
+void Core::trust_rows(ModelState& model, const PlacementState& placement) {
+    const std::uint32_t rows = placement.latency.rows_trusted(rows_limit(model.policy));
+    model.rows_trusted = std::max(model.rows_trusted, rows);
+}
+
+// Of the batch that the first request leads.
+std::uint32_t Core::lead_rows(const ModelState& model, const Group& group) const {
+    const std::uint32_t rows = requests_[group.head().slot].rows_left();
+    return splits(model, group) ? std::min(rows, rows_limit(model.policy)) : rows;
+}
+
+std::uint32_t Core::rows_cap(const ModelState& model, const Group& group, Nanos now) const {
+    const std::uint32_t lead = lead_rows(model, group);
+    if (!merges(model, group, now)) return lead;
+    return std::max(lead, model.rows_trusted);
+}
+
+void Core::mark_stale(ModelState& model, std::uint32_t index) {
+    Group& group = model.groups[index];
+    if (!group.stale) model.stale.push_back(index);
+    group.stale = true;
+    // Work that is in no index would be taken for none.
+    if (group.index == Group::Index::kNone) {
+        index_waiting(model, index, std::numeric_limits<Nanos>::min());
+    }
+}
+
+// In the order of urgency, whatever order they were found in.
+void Core::plan_stale(ModelState& model, Nanos now) {
+    std::vector<std::uint32_t>& stale = model.stale;
+    while (!stale.empty()) {
+        const auto done = [&](std::uint32_t index) {
+            Group& group = model.groups[index];
+            group.stale = group.stale && !group.order.empty();
+            return !group.stale;
+        };
+        stale.erase(std::remove_if(stale.begin(), stale.end(), done), stale.end());
+        if (stale.empty()) return;
+        const auto least = std::min_element(
+            stale.begin(), stale.end(), [&](std::uint32_t one, std::uint32_t other) {
+                return model.groups[one].head() < model.groups[other].head();
+            });
+        const std::uint32_t index = *least;
+        *least = stale.back();
+        stale.pop_back();
+        plan(model, index, now);
+    }
+}
+
+void Core::index_ready(ModelState& model, std::uint32_t index, const QueueKey& key) {
+    Group& group = model.groups[index];
+    const QueueKey& known = group.ready_key;
+    if (group.index == Group::Index::kReady && !(known < key) && !(key < known)) {
+        return;
+    }
+    unindex(model, index);
+    group.index = Group::Index::kReady;
+    group.ready_key = key;
+    model.pool(group.key.pin).ready.insert({key, index});
+}
+
+void Core::index_waiting(ModelState& model, std::uint32_t index, Nanos ready_at) {
+    Group& group = model.groups[index];
+    if (group.index == Group::Index::kWaiting && group.ready_at == ready_at) return;
+    unindex(model, index);
+    group.index = Group::Index::kWaiting;
+    group.ready_at = ready_at;
+    model.pool(group.key.pin).waiting.insert({ready_at, index});
+}
+
+// Under which a group that is not planned is ready. Where models compete, and beside work with a
+// deadline, one without a deadline is last until it has aged.
+QueueKey Core::rank(const ModelState& model, const Group& group) const {
+    QueueKey key = group.head();
+    if (!model.learns && !model.shares) return key;
+    if (key.deadline != kNever) {
+        key.level = 0;
+        key.deadline -= model.batch_ns;
+        return key;
+    }
+    const Nanos aging_ns = model.policy.aging_ns;
+    if (aging_ns > 0) {
+        key.level = 0;
+        key.deadline = add_saturating(requests_[group.by_age.first].arrival, aging_ns);
+    }
+    return key;
+}
+
+// How many rows of the last ones of the lead's level, at most `wanted`, could still make one batch.
+std::uint32_t Core::window_rows(const ModelState& model, const Group& group,
+                                const LatencyModel& latency, std::uint32_t wanted,
+                                Nanos now) const {
+    QueueKey last = group.head();
+    last.deadline = kNever;
+    last.sequence = std::numeric_limits<std::uint64_t>::max();
+    std::uint32_t window = 0;
+    std::uint64_t rows = 0;
+    for (auto next = group.order.upper_bound(last); next != group.order.begin();) {
+        --next;
+        rows += requests_[next->slot].rows_left();
+        if (rows > wanted) break;
+        const auto taken = static_cast<std::uint32_t>(rows);
+        if (add_saturating(now, bound_ns(model, latency, taken)) > next->deadline) break;
+        window = taken;
+    }
+    return window;
+}
+
+// Answers at once what no batch worth its time can take any more.
+void Core::give_up_late(ModelState& model, std::uint32_t index, Nanos now) {
+    Group& group = model.groups[index];
+    const LatencyModel& latency = planning_latency(model, group);
+    // The margin is for what can be chosen: a request that nothing waits behind is only given up
+    // when it is expected to be late.
+    const auto late = [&](std::uint32_t rows) {
+        const std::uint32_t padded = padded_rows(model.policy, rows);
+        const bool alone = group.rows <= rows && group.order.size() == 1;
+        const Nanos ns = alone ? latency.expected(padded) : latency.bound(padded);
+        return add_saturating(now, ns) > group.head().deadline;
+    };
+    std::uint32_t level = 0;
+    std::uint32_t wanted = 0;
+    while (planned(model, group)) {
+        const std::uint32_t lead = lead_rows(model, group);
+        const std::uint32_t cap = rows_cap(model, group, now);
+        if (group.head().level != level) {
+            level = group.head().level;
+            wanted = std::clamp(group.target, 1u, cap);
+        }
+        const auto worth = [&] {
+            const std::uint64_t rows = std::min<std::uint64_t>(wanted, group.rows);
+            return std::max(lead, static_cast<std::uint32_t>(rows));
+        };
+        if (!late(worth())) return;
+        wanted = std::min(wanted, std::max(window_rows(model, group, latency, worth(), now), 1u));
+        if (!late(worth())) return;
+        if (model.inflight_batches == 0 && now - model.last_complete > kProbeNs) return;
+        const std::uint32_t slot = group.head().slot;
+        const Reason reason =
+            requests_[slot].dispatched ? Reason::kExpiredInFlight : Reason::kExpiredInQueue;
+        finish(slot, {Outcome::kExpired, reason, StatusCode::kDeadlineExceeded}, now);
+    }
+}
+
+// Gives up what is late, and finds when the rest may go.
+void Core::plan(ModelState& model, std::uint32_t index, Nanos now) {
+    Group& group = model.groups[index];
+    if (planned(model, group)) give_up_late(model, index, now);
+    group.stale = false;
+    group.planned_at = now;
+    if (group.order.empty()) return;
+    group.rows_planned = 0;
+    if (!planned(model, group)) return refresh(model, index, now);
+    const LatencyModel& latency = planning_latency(model, group);
+    const QueueKey& head = group.head();
+    const std::uint32_t lead = lead_rows(model, group);
+    const std::uint32_t cap = rows_cap(model, group, now);
+    const auto queued = static_cast<std::uint32_t>(std::min<std::uint64_t>(group.rows, cap));
+    const std::uint32_t rows =
+        std::max(lead, rows_within(model, latency, head.deadline - now, queued));
+    group.rows_planned = group.rows;
+    if (rows < std::min(group.target, cap) && rows < cap) {
+        const Nanos slack = (head.deadline - requests_[head.slot].arrival) / kSlackShare;
+        const Nanos must_go = head.deadline - bound_ns(model, latency, rows + 1) - slack;
+        const Nanos last = requests_[group.by_age.last].arrival;
+        const Nanos patience = static_cast<Nanos>(group.target - rows) * group.gather_ns;
+        const Nanos go_at = std::min(must_go, add_saturating(last, patience));
+        if (go_at > now) return index_waiting(model, index, go_at);
+    }
+    QueueKey key = head;
+    key.level = 0;
+    key.deadline = head.deadline - bound_ns(model, latency, rows);
+    index_ready(model, index, key);
+}
+
+// Brings the most urgent ready group of a pool up to date. False: nothing is ready.
+bool Core::settle(ModelState& model, Pool& pool, Nanos now) {
+    while (!pool.ready.empty()) {
+        const std::uint32_t index = pool.ready.begin()->group;
+        const Group& group = model.groups[index];
+        if (!planned(model, group) || (group.planned_at == now && !group.stale)) return true;
+        plan(model, index, now);
+    }
+    return false;
+}
+
+// The lead, and behind it what does not make any member late.
+void Core::form_planned(ModelState& model, std::uint32_t index, std::uint32_t batch_slot,
+                        const PlacementState& placement, Nanos now) {
+    Group& group = model.groups[index];
+    const LatencyModel& latency = latency_of(model, placement);
+    const std::uint32_t cap = rows_cap(model, group, now);
+    const bool merging = merges(model, group, now);
+    Nanos earliest = kNever;
+    std::uint32_t rows = 0;
+    std::uint32_t passed_over = 0;
+    for (auto next = group.order.begin(); next != group.order.end();) {
+        const QueueKey key = *next;
+        ++next;  // taking the request removes its node
+        std::uint32_t part = requests_[key.slot].rows_left();
+        if (rows == 0) {
+            part = std::min(part, cap);
+        } else {
+            const bool fits = part <= cap - rows;
+            const Nanos deadline = std::min(earliest, key.deadline);
+            if (!fits || add_saturating(now, bound_ns(model, latency, rows + part)) > deadline) {
+                if (++passed_over > kPassedOverMax) break;
+                continue;
+            }
+        }
+        earliest = std::min(earliest, key.deadline);
+        join_batch(batch_slot, key.slot, part);
+        mark_dispatched(key.slot, now);
+        take(model, group, key.slot, part);
+        rows += part;
+        if (!merging || rows >= cap) break;
+    }
+    refresh(model, index, now);
+}
+
+}  // namespace infersched::engine

@@ -1,0 +1,54 @@
+// Rows a second, as an average that follows a rise faster than a fall.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "base/time.h"
+
+namespace infersched::engine {
+
+class RateMeter {
+  public:
+    static constexpr Nanos kTickNs = 100 * kMillisecond;
+
+    void count(std::uint32_t rows) { rows_ += rows; }
+    // At the end of every tick.
+    void tick() {
+        const double seen = static_cast<double>(rows_) * kPerSecond;
+        rows_ = 0;
+        if (!started_) {
+            per_s_ = seen;
+            started_ = true;
+            return;
+        }
+        // What the count of a Poisson process varies by must not draw the average up.
+        const double deviation = std::sqrt(per_s_ * kPerSecond);
+        const bool rises = seen > per_s_ + kRiseDeviations * deviation;
+        per_s_ += (rises ? kRise : kFollow) * (seen - per_s_);
+    }
+    double per_s() const { return per_s_; }
+    bool idle() const { return rows_ == 0 && per_s_ < kIdlePerS; }
+    void reset() { *this = RateMeter(); }
+
+    template <class Archive>
+    void archive(Archive& archive) {
+        archive(rows_);
+        archive(per_s_);
+        archive(started_);
+    }
+
+  private:
+    static constexpr double kPerSecond =
+        static_cast<double>(kSecond) / static_cast<double>(kTickNs);
+    static constexpr double kRiseDeviations = 4;
+    static constexpr double kRise = 0.3;
+    static constexpr double kFollow = 0.05;
+    static constexpr double kIdlePerS = 0.1;
+
+    std::uint64_t rows_ = 0;  // in this tick
+    double per_s_ = 0;
+    bool started_ = false;
+};
+
+}  // namespace infersched::engine

@@ -1,0 +1,184 @@
+// How large batches should be: just large enough for the present load.
+//
+// With arrival rates r and latencies alpha * b + beta, executors are busy for the sum of
+// r * (alpha + beta / b). The sizes b that just fit the executors and lengthen batches least are
+// proportional to sqrt(r * beta). Under light load that is one row, and nothing waits.
+#include <algorithm>
+#include <cmath>
+
+#include "engine/core.h"
+
+namespace infersched::engine {
+namespace {
+
+constexpr Nanos kBudgetShare = 16;
+constexpr Nanos kTicksMissedMax = 100;
+// Rows that have not come in so many times the time that they usually take are not waited for,
+// however far the deadline is: clients may all be waiting for an answer.
+constexpr double kGatherTurns = 4;
+constexpr double kGatherMaxNs = 60e9;
+
+// l(b) * (1 + 1 / max(n, 1)) <= budget, where n executors share the rate: the largest batch that
+// staggered executors answer in time.
+std::uint32_t staggered_rows(const LatencyModel& latency, const Group& group, std::uint32_t cap) {
+    const auto budget = static_cast<double>(group.budget_ns);
+    const double per_ns = group.rate.per_s() / 1e9;
+    const auto in_time = [&](std::uint32_t rows) {
+        const auto holds = static_cast<double>(latency.bound(rows));
+        const double n = per_ns * holds / rows;
+        return holds * (1 + 1 / std::max(n, 1.0)) <= budget;
+    };
+    std::uint32_t low = 1;
+    std::uint32_t high = std::max(latency.largest_within(group.budget_ns, cap), 1u);
+    while (low < high) {
+        const std::uint32_t middle = low + (high - low + 1) / 2;
+        if (in_time(middle)) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    return low;
+}
+
+}  // namespace
+
+void Core::meter(ModelState& model, const RequestRecord& request, Nanos now) {
+    if (!model.learns || request.deadline == kNever) return;
+    Group& group = model.groups[request.group];
+    group.rate.count(request.rows);
+    const Nanos budget = request.deadline - request.arrival;
+    group.budget_ns =
+        group.budget_ns == 0 ? budget : group.budget_ns + (budget - group.budget_ns) / kBudgetShare;
+    if (model.metered) return;
+    model.metered = true;
+    if (model.component == kNoSlot || rearrange_) return;
+    Component& component = components_[model.component];
+    component.metered.push_back(request.model);
+    if (component.tick_at != kNever) return;
+    component.tick_at = now + RateMeter::kTickNs;
+    ticks_.set({component.tick_at, model.component, model.component});
+}
+
+void Core::run_ticks(Nanos now) {
+    while (!ticks_.empty() && ticks_.top().at <= now) tick(ticks_.top().slot, now);
+}
+
+// A component without arrivals has no further ticks once its rates are forgotten.
+void Core::tick(std::uint32_t index, Nanos now) {
+    Component& component = components_[index];
+    Nanos ticks = 1 + (now - component.tick_at) / RateMeter::kTickNs;
+    component.tick_at += ticks * RateMeter::kTickNs;
+    ticks = std::min(ticks, kTicksMissedMax);
+    std::size_t kept = 0;
+    for (const std::uint32_t metered : component.metered) {
+        ModelState& model = models_[metered];
+        update_reference(model);
+        bool idle = true;
+        for (std::uint32_t g = 0; g < model.groups.slots(); ++g) {
+            Group& group = model.groups[g];
+            for (Nanos i = 0; i < ticks && !group.rate.idle(); ++i) group.rate.tick();
+            if (group.rate.idle()) {
+                group.rate.reset();
+                set_target(metered, g, 1, 0);
+            } else {
+                idle = false;
+            }
+        }
+        model.metered = !idle;
+        if (!idle) component.metered[kept++] = metered;
+    }
+    component.metered.resize(kept);
+    retarget(component);
+    if (component.metered.empty()) component.tick_at = kNever;
+    ticks_.set({component.tick_at, index, index});
+}
+
+void Core::retarget(Component& component) {
+    double capacity = component.slots;
+    double roots = 0;
+    const auto each = [&](const auto& visit) {
+        for (const std::uint32_t index : component.metered) {
+            const ModelState& model = models_[index];
+            if (model.reference == kNoSlot) continue;
+            for (std::uint32_t g = 0; g < model.groups.slots(); ++g) {
+                const Group& group = model.groups[g];
+                if (group.rate.idle()) continue;
+                const LatencyModel& latency = planning_latency(model, group);
+                const double per_ns = group.rate.per_s() / 1e9;
+                visit(index, g, latency, per_ns * latency.alpha_ns() * latency.margin(),
+                      std::sqrt(per_ns * latency.beta_ns() * latency.margin()));
+            }
+        }
+    };
+    each([&](std::uint32_t, std::uint32_t, const LatencyModel&, double load, double root) {
+        capacity -= load;
+        roots += root;
+    });
+    each([&](std::uint32_t index, std::uint32_t g, const LatencyModel& latency, double,
+             double root) {
+        const ModelState& model = models_[index];
+        const Group& group = model.groups[g];
+        const std::uint32_t limit = staggered_rows(latency, group, model.rows_trusted);
+        const double wanted = capacity > 0 ? std::ceil(root * roots / capacity) : limit;
+        const auto target = static_cast<std::uint32_t>(std::clamp<double>(wanted, 1, limit));
+        const double gather_ns = kGatherTurns / group.rate.per_s() * 1e9;
+        set_target(index, g, target, static_cast<Nanos>(std::min(gather_ns, kGatherMaxNs)));
+    });
+}
+
+void Core::set_target(std::uint32_t index, std::uint32_t group_index, std::uint32_t target,
+                      Nanos gather_ns) {
+    ModelState& model = models_[index];
+    Group& group = model.groups[group_index];
+    const bool sooner = target < group.target || gather_ns < group.gather_ns;
+    group.target = target;
+    group.gather_ns = gather_ns;
+    if (!sooner || group.index != Group::Index::kWaiting || !planned(model, group)) return;
+    mark_stale(model, group_index);
+    mark_dirty(index);
+}
+
+bool Core::prime_latency(std::uint32_t index, std::uint32_t backend, std::uint32_t rows,
+                         Nanos mean_ns, std::uint64_t count) {
+    if (index >= models_.size() || rows == 0 || mean_ns <= 0 || count == 0) return false;
+    ModelState& model = models_[index];
+    PlacementState* placement = model.placement(backend);
+    if (placement == nullptr) return false;
+    const std::uint64_t ignored = placement->latency.accuracy().ignored;
+    placement->latency.prime(rows, static_cast<double>(mean_ns), count);
+    update_reference(model);
+    return placement->latency.accuracy().ignored == ignored;
+}
+
+LatencyStatus Core::latency_status(std::uint32_t index, std::uint32_t backend) const {
+    LatencyStatus status;
+    if (index >= models_.size()) return status;
+    const ModelState& model = models_[index];
+    const PlacementState* placement = const_cast<ModelState&>(model).placement(backend);
+    if (placement == nullptr) return status;
+    const LatencyModel& latency = placement->latency;
+    const LatencyAccuracy accuracy = latency.accuracy();
+    status.known = latency.known();
+    status.observations = accuracy.observations;
+    status.alpha_ns = static_cast<Nanos>(latency.alpha_ns());
+    status.beta_ns = static_cast<Nanos>(latency.beta_ns());
+    status.margin = latency.margin();
+    status.error_mean = std::exp(accuracy.log_ratio_mean) - 1;
+    if (accuracy.predicted > 0) {
+        status.beyond_margin =
+            static_cast<double>(accuracy.beyond) / static_cast<double>(accuracy.predicted);
+    }
+    for (std::uint32_t g = 0; g < model.groups.slots(); ++g) {
+        const Group& group = model.groups[g];
+        status.rate_per_s += group.rate.per_s();
+        if (!group.rate.idle()) status.rows_target = std::max(status.rows_target, group.target);
+    }
+    for (const LatencySize& size : latency.sizes()) {
+        const auto expected = static_cast<std::uint64_t>(latency.expected(size.rows));
+        status.sizes.push_back({size.rows, size.observations, expected});
+    }
+    return status;
+}
+
+}  // namespace infersched::engine
