@@ -187,8 +187,10 @@ class DataPlane:
             wait_until(self._all_serving, "backends connected")
         return error
 
-    def snapshot(self) -> pb.Snapshot:
-        self._send(pb.ToDataPlane(snapshot=pb.SnapshotRequest()))
+    def snapshot(self, *indices: int) -> pb.Snapshot:
+        """The state of everything; with indices of these models, and what they have learned."""
+        request = pb.SnapshotRequest(model_indices=indices)
+        self._send(pb.ToDataPlane(snapshot=request))
         return self._receive("snapshot").snapshot
 
     def statistics(self, *indices: int) -> dict[int, pb.ModelStatistics]:

@@ -33,6 +33,14 @@ struct BackendConfig {
     }
 };
 
+// What is known of a placement's latency before its first batch.
+struct LatencyPrior {
+    std::uint32_t backend = 0;
+    std::uint32_t rows = 0;
+    Nanos mean_ns = 0;
+    std::uint64_t batches = 0;
+};
+
 struct ModelConfig {
     std::uint32_t index = 0;
     bool is_default_version = false;
@@ -41,6 +49,7 @@ struct ModelConfig {
     // Lower-case names of request headers that must agree for two requests to share a batch.
     std::vector<std::string> key_headers;
     std::vector<engine::Placement> placements;
+    std::vector<LatencyPrior> priors;
 };
 
 struct Tenant {

@@ -260,6 +260,14 @@ std::vector<std::uint32_t> Gateway::models() const {
     return indices;
 }
 
+std::vector<std::uint32_t> Gateway::placements(std::uint32_t model) const {
+    std::vector<std::uint32_t> backends;
+    if (const ModelConfig* config = state_->catalog.at(model))
+        for (const engine::Placement& placement : config->placements)
+            backends.push_back(placement.backend);
+    return backends;
+}
+
 std::uint64_t Gateway::host_bytes() const { return state_->budget.used; }
 std::uint32_t Gateway::client_connections() const { return state_->client_count; }
 SharedMemoryStatus Gateway::shared_memory() const {

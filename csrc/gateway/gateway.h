@@ -117,6 +117,8 @@ class Gateway {
     std::vector<BatchStatus> batches(Nanos now) const;
     engine::QueueStatus queue_status(std::uint32_t model) const;
     std::vector<std::uint32_t> models() const;
+    // Indices of the backends that the model is placed on.
+    std::vector<std::uint32_t> placements(std::uint32_t model) const;
     std::uint64_t host_bytes() const;
     std::uint32_t client_connections() const;
     SharedMemoryStatus shared_memory() const;

@@ -172,7 +172,22 @@ void Gateway::State::apply_models(const std::vector<std::shared_ptr<const ModelC
     for (const std::shared_ptr<const ModelConfig>& model : wanted.models)
         if (!kept[model->index]) remove_model(model->index, now);
     catalog.replace(next);
-    for (const ModelConfig* model : changed) configure_model(*model, now);
+    for (const ModelConfig* model : changed) {
+        configure_model(*model, now);
+        prime_latencies(*model);
+    }
+}
+
+// A placement that has run batches has no need of what was known before.
+void Gateway::State::prime_latencies(const ModelConfig& model) {
+    std::vector<std::uint32_t> observed;
+    for (const engine::Placement& placement : model.placements)
+        if (engine.latency_status(model.index, placement.backend).observations > 0)
+            observed.push_back(placement.backend);
+    for (const LatencyPrior& prior : model.priors)
+        if (std::find(observed.begin(), observed.end(), prior.backend) == observed.end())
+            engine.prime_latency(model.index, prior.backend, prior.rows, prior.mean_ns,
+                                 prior.batches);
 }
 
 // The headers that are looked at besides those passed on.

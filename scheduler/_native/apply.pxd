@@ -129,6 +129,7 @@ cdef inline ModelPolicy model_policy(batching, max_batch_size):
 cdef inline ModelConfig model_config(message):
     cdef ModelConfig config
     cdef Placement placement
+    cdef LatencyPrior prior
     config.index = message.index
     config.is_default_version = message.is_default_version
     config.schema.name = message.name.encode()
@@ -153,4 +154,11 @@ cdef inline ModelConfig model_config(message):
         placement.ready = wanted.ready
         placement.executor_group = wanted.executor_group or kOwnExecutors
         config.placements.push_back(placement)
+        prior.backend = wanted.backend_index
+        for size in wanted.latency_prior:
+            if size.batches:
+                prior.rows = size.rows
+                prior.batches = size.batches
+                prior.mean_ns = size.backend_ns // size.batches
+                config.priors.push_back(prior)
     return config

@@ -92,6 +92,13 @@ cdef class CountersPage:
             "connections_open": backend.connections_open,
         }
 
+    def batches_returned(self, size_t index):
+        """Batches of one model version that have come back, 0 while it is not in use."""
+        if index >= kCountersModelsMax:
+            raise IndexError(index)
+        cdef const ModelCounters *model = &self._page.models[index]
+        return model.batches - model.inflight_batches if model.in_use else 0
+
     def model(self, size_t index):
         """The counters of one model version, None while it is not in use. Raises IndexError.
 

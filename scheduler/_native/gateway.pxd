@@ -132,8 +132,21 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         Nanos last_answer
         vector[BatchSizeStats] batch_sizes
 
+    cdef cppclass LatencyStatus:
+        cbool known
+        uint64_t observations
+        Nanos alpha_ns
+        Nanos beta_ns
+        double margin
+        double error_mean
+        double beyond_margin
+        uint32_t rows_target
+        double rate_per_s
+        vector[BatchSizeStats] sizes
+
     cdef cppclass CppEngine "infersched::engine::Engine":
         ModelStats model_stats(uint32_t model) except +
+        LatencyStatus latency_status(uint32_t model, uint32_t backend) except +
 
     cdef enum: kOwnExecutors
 
@@ -165,6 +178,12 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         cbool encrypted
         string shared_region
 
+    cdef cppclass LatencyPrior:
+        uint32_t backend
+        uint32_t rows
+        Nanos mean_ns
+        uint64_t batches
+
     cdef cppclass ModelConfig:
         uint32_t index
         cbool is_default_version
@@ -172,6 +191,7 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         ModelPolicy policy
         vector[string] key_headers
         vector[Placement] placements
+        vector[LatencyPrior] priors
 
     cdef cppclass Tenant:
         string name
@@ -261,6 +281,7 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         vector[BatchStatus] batches(Nanos now) except +
         QueueStatus queue_status(uint32_t model)
         vector[uint32_t] models() except +
+        vector[uint32_t] placements(uint32_t model) except +
         uint64_t host_bytes()
         uint32_t client_connections()
         SharedMemoryStatus shared_memory()

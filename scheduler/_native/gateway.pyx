@@ -36,6 +36,7 @@ cdef enum:
 cdef Nanos NEVER = 0x7FFFFFFFFFFFFFFF
 
 
+include "latency.pxi"
 include "shell.pxi"
 include "connection.pxi"
 
@@ -284,18 +285,23 @@ cdef class Gateway:
             for status in self.core.get().batches(monotonic_now())
         ]
 
-    def queues(self):
-        """(model, requests, rows, bytes, oldest_age_ns, in-flight batches, merging) by model."""
+    def queues(self, models=()):
+        """(model, requests, rows, bytes, oldest_age_ns, in-flight batches, merging), () = all."""
         cdef Nanos now = monotonic_now()
         cdef QueueStatus status
         cdef uint32_t model
         queues = []
-        for model in self.core.get().models():
+        known = self.core.get().models()
+        for model in sorted(set(known).intersection(models)) if models else known:
             status = self.core.get().queue_status(model)
             age_ns = 0 if status.oldest_arrival == NEVER else max(now - status.oldest_arrival, 0)
             queues.append((model, status.requests, status.rows, status.bytes, age_ns,
                            status.inflight_batches, status.merging))
         return queues
+
+    def latencies(self, uint32_t model):
+        """What was learned of the model on each of its backends, see latency.pxi."""
+        return learned_latencies(self.core.get(), model)
 
     def statistics(self, models):
         """(index, rows, batches, completed, failed, rejected, cancelled, queue_ns, backend_ns,

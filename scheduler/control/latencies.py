@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tritonclient.grpc import service_pb2
 
+from scheduler._native.counters import CountersPage
 from scheduler.backends.catalog import profiled_model
 from scheduler.backends.pool import BackendPool
 from scheduler.backends.probe import RpcError
@@ -27,6 +28,8 @@ from scheduler.v1 import dataplane_pb2 as pb
 logger = logging.getLogger(__name__)
 
 READ_PERIOD_S = 5.0
+# Of one request: the data plane serves nobody while it answers.
+MODELS_AT_ONCE = 32
 STATISTICS_TIMEOUT_S = 5.0
 # The first batches of a model are often many times too long.
 OBSERVATIONS_MIN = 20
@@ -40,6 +43,7 @@ class Latencies:
         state_directory: Path,
         pool: BackendPool,
         steering: SteeringClient,
+        counters: CountersPage,
         settings: Callable[[], Settings],
         on_change: Callable[[], None],
     ) -> None:
@@ -49,7 +53,10 @@ class Latencies:
         self.current: dict[tuple[ModelKey, str], pb.LatencySnapshot] = {}
         self._pool = pool
         self._steering = steering
+        self._counters = counters
         self._settings = settings
+        # Batches that had come back when a model was read last.
+        self._read_at: dict[int, int] = {}
         self._on_change = on_change
         self._told: set[tuple[ModelKey, str, int]] = set()
 
@@ -60,25 +67,40 @@ class Latencies:
             await self.read(desired)
 
     async def read(self, desired: DesiredState) -> None:
-        """Asks the data plane once, if it is there, and keeps what is new."""
-        try:
-            snapshot = await self._steering.snapshot()
-        except (ConnectionError, asyncio.TimeoutError):
-            return
-        self.take(desired, snapshot)
+        """Asks the data plane, if it is there, for the models that have run; keeps what is new."""
+        ran = self._ran(desired)
+        indices = list(ran)
+        for start in range(0, len(indices), MODELS_AT_ONCE):
+            asked = indices[start : start + MODELS_AT_ONCE]
+            try:
+                snapshot = await self._steering.snapshot(asked)
+            except (ConnectionError, asyncio.TimeoutError):
+                return
+            self.take(desired, snapshot)
+            self._read_at.update((index, ran[index]) for index in asked)
 
     def take(self, desired: DesiredState, snapshot: pb.Snapshot) -> None:
         """Keeps what a snapshot says, and tells of objectives that nothing can meet."""
-        current: dict[tuple[ModelKey, str], pb.LatencySnapshot] = {}
+        kept = {p: old for p, old in self.current.items() if p[0] in desired.model_index}
         for model in snapshot.models:
             key = desired.model_at(model.index)
             for latency in model.latencies:
                 address = desired.backend_at(latency.backend_index)
                 if key is not None and address is not None:
-                    current[key, address] = latency
-        self.current = current
+                    kept[key, address] = latency
+        self.current = kept
         self.learned.update(self._observed())
         self._tell()
+
+    def _ran(self, desired: DesiredState) -> dict[int, int]:
+        """The models that have run since they were read, with their batches.
+
+        Of a data plane that writes no counters, all.
+        """
+        if not self._counters.valid:
+            return dict.fromkeys(desired.model_index.values(), 0)
+        batches = {i: self._counters.batches_returned(i) for i in desired.model_index.values()}
+        return {index: n for index, n in batches.items() if n != self._read_at.get(index, 0)}
 
     async def joined(self, address: str) -> None:
         """A backend has come: its batch statistics are a prior where nothing better is known."""

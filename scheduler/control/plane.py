@@ -66,6 +66,7 @@ class ControlPlane:
             self.settings.server.state_directory or parameters.runtime_directory,
             self.pool,
             self.steering,
+            self.counters,
             lambda: self.settings,
             self.refresh_state,
         )

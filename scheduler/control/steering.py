@@ -142,9 +142,15 @@ class SteeringClient:
                 self._disconnected(writer)
             await asyncio.sleep(RECONNECT_PERIOD_S)
 
-    async def snapshot(self, timeout_s: float = ANSWER_TIMEOUT_S) -> pb.Snapshot:
-        """The data plane's state now. Raises ConnectionError or TimeoutError."""
-        message = pb.ToDataPlane(snapshot=pb.SnapshotRequest())
+    async def snapshot(
+        self, model_indices: Collection[int] = (), timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> pb.Snapshot:
+        """The data plane's state now, or these models with what was learned of their latencies.
+
+        Raises ConnectionError or TimeoutError.
+        """
+        request = pb.SnapshotRequest(model_indices=model_indices)
+        message = pb.ToDataPlane(snapshot=request)
         answer: pb.Snapshot = await self._ask("snapshot", message, timeout_s)
         return answer
 

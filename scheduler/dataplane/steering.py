@@ -77,7 +77,8 @@ class Steering:
             )
             peer.send(pb.FromDataPlane(applied=applied))
         elif kind == "snapshot":
-            peer.send(pb.FromDataPlane(snapshot=snapshot(self.gateway)))
+            indices = message.snapshot.model_indices
+            peer.send(pb.FromDataPlane(snapshot=snapshot(self.gateway, indices)))
         elif kind == "statistics":
             indices = message.statistics.model_indices
             peer.send(pb.FromDataPlane(statistics=statistics(self.gateway, indices)))
@@ -165,8 +166,8 @@ class SteeringProtocol(asyncio.Protocol):
             self._transport.close()
 
 
-def snapshot(gateway: Gateway) -> pb.Snapshot:
-    """The data plane as it stands now."""
+def snapshot(gateway: Gateway, model_indices: Collection[int] = ()) -> pb.Snapshot:
+    """The data plane as it stands now; with indices these models' latencies, too."""
     message = pb.Snapshot(
         generation=gateway.generation,
         draining=gateway.draining,
@@ -178,8 +179,9 @@ def snapshot(gateway: Gateway) -> pb.Snapshot:
     message.shared_memory.backed_bytes = backed
     message.shared_memory.quarantined_calls = quarantined
     message.shared_memory.calls = calls
-    for index, requests, rows, queued_bytes, age_ns, batches, merging in gateway.queues():
-        message.models.add(
+    queues = gateway.queues(model_indices)
+    for index, requests, rows, queued_bytes, age_ns, batches, merging in queues:
+        model = message.models.add(
             index=index,
             queued_requests=requests,
             queued_rows=rows,
@@ -188,6 +190,8 @@ def snapshot(gateway: Gateway) -> pb.Snapshot:
             inflight_batches=batches,
             merging=merging,
         )
+        if model_indices:
+            _add_latencies(model, gateway)
     for index, _, connections, _, batches, rows, state in gateway.backends():
         message.backends.add(
             index=index,
@@ -196,11 +200,39 @@ def snapshot(gateway: Gateway) -> pb.Snapshot:
             inflight_rows=rows,
             state=state,
         )
-    for model, backend, requests, rows, age_ns in gateway.batches():
+    for number, backend, requests, rows, age_ns in gateway.batches():
         message.batches.add(
-            model_index=model, backend_index=backend, requests=requests, rows=rows, age_ns=age_ns
+            model_index=number, backend_index=backend, requests=requests, rows=rows, age_ns=age_ns
         )
     return message
+
+
+def _add_latencies(model: pb.ModelSnapshot, gateway: Gateway) -> None:
+    for (
+        backend,
+        observations,
+        alpha_ns,
+        beta_ns,
+        margin,
+        error_mean,
+        beyond_margin,
+        rows_target,
+        rate_per_s,
+        sizes,
+    ) in gateway.latencies(model.index):
+        latency = model.latencies.add(
+            backend_index=backend,
+            observations=observations,
+            alpha_ns=alpha_ns,
+            beta_ns=beta_ns,
+            margin=margin,
+            error_mean=error_mean,
+            beyond_margin=beyond_margin,
+            rows_target=rows_target,
+            rate_per_s=rate_per_s,
+        )
+        for rows, times, expected_ns in sizes:
+            latency.sizes.add(rows=rows, batches=times, backend_ns=times * expected_ns)
 
 
 def statistics(gateway: Gateway, model_indices: Collection[int]) -> pb.Statistics:

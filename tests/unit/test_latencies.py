@@ -234,8 +234,8 @@ def test_priors_reach_the_data_plane(tmp_path: Path) -> None:
 def latencies_of(tmp_path: Path, settings: Settings) -> tuple[Latencies, DesiredState]:
     """Of a pool of one backend that serves `identity`; the data plane has the numbers 0 and 0."""
     pool = pool_of(({"address": "a:1"}, {"identity": ""}))
-    steering: Any = None  # it is asked nothing here
-    found = Latencies(tmp_path, pool, steering, lambda: settings, lambda: None)
+    asked: Any = None  # nothing here
+    found = Latencies(tmp_path, pool, asked, asked, lambda: settings, lambda: None)
     desired = DesiredState(tmp_path, found.priors)
     desired.build(pool, settings, Regions(tmp_path))
     return found, desired
