@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from tritonclient.grpc import service_pb2
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 READ_PERIOD_S = 5.0
 # Of one request: the data plane serves nobody while it answers.
 MODELS_AT_ONCE = 32
+STORE_PERIOD_S = 60.0
 STATISTICS_TIMEOUT_S = 5.0
 # The first batches of a model are often many times too long.
 OBSERVATIONS_MIN = 20
@@ -58,6 +60,7 @@ class Latencies:
         # Batches that had come back when a model was read last.
         self._read_at: dict[int, int] = {}
         self._on_change = on_change
+        self._stored_at_s = float("-inf")
         self._told: set[tuple[ModelKey, str, int]] = set()
 
     async def run(self, desired: DesiredState) -> None:
@@ -65,6 +68,8 @@ class Latencies:
         while True:
             await asyncio.sleep(READ_PERIOD_S)
             await self.read(desired)
+            if time.monotonic() - self._stored_at_s >= STORE_PERIOD_S:
+                self.keep()
 
     async def read(self, desired: DesiredState) -> None:
         """Asks the data plane, if it is there, for the models that have run; keeps what is new."""
@@ -79,18 +84,24 @@ class Latencies:
             self.take(desired, snapshot)
             self._read_at.update((index, ran[index]) for index in asked)
 
+    def keep(self) -> None:
+        """Writes what was learned to the state directory."""
+        self.learned.store()
+        self._stored_at_s = time.monotonic()
+
     def take(self, desired: DesiredState, snapshot: pb.Snapshot) -> None:
         """Keeps what a snapshot says, and tells of objectives that nothing can meet."""
-        kept = {p: old for p, old in self.current.items() if p[0] in desired.model_index}
+        new: dict[tuple[ModelKey, str], pb.LatencySnapshot] = {}
         for model in snapshot.models:
             key = desired.model_at(model.index)
             for latency in model.latencies:
                 address = desired.backend_at(latency.backend_index)
                 if key is not None and address is not None:
-                    kept[key, address] = latency
-        self.current = kept
-        self.learned.update(self._observed())
-        self._tell()
+                    new[key, address] = latency
+        kept = {p: old for p, old in self.current.items() if p[0] in desired.model_index}
+        self.current = {**kept, **new}
+        self.learned.update(self._observed(new))
+        self._tell({key for key, _ in new})
 
     def _ran(self, desired: DesiredState) -> dict[int, int]:
         """The models that have run since they were read, with their batches.
@@ -148,9 +159,11 @@ class Latencies:
             if latency.observations
         }
 
-    def _observed(self) -> dict[tuple[ModelKey, str], LearnedLatency]:
+    def _observed(
+        self, new: Mapping[tuple[ModelKey, str], pb.LatencySnapshot]
+    ) -> dict[tuple[ModelKey, str], LearnedLatency]:
         learned = {}
-        for (key, address), latency in self.current.items():
+        for (key, address), latency in new.items():
             entry = self._pool.catalog.get(key)
             if entry is None:
                 continue
@@ -159,8 +172,8 @@ class Latencies:
                 learned[key, address] = found
         return learned
 
-    def _tell(self) -> None:
-        for key in {key for key, _ in self.current}:
+    def _tell(self, keys: Iterable[ModelKey]) -> None:
+        for key in keys:
             batching = self._settings().batching_for(key[0])
             for name, text in self.problems(key, batching).items():
                 told = (key, name, objectives(batching)[name])

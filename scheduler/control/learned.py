@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "latencies.json"
 FILE_BYTES_MAX = 64 * 2**20
+# Backends come and go by other names.
+ENTRIES_MAX = 4096
 # A number of observations that no further one adds to.
 COUNT_MAX = 1_000
 
@@ -104,8 +106,15 @@ class LearnedLatencies:
         return bool(signatures) and signature not in signatures
 
     def update(self, learned: Mapping[tuple[ModelKey, str], LearnedLatency]) -> None:
-        """Takes over what is newer, and writes the file if anything changed."""
-        self._entries.update(learned)
+        """Takes over what is newer; beyond the bound what was not renewed for longest goes."""
+        for placement, entry in learned.items():
+            self._entries.pop(placement, None)
+            self._entries[placement] = entry
+        for placement in list(self._entries)[: max(len(self._entries) - ENTRIES_MAX, 0)]:
+            del self._entries[placement]
+
+    def store(self) -> None:
+        """Writes the file if anything has changed; a failure is told once."""
         if self._entries == self._written:
             return
         try:
@@ -149,7 +158,7 @@ class LearnedLatencies:
         )
 
     def _store(self) -> None:
-        file = LearnedFile(latencies=tuple(self._entries[key] for key in sorted(self._entries)))
+        file = LearnedFile(latencies=tuple(self._entries.values()))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(".new")
         temporary.write_text(file.model_dump_json() + "\n")

@@ -193,6 +193,7 @@ class ControlPlane:
         await asyncio.sleep(drain.propagation_wait / 1e9)
         unanswered = await self.steering.drain(drain.deadline // 1_000_000)
         await self.latencies.read(self.desired)
+        self.latencies.keep()
         log(logger, logging.INFO, "the data plane has drained", unanswered_requests=unanswered)
         await self.payload.leave()
 

@@ -15,7 +15,7 @@ from scheduler.config import Batching, Settings
 from scheduler.config.profile import save_profile
 from scheduler.control.desired import DesiredState
 from scheduler.control.latencies import OBSERVATIONS_MIN, Latencies
-from scheduler.control.learned import FILE_NAME, LearnedLatencies, learned_latency
+from scheduler.control.learned import ENTRIES_MAX, FILE_NAME, LearnedLatencies, learned_latency
 from scheduler.control.priors import Priors, statistics_prior
 from scheduler.control.regions import Regions
 from scheduler.v1 import dataplane_pb2 as pb
@@ -44,6 +44,7 @@ def learned(
     found = learned_latency(MODEL, backend, snapshot_of(times_ms, observations))
     assert found is not None
     kept.update({(KEY, backend): found})
+    kept.store()
     return kept
 
 
@@ -113,9 +114,19 @@ def test_a_directory_that_cannot_be_written_is_said_once(
 ) -> None:
     (tmp_path / "file").write_text("")
     kept = learned(tmp_path / "file", {1: 6.0})
-    kept.update({})
+    kept.store()
     assert caplog.text.count("cannot be kept") == 1
     assert kept.entry(KEY, MODEL.signature, "a:1") is not None
+
+
+def test_the_oldest_backends_go_where_there_are_too_many(tmp_path: Path) -> None:
+    kept = learned(tmp_path, {1: 6.0}, "first:1")
+    found = learned_latency(MODEL, "x", snapshot_of({1: 7.0}))
+    assert found is not None
+    kept.update({(KEY, f"b{n}:1"): found for n in range(ENTRIES_MAX - 1)})
+    assert kept.entry(KEY, MODEL.signature, "first:1").sizes[0].mean_ns == 6 * MS  # type: ignore[union-attr]
+    kept.update({(KEY, "last:1"): found})
+    assert kept.entry(KEY, MODEL.signature, "first:1") == found, "that of another backend"
 
 
 @pytest.mark.parametrize(
@@ -271,6 +282,7 @@ def test_an_objective_below_what_was_learned_is_said_once(
 def test_what_was_taken_is_in_the_file(tmp_path: Path) -> None:
     found, desired = latencies_of(tmp_path, Settings())
     found.take(desired, snapshot({1: 6.0}, 3))
+    found.keep()
     (entry,) = json.loads((tmp_path / FILE_NAME).read_text())["latencies"]
     assert (entry["model"]["name"], entry["backend"]) == ("identity", "a:1")
     assert entry["sizes"] == [{"rows": 1, "batches": 10, "mean_ns": 6 * MS}]
@@ -281,5 +293,6 @@ def test_models_of_the_data_plane_that_are_gone_are_left_out(tmp_path: Path) -> 
     strange = pb.Snapshot(models=[pb.ModelSnapshot(index=7, latencies=[snapshot_of({1: 6.0})])])
     strange.models.add(index=0).latencies.add(backend_index=9, observations=5)
     found.take(desired, strange)
+    found.keep()
     assert found.current == {}
     assert not (tmp_path / FILE_NAME).exists()
