@@ -110,9 +110,17 @@ bool convert_contents(const RequestScan& scan, const ScannedInput& input, DataTy
     return true;
 }
 
-// Elements of all of `dims` when they fit the model; the first one is the batch when `batched`.
+// What a shape comes to.
+struct Extent {
+    std::uint64_t elements = 0;
+    // Without elements, but of other dimensions so large that a batch of many such rows could not
+    // be addressed.
+    bool alone = false;
+};
+
+// The extent of `dims` when they fit the model; the first one is the batch when `batched`.
 bool check_dims(const std::int64_t* dims, std::uint32_t rank, const TensorSchema& tensor,
-                bool batched, std::uint64_t* elements) {
+                bool batched, Extent* extent) {
     const std::uint32_t lead = batched ? 1 : 0;
     if (rank != tensor.dims.size() + lead) return false;
     // A dimension of zero does not excuse the others: numpy, and with it the process of a python
@@ -129,8 +137,10 @@ bool check_dims(const std::int64_t* dims, std::uint32_t rank, const TensorSchema
         if (__builtin_mul_overflow(count, factor, &count)) return false;
     }
     const std::size_t each = element_bytes(tensor.data_type);
-    if (count > kAddressableBytes / (each == 0 ? kPointerBytes : each)) return false;
-    *elements = empty ? 0 : count;
+    const std::uint64_t count_max = kAddressableBytes / (each == 0 ? kPointerBytes : each);
+    if (count > count_max) return false;
+    extent->elements = empty ? 0 : count;
+    extent->alone = empty && count > count_max / kRowsLimit;
     return true;
 }
 
@@ -203,10 +213,10 @@ bool check_inputs(const RequestScan& scan, const ModelSchema& schema, CheckedReq
         const bool batched = schema.max_batch_size > 0 && !tensor.shape_tensor;
         const Range range = scan.inputs[input.scanned].dims;
         const std::int64_t* dims = scan.dims.data() + range.first;
-        std::uint64_t elements = 0;
-        if (!check_dims(dims, range.count, tensor, batched, &elements)) return false;
-        if (!check_data(input.data, tensor.data_type, elements)) return false;
-        if (tensor.shape_tensor || tensor.ragged) checked->mergeable = false;
+        Extent extent;
+        if (!check_dims(dims, range.count, tensor, batched, &extent)) return false;
+        if (!check_data(input.data, tensor.data_type, extent.elements)) return false;
+        if (tensor.shape_tensor || tensor.ragged || extent.alone) checked->mergeable = false;
         if (!batched) continue;
         if (rows == 0) rows = dims[0];
         if (rows != dims[0] || rows < 1 || rows > kRowsLimit) return false;

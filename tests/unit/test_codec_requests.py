@@ -260,3 +260,14 @@ def test_what_follows_a_region_is_left_to_triton(place: str) -> None:
 
     assert Request.FromString(codec.merge([(prepared, 0, 1)])) == request
     assert not prepared.mergeable
+
+
+def test_an_empty_tensor_of_large_other_dimensions_goes_alone() -> None:
+    """Each could be addressed, but not the batch of many such rows."""
+    request = Request(model_name="m")
+    request.inputs.add(name="X", datatype="FP32", shape=[1, 0, 1 << 40])
+    request.raw_input_contents.append(b"")
+    schema = codec.ModelSchema("m", max_batch_size=8).add_input("X", "FP32", [-1, -1])
+    assert not codec.Codec().prepare(request.SerializeToString(), schema).mergeable
+    request.inputs[0].shape[2] = 1 << 20
+    assert codec.Codec().prepare(request.SerializeToString(), schema).mergeable

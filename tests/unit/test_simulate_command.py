@@ -75,7 +75,11 @@ def test_a_named_workload_under_every_policy(runner: CliRunner) -> None:
         assert 0 <= point["attainment_lowest"] <= point["attainment"] <= 1
         assert sum(model["offered"] for model in point["models"]) == 500
         assert len(point["models"]) == 20
-    assert all(point["attainment"] > 0.97 for point in points if point["load"] == 0.1)
+    for point in points:
+        if point["load"] == 0.1:
+            # Its fixed wait of 10 ms is a part of the objective that it does not know of.
+            low = 0.97 if point["policy"] == "ray_serve" else 1
+            assert point["attainment"] >= low, point["policy"]
 
 
 def test_a_table_has_a_line_for_each_load(runner: CliRunner) -> None:
