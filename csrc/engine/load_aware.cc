@@ -15,8 +15,9 @@ namespace {
 constexpr Nanos kSlackShare = 10;
 // Something is run this often, however late it is predicted to be: only what runs is learned from.
 constexpr Nanos kProbeNs = 100 * kMillisecond;
-// The rank of work that may wait: behind all levels.
-constexpr std::uint32_t kRankLast = 0xffffffff;
+// Backends whose batches of so many rows differ by less than this part take the same.
+constexpr std::uint32_t kRowsCompared = 8;
+constexpr Nanos kAlikeShare = 20;
 
 Nanos bound_ns(const ModelState& model, const LatencyModel& latency, std::uint32_t rows) {
     return latency.bound(padded_rows(model.policy, rows));
@@ -42,8 +43,13 @@ bool Core::planned(const ModelState& model, const Group& group) const {
 
 const LatencyModel& Core::latency_of(const ModelState& model,
                                      const PlacementState& placement) const {
-    if (placement.latency.known() || model.reference == kNoSlot) return placement.latency;
-    return model.placements[model.reference].latency;
+    if (model.reference == kNoSlot) return placement.latency;
+    const LatencyModel& reference = model.placements[model.reference].latency;
+    if (!placement.latency.known()) return reference;
+    // Of two that take the same, the one that is known better.
+    const Nanos own = placement.latency.expected(kRowsCompared);
+    const Nanos other = reference.expected(kRowsCompared);
+    return own > other + other / kAlikeShare ? placement.latency : reference;
 }
 
 const LatencyModel& Core::planning_latency(const ModelState& model, const Group& group) const {
@@ -54,7 +60,6 @@ const LatencyModel& Core::planning_latency(const ModelState& model, const Group&
 
 // The usable placement that is fastest: what it cannot do in time, none can.
 void Core::update_reference(ModelState& model) {
-    constexpr std::uint32_t kRowsCompared = 8;
     model.reference = kNoSlot;
     if (!model.learns) return;
     const std::uint32_t rows = std::min(rows_limit(model.policy), kRowsCompared);
@@ -64,9 +69,9 @@ void Core::update_reference(ModelState& model) {
         const PlacementState& p = model.placements[i];
         if (!p.configured || !p.latency.known()) continue;
         trust_rows(model, p);
-        const Nanos expected = p.latency.expected(rows);
+        const Nanos bound = p.latency.bound(rows);
         // One that cannot be used now is better than nothing.
-        const Nanos ranked = usable(p) ? expected : kNever - 1;
+        const Nanos ranked = usable(p) ? bound : kNever - 1;
         if (ranked >= least) continue;
         least = ranked;
         model.reference = i;
