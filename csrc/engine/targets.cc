@@ -18,15 +18,16 @@ constexpr Nanos kTicksMissedMax = 100;
 constexpr double kGatherTurns = 4;
 constexpr double kGatherMaxNs = 60e9;
 
-// l(b) * (1 + 1 / max(n, 1)) <= budget, where n executors share the rate: the largest batch that
-// staggered executors answer in time.
+// l(b) + l(b) / max(n, 1) <= budget, where n executors share the rate: the largest batch that
+// staggered executors answer in time. The margin belongs to the batch itself; how many are busy and
+// how long the next one is waited for are matters of the mean.
 std::uint32_t staggered_rows(const LatencyModel& latency, const Group& group, std::uint32_t cap) {
     const auto budget = static_cast<double>(group.budget_ns);
     const double per_ns = group.rate.per_s() / 1e9;
     const auto in_time = [&](std::uint32_t rows) {
-        const auto holds = static_cast<double>(latency.bound(rows));
+        const auto holds = static_cast<double>(latency.expected(rows));
         const double n = per_ns * holds / rows;
-        return holds * (1 + 1 / std::max(n, 1.0)) <= budget;
+        return static_cast<double>(latency.bound(rows)) + holds / std::max(n, 1.0) <= budget;
     };
     std::uint32_t low = 1;
     std::uint32_t high = std::max(latency.largest_within(group.budget_ns, cap), 1u);
@@ -106,8 +107,8 @@ void Core::retarget(Component& component) {
                 if (group.rate.idle()) continue;
                 const LatencyModel& latency = planning_latency(model, group);
                 const double per_ns = group.rate.per_s() / 1e9;
-                visit(index, g, latency, per_ns * latency.alpha_ns() * latency.margin(),
-                      std::sqrt(per_ns * latency.beta_ns() * latency.margin()));
+                visit(index, g, latency, per_ns * latency.alpha_ns(),
+                      std::sqrt(per_ns * latency.beta_ns()));
             }
         }
     };
