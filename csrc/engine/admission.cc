@@ -98,32 +98,50 @@ Admission Core::refuse(ModelState& model, std::uint32_t index, Reason reason) {
             tritons ? StatusCode::kUnavailable : StatusCode::kOk};
 }
 
+Core::Arrival Core::arrival_of(const ModelState& model, const Request& request, Nanos now) const {
+    Arrival arrival;
+    arrival.at = std::min(request.arrival, now);
+    arrival.level = queue_level(model.policy, request.priority);
+    arrival.deadline = request.deadline;
+    const Nanos slo_ns = level_slo_ns(model.policy, arrival.level);
+    if (slo_ns > 0)
+        arrival.deadline = std::min(arrival.deadline, add_saturating(arrival.at, slo_ns));
+    arrival.tenant = request.tenant < tenant_weights_.size() ? request.tenant : 0;
+    // A request without rows shares its batch with nobody.
+    arrival.key = {request.signature, request.pinned_backend,
+                   request.mergeable && request.rows > 0};
+    return arrival;
+}
+
 Admission Core::submit(const Request& request, Nanos now) {
     if (request.model >= models_.size() || !models_[request.model].policy.in_use) {
         return {0, Reason::kUnknownModel, 0};
     }
     ModelState& model = models_[request.model];
     const ModelPolicy& policy = model.policy;
-    const Nanos arrival = std::min(request.arrival, now);
-    const std::uint32_t level = queue_level(policy, request.priority);
-    const Nanos slo_ns = level_slo_ns(policy, level);
-    Nanos deadline = request.deadline;
-    if (slo_ns > 0) deadline = std::min(deadline, add_saturating(arrival, slo_ns));
-    const Reason reason = refusal(model, request, deadline, now);
+    Arrival arrival = arrival_of(model, request, now);
+    const Reason reason = refusal(model, request, arrival.deadline, now);
     if (reason != Reason::kNone) return refuse(model, request.model, reason);
+    weigh(model, request, arrival, now);
+    const Forecast forecast = foresee(model, request, arrival, now);
+    if (forecast.reason != Reason::kNone) {
+        return refuse_foreseen(model, request, arrival, forecast, now);
+    }
 
     const std::uint32_t slot = requests_.add();
     RequestRecord& record = requests_[slot];
     record.user = request.user;
     record.sequence = ++sequence_;
     record.bytes = request.bytes;
-    record.arrival = arrival;
-    record.deadline = deadline;
+    record.arrival = arrival.at;
+    record.deadline = arrival.deadline;
     record.model = request.model;
     record.rows = request.rows;
-    record.level = level;
-    record.tenant = request.tenant < tenant_weights_.size() ? request.tenant : 0;
-    if (deadline != kNever) deadlines_.push({deadline, record.sequence, slot});
+    record.level = arrival.level;
+    record.tenant = arrival.tenant;
+    record.over_share = arrival.over_share;
+    record.share_ns = arrival.share_ns;
+    if (record.deadline != kNever) deadlines_.push({record.deadline, record.sequence, slot});
     ModelCounters& page = counters(request.model);
     ++page.admitted;
     ++page.in_flight;
@@ -132,11 +150,9 @@ Admission Core::submit(const Request& request, Nanos now) {
     } else if (policy.triton != nullptr && triton_takes(model, request)) {
         join_levels(slot, request, now);
     } else {
-        // A request without rows shares its batch with nobody.
-        record.group = model.groups.get(
-            {request.signature, request.pinned_backend, request.mergeable && request.rows > 0});
+        record.group = arrival.group = model.groups.get(arrival.key);
         enqueue(model, slot, now);
-        meter(model, record, now);
+        meter(model, request, arrival, now);
     }
     return {requests_.handle(slot), Reason::kNone, 0};
 }

@@ -139,7 +139,9 @@ void Core::set_backend(std::uint32_t backend, bool available, Nanos now) {
     }
 }
 
+// Accounts are opened anew.
 void Core::set_tenants(const std::vector<double>& weights) {
+    rearrange_ = true;
     tenant_weights_ = {1.0};
     for (std::size_t i = 0; i < weights.size() && i < kTenantsMax; ++i) {
         tenant_weights_.resize(std::max(tenant_weights_.size(), i + 1), 1.0);

@@ -2,6 +2,7 @@
 // engine.h.
 //
 //     admission.cc   submit, cancel, expiry: how requests come and go
+//     feasibility.cc what admission foresees
 //     grouping.cc    where a request waits, when its group is ready
 //     sequences.cc   requests of a sequence: their order and their backend
 //     triton_*.cc    models whose requests are batched as Triton's batcher does
@@ -23,6 +24,7 @@
 #include "engine/batch_former.h"
 #include "engine/engine.h"
 #include "engine/executors.h"
+#include "engine/model_state.h"
 #include "engine/placements.h"
 #include "engine/queue.h"
 #include "engine/records.h"
@@ -42,62 +44,7 @@ inline constexpr Nanos kUnservedAdmitNs = kSecond;
 inline constexpr Nanos kGivenUpMinNs = kMillisecond;
 // Attempts of one batch, the first included, before its members get the error.
 inline constexpr std::uint32_t kTriesMax = 8;
-// Executions that bisecting may use: one in ten of the others, and this many at once: a batch
-// of 64 is taken apart to the last however many of its members fail.
-inline constexpr std::int32_t kBisectTenthsMax = 1280;
 inline constexpr std::int32_t kBisectCostTenths = 10;
-
-// A signature whose merged batches were rejected. It is dispatched unmerged while now < until.
-struct Suspect {
-    std::uint64_t signature = 0;
-    std::int32_t score = 0;  // + kSuspectFailure a rejected batch, - 1 a good one
-    Nanos until = std::numeric_limits<Nanos>::min();
-};
-inline constexpr std::size_t kSuspectsMax = 32;
-inline constexpr std::int32_t kSuspectFailure = 8;
-inline constexpr std::int32_t kSuspectUnmerged = 32;
-inline constexpr Nanos kUnmergedNs = 5 * kSecond;
-
-struct ModelState {
-    ModelPolicy policy;        // normalised
-    bool known = false;        // was configured once
-    bool merging_off = false;  // a reply could not be cut
-    bool dirty = false;        // has had an event since the last step
-    bool holding = false;      // until policy.hold_requests are queued
-    std::vector<PlacementState> placements;
-    Pool shared;
-    GroupTable groups;
-    TritonQueue triton;  // empty without policy.triton
-    RequestList by_age;
-    std::unordered_map<std::uint64_t, std::uint32_t> sequences;  // by key; looked up, never walked
-    std::vector<std::uint32_t> doomed;  // sequences whose queued requests are to be failed
-    std::uint64_t queued_requests = 0;
-    std::uint64_t queued_rows = 0;
-    std::uint64_t queued_bytes = 0;
-    std::uint32_t inflight_batches = 0;
-    Nanos batch_ns = 0;  // as PlacementState's, over all placements
-    Nanos drain_ns = 0;  // moving average of the time between answers while requests were queued
-    Nanos last_complete = 0;
-    std::int32_t bisect_tenths = kBisectTenthsMax;
-    std::vector<Suspect> suspects;
-    ModelStats stats;                   // batch_sizes[i] are those of i rows
-    bool learns = false;                // batches are formed by learned latency
-    bool shares = false;                // has shared executors
-    bool metered = false;               // in Component::metered
-    std::uint32_t reference = kNoSlot;  // the placement whose latency batches are planned with
-    std::uint32_t rows_trusted = 1;     // the largest batch to risk
-    std::uint32_t component = kNoSlot;
-    std::vector<std::uint32_t> stale;  // groups to be planned anew
-
-    bool merging() const { return policy.merge && !merging_off; }
-    PlacementState* placement(std::uint32_t backend);
-    Pool& pool(std::uint32_t pin);
-    template <class Visit>
-    void each_pool(Visit visit) {
-        visit(shared);
-        for (PlacementState& placement : placements) visit(placement.pinned);
-    }
-};
 
 class Core {
   public:
@@ -146,7 +93,20 @@ class Core {
         std::uint32_t backend = kNoBackend;
     };
 
+    // A request as admission sees it.
+    struct Arrival {
+        Nanos at = 0;
+        Nanos deadline = kNever;
+        std::uint32_t level = 1;
+        std::uint32_t tenant = 0;
+        bool over_share = false;
+        GroupKey key;
+        std::uint32_t group = kNoSlot;  // kNoSlot: there is none yet
+        Nanos share_ns = 0;
+    };
+
     // admission.cc
+    Arrival arrival_of(const ModelState& model, const Request& request, Nanos now) const;
     Reason refusal(const ModelState& model, const Request& request, Nanos deadline, Nanos now);
     Admission refuse(ModelState& model, std::uint32_t index, Reason reason);
     void finish(std::uint32_t slot, const Ending& ending, Nanos now);
@@ -155,6 +115,36 @@ class Core {
     void expire_sequences(Nanos now);
     void mark_dirty(std::uint32_t model);
     void emit_wake(Nanos now);
+
+    // feasibility.cc
+    struct Forecast {
+        Reason reason = Reason::kNone;
+        Nanos predicted_ns = 0;
+        Nanos budget_ns = 0;
+        Nanos retry_after_ns = 0;
+    };
+    Backlog* backlog_of(const ModelState& model);
+    void count_in(ModelState& model, Group& group, std::uint32_t slot, Nanos now);
+    void count_rows_out(Group& group, const RequestRecord& request, std::uint32_t rows);
+    void count_out(ModelState& model, Group& group, const RequestRecord& request);
+    void note_started(BatchRecord& batch, Nanos now);
+    void note_left(const BatchRecord& batch);
+    void rebuild_backlogs(Nanos now);
+    std::uint32_t rows_before(const Group& group, std::size_t level, Nanos deadline,
+                              Nanos now) const;
+    Nanos foreseen_end(const ModelState& model, const Arrival& arrival, std::uint32_t rows,
+                       Nanos now) const;
+    Forecast foresee(ModelState& model, const Request& request, const Arrival& arrival, Nanos now);
+    Admission refuse_foreseen(ModelState& model, const Request& request, const Arrival& arrival,
+                              const Forecast& forecast, Nanos now);
+    bool probes(ModelState& model, Nanos now) const;
+    void count_objective(const ModelState& model, const RequestRecord& request, bool in_time);
+
+    // tenancy.cc
+    FairShares* shares_of(const ModelState& model);
+    double weight_of(std::uint32_t tenant) const;
+    void weigh(ModelState& model, const Request& request, Arrival& arrival, Nanos now);
+    void charge_batch(const ModelState& model, const BatchRecord& batch);
 
     // grouping.cc
     void enqueue(ModelState& model, std::uint32_t slot, Nanos now);
@@ -251,7 +241,7 @@ class Core {
     void trust_rows(ModelState& model, const PlacementState& placement);
 
     // targets.cc
-    void meter(ModelState& model, const RequestRecord& request, Nanos now);
+    void meter(ModelState& model, const Request& request, const Arrival& arrival, Nanos now);
     void run_ticks(Nanos now);
     void tick(std::uint32_t component, Nanos now);
     void retarget(Component& component);

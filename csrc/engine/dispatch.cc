@@ -253,6 +253,7 @@ void Core::send(ModelState& model, std::uint32_t batch_slot, PlacementState& pla
     ++model.inflight_batches;
     if (!batch.retried && model.bisect_tenths < kBisectTenthsMax) ++model.bisect_tenths;
     count_dispatch(model, batch);
+    if (!batch.retried) charge_batch(model, batch);
 
     action.model = batch.model;
     action.backend = batch.backend;

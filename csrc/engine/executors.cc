@@ -90,6 +90,7 @@ void Core::arrange(Nanos now) {
         if (!model.shares) continue;
         offer_all(model, index);
     }
+    rebuild_backlogs(now);
     for (std::uint32_t c = 0; c < components_.size(); ++c) {
         if (!components_[c].domains.empty()) touch_component(c);
         if (components_[c].metered.empty()) continue;

@@ -11,6 +11,9 @@
 #include <set>
 #include <vector>
 
+#include "engine/backlog.h"
+#include "engine/fair_shares.h"
+#include "engine/priority_cursor.h"
 #include "engine/queue.h"
 
 namespace infersched::engine {
@@ -47,6 +50,10 @@ struct Component {
     bool dirty = false;                  // an executor became free, or an offer changed
     std::vector<std::uint32_t> metered;  // models whose arrivals are counted
     Nanos tick_at = kNever;              // next control tick; kNever: no traffic
+    Backlog backlog;                     // what runs on its executors and waits for them
+    PriorityCursor cursor;
+    FairShares shares;
+    Nanos batch_ns = 0;  // moving average of the time that its batches take
 };
 
 }  // namespace infersched::engine

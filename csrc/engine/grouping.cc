@@ -15,7 +15,7 @@ void Core::join_group(ModelState& model, std::uint32_t slot, Nanos now) {
     Group& group = model.groups[request.group];
     request.place = nodes_.insert(group.order, request, slot);
     group.by_age.append<&RequestRecord::in_group>(requests_, slot);
-    group.rows += request.rows;
+    count_in(model, group, slot, now);
     // More rows never make a ready group unready: only a new head moves it, or so many more rows
     // that it must start earlier.
     const bool grown = group.rows_planned > 0 && group.rows > group.rows_planned * 9 / 8;
@@ -31,7 +31,8 @@ void Core::leave_group(std::uint32_t slot, Nanos now) {
     Group& group = model.groups[request.group];
     nodes_.erase(group.order, request.place);
     group.by_age.unlink<&RequestRecord::in_group>(requests_, slot);
-    group.rows -= request.rows;
+    count_rows_out(group, request, request.rows);
+    count_out(model, group, request);
     refresh(model, request.group, now);
 }
 
@@ -40,11 +41,12 @@ void Core::leave_group(std::uint32_t slot, Nanos now) {
 void Core::take(ModelState& model, Group& group, std::uint32_t slot, std::uint32_t rows) {
     RequestRecord& request = requests_[slot];
     request.rows_sent += rows;
-    group.rows -= rows;
+    count_rows_out(group, request, rows);
     model.queued_rows -= rows;
     if (request.rows_left() > 0) return;
     nodes_.erase(group.order, request.place);
     group.by_age.unlink<&RequestRecord::in_group>(requests_, slot);
+    count_out(model, group, request);
     unlist(model, slot);
 }
 

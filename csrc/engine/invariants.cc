@@ -26,6 +26,9 @@ void Core::check_group(const ModelState& model, const Group& group) const {
         rows += request.rows_left();
     }
     must(rows == group.rows, "a group's rows are those of its requests");
+    std::uint64_t level_rows = 0;
+    for (const std::uint32_t of_level : group.level_rows) level_rows += of_level;
+    must(level_rows == rows, "the rows of all levels are a group's rows");
     if (group.order.empty()) {
         must(group.index == Group::Index::kNone, "an empty group is in no index");
         return;

@@ -61,7 +61,11 @@ void Core::count_answer(const RequestRecord& request, const Ending& ending, Nano
     LevelCounters& of_level = page.levels[std::min(level, kCountersLevelsMax - 1)];
     ++page.slo_total;
     ++of_level.slo_total;
-    if (!completed || now > request.deadline) return;
+    const bool in_time = completed && now <= request.deadline;
+    if (completed || ending.outcome == Outcome::kExpired) {
+        count_objective(models_[request.model], request, in_time);
+    }
+    if (!in_time) return;
     ++page.slo_good;
     ++of_level.slo_good;
 }

@@ -125,6 +125,7 @@ void archive_model(Archive& archive, ModelState& m) {
     archive(m.metered);
     archive(m.reference);
     archive(m.rows_trusted);
+    archive(m.refusing_since);
     archive.require(m.reference == kNoSlot || m.reference < m.placements.size());
     archive(m.bisect_tenths);
     archive.vector_size(m.suspects, 20);
@@ -147,6 +148,11 @@ void archive_request(Archive& archive, RequestRecord& r) {
     archive(r.rows_sent);
     archive(r.level);
     archive(r.tenant);
+    archive(r.over_share);
+    archive(r.share_ns);
+    archive(r.backlog.work_ns);
+    archive(r.backlog.level);
+    archive(r.backlog.bucket);
     archive(r.queued);
     archive(r.dispatched);
     archive(r.batches);
@@ -158,7 +164,8 @@ void archive_request(Archive& archive, RequestRecord& r) {
     archive(r.signature);
     archive(r.enqueued_at);
     archive(r.timeout_at);
-    archive.require(r.rows_sent <= r.rows);
+    archive.require(r.rows_sent <= r.rows && Backlog::sound(r.backlog));
+    archive.require(r.tenant < kTenantsMax && r.level > 0);
 }
 
 template <class Archive>
@@ -179,6 +186,7 @@ void archive_batch(Archive& archive, BatchRecord& b) {
     archive(b.sealed);
     archive(b.dispatched_at);
     archive(b.started_at);
+    archive(b.ends_at);
     archive(b.release_at);
     archive.vector_size(b.members, 24);
     for (BatchMember& member : b.members) {
@@ -284,6 +292,8 @@ void Core::archive(Archive& archive) {
     if (!archive.require(magic == kStateMagic)) return;
     archive(draining);
     archive(tenant_weights_);
+    const std::size_t tenants = tenant_weights_.size();
+    if (!archive.require(tenants > 0 && tenants <= kTenantsMax)) return;
     archive(sequence_);
     archive(retry_sequence_);
     archive(wake_);

@@ -8,7 +8,7 @@
 namespace infersched::engine {
 
 // Set in the level of requests without an objective: they are served after all others.
-inline constexpr std::uint32_t kBestEffortBit = 1u << 31;
+inline constexpr std::uint32_t kBestEffortBit = 1u << 30;
 inline constexpr std::uint32_t kLevelMask = kBestEffortBit - 1;
 
 // The level (1 = highest) that a request of this priority is queued at, with kBestEffortBit.

@@ -22,6 +22,12 @@ std::uint32_t GroupTable::get(GroupKey key) {
     return last_ = group;
 }
 
+std::uint32_t GroupTable::find(const GroupKey& key) const {
+    if (last_ != kNoSlot && last_key_ == key) return last_;
+    const auto found = by_key_.find(key);
+    return found == by_key_.end() ? kNoSlot : found->second;
+}
+
 void GroupTable::release(std::uint32_t group) {
     if (!emptied_.empty() && emptied_.back() == group) return;
     emptied_.push_back(group);
@@ -36,6 +42,7 @@ void GroupTable::release(std::uint32_t group) {
         groups_[oldest].rate.reset();
         groups_[oldest].budget_ns = 0;
         groups_[oldest].target = 1;
+        groups_[oldest].rows_fit = Group().rows_fit;
         groups_[oldest].gather_ns = 0;
         free_.push_back(oldest);
         if (last_ == oldest) last_ = kNoSlot;

@@ -8,6 +8,7 @@
 // `waiting` those that wait for more rows, the first to become ready first.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <limits>
@@ -16,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/backlog.h"
 #include "engine/rates.h"
 #include "engine/records.h"
 
@@ -49,12 +51,16 @@ struct Group {
     QueueKey ready_key;       // under which it is in Pool::ready
     Nanos ready_at = kNever;  // under which it is in Pool::waiting
     // Where batches are formed by learned latency (load_aware.cc).
-    RateMeter rate;            // of arrivals with a deadline
-    Nanos budget_ns = 0;       // moving average of their time from arrival to deadline
-    std::uint32_t target = 1;  // rows that the present load asks of a batch
-    Nanos gather_ns = 0;       // for which waiting for one more row may be worthwhile
-    bool stale = false;        // in ModelState::stale: must be planned anew
+    RateMeter rate;               // of arrivals with a deadline
+    Nanos budget_ns = 0;          // moving average of their time from arrival to deadline
+    std::uint32_t target = 1;     // rows that the present load asks of a batch
+    std::uint32_t rows_fit = 64;  // rows of the largest batch that staggered executors do in time
+    Nanos gather_ns = 0;          // for which waiting for one more row may be worthwhile
+    bool stale = false;           // in ModelState::stale: must be planned anew
     std::uint64_t rows_planned = 0;
+    // What admission foresees with (feasibility.cc).
+    std::array<std::uint32_t, Backlog::kLevels> level_rows{};  // of `rows`
+    Nanos work_ns = 0;                                         // as counted in the backlog
     Nanos planned_at = std::numeric_limits<Nanos>::min();
 
     const QueueKey& head() const { return *order.begin(); }
@@ -89,6 +95,8 @@ class GroupTable {
 
     // The group of a key, made when there is none.
     std::uint32_t get(GroupKey key);
+    // kNoSlot when there is none.
+    std::uint32_t find(const GroupKey& key) const;
     // To be called when a group became empty.
     void release(std::uint32_t group);
 

@@ -35,6 +35,7 @@ void archive_load(Archive& archive, Group& group) {
     archive(group.budget_ns);
     archive(group.target);
     archive(group.gather_ns);
+    archive(group.rows_fit);
     archive(group.rows_planned);
     archive(group.planned_at);
 }
@@ -84,6 +85,8 @@ void Core::restore_queued(std::uint32_t slot) {
         request.place = nodes_.insert(group.order, request, slot);
         group.by_age.append<&RequestRecord::in_group>(requests_, slot);
         group.rows += request.rows_left();
+        group.level_rows[request.backlog.level] += request.rows_left();
+        group.work_ns += request.backlog.work_ns;
     }
     model.by_age.append<&RequestRecord::in_model>(requests_, slot);
     ++model.queued_requests;
@@ -186,6 +189,9 @@ void Core::archive_components(Archive& archive) {
         archive(component.dirty);
         archive(component.tick_at);
         archive(component.metered);
+        archive(component.batch_ns);
+        component.cursor.archive(archive);
+        component.shares.archive(archive);
         for (const std::uint32_t model : component.metered) {
             if (!archive.require(model < models_.size())) return;
         }

@@ -6,6 +6,7 @@
 #include <set>
 #include <vector>
 
+#include "engine/backlog.h"
 #include "engine/engine.h"
 #include "engine/slot_map.h"
 
@@ -43,9 +44,12 @@ struct RequestRecord {
     std::uint32_t level = 1;      // 1 = highest; with kBestEffortBit
     std::uint32_t tenant = 0;
     std::uint32_t group = kNoSlot;
+    BacklogPlace backlog;     // while in a group
+    Nanos share_ns = 0;       // device time that its tenant is charged
     bool queued = false;      // rows are left in its queue
     bool dispatched = false;  // some rows have been sent to a backend
     bool sequential = false;  // of a sequence: has a SequenceMember
+    bool over_share = false;  // of its tenant: behind those of its level that are not
     bool held = false;        // of a sequence: queued behind others, in no group
     // Of a model with TritonBatching. `in_levels`: queued in its level, linked there and in no
     // group.
@@ -60,7 +64,9 @@ struct RequestRecord {
     std::vector<std::uint32_t> batches;  // slots of the batches that carry rows of it
 
     std::uint32_t rows_left() const { return rows - rows_sent; }
-    QueueKey key(std::uint32_t slot) const { return {level, slot, deadline, sequence}; }
+    // Within a level, what is over the share of its tenant makes a level below.
+    std::uint32_t queue_level() const { return level << 1 | (over_share ? 1u : 0u); }
+    QueueKey key(std::uint32_t slot) const { return {queue_level(), slot, deadline, sequence}; }
 
     void recycle() {
         batches.clear();
@@ -87,6 +93,7 @@ struct BatchRecord {
     bool formed = false;  // waits in TritonQueue::formed
     bool sealed = false;  // no other formed batch is joined to it
     Nanos dispatched_at = 0;
+    Nanos ends_at = kNever;     // once started: when its reply is expected
     Nanos started_at = kNever;  // when an instance was free for it; kNever: still staged
     // Answered while its execution goes on: when its slot is free again. Its handle is stale.
     Nanos release_at = kNever;
@@ -98,7 +105,7 @@ struct BatchRecord {
         rows = live = tries = 0;
         retry_sequence = 0;
         retried = formed = sealed = false;
-        started_at = release_at = kNever;
+        started_at = ends_at = release_at = kNever;
         members.clear();
     }
 };

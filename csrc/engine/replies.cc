@@ -9,14 +9,14 @@ namespace infersched::engine {
 void Core::promote(PlacementState& placement, Nanos now) {
     std::size_t i = std::min<std::size_t>(placement.slots, placement.out.size());
     while (i > 0 && batches_[placement.out[i - 1]].started_at == kNever) {
-        batches_[placement.out[--i]].started_at = now;
+        note_started(batches_[placement.out[--i]], now);
     }
 }
 
 void Core::start_first(const Executor& executor, Nanos now) {
     if (executor.out.empty()) return;
     BatchRecord& first = batches_[executor.out.front()];
-    if (first.started_at == kNever) first.started_at = now;
+    if (first.started_at == kNever) note_started(first, now);
 }
 
 void Core::leave_placement(std::uint32_t batch_slot, Nanos now) {
@@ -26,6 +26,7 @@ void Core::leave_placement(std::uint32_t batch_slot, Nanos now) {
     const auto place = std::find(placement.out.begin(), placement.out.end(), batch_slot);
     placement.out.erase(place);
     placement.rows_out -= batch.rows;
+    note_left(batch);
     if (batch.executor == kNoExecutor) {
         promote(placement, now);
     } else {

@@ -44,11 +44,12 @@ std::uint32_t staggered_rows(const LatencyModel& latency, const Group& group, st
 
 }  // namespace
 
-void Core::meter(ModelState& model, const RequestRecord& request, Nanos now) {
-    if (!model.learns || request.deadline == kNever) return;
-    Group& group = model.groups[request.group];
+// Refused requests count as well: they are the load that batches are to be large enough for.
+void Core::meter(ModelState& model, const Request& request, const Arrival& arrival, Nanos now) {
+    if (!model.learns || arrival.deadline == kNever || arrival.group == kNoSlot) return;
+    Group& group = model.groups[arrival.group];
     group.rate.count(request.rows);
-    const Nanos budget = request.deadline - request.arrival;
+    const Nanos budget = arrival.deadline - arrival.at;
     group.budget_ns =
         group.budget_ns == 0 ? budget : group.budget_ns + (budget - group.budget_ns) / kBudgetShare;
     if (model.metered) return;
@@ -125,6 +126,7 @@ void Core::retarget(Component& component) {
         const auto target = static_cast<std::uint32_t>(std::clamp<double>(wanted, 1, limit));
         const double gather_ns = kGatherTurns / group.rate.per_s() * 1e9;
         set_target(index, g, target, static_cast<Nanos>(std::min(gather_ns, kGatherMaxNs)));
+        models_[index].groups[g].rows_fit = limit;
     });
 }
 

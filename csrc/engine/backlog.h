@@ -1,0 +1,67 @@
+// The work before the executors of one component: what runs, what is queued, and when an executor
+// is through with the part of it that goes before a new request.
+//
+// Queued work is summed up by level and deadline, in rings of buckets of three widths; a request is
+// counted in the finest one that spans its time. So no question walks the queue. Of a bucket that a
+// deadline falls into, the part before it counts; work without a deadline, or with one beyond the
+// rings, does not: who is unsure admits.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "base/time.h"
+
+namespace infersched::engine {
+
+// Where a queued request is counted, and with how much.
+struct BacklogPlace {
+    Nanos work_ns = 0;
+    std::uint8_t level = 0;
+    std::uint8_t bucket = 0;
+};
+
+class Backlog {
+  public:
+    // Queue levels told apart; the last one stands for all below it.
+    static constexpr std::size_t kLevels = 18;
+
+    // `slots` executors, of which none runs anything yet, and nothing queued.
+    void reset(std::uint32_t slots);
+
+    // -- queued ----------------------------------------------------------------------------------
+    static BacklogPlace place(std::size_t level, Nanos deadline, Nanos work_ns, Nanos now);
+    // Whether this can be a place: those of loaded states may be anything.
+    static bool sound(const BacklogPlace& place);
+    void add(const BacklogPlace& place);
+    void remove(const BacklogPlace& place);
+    // Work of this level and the ones above it whose deadlines are not after `deadline`.
+    Nanos queued_before(std::size_t level, Nanos deadline, Nanos now) const;
+    Nanos queued() const { return queued_ns_; }
+
+    // -- at the executors: running batches by when they are expected to end ----------------------
+    void start(Nanos end);
+    void end(Nanos end);
+    bool idle() const { return ends_.size() < slots_; }
+    // When an executor is free for a batch behind `batches` others that take `batch_ns` each.
+    Nanos free_at(std::uint32_t batches, Nanos batch_ns, Nanos now) const;
+    std::uint32_t slots() const { return slots_; }
+
+  private:
+    static constexpr std::uint32_t kBuckets = 64;
+    static constexpr std::array<std::uint32_t, 3> kShifts = {19, 23, 27};  // 0.5, 8, 134 ms
+    static constexpr std::uint8_t kNowhere = 0xff;
+    // Executors looked at one by one; further ones are taken to be free with the last of them.
+    static constexpr std::size_t kEndsMax = 64;
+    static constexpr std::uint32_t kStepsMax = 4 * kEndsMax;
+
+    using Rings = std::array<Nanos, kBuckets * kShifts.size()>;
+
+    std::vector<Rings> rings_;  // by level
+    Nanos queued_ns_ = 0;
+    std::vector<Nanos> ends_;  // sorted
+    std::uint32_t slots_ = 0;
+};
+
+}  // namespace infersched::engine

@@ -1,0 +1,91 @@
+// Start-time fair queueing of tenants over the executors of one component, in device time.
+//
+// Every tenant has a counter, the device time of its requests over its weight, and a place, how
+// much of that was served. The virtual time is the least place of the tenants that want more:
+// requests of theirs wait, or were refused a moment ago. One that wakes up is lifted to it, so that
+// nobody saves up. Served fairly, a request waits for the work by which its tenant's counter is
+// ahead of the virtual time; one that cannot wait so long is over the share of its tenant: it goes
+// behind those that are not, and takes what they leave (after Goyal, Vin and Cheng, "Start-time
+// fair queuing", 1996).
+#pragma once
+
+#include <cstdint>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "base/time.h"
+
+namespace infersched::engine {
+
+class FairShares {
+  public:
+    // A tenant counts for the shares of the others this long after its last request.
+    static constexpr Nanos kActiveNs = kSecond;
+    // What a request without a deadline may wait.
+    static constexpr Nanos kPatienceNs = kSecond;
+
+    // Whether a request that can wait `patience_ns` for `slots` executors is over its share. Alone,
+    // a tenant is not.
+    bool over(std::uint32_t tenant, double weight, Nanos patience_ns, std::uint32_t slots,
+              Nanos now);
+    // A request that was asked about is admitted; it takes `work_ns` of device time.
+    void enter(std::uint32_t tenant, Nanos work_ns);
+    // A request that was asked about is refused for want of executors.
+    void refuse(std::uint32_t tenant, Nanos now);
+    // It goes, and takes what was said.
+    void serve(std::uint32_t tenant, Nanos work_ns);
+    // What was served took so much more, in the batch that it was in.
+    void correct(std::uint32_t tenant, Nanos work_ns);
+    // It ends without having run.
+    void give_back(std::uint32_t tenant, Nanos work_ns);
+
+    template <class Archive>
+    void archive(Archive& archive) {
+        archive(virtual_ns_);
+        archive.vector_size(accounts_, 45);
+        for (Account& account : accounts_) {
+            archive(account.counter_ns);
+            archive(account.place_ns);
+            archive(account.weight);
+            archive(account.active_until);
+            archive(account.waiting);
+            archive(account.hungry_until);
+            archive(account.wants);
+        }
+        archive(active_);
+        archive(active_weight_);
+        archive(hand_);
+        if constexpr (!Archive::kReads) return;
+        wanting_.clear();
+        for (std::uint32_t tenant = 0; tenant < accounts_.size(); ++tenant) {
+            if (accounts_[tenant].wants) wanting_.insert({accounts_[tenant].place_ns, tenant});
+        }
+    }
+
+  private:
+    struct Account {
+        double counter_ns = 0;  // over the weight
+        double place_ns = 0;
+        double weight = 0;  // 0: not in active_
+        Nanos active_until = 0;
+        std::uint32_t waiting = 0;  // requests
+        Nanos hungry_until = 0;     // one was refused not long ago
+        bool wants = false;         // in wanting_
+    };
+
+    Account& account(std::uint32_t tenant);
+    void look_at_one(Nanos now);
+    void want(std::uint32_t tenant, bool wants);
+    void move(std::uint32_t tenant, double by_ns);
+    void leave(std::uint32_t tenant);
+
+    double virtual_ns_ = 0;
+    std::set<std::pair<double, std::uint32_t>> wanting_;  // (place, tenant)
+    std::vector<Account> accounts_;                       // by tenant
+    std::vector<std::uint32_t> active_;                   // tenants
+    double active_weight_ = 0;
+    std::uint32_t hand_ = 0;  // the next of active_ to be looked at
+};
+
+}  // namespace infersched::engine

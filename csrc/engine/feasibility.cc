@@ -1,0 +1,264 @@
+// Whether a request can be in time, foreseen at its arrival.
+//
+//     an executor is free ── batches of others with earlier deadlines ── full batches of its own
+//     group ── the batch that it is in
+//
+// Every term is kept up to date as work comes and goes: a forecast costs the same at any queue
+// length. Expected times are used for what is before it, and the bound for its own batch, as the
+// batch former does when the time comes.
+#include <algorithm>
+
+#include "engine/core.h"
+#include "engine/priorities.h"
+
+namespace infersched::engine {
+namespace {
+
+// What refuses all there is lets one through this often: latencies are only learned from what runs.
+constexpr Nanos kProbeNs = kSecond;
+constexpr Nanos kRetryMinNs = kMillisecond;
+
+// Of RequestRecord::queue_level: eight levels in two parts each, lower ones, those without an
+// objective.
+std::size_t backlog_level(std::uint32_t queue_level) {
+    if ((queue_level & kBestEffortBit << 1) != 0) return Backlog::kLevels - 1;
+    return std::min<std::size_t>(queue_level - 2, Backlog::kLevels - 2);
+}
+
+// Rows of a batch of `rows` that starts in `wait_ns`: those that come until then join it, up to the
+// size that the load asks for. Who would be late in such a batch is given up for it.
+std::uint32_t filled(const Group& group, std::uint32_t rows, Nanos wait_ns, std::uint32_t cap) {
+    const double coming =
+        group.rate.per_s() * static_cast<double>(wait_ns) / static_cast<double>(kSecond);
+    const double target = std::min(group.target, cap);
+    return std::max(rows, static_cast<std::uint32_t>(std::min(rows + coming, target)));
+}
+
+}  // namespace
+
+Backlog* Core::backlog_of(const ModelState& model) {
+    if (rearrange_ || model.component == kNoSlot) return nullptr;
+    return &components_[model.component].backlog;
+}
+
+// The first row of every batch brings the time of a batch, all of them their own. The batch must be
+// started so long before the deadline as one of the size that the load asks for takes.
+void Core::count_in(ModelState& model, Group& group, std::uint32_t slot, Nanos now) {
+    RequestRecord& request = requests_[slot];
+    const std::size_t level = backlog_level(request.queue_level());
+    Nanos work = 0;
+    Nanos start_by = request.deadline;
+    if (model.reference != kNoSlot && request.deadline != kNever) {
+        const LatencyModel& latency = planning_latency(model, group);
+        const Nanos batch_ns = latency.expected(padded_rows(model.policy, group.target));
+        const bool first = group.rows % std::max(group.rows_fit, group.target) == 0;
+        work = static_cast<Nanos>(latency.alpha_ns() * request.rows);
+        if (first) work += static_cast<Nanos>(latency.beta_ns());
+        start_by -= batch_ns;
+    }
+    group.rows += request.rows_left();
+    group.level_rows[level] += request.rows_left();
+    group.work_ns += work;
+    request.backlog = Backlog::place(level, start_by, work, now);
+    if (Backlog* backlog = backlog_of(model)) backlog->add(request.backlog);
+    if (FairShares* shares = shares_of(model)) shares->enter(request.tenant, request.share_ns);
+}
+
+void Core::count_rows_out(Group& group, const RequestRecord& request, std::uint32_t rows) {
+    group.rows -= rows;
+    group.level_rows[request.backlog.level] -= rows;
+}
+
+void Core::count_out(ModelState& model, Group& group, const RequestRecord& request) {
+    group.work_ns -= request.backlog.work_ns;
+    Backlog* backlog = backlog_of(model);
+    if (backlog == nullptr) return;
+    backlog->remove(request.backlog);
+    FairShares* shares = shares_of(model);
+    if (shares == nullptr) return;
+    if (request.dispatched) {
+        shares->serve(request.tenant, request.share_ns);
+    } else {
+        shares->give_back(request.tenant, request.share_ns);
+    }
+}
+
+void Core::note_started(BatchRecord& batch, Nanos now) {
+    ModelState& model = models_[batch.model];
+    const LatencyModel& latency = latency_of(model, *model.placement(batch.backend));
+    const Nanos expected =
+        latency.known() ? latency.expected(rows_sent(model, batch)) : model.batch_ns;
+    batch.started_at = now;
+    batch.ends_at = now + expected;
+    Backlog* backlog = backlog_of(model);
+    if (backlog == nullptr) return;
+    backlog->start(batch.ends_at);
+    Component& component = components_[model.component];
+    component.batch_ns = averaged(component.batch_ns, std::max<Nanos>(expected, 1));
+}
+
+void Core::note_left(const BatchRecord& batch) {
+    if (batch.started_at == kNever) return;
+    if (Backlog* backlog = backlog_of(models_[batch.model])) backlog->end(batch.ends_at);
+}
+
+// After components were made anew.
+void Core::rebuild_backlogs(Nanos now) {
+    for (Component& component : components_) component.backlog.reset(component.slots);
+    for (std::uint32_t slot = 0; slot < batches_.slots(); ++slot) {
+        if (!batches_.live(slot)) continue;
+        const BatchRecord& batch = batches_[slot];
+        if (batch.backend == kNoBackend || batch.started_at == kNever) continue;
+        if (Backlog* backlog = backlog_of(models_[batch.model])) backlog->start(batch.ends_at);
+    }
+    for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
+        if (!requests_.live(slot)) continue;
+        const RequestRecord& request = requests_[slot];
+        if (!request.queued || request.held || request.in_levels) continue;
+        ModelState& model = models_[request.model];
+        if (Backlog* backlog = backlog_of(model)) backlog->add(request.backlog);
+        FairShares* shares = shares_of(model);
+        if (shares == nullptr) continue;
+        const double weight = weight_of(request.tenant);
+        shares->over(request.tenant, weight, FairShares::kPatienceNs, 1, now);
+        shares->enter(request.tenant, request.share_ns);
+    }
+}
+
+// Rows of a group that go before a request of this level and deadline. Within its own level,
+// deadlines are taken to be spread evenly up to the last one.
+std::uint32_t Core::rows_before(const Group& group, std::size_t level, Nanos deadline,
+                                Nanos now) const {
+    std::uint32_t above = 0;
+    for (std::size_t l = 0; l < level; ++l) above += group.level_rows[l];
+    const std::uint32_t own = group.level_rows[level];
+    if (own == 0) return above;
+    const QueueKey& last = *group.order.rbegin();
+    const bool behind_last = backlog_level(last.level) == level && last.deadline <= deadline;
+    if (behind_last || last.deadline <= now || last.deadline == kNever) return above + own;
+    const double part =
+        static_cast<double>(deadline - now) / static_cast<double>(last.deadline - now);
+    return above + static_cast<std::uint32_t>(own * std::clamp(part, 0.0, 1.0));
+}
+
+// When the batch with this request would be done, `rows` of it being in one.
+Nanos Core::foreseen_end(const ModelState& model, const Arrival& arrival, std::uint32_t rows,
+                         Nanos now) const {
+    const Component& component = components_[model.component];
+    const Backlog& backlog = component.backlog;
+    const LatencyModel& latency = model.placements[model.reference].latency;
+    const std::uint32_t level = arrival.level << 1 | (arrival.over_share ? 1u : 0u);
+    const std::size_t rank = backlog_level(level);
+    const Group* group = arrival.group == kNoSlot ? nullptr : &model.groups[arrival.group];
+    if (group != nullptr && group->order.empty()) group = nullptr;
+    const Nanos alone = latency.bound(padded_rows(model.policy, rows));
+    // Batches of other groups that must be started before `start_by`.
+    const auto others = [&](Nanos start_by, Nanos own_ns) -> std::uint32_t {
+        const Nanos group_ns = group == nullptr ? 0 : group->work_ns;
+        if (backlog.queued() <= group_ns || component.batch_ns == 0) return 0;
+        const Nanos work = backlog.queued_before(rank, start_by, now) - own_ns;
+        return static_cast<std::uint32_t>(std::max<Nanos>(work, 0) / component.batch_ns);
+    };
+    const std::uint32_t before =
+        group == nullptr ? 0 : rows_before(*group, rank, arrival.deadline, now);
+    if (before == 0) {
+        const std::uint32_t batches = others(arrival.deadline - alone, 0);
+        return add_saturating(backlog.free_at(batches, component.batch_ns, now), alone);
+    }
+    const Nanos target_ns = latency.expected(padded_rows(model.policy, group->target));
+    const QueueKey& head = group->head();
+    const Nanos head_ns = requests_[head.slot].backlog.work_ns;
+    const Nanos lead_start =
+        backlog.free_at(others(head.deadline - target_ns, head_ns), component.batch_ns, now);
+    const std::uint32_t cap = std::max(model.rows_trusted, rows);
+    const std::uint32_t fit = latency.largest_within(head.deadline - lead_start, cap);
+    const std::uint32_t full = std::clamp(std::max(fit, group->target), 1u, cap);
+    const Nanos full_ns =
+        std::max(latency.expected(padded_rows(model.policy, full)), component.batch_ns);
+    const auto done = [&](Nanos start, std::uint32_t with) {
+        const std::uint32_t all = filled(*group, with, start - now, cap);
+        return add_saturating(start, latency.bound(padded_rows(model.policy, all)));
+    };
+    Nanos start = lead_start;
+    std::uint32_t batches = 0;
+    if (before >= full) {
+        batches = others(arrival.deadline - target_ns, group->work_ns) + before / full;
+        start = backlog.free_at(batches, full_ns, now);
+    }
+    const Nanos joined = done(start, std::min(before % full + rows, cap));
+    if (joined <= arrival.deadline) return joined;
+    // Or in the batch behind.
+    return std::min(joined, done(backlog.free_at(batches + 1, full_ns, now), rows));
+}
+
+// Only what has an objective is refused, and only by what is known.
+Core::Forecast Core::foresee(ModelState& model, const Request& request, const Arrival& arrival,
+                             Nanos now) {
+    Forecast forecast;
+    const bool objective = arrival.deadline != kNever && (arrival.level & kBestEffortBit) == 0;
+    if (!objective || !model.learns || model.component == kNoSlot || rearrange_) return forecast;
+    Component& component = components_[model.component];
+    const bool shed = !request.unconditional && component.levels &&
+                      !component.cursor.offer(arrival.level, now, model.policy.attainment);
+    if (shed) {
+        forecast.reason = Reason::kPriorityShed;
+        forecast.retry_after_ns = PriorityCursor::kWindowNs;
+    }
+    if (model.reference == kNoSlot) return forecast;
+    const LatencyModel& latency = model.placements[model.reference].latency;
+    const bool splits = arrival.key.mergeable && model.merging();
+    const std::uint32_t rows =
+        std::max(splits ? std::min(request.rows, rows_limit(model.policy)) : request.rows, 1u);
+    forecast.budget_ns = arrival.deadline - now;
+    forecast.predicted_ns = latency.bound(padded_rows(model.policy, rows));
+    if (forecast.predicted_ns > forecast.budget_ns) {
+        forecast.reason = Reason::kDeadlineInfeasible;
+        forecast.retry_after_ns = 0;
+    } else if (!shed && arrival.key.pin == kNoBackend) {
+        const Nanos end = foreseen_end(model, arrival, rows, now);
+        if (end <= arrival.deadline) return forecast;
+        forecast.reason = arrival.over_share ? Reason::kTenantQuota : Reason::kPredictedLate;
+        forecast.predicted_ns = end - now;
+        forecast.retry_after_ns = std::max(end - arrival.deadline, kRetryMinNs);
+        if (component.levels) component.cursor.count(arrival.level, false);
+    }
+    if (request.unconditional || (forecast.reason != Reason::kNone && probes(model, now))) {
+        forecast.reason = Reason::kNone;
+    }
+    return forecast;
+}
+
+Admission Core::refuse_foreseen(ModelState& model, const Request& request, const Arrival& arrival,
+                                const Forecast& forecast, Nanos now) {
+    if (forecast.reason != Reason::kDeadlineInfeasible) {
+        meter(model, request, arrival, now);
+        if (FairShares* shares = shares_of(model)) shares->refuse(arrival.tenant, now);
+    }
+    Admission refused = refuse(model, request.model, forecast.reason);
+    refused.retry_after_ns = forecast.retry_after_ns;
+    refused.predicted_ns = forecast.predicted_ns;
+    refused.budget_ns = forecast.budget_ns;
+    return refused;
+}
+
+// Whether a request goes in against the forecast, because nothing has run for long.
+bool Core::probes(ModelState& model, Nanos now) const {
+    if (model.queued_requests > 0 || model.inflight_batches > 0) {
+        model.refusing_since = kNever;
+        return false;
+    }
+    if (model.refusing_since == kNever) model.refusing_since = now;
+    if (now - std::max(model.refusing_since, model.last_complete) < kProbeNs) return false;
+    model.refusing_since = kNever;
+    return true;
+}
+
+// Answered in time, or too late for reasons of load.
+void Core::count_objective(const ModelState& model, const RequestRecord& request, bool in_time) {
+    if (!model.learns || rearrange_ || model.component == kNoSlot) return;
+    if ((request.level & kBestEffortBit) != 0) return;
+    Component& component = components_[model.component];
+    if (component.levels) component.cursor.count(request.level, in_time);
+}
+
+}  // namespace infersched::engine

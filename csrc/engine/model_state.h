@@ -1,0 +1,75 @@
+// What the engine keeps per model.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/placements.h"
+#include "engine/queue.h"
+#include "engine/records.h"
+#include "engine/triton_queue.h"
+
+namespace infersched::engine {
+
+// Executions that bisecting may use: one in ten of the others, and this many at once: a batch
+// of 64 is taken apart to the last however many of its members fail.
+inline constexpr std::int32_t kBisectTenthsMax = 1280;
+
+// A signature whose merged batches were rejected. It is dispatched unmerged while now < until.
+struct Suspect {
+    std::uint64_t signature = 0;
+    std::int32_t score = 0;  // + kSuspectFailure a rejected batch, - 1 a good one
+    Nanos until = std::numeric_limits<Nanos>::min();
+};
+inline constexpr std::size_t kSuspectsMax = 32;
+inline constexpr std::int32_t kSuspectFailure = 8;
+inline constexpr std::int32_t kSuspectUnmerged = 32;
+inline constexpr Nanos kUnmergedNs = 5 * kSecond;
+
+struct ModelState {
+    ModelPolicy policy;        // normalised
+    bool known = false;        // was configured once
+    bool merging_off = false;  // a reply could not be cut
+    bool dirty = false;        // has had an event since the last step
+    bool holding = false;      // until policy.hold_requests are queued
+    std::vector<PlacementState> placements;
+    Pool shared;
+    GroupTable groups;
+    TritonQueue triton;  // empty without policy.triton
+    RequestList by_age;
+    std::unordered_map<std::uint64_t, std::uint32_t> sequences;  // by key; looked up, never walked
+    std::vector<std::uint32_t> doomed;  // sequences whose queued requests are to be failed
+    std::uint64_t queued_requests = 0;
+    std::uint64_t queued_rows = 0;
+    std::uint64_t queued_bytes = 0;
+    std::uint32_t inflight_batches = 0;
+    Nanos batch_ns = 0;  // as PlacementState's, over all placements
+    Nanos drain_ns = 0;  // moving average of the time between answers while requests were queued
+    Nanos last_complete = 0;
+    std::int32_t bisect_tenths = kBisectTenthsMax;
+    std::vector<Suspect> suspects;
+    ModelStats stats;                   // batch_sizes[i] are those of i rows
+    bool learns = false;                // batches are formed by learned latency
+    bool shares = false;                // has shared executors
+    bool metered = false;               // in Component::metered
+    std::uint32_t reference = kNoSlot;  // the placement whose latency batches are planned with
+    std::uint32_t rows_trusted = 1;     // the largest batch to risk
+    std::uint32_t component = kNoSlot;
+    std::vector<std::uint32_t> stale;  // groups to be planned anew
+    // Since when all requests were foreseen to be late while nothing ran; kNever: not so.
+    Nanos refusing_since = kNever;
+
+    bool merging() const { return policy.merge && !merging_off; }
+    PlacementState* placement(std::uint32_t backend);
+    Pool& pool(std::uint32_t pin);
+    template <class Visit>
+    void each_pool(Visit visit) {
+        visit(shared);
+        for (PlacementState& placement : placements) visit(placement.pinned);
+    }
+};
+
+}  // namespace infersched::engine

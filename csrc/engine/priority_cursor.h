@@ -1,0 +1,60 @@
+// Which priorities overload leaves room for, found out by trying.
+//
+// Each of many requests of low priority may be in time by itself and all of them together still
+// come between the executors and the high priorities that arrive after them. So the part of the
+// offered requests that is let in shrinks while the highest priority misses its objective, and
+// grows slowly otherwise (after Zhou et al., "Overload control for scaling WeChat microservices",
+// 2018). What is shed are the lowest levels, and inside the last level that is let in partly, an
+// even part.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "base/time.h"
+
+namespace infersched::engine {
+
+class PriorityCursor {
+  public:
+    static constexpr std::size_t kLevels = 8;  // further ones count as the last
+    static constexpr Nanos kWindowNs = 150 * kMillisecond;
+    static constexpr std::uint64_t kWindowRequests = 2000;
+
+    // A request of `level` (1 = highest) that has an objective. False: it is to be shed.
+    bool offer(std::uint32_t level, Nanos now, double attainment);
+    // How a request of `level` with an objective ended: in time, or too late for reasons of load.
+    void count(std::uint32_t level, bool in_time);
+    // The part of the offered requests that is let in.
+    double share() const { return share_; }
+
+    template <class Archive>
+    void archive(Archive& archive) {
+        archive(share_);
+        archive(window_end_);
+        archive(offered_total_);
+        for (std::uint64_t* words : {offered_.data(), ended_.data(), missed_.data()}) {
+            for (std::size_t i = 0; i < kLevels; ++i) archive(words[i]);
+        }
+        archive(level_partly_);
+        archive(part_);
+        archive(credit_);
+    }
+
+  private:
+    void adjust(double attainment);
+    void place();
+
+    double share_ = 1;
+    Nanos window_end_ = 0;
+    std::uint64_t offered_total_ = 0;  // in this window
+    std::array<std::uint64_t, kLevels> offered_{};
+    std::array<std::uint64_t, kLevels> ended_{};
+    std::array<std::uint64_t, kLevels> missed_{};
+    // Levels above this index are let in, those below are not, and of it this part.
+    std::uint32_t level_partly_ = kLevels;
+    double part_ = 1;
+    double credit_ = 0;
+};
+
+}  // namespace infersched::engine

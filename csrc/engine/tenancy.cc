@@ -1,0 +1,56 @@
+// Tenants: who is over its share of device time.
+#include <algorithm>
+
+#include "engine/core.h"
+
+namespace infersched::engine {
+
+// nullptr: there is one tenant only.
+FairShares* Core::shares_of(const ModelState& model) {
+    if (tenant_weights_.size() < 2 || rearrange_ || model.component == kNoSlot) return nullptr;
+    return &components_[model.component].shares;
+}
+
+// Of one that is no longer configured: as everybody else.
+double Core::weight_of(std::uint32_t tenant) const {
+    return tenant_weights_[tenant < tenant_weights_.size() ? tenant : 0];
+}
+
+// What the request takes of an executor, and whether its tenant is over its share.
+void Core::weigh(ModelState& model, const Request& request, Arrival& arrival, Nanos now) {
+    arrival.group = model.groups.find(arrival.key);
+    FairShares* shares = shares_of(model);
+    if (shares == nullptr) return;
+    const std::uint32_t rows = std::max(request.rows, 1u);
+    const Nanos budget = arrival.deadline == kNever ? kNever : arrival.deadline - now;
+    Nanos patience = std::min(budget, FairShares::kPatienceNs);
+    if (model.reference != kNoSlot) {
+        const LatencyModel& latency = model.placements[model.reference].latency;
+        const std::uint32_t with =
+            arrival.group == kNoSlot ? 1 : model.groups[arrival.group].target;
+        const Nanos batch_ns = latency.expected(padded_rows(model.policy, std::max(with, rows)));
+        arrival.share_ns = batch_ns / std::max(with, rows) * rows;
+        patience -= batch_ns;
+    } else if (!model.placements.empty()) {
+        arrival.share_ns = model.placements.front().ns_per_row * rows;
+    }
+    const std::uint32_t slots = components_[model.component].slots;
+    arrival.over_share =
+        shares->over(arrival.tenant, weight_of(arrival.tenant), patience, slots, now);
+}
+
+// Every member pays its part of the batch that it is in.
+void Core::charge_batch(const ModelState& model, const BatchRecord& batch) {
+    if (tenant_weights_.size() < 2 || rearrange_ || model.reference == kNoSlot) return;
+    FairShares& shares = components_[model.component].shares;
+    const LatencyModel& latency = model.placements[model.reference].latency;
+    const Nanos row_ns = latency.expected(rows_sent(model, batch)) / std::max(batch.rows, 1u);
+    for (const BatchMember& member : batch.members) {
+        const RequestRecord& request = requests_[static_cast<std::uint32_t>(member.request)];
+        const Nanos thought_ns =
+            request.share_ns / std::max(request.rows, 1u) * static_cast<Nanos>(member.rows);
+        shares.correct(request.tenant, row_ns * static_cast<Nanos>(member.rows) - thought_ns);
+    }
+}
+
+}  // namespace infersched::engine

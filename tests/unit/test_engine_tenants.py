@@ -1,0 +1,70 @@
+"""Tenants that compete for the executors get device time by their weights."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.engine_driver import MS, SECOND
+from tests.unit.engine_load import Stream, learned, run
+
+pytestmark = pytest.mark.native
+
+# Eight backends do about 6,500 requests a second in 40 ms.
+BACKENDS, BUDGET = 8, 40 * MS
+
+
+def compete(rates: list[float], weights: list[float]) -> list[Stream]:
+    driver = learned(BACKENDS)
+    driver.engine.set_tenants(weights)
+    streams = [Stream(rate, {"tenant": tenant + 1}, BUDGET) for tenant, rate in enumerate(rates)]
+    run(driver, streams, 2 * SECOND)
+    return streams
+
+
+def test_a_tenant_below_its_share_is_not_pushed_out() -> None:
+    flood, small = compete([12_000, 400], [1, 1, 1])
+    assert small.in_time > 0.95
+    assert flood.counts["tenant_quota"] > 0
+    flood, small = compete([12_000, 400], [1])
+    assert small.in_time < 0.7, "as one tenant they share what there is by what they ask for"
+
+
+def test_weights_divide_what_all_want() -> None:
+    even = compete([12_000, 12_000], [1, 1, 1])
+    assert 0.85 < even[0].counts["in_time"] / even[1].counts["in_time"] < 1.18
+    uneven = compete([12_000, 12_000], [1, 2, 1])
+    assert uneven[0].counts["in_time"] / uneven[1].counts["in_time"] > 1.4
+
+
+def test_a_larger_demand_is_no_larger_share() -> None:
+    large, small = compete([24_000, 6_000], [1, 1, 1])
+    assert large.counts["in_time"] / small.counts["in_time"] < 2
+    large, small = compete([24_000, 6_000], [1])
+    assert large.counts["in_time"] / small.counts["in_time"] > 3
+
+
+def test_a_tenant_alone_is_never_over_its_share() -> None:
+    (alone,) = compete([12_000], [1, 1])
+    assert alone.counts["tenant_quota"] == 0
+
+
+def test_tenants_cost_no_throughput() -> None:
+    one = compete([12_000, 12_000], [1])
+    two = compete([12_000, 12_000], [1, 1, 1])
+    assert sum(s.counts["in_time"] for s in two) > 0.95 * sum(s.counts["in_time"] for s in one)
+
+
+def test_without_deadlines_a_tenant_over_its_share_goes_behind() -> None:
+    driver = learned(1, queue_requests_max=100_000)
+    driver.engine.set_tenants([1, 1, 1])
+    driver.step()
+    driver.submit(88_888, tenant=2)
+    driver.submit_many(range(10_000), tenant=1)
+    driver.submit(99_999, tenant=2)
+    for _ in range(200):
+        for batch in driver.step():
+            driver.after(MS).complete(batch)
+        if 99_999 in driver.answers():
+            break
+    assert driver.answers()[99_999] == ("completed", "none")
+    assert len(driver.answers()) < 6_000
