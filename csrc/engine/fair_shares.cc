@@ -64,7 +64,8 @@ bool FairShares::over(std::uint32_t tenant, double weight, Nanos patience_ns, st
     if (active_.size() < 2) return false;
     const double least = wanting_.empty() ? virtual_ns_ : wanting_.begin()->first;
     const double ahead_ns = (own.counter_ns - least) * active_weight_;
-    return ahead_ns > static_cast<double>(patience_ns) * std::max(slots, 1u);
+    // One that cannot wait at all is not over its share as long as nobody was served less.
+    return ahead_ns > static_cast<double>(std::max<Nanos>(patience_ns, 0)) * std::max(slots, 1u);
 }
 
 void FairShares::enter(std::uint32_t tenant, Nanos work_ns) {

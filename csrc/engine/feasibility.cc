@@ -4,8 +4,8 @@
 //     group ── the batch that it is in
 //
 // Every term is kept up to date as work comes and goes: a forecast costs the same at any queue
-// length. Expected times are used for what is before it, and the bound for its own batch, as the
-// batch former does when the time comes.
+// length. Expected times are used for what is before it, and for its own batch the bound, or the
+// expected time when it is alone, as the batch former does when the time comes.
 #include <algorithm>
 
 #include "engine/core.h"
@@ -151,7 +151,8 @@ Nanos Core::foreseen_end(const ModelState& model, const Arrival& arrival, std::u
     const std::size_t rank = backlog_level(level);
     const Group* group = arrival.group == kNoSlot ? nullptr : &model.groups[arrival.group];
     if (group != nullptr && group->order.empty()) group = nullptr;
-    const Nanos alone = latency.bound(padded_rows(model.policy, rows));
+    // Nothing waits behind it that its margin could be kept for.
+    const Nanos alone = latency.expected(padded_rows(model.policy, rows));
     // Batches of other groups that must be started before `start_by`.
     const auto others = [&](Nanos start_by, Nanos own_ns) -> std::uint32_t {
         const Nanos group_ns = group == nullptr ? 0 : group->work_ns;
@@ -210,7 +211,7 @@ Core::Forecast Core::foresee(ModelState& model, const Request& request, const Ar
     const std::uint32_t rows =
         std::max(splits ? std::min(request.rows, rows_limit(model.policy)) : request.rows, 1u);
     forecast.budget_ns = arrival.deadline - now;
-    forecast.predicted_ns = latency.bound(padded_rows(model.policy, rows));
+    forecast.predicted_ns = latency.expected(padded_rows(model.policy, rows));
     if (forecast.predicted_ns > forecast.budget_ns) {
         forecast.reason = Reason::kDeadlineInfeasible;
         forecast.retry_after_ns = 0;

@@ -48,6 +48,19 @@ def test_a_tenant_alone_is_never_over_its_share() -> None:
     assert alone.counts["tenant_quota"] == 0
 
 
+def test_who_waits_for_nothing_is_not_over_its_share_however_short_its_deadline() -> None:
+    driver = learned(1, staged_batches_max=0)
+    driver.engine.set_tenants([1, 1, 1])
+    driver.step()
+    driver.submit(1, tenant=1, rows=32, deadline=driver.now + SECOND)
+    driver.step()
+    for user in range(20):
+        driver.submit(2 + user, tenant=1, rows=8, deadline=driver.now + SECOND)
+    hasty = {"rows": 30, "deadline": driver.now + BUDGET}
+    assert driver.refusal(tenant=2, **hasty) == "predicted_late"
+    assert driver.refusal(tenant=1, **hasty) == "tenant_quota"
+
+
 def test_tenants_cost_no_throughput() -> None:
     one = compete([12_000, 12_000], [1])
     two = compete([12_000, 12_000], [1, 1, 1])

@@ -113,3 +113,9 @@ def _detail(error: grpc.RpcError, kind: Any) -> Any:
         if packed.Unpack(message):
             return message
     raise AssertionError(f"no {kind.DESCRIPTOR.name} in {status.details}")
+
+
+def quota_subject(error: grpc.RpcError) -> str:
+    """Of the one violation of the QuotaFailure in the details."""
+    (violation,) = _detail(error, error_details_pb2.QuotaFailure).violations
+    return str(violation.subject)
