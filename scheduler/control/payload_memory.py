@@ -18,6 +18,7 @@ import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2
@@ -30,6 +31,7 @@ from scheduler.telemetry.logs import log
 
 logger = logging.getLogger(__name__)
 
+# Of the names of segments (scheduler/dataplane/segment.py) and of regions.
 PREFIX = "infersched-payload-"
 RETRY_PERIOD_S = 1.0
 CALL_TIMEOUT_S = 2.0
@@ -127,17 +129,19 @@ class PayloadMemory:
     async def _ensure(self, watch: BackendWatch, key: str, wanted: bool) -> str | None:
         """The region of the segment at this backend, registered if need be; None: not now."""
         known = await _regions(watch)
-        ours = [name for name, its_key in known.items() if its_key == key]
+        ours = [name for name, region in known.items() if region.key == key]
         lost = self._lost.get(watch.address, set())
-        for name, its_key in known.items():
-            if its_key != key and its_key.startswith(f"/{PREFIX}") and _is_abandoned(its_key):
+        for name, region in known.items():
+            if region.key != key and is_payload_key(region.key) and _is_abandoned(region.key):
                 await _unregister(watch, name)
-        if wanted and ours and ours[0] not in lost:
-            return ours[0]
+        if wanted:
+            for name in ours:
+                if name not in lost and self._is_whole_segment(known[name]):
+                    return name
         if ours:
             for name in ours:
                 await _unregister(watch, name)
-            if any(its_key == key for its_key in (await _regions(watch)).values()):
+            if any(region.key == key for region in (await _regions(watch)).values()):
                 return None
         self._lost.pop(watch.address, None)
         if not wanted:
@@ -149,6 +153,11 @@ class PayloadMemory:
         await watch.calls.rpc("SystemSharedMemoryRegister", request, CALL_TIMEOUT_S)
         log(logger, logging.INFO, "large tensors go through shared memory", backend=watch.address)
         return name
+
+    def _is_whole_segment(self, region: Any) -> bool:
+        """Whether this process registered it: another's may be a part of the memory."""
+        whole = region.offset == 0 and region.byte_size == self._bytes
+        return whole and is_payload_region(region.name)
 
     def _say(self, address: str, reason: str) -> None:
         if (address, reason) not in self._said:
@@ -162,11 +171,16 @@ def is_payload_region(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
-async def _regions(watch: BackendWatch) -> dict[str, str]:
-    """The keys of the system shared-memory regions that the backend has, by their names."""
+def is_payload_key(key: str) -> bool:
+    """Whether it opens the segment of a data plane; shm_open skips slashes before the name."""
+    return key.lstrip("/").startswith(PREFIX)
+
+
+async def _regions(watch: BackendWatch) -> dict[str, Any]:
+    """The system shared-memory regions that the backend has, by their names."""
     request = service_pb2.SystemSharedMemoryStatusRequest()
     answer = await watch.calls.rpc("SystemSharedMemoryStatus", request, CALL_TIMEOUT_S)
-    return {name: region.key for name, region in answer.regions.items()}
+    return dict(answer.regions.items())
 
 
 async def _unregister(watch: BackendWatch, name: str) -> None:

@@ -18,7 +18,7 @@ from scheduler.backends.probe import RpcError
 from scheduler.backends.watch import BackendWatch
 from scheduler.control.errors import ColdError
 from scheduler.control.fan_out import READ_TIMEOUT_S, UPDATE_TIMEOUT_S, Outcome, ask_all
-from scheduler.control.payload_memory import is_payload_region
+from scheduler.control.payload_memory import PREFIX, is_payload_key, is_payload_region
 from scheduler.control.plane import ControlPlane
 from scheduler.control.regions import Kind
 from scheduler.telemetry.logs import log
@@ -42,6 +42,13 @@ class SharedMemory:
 
     async def register(self, kind: Kind, request: Any) -> Any:
         """Raises ColdError; then no backend has the region."""
+        if is_payload_region(request.name) or is_payload_key(getattr(request, "key", "")):
+            # A client that maps the data plane's segment sees the tensors of all others.
+            raise ColdError(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"failed to register shared memory region '{request.name}': names and keys that "
+                f"begin with '{PREFIX}' are the scheduler's own",
+            )
         async with self._turn:
             if request.name in self._regions.by_name:
                 raise ColdError(

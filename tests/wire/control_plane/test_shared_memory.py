@@ -115,6 +115,26 @@ def test_errors_are_tritons_and_leave_nothing_behind(
     assert told(data_plane.applies[-1]) == {}
 
 
+@pytest.mark.parametrize("slashes", ["/", "", "//"])
+def test_the_memory_of_a_data_plane_is_no_clients(
+    cold: Cold, pair: list[Cold], data_plane: FakeDataPlane, slashes: str
+) -> None:
+    """Neither by its key, which /dev/shm lists, nor under a name that is taken for its own."""
+    with shared_memory("payload-0123") as key, shared_memory("other") as other:
+        for request in (
+            RegisterRequest(name="mine", key=slashes + key.lstrip("/"), byte_size=64),
+            RegisterRequest(name="infersched-payload-mine", key=other, byte_size=64),
+        ):
+            code, text = failure(lambda r=request: cold.SystemSharedMemoryRegister(r, timeout=5))
+            assert code is grpc.StatusCode.INVALID_ARGUMENT
+            assert "begin with 'infersched-payload-'" in text
+    cuda = service_pb2.CudaSharedMemoryRegisterRequest(name="infersched-payload-cuda")
+    code, _ = failure(lambda: cold.CudaSharedMemoryRegister(cuda, timeout=5))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert [regions(stub) for stub in pair] == [{}, {}]
+    assert told(data_plane.applies[-1]) == {}
+
+
 def test_a_name_is_taken_once(cold: Cold, memory: str, pair: list[Cold]) -> None:
     request = RegisterRequest(name="r", key=memory, byte_size=64)
     cold.SystemSharedMemoryRegister(request, timeout=TIMEOUT_S)
