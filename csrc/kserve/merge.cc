@@ -243,6 +243,18 @@ void append_input(const RequestRows* parts, std::size_t count, std::uint32_t row
     append_tensor_data(batch, first.signature->inputs[index], index, bytes);
 }
 
+namespace {
+
+// A request that waits while its model is loaded anew has the outputs of the former one.
+bool same_outputs(const Signature& signature, const ModelSchema& schema) {
+    return std::equal(
+        signature.output_names.begin(), signature.output_names.end(), schema.outputs.begin(),
+        schema.outputs.end(),
+        [](const std::string& name, const TensorSchema& output) { return name == output.name; });
+}
+
+}  // namespace
+
 void predict_outputs(const RequestRows* parts, std::size_t count, std::uint32_t rows_padded,
                      const ModelSchema& schema, std::vector<std::uint64_t>* bytes) {
     const Batch batch = make_batch(parts, count, rows_padded);
@@ -250,6 +262,7 @@ void predict_outputs(const RequestRows* parts, std::size_t count, std::uint32_t 
     OutputList outputs;
     const bool some = wanted_outputs(batch, &outputs);
     bytes->assign(schema.outputs.size(), 0);
+    if (!same_outputs(signature, schema)) return;
     for (std::uint32_t i = 0; i < schema.outputs.size(); ++i) {
         if (some && std::find(outputs.begin(), outputs.end(), i) == outputs.end()) continue;
         std::string plain;

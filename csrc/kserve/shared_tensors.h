@@ -42,7 +42,8 @@ std::size_t input_count(const PreparedRequest& request);
 void append_input(const RequestRows* parts, std::size_t count, std::uint32_t rows_padded,
                   std::size_t index, Pieces* bytes);
 // The bytes that each output of the model takes in the reply to the merged message, 0 where it is
-// not asked for, is small, or its size cannot be told.
+// not asked for, is small, or its size cannot be told; all 0 where the requests were prepared for a
+// model with other outputs.
 void predict_outputs(const RequestRows* parts, std::size_t count, std::uint32_t rows_padded,
                      const ModelSchema& schema, std::vector<std::uint64_t>* bytes);
 

@@ -183,6 +183,38 @@ def test_an_output_larger_than_its_place_is_asked_for_by_the_wire(
     assert len(places_of(fake.requests[-1])) == 1
 
 
+def other_outputs(*names: str) -> pb.Model:
+    """The model, reloaded with these outputs."""
+    model = wide_model()
+    del model.outputs[:]
+    for name in names:
+        model.outputs.add(name=name, datatype="FP32", dims=[WIDTH])
+    return model
+
+
+@pytest.mark.parametrize("names", [("OUTPUT1",), ("OUTPUT0", "OUTPUT1", "OUTPUT2"), ()])
+def test_requests_of_a_former_catalog_ask_for_its_outputs_by_the_wire(
+    plane: DataPlane, fake: FakeTriton, client: Stub, names: tuple[str, ...]
+) -> None:
+    """The model is reloaded with other outputs while they are queued."""
+    memory = share(plane, fake, [wide_model()])
+    fake.hold()
+    first = client.ModelInfer.future(infer_request(rows(99, 1, WIDTH)), timeout=60)
+    wait_until(lambda: len(fake.requests) == 1, "the backend has it")
+    calls = [
+        client.ModelInfer.future(infer_request(rows(n, 1, WIDTH)), timeout=60) for n in range(3)
+    ]
+    plane.wait_queued(3)
+    assert plane.apply([other_outputs(*names)], [backend(fake, memory.key)], LIMITS) == ""
+    fake.release()
+    for number, call in [(99, first), *enumerate(calls)]:
+        np.testing.assert_array_equal(output(call.result()), rows(number, 1, WIDTH))
+    for request in fake.requests[1:]:
+        assert len(request.outputs) == 0
+        assert len(places_of(request)) == 1
+    nothing_held(plane)
+
+
 def test_a_smaller_output_has_the_shape_that_the_reply_says(
     plane: DataPlane, fake: FakeTriton, client: Stub
 ) -> None:
