@@ -55,6 +55,11 @@ def _ascending_sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(set(sizes)))
 
 
+def _shared_memory_use(value: object) -> object:
+    """YAML reads a bare `off` as false."""
+    return ("auto" if value else "off") if isinstance(value, bool) else value
+
+
 AddressText = Annotated[Address, BeforeValidator(_address), PlainSerializer(Address.__str__)]
 OptionalAddressText = Annotated[
     Address | None,
@@ -75,10 +80,9 @@ ExecutorName = Annotated[
         "time, or with exclusive: gpu one on each GPU",
     ),
 ]
-# YAML reads a bare `off` as false.
 SharedMemoryUse = Annotated[
     Literal["auto", "off"],
-    BeforeValidator(lambda value: {True: "auto", False: "off"}.get(value, value)),
+    BeforeValidator(_shared_memory_use),
     Field(description="large tensors through shared memory, where the Triton is on this host"),
 ]
 

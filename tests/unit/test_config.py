@@ -105,6 +105,15 @@ def test_an_unknown_key_names_its_path_line_and_the_nearest_key(tmp_path: Path) 
     assert text == "models.m.sloo (infersched.yaml:2): unknown key; did you mean slo?"
 
 
+@pytest.mark.parametrize("value", ["[auto]", "{}", "1", "on_request", "{auto: off}"])
+@pytest.mark.parametrize("section", ["embedded: {shared_memory: VALUE}",
+    "backends: [{address: 'h:1', shared_memory: VALUE}]"])  # fmt: skip
+def test_shared_memory_is_auto_or_off(tmp_path: Path, section: str, value: str) -> None:
+    text = problems(tmp_path, section.replace("VALUE", value))
+    assert "shared_memory (infersched.yaml:1): " in text
+    assert "'auto' or 'off'" in text
+
+
 def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     text = problems(
         tmp_path,
