@@ -165,8 +165,8 @@ def _load_aware_problems(batching: Batching) -> list[str]:
         "preferred_batch_rows": batching.preferred_batch_rows,
     }
     return [
-        f"{key} contradicts batching: load_aware, which decides by itself how long to wait; leave "
-        "it out, or set batching: fixed_delay"
+        f"{key} contradicts batching: load_aware, which decides by itself how long to wait; set "
+        f"it to {'0' if key == 'max_queue_delay' else '[]'}, or set batching: fixed_delay"
         for key, value in waiting.items()
         if value
     ]

@@ -51,11 +51,13 @@ def message(**keys: object) -> pb.Batching:
         ),
         (
             "batching: load_aware, max_queue_delay: 1ms",
-            "max_queue_delay contradicts batching: load_aware",
+            "max_queue_delay contradicts batching: load_aware, which decides by itself how long to "
+            "wait; set it to 0",
         ),
         (
             "batching: load_aware, preferred_batch_rows: [4]",
-            "preferred_batch_rows contradicts batching: load_aware",
+            "preferred_batch_rows contradicts batching: load_aware, which decides by itself how "
+            "long to wait; set it to []",
         ),
         ("priorities: {2: {slo: 5ms}}", "priorities 2 is not one of the 1 priority_levels"),
         ("priorities: {0: {slo: 5ms}}", "priorities 0 is not one of the 1 priority_levels"),
