@@ -47,17 +47,20 @@ class PayloadMemory:
         self._pool = pool
         self._on_change = on_change
         self.key = ""
+        self._left = False
         self._bytes = 0
         self.regions: dict[str, str] = {}
         # Regions that the data plane uses no more, by backend.
         self._lost: dict[str, set[str]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        # The look to come, by backend.
+        self._next: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._said: set[tuple[str, str]] = set()
 
     def segment(self, key: str, size: int) -> None:
         """The data plane has this memory now; an empty key: none."""
-        if key == self.key:
+        if key == self.key or self._left:
             return
         self.key, self._bytes = key, size
         self.regions.clear()
@@ -66,14 +69,31 @@ class PayloadMemory:
 
     def look_at_all(self) -> None:
         """The configuration has changed, or the segment."""
+        self._forget_others()
         for address in self._pool.watches:
             self.look_at(address)
 
     def look_at(self, address: str, after_s: float = 0.0) -> None:
         """The backend came, or came back."""
+        pending = self._next.get(address)
+        if pending is not None:
+            if after_s > 0:
+                return  # it comes sooner
+            pending.cancel()
         task = asyncio.get_running_loop().create_task(self._look(address, after_s))
+        self._next[address] = task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _forget_others(self) -> None:
+        """What is known of backends that are no more."""
+        watches = self._pool.watches
+        for address in [a for a in self._lost if a not in watches]:
+            del self._lost[address]
+        for address in [a for a, lock in self._locks.items() if a not in watches]:
+            if not self._locks[address].locked():
+                del self._locks[address]
+        self._said = {said for said in self._said if said[0] in watches}
 
     def backend_gone(self, address: str) -> None:
         """The backend is down: its next process has no regions."""
@@ -89,6 +109,7 @@ class PayloadMemory:
 
     async def leave(self) -> None:
         """The data plane needs the memory no more: the backends may let go of it."""
+        self._left = True
         leaving, self.regions, self.key = self.regions, {}, ""
         watches = [(self._pool.watches.get(address), name) for address, name in leaving.items()]
         await asyncio.gather(*(_unregister(watch, name) for watch, name in watches if watch))
@@ -100,6 +121,9 @@ class PayloadMemory:
 
     async def _look(self, address: str, after_s: float) -> None:
         await asyncio.sleep(after_s)
+        self._next.pop(address, None)  # what comes from now on is for another look
+        if address not in self._pool.watches:
+            return
         async with self._locks.setdefault(address, asyncio.Lock()):
             watch, key = self._pool.watches.get(address), self.key
             if watch is None or not key or not watch.takes_calls:
