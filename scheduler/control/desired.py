@@ -13,6 +13,7 @@ from scheduler.backends.remembered import ModelKey
 from scheduler.backends.watch import BackendStatus
 from scheduler.config import Batching, Settings, batching_problems
 from scheduler.config.objectives import PriorityClass
+from scheduler.config.padding import Padding
 from scheduler.control.executors import ExecutorGroups
 from scheduler.control.indices import BACKENDS_MAX, MODELS_MAX, IndexBook
 from scheduler.control.padding import apply_padding, padding_problems
@@ -96,16 +97,16 @@ class DesiredState:
         groups = self.executor_groups = self._executors.assign(pool)
         for key, index in sorted(self.model_index.items(), key=lambda item: item[1]):
             entry = pool.catalog[key]
-            batching = self._batching(key, entry.spec, settings)
+            mine = settings.batching_for(key[0])
+            batching = self._batching(key, entry.spec, mine)
             batching.refusing = key[0] in self.refusing
             model = _model(index, entry, batching, self.backend_index)
             for placement in model.placements:
                 address = self.backend_at(placement.backend_index) or ""
                 placement.executor_group = groups.get((key, address), 0)
                 if self.priors is not None and not batching.direct_max:
-                    mine = settings.batching_for(key[0])
                     placement.latency_prior.extend(self.priors.of(entry.spec, address, mine))
-            self._pad(key, entry.spec, settings, model)
+            self._pad(key, entry.spec, mine.padding, model)
             apply.models.append(model)
         for name, region in sorted(regions.by_name.items()):
             having = region.backends & self.backend_index.keys()
@@ -130,15 +131,13 @@ class DesiredState:
         found = self.unmergeable.get(key)
         return found[1] if found is not None and found[0] == spec else ""
 
-    def _batching(self, key: ModelKey, spec: ModelSpec, settings: Settings) -> pb.Batching:
-        batching = settings.batching_for(spec.name)
+    def _batching(self, key: ModelKey, spec: ModelSpec, batching: Batching) -> pb.Batching:
         for problem in batching_problems(batching, spec.max_batch_size):
             if spec.max_batch_size > 0:
                 self._report(key, problem)
         return batching_message(batching, spec, merge=not self.merging_off(key, spec))
 
-    def _pad(self, key: ModelKey, spec: ModelSpec, settings: Settings, model: pb.Model) -> None:
-        padding = settings.batching_for(spec.name).padding
+    def _pad(self, key: ModelKey, spec: ModelSpec, padding: Padding, model: pb.Model) -> None:
         if not padding.inputs:
             return
         problems = padding_problems(padding, spec.inputs, spec.outputs)

@@ -53,6 +53,7 @@ class Latencies:
         self.priors = Priors(self.learned)
         # By model version and backend address, as last read.
         self.current: dict[tuple[ModelKey, str], pb.LatencySnapshot] = {}
+        self._floors_ns: dict[ModelKey, int] = {}
         self._pool = pool
         self._steering = steering
         self._counters = counters
@@ -98,9 +99,15 @@ class Latencies:
                 address = desired.backend_at(latency.backend_index)
                 if key is not None and address is not None:
                     new[key, address] = latency
-        kept = {p: old for p, old in self.current.items() if p[0] in desired.model_index}
+        kept = {
+            placement: old
+            for placement, old in self.current.items()
+            if placement[0] in desired.model_index and placement[1] in self._pool.watches
+        }
         self.current = {**kept, **new}
+        self._floors_ns = _floors_ns(self.current)
         self.learned.update(self._observed(new))
+        self.priors.forget_others(self._pool.watches)
         self._tell({key for key, _ in new})
 
     def _ran(self, desired: DesiredState) -> dict[int, int]:
@@ -128,21 +135,17 @@ class Latencies:
 
     def floor_ns(self, key: ModelKey) -> int:
         """What a lone request takes at the model on the fastest backend; 0: not known yet."""
-        floors = [
-            _smallest_ns(latency)
-            for (model, _), latency in self.current.items()
-            if model == key and latency.observations >= OBSERVATIONS_MIN
-        ]
-        return min((floor for floor in floors if floor), default=0)
+        return self._floors_ns.get(key, 0)
 
     def problems(self, key: ModelKey, batching: Batching) -> dict[str, str]:
         """Objectives below the floor: key below the model's, and the sentence about it."""
-        if batching.batching == "triton":
+        wanted = {} if batching.batching == "triton" else objectives(batching)
+        if not wanted:
             return {}
         floor_ns = self.floor_ns(key)
         found = {
             name: objective_below_floor(slo_ns, floor_ns, "measured here")
-            for name, slo_ns in objectives(batching).items()
+            for name, slo_ns in wanted.items()
         }
         return {name: text for name, text in found.items() if text}
 
@@ -187,6 +190,16 @@ def _mean_ns(latency: pb.LatencySnapshot) -> float:
     """Of the batches that were observed."""
     batches = sum(size.batches for size in latency.sizes)
     return sum(size.backend_ns for size in latency.sizes) / batches if batches else 0.0
+
+
+def _floors_ns(latencies: Mapping[tuple[ModelKey, str], pb.LatencySnapshot]) -> dict[ModelKey, int]:
+    """Of every model that is known well enough, on its fastest backend."""
+    floors: dict[ModelKey, int] = {}
+    for (key, _), latency in latencies.items():
+        found_ns = _smallest_ns(latency) if latency.observations >= OBSERVATIONS_MIN else 0
+        if found_ns:
+            floors[key] = min(found_ns, floors.get(key, found_ns))
+    return floors
 
 
 def _smallest_ns(latency: pb.LatencySnapshot) -> int:

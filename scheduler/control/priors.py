@@ -8,7 +8,7 @@ applied with every batch, and observations replace it anyway.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from tritonclient.grpc import service_pb2
 
@@ -80,6 +80,12 @@ class Priors:
                 del self._said[placement]
                 lacking = True
         return lacking
+
+    def forget_others(self, backends: Container[str]) -> None:
+        """What was said and counted of backends that are no more."""
+        for known in (self._said, self._statistics):
+            for placement in [p for p in known if p[1] not in backends]:
+                del known[placement]
 
     def renew(self) -> None:
         """Another data plane will ask: it gets what is known now."""

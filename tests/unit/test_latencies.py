@@ -288,6 +288,23 @@ def test_what_was_taken_is_in_the_file(tmp_path: Path) -> None:
     assert entry["sizes"] == [{"rows": 1, "batches": 10, "mean_ns": 6 * MS}]
 
 
+def test_a_backend_that_is_replaced_takes_its_latencies_along(tmp_path: Path) -> None:
+    settings = settings_of(slo="5ms")
+    found, desired = latencies_of(tmp_path, settings)
+    found.priors.offer_statistics("a:1", [statistics({1: 4.0})])
+    found.take(desired, snapshot({1: 6.0}, OBSERVATIONS_MIN))
+    assert [label[2] for label in found.figures()] == ["a:1"]
+    assert found.floor_ns(KEY) == 6 * MS
+    pool = found._pool
+    pool.watches["b:1"] = pool.watches.pop("a:1")
+    pool.backends["b:1"] = pool.backends.pop("a:1")
+    found.take(desired, pb.Snapshot())
+    assert found.figures() == {}
+    assert found.floor_ns(KEY) == 0
+    assert found.problems(KEY, settings.batching_for("identity")) == {}
+    assert found.priors._statistics == {}
+
+
 def test_models_of_the_data_plane_that_are_gone_are_left_out(tmp_path: Path) -> None:
     found, desired = latencies_of(tmp_path, Settings())
     strange = pb.Snapshot(models=[pb.ModelSnapshot(index=7, latencies=[snapshot_of({1: 6.0})])])
