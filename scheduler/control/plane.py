@@ -30,7 +30,14 @@ logger = logging.getLogger(__name__)
 
 # Keys read once at start: sockets are bound, and children started, by then. All others reload.
 RESTART_ONLY = {
-    "server": ("listen", "metrics_listen", "control_listen", "tls", "state_directory"),
+    "server": (
+        "listen",
+        "metrics_listen",
+        "control_listen",
+        "tls",
+        "state_directory",
+        "shared_memory_bytes_max",
+    ),
     "embedded": ("model_repository", "model_control_mode", "load_models"),
     "logging": ("level", "format"),
 }
@@ -74,7 +81,7 @@ class ControlPlane:
         # The data plane that was told the priors.
         self._told_pid = 0
         # Called with the address of a backend that serves for the first time or again, in order.
-        self.on_rejoin: list[Callable[[str], Coroutine[Any, Any, None]]] = [self.latencies.joined]
+        self.on_rejoin: list[Callable[[str], Coroutine[Any, Any, None]]] = []
         self._joined: set[str] = set()
         self._rejoins: set[asyncio.Task[None]] = set()
 
@@ -212,8 +219,12 @@ class ControlPlane:
         self._joined &= self.pool.watches.keys()
 
     async def _rejoined(self, address: str) -> None:
-        for act in self.on_rejoin:
-            await act(address)
+        for act in (*self.on_rejoin, self.latencies.joined):
+            try:
+                await act(address)
+            except Exception as error:  # the others have their own work to do
+                log(logger, logging.ERROR, "a backend that came back is not wholly provided for",
+                    backend=address, reason=repr(error))  # fmt: skip
 
     def _merging_switched_off(self, event: pb.MergingSwitchedOff) -> None:
         key = self.desired.model_at(event.model_index)

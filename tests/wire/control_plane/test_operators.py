@@ -99,9 +99,13 @@ def test_a_reload_takes_effect_and_a_bad_file_changes_nothing(
     with ControlPlane(data_plane, [triton.grpc_address], config_file=file) as control:
         data_plane.wait_apply(lambda apply: slo_ms(apply) == 20, "the first configuration")
         assert control.process is not None
-        file.write_text("models:\n  identity: {slo: 30ms}\n")
+        file.write_text(
+            "server: {shared_memory_bytes_max: 16MiB}\nmodels:\n  identity: {slo: 30ms}\n"
+        )
         control.process.send_signal(signal.SIGHUP)
         data_plane.wait_apply(lambda apply: slo_ms(apply) == 30, "the second configuration")
+        # The segment is made once.
+        assert data_plane.applies[-1].limits.shared_memory_bytes_max == 256 << 20
         file.write_text("models:\n  identity: {slow: 40ms}\n")
         control.process.send_signal(signal.SIGHUP)
 
