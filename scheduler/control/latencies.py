@@ -53,6 +53,7 @@ class Latencies:
         self.priors = Priors(self.learned)
         # By model version and backend address, as last read.
         self.current: dict[tuple[ModelKey, str], pb.LatencySnapshot] = {}
+        self.shared_memory = pb.SharedMemorySnapshot()
         self._floors_ns: dict[ModelKey, int] = {}
         self._pool = pool
         self._steering = steering
@@ -75,7 +76,8 @@ class Latencies:
     async def read(self, desired: DesiredState) -> None:
         """Asks the data plane, if it is there, for the models that have run; keeps what is new."""
         ran = self._ran(desired)
-        indices = list(ran)
+        # Where none has: one, for what is not of a model.
+        indices = list(ran) or list(desired.model_index.values())[:1]
         for start in range(0, len(indices), MODELS_AT_ONCE):
             asked = indices[start : start + MODELS_AT_ONCE]
             try:
@@ -83,7 +85,7 @@ class Latencies:
             except (ConnectionError, asyncio.TimeoutError):
                 return
             self.take(desired, snapshot)
-            self._read_at.update((index, ran[index]) for index in asked)
+            self._read_at.update((index, ran[index]) for index in asked if index in ran)
 
     def keep(self) -> None:
         """Writes what was learned to the state directory."""
@@ -105,6 +107,7 @@ class Latencies:
             if placement[0] in desired.model_index and placement[1] in self._pool.watches
         }
         self.current = {**kept, **new}
+        self.shared_memory = snapshot.shared_memory
         self._floors_ns = _floors_ns(self.current)
         self.learned.update(self._observed(new))
         self.priors.forget_others(self._pool.watches)

@@ -23,7 +23,7 @@ from scheduler.control.readiness import Readiness
 from scheduler.control.regions import Regions
 from scheduler.control.steering import SteeringClient
 from scheduler.telemetry.logs import log
-from scheduler.telemetry.metrics import Scope
+from scheduler.telemetry.metrics import SHARED_MEMORY_GAUGES, Scope
 from scheduler.v1 import dataplane_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class ControlPlane:
 
     def metrics_scope(self) -> Scope:
         """What a scrape reads; called from the listener's threads, so tables are copied."""
-        watches = dict(self.pool.watches)
+        watches, shared = dict(self.pool.watches), self.latencies.shared_memory
         return Scope(
             models=dict(self.desired.model_index),
             backends=dict(self.desired.backend_index),
@@ -114,6 +114,7 @@ class ControlPlane:
             config_reload_failures=self.reload_failures,
             ready=self.readiness.ready,
             learned=self.latencies.figures(),
+            shared_memory={key: getattr(shared, key) for key in SHARED_MEMORY_GAUGES},
         )
 
     def refresh_state(self) -> None:

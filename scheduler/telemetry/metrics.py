@@ -89,6 +89,14 @@ _LEARNED_GAUGES = {
     "rows_target": ("batch_rows_target", "Batch size that the present load asks for."),
 }
 
+# Field of the data plane's snapshot, as last read -> (name without prefix, help).
+SHARED_MEMORY_GAUGES = {
+    "used_bytes": ("used_bytes", "Of the segment, in blocks that are held."),
+    "backed_bytes": ("backed_bytes", "Of the segment, with pages of host memory."),
+    "quarantined_calls": ("quarantined_calls", "Lost calls whose memory is not free yet."),
+    "calls": ("calls", "Calls that went through shared memory since the data plane's start."),
+}
+
 
 @dataclass(frozen=True)
 class Scope:
@@ -100,6 +108,7 @@ class Scope:
     config_reload_failures: int
     ready: bool
     learned: Mapping[tuple[str, str, str], LearnedFigures] = field(default_factory=dict)
+    shared_memory: Mapping[str, int] = field(default_factory=dict)
 
 
 def ledger_imbalance(counters: Mapping[str, Any]) -> int:
@@ -132,6 +141,9 @@ class CountersCollector(Collector):
             "Configurations that could not be taken over.",
             scope.config_reload_failures,
         )
+        for key, value in scope.shared_memory.items():
+            name, text = SHARED_MEMORY_GAUGES[key]
+            yield GaugeMetricFamily(f"infersched_shared_memory_{name}", text, value)
         yield from self._page_families()
         models = {}
         for labels, index in scope.models.items():

@@ -34,7 +34,8 @@ def written() -> Iterator[WrittenPage]:
 @pytest.fixture
 def registry(written: WrittenPage) -> CollectorRegistry:
     learned = {("m", "3", "t:1"): LearnedFigures(-0.0005, 1.25, 0.008, 12)}
-    scope = Scope({("m", "3"): 5}, {"t:1": 2}, {"t:1": True, "u:1": False}, 4, True, learned)
+    scope = Scope({("m", "3"): 5}, {"t:1": 2}, {"t:1": True, "u:1": False}, 4, True, learned,
+                  {"used_bytes": 4096, "quarantined_calls": 2})  # fmt: skip
     registry = CollectorRegistry(auto_describe=False)
     registry.register(CountersCollector(native.CountersPage(written.fd), lambda: scope))
     return registry
@@ -172,6 +173,11 @@ def test_objectives_are_counted_by_priority(written: WrittenPage, sample: Sample
     assert sample("infersched_slo_good_total", **LABELS, priority="1") == 8
     assert sample("infersched_slo_good_total", **LABELS, priority="32") == 0
     assert sample("infersched_slo_total", **LABELS, priority="2") is None
+
+
+def test_shared_memory_is_shown_as_it_was_read(sample: Sample) -> None:
+    assert sample("infersched_shared_memory_used_bytes") == 4096
+    assert sample("infersched_shared_memory_quarantined_calls") == 2
 
 
 def test_what_was_learned_is_shown_by_backend(sample: Sample) -> None:

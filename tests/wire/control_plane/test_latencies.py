@@ -108,6 +108,7 @@ def test_operators_see_what_was_learned(
     with ControlPlane(data_plane, config_file=config) as control:
         data_plane.wait_apply(all_ready, "every model ready")
         data_plane.snapshot = learned(data_plane, "identity", 6)
+        data_plane.snapshot.shared_memory.used_bytes = 8192
         latency = data_plane.snapshot.models[0].latencies[0]
         latency.alpha_ns, latency.beta_ns, latency.rows_target = 1_053_000, 5_072_000, 12
         latency.margin, latency.error_mean = 1.25, -0.01
@@ -123,7 +124,9 @@ def test_operators_see_what_was_learned(
         assert model["placements"][0]["latency"]["observations"] == 50
         assert "no model 'x'" in shown("models", "describe", "x")
         with urllib.request.urlopen(control.metrics_url + "/metrics", timeout=5) as answer:
-            assert b"infersched_prediction_error_seconds{" in answer.read()
+            metrics = answer.read()
+        assert b"infersched_prediction_error_seconds{" in metrics
+        assert b"infersched_shared_memory_used_bytes 8192.0" in metrics
 
 
 def test_a_reload_to_an_objective_that_nothing_can_meet_is_refused(
