@@ -80,7 +80,7 @@ void Gateway::State::carry_out_actions(Nanos now) {
                 answer(action, now);
                 break;
             case engine::ActionKind::kAbandon:
-                abandon(action);
+                abandon(action, now);
                 break;
             case engine::ActionKind::kWake:
                 engine_wake = action.at;
@@ -186,7 +186,7 @@ Connection* Gateway::State::choose_connection(std::uint32_t backend, ConnectionI
 }
 
 // The engine has taken the batch back already.
-void Gateway::State::abandon(const engine::Action& action) {
+void Gateway::State::abandon(const engine::Action& action, Nanos now) {
     const auto slot = static_cast<std::uint32_t>(action.batch);
     const BatchId found = slot < batch_of_slot.size() ? batch_of_slot[slot] : 0;
     BatchRecord* batch = batches.find(found);
@@ -198,7 +198,7 @@ void Gateway::State::abandon(const engine::Action& action) {
         close_batch(found, batch);
         return;
     }
-    if (batch->shared) lose_shared_call(batch->backend, std::move(batch->shared));
+    if (batch->shared) lose_shared_call(batch->backend, std::move(batch->shared), now);
     if (Connection* connection = connections.find(batch->connection)) {
         connection->requests.take(batch->stream);
         connection->client->cancel(batch->stream);

@@ -152,7 +152,7 @@ bool Gateway::turn(Nanos now) noexcept {
     bool left_over = state.take_events(now);
     state.probe_backends(now);
     if (!state.leaving.empty()) state.release_leaving(now);
-    if (!state.quarantine.empty()) state.release_quarantine(now);
+    if (now >= state.quarantine_due) state.release_quarantine(now);
     state.engine.step(now);
     state.carry_out_actions(now);
     state.expire_streams(now);
@@ -165,7 +165,7 @@ bool Gateway::turn(Nanos now) noexcept {
 }
 
 Nanos Gateway::next_wake() const {
-    Nanos next = std::min(state_->engine_wake, state_->next_look());
+    Nanos next = std::min({state_->engine_wake, state_->next_look(), state_->quarantine_due});
     if (!state_->stream_deadlines.empty())
         next = std::min(next, state_->stream_deadlines.begin()->first);
     if (!state_->lingering.empty()) next = std::min(next, state_->lingering.front().first);

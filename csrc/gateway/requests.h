@@ -60,7 +60,8 @@ struct SharedBatch {
         std::string name;
         BufferRef block;
     };
-    std::string region;
+    std::string address;  // of the backend, and
+    std::string region;   // the region there, as they were when it was sent
     std::vector<BufferRef> inputs;
     std::vector<Output> outputs;
     std::uint64_t charged = 0;  // to the budget: what was not received

@@ -17,6 +17,8 @@ namespace {
 // From when a backend has been seen without the region of a lost call: for an old process that may
 // end more slowly than its successor starts.
 constexpr Nanos kQuarantineNs = 30 * kSecond;
+// From when its backend is not in the configuration: we do not hear of its regions any more.
+constexpr Nanos kQuarantineGoneNs = 600 * kSecond;
 
 bool contains(std::string_view text, std::string_view part) {
     return text.find(part) != std::string_view::npos;
@@ -90,6 +92,7 @@ std::unique_ptr<SharedBatch> Gateway::State::share_tensors(const engine::Action&
         !has_large_output(model->schema, action.rows_padded))
         return nullptr;
     auto shared = std::make_unique<SharedBatch>();
+    shared->address = backend.config.address;
     shared->region = region;
     tensors->region = region;
     share_inputs(action.rows_padded, shared.get(), tensors);
@@ -153,7 +156,7 @@ void Gateway::State::uncharge(SharedBatch* shared) {
 // The backend, or the connection, has ended a call. False: the batch is sent again.
 bool Gateway::State::end_shared_call(BatchRecord* batch, const http2::Event& event, Nanos now) {
     if (!is_over(event)) {
-        lose_shared_call(batch->backend, std::move(batch->shared));
+        lose_shared_call(batch->backend, std::move(batch->shared), now);
         return true;
     }
     uncharge(batch->shared.get());
@@ -183,11 +186,25 @@ bool Gateway::State::place_outputs(const BatchRecord& batch, kserve::Reply* repl
     return true;
 }
 
-void Gateway::State::lose_shared_call(std::uint32_t index, std::unique_ptr<SharedBatch> shared) {
-    const std::string region = shared->region;
+void Gateway::State::lose_shared_call(std::uint32_t index, std::unique_ptr<SharedBatch> shared,
+                                      Nanos now) {
     uncharge(shared.get());  // what nobody can use is bounded by the segment
-    quarantine.push_back({backends[index].config.address, std::move(shared), kNever});
-    lose_region(index, region);
+    const Nanos end = quarantine_end(*shared, now);
+    // Another backend may have the number by now.
+    if (backends[index].config.address == shared->address) lose_region(index, shared->region);
+    quarantine.push_back({std::move(shared), end});
+    quarantine_due = std::min(quarantine_due, end);
+}
+
+// A backend that is known by another region has the one of a lost call no more.
+Nanos Gateway::State::quarantine_end(const SharedBatch& shared, Nanos now) const {
+    Nanos end = now + kQuarantineGoneNs;
+    for (const Backend& backend : backends) {
+        if (!backend.in_use || backend.config.address != shared.address) continue;
+        const std::string& region = backend.config.shared_region;
+        end = region.empty() || region == shared.region ? kNever : now + kQuarantineNs;
+    }
+    return end;
 }
 
 // Large tensors go by the wire until the control plane has another region for us.
@@ -198,8 +215,7 @@ void Gateway::State::lose_region(std::uint32_t index, const std::string& region)
     notices.push_back({Notice::Kind::kSharedMemoryLost, index, 0, false, 0, region});
 }
 
-// A backend that is known by another region has the one of a lost call no more. A control plane
-// that still says the lost one has not heard of that.
+// A control plane that still says a lost region has not heard of the loss.
 void Gateway::State::date_quarantine(Nanos now) {
     for (std::uint32_t index = 0; index < backends.size(); ++index) {
         const Backend& backend = backends[index];
@@ -208,13 +224,8 @@ void Gateway::State::date_quarantine(Nanos now) {
             notices.push_back({Notice::Kind::kSharedMemoryLost, index, 0, false, 0, region});
     }
     for (Quarantined& entry : quarantine) {
-        if (entry.release_at != kNever) continue;
-        for (const Backend& backend : backends) {
-            const std::string& region = backend.config.shared_region;
-            if (!backend.in_use || backend.config.address != entry.address || region.empty())
-                continue;
-            if (region != entry.shared->region) entry.release_at = now + kQuarantineNs;
-        }
+        if (entry.release_at == kNever) entry.release_at = quarantine_end(*entry.shared, now);
+        quarantine_due = std::min(quarantine_due, entry.release_at);
     }
 }
 
@@ -223,6 +234,9 @@ void Gateway::State::release_quarantine(Nanos now) {
         std::remove_if(quarantine.begin(), quarantine.end(),
                        [now](const Quarantined& entry) { return entry.release_at <= now; });
     quarantine.erase(first, quarantine.end());
+    quarantine_due = kNever;
+    for (const Quarantined& entry : quarantine)
+        quarantine_due = std::min(quarantine_due, entry.release_at);
 }
 
 }  // namespace infersched::gateway

@@ -81,9 +81,9 @@ struct Leaving {
 };
 
 // Memory of a call whose end we do not know: the backend's process may still use it. It is free a
-// while after the backend has been seen not to have that region any more.
+// while after the backend has been seen not to have that region any more, or has left the
+// configuration.
 struct Quarantined {
-    std::string address;  // of the backend
     std::unique_ptr<SharedBatch> shared;
     Nanos release_at = kNever;
 };
@@ -174,7 +174,7 @@ struct Gateway::State {
     void dispatch_unsent(const engine::Action& action, Nanos now);
     BatchId open_batch(const engine::Action& action, ConnectionId id, Connection* connection,
                        Nanos now);
-    void abandon(const engine::Action& action);
+    void abandon(const engine::Action& action, Nanos now);
     Connection* choose_connection(std::uint32_t backend, ConnectionId* id);
     void take_reply(Connection* connection, http2::Event* event, Nanos now);
     void reply_failed(const BatchRecord& batch, Status status, bool nothing_ran, Nanos now);
@@ -194,8 +194,9 @@ struct Gateway::State {
     void uncharge(SharedBatch* shared);
     bool end_shared_call(BatchRecord* batch, const http2::Event& event, Nanos now);
     bool place_outputs(const BatchRecord& batch, kserve::Reply* reply);
-    void lose_shared_call(std::uint32_t backend, std::unique_ptr<SharedBatch> shared);
+    void lose_shared_call(std::uint32_t backend, std::unique_ptr<SharedBatch> shared, Nanos now);
     void lose_region(std::uint32_t backend, const std::string& region);
+    Nanos quarantine_end(const SharedBatch& shared, Nanos now) const;
     void date_quarantine(Nanos now);
     void release_quarantine(Nanos now);
 
@@ -241,7 +242,7 @@ struct Gateway::State {
     SlotMap<BackendStream> backend_streams;
     std::set<std::pair<Nanos, ClientStreamId>> stream_deadlines;
     // Half-closed streams, and when they are reset: in the order of their client streams' ends.
-    std::deque<std::pair<Nanos, BackendStreamId>> lingering;
+    std::deque<std::pair<Nanos, BackendStreamId>> lingering;  // and some that have ended
     SlotMap<Relay> relays;
 
     Nanos engine_wake = kNever;
@@ -254,6 +255,7 @@ struct Gateway::State {
     Nanos drain_deadline = kNever;
     std::deque<Notice> notices;
     std::vector<Quarantined> quarantine;
+    Nanos quarantine_due = kNever;          // when the first of them is free
     std::set<std::uint32_t> wired_outputs;  // models whose outputs are not what the catalog says
     std::uint64_t shared_calls = 0;
     std::vector<kserve::RequestRows> merge_scratch;

@@ -310,6 +310,47 @@ def test_a_lost_call_may_write_for_ever_and_spoils_no_answer(
     assert not any(one.overlaps(other) for one in lost for other in used)
 
 
+def lose_a_call(
+    plane: DataPlane, fake: FakeTriton, client: Stub, backends: list[pb.Backend]
+) -> None:
+    """A call that is out while this state is applied, and whose backend then dies."""
+    fake.hold()
+    call = client.ModelInfer.future(infer_request(rows(5, 1, WIDTH)), timeout=60)
+    wait_until(lambda: len(fake.requests) == 1, "the backend has it")
+    assert places_of(fake.requests[0])
+    assert plane.apply([wide_model()], backends, LIMITS) == ""
+    fake.kill()
+    fake.release()
+    fake.start()
+    call.exception(timeout=60)
+    wait_until(lambda: plane.snapshot().shared_memory.quarantined_calls == 1, "it is lost")
+
+
+def test_memory_lost_after_the_backend_has_another_region_comes_free(
+    plane: DataPlane, fake: FakeTriton, client: Stub
+) -> None:
+    memory = share(plane, fake, [wide_model()])
+    lose_a_call(plane, fake, client, [backend(fake, memory.key, "second")])
+    wait_until(
+        lambda: plane.snapshot().shared_memory.quarantined_calls == 0, "it is free again", 120
+    )
+    nothing_held(plane)
+
+
+def test_memory_lost_at_a_former_address_is_not_that_of_its_successor(
+    plane: DataPlane, fake: FakeTriton, client: Stub
+) -> None:
+    with FakeTriton() as successor:
+        memory = share(plane, fake, [wide_model()])
+        successor.behaviour = memory.identity
+        lose_a_call(plane, fake, client, [backend(successor, memory.key, "second")])
+        wait_until(lambda: plane.ledger()[0]["in_flight"] == 0, "the call has ended")
+        ask(client, 2)
+        assert {place.region for place in places_of(successor.requests[-1])} == {"second"}
+        assert plane.apply([wide_model()], [backend(successor, memory.key, "second")], LIMITS) == ""
+        assert not [e for e in plane.events if e.WhichOneof("event") == "shared_memory_lost"]
+
+
 def test_requests_beyond_the_memory_go_by_the_wire(
     plane: DataPlane, fake: FakeTriton, client: Stub
 ) -> None:
