@@ -229,6 +229,7 @@ void Gateway::State::backend_stream_ended(BackendStreamId id, Status status, boo
                                           Nanos now) {
     const BackendStream closed = std::move(*backend_streams.find(id));
     backend_streams.erase(id);
+    if (closed.lingering) --lingering_open;
     if (Connection* connection = connections.find(closed.connection))
         connection->streams.take(closed.stream);
     ClientStream* client = client_streams.find(closed.client);
@@ -273,6 +274,8 @@ void Gateway::State::let_go_backend_stream(BackendStreamId id, Nanos now) {
     connection->client->half_close(stream->stream);
     connections.mark_dirty(stream->connection, connection);
     pay_window(id, 0);
+    stream->lingering = true;
+    ++lingering_open;
     lingering.emplace_back(now + kLingerNs, id);
 }
 
@@ -291,7 +294,7 @@ void Gateway::State::reset_backend_stream(BackendStreamId id, Nanos now) {
 void Gateway::State::reset_lingering(Nanos now) {
     while (!lingering.empty()) {
         const auto [until, id] = lingering.front();
-        if (until > now && backend_streams.find(id) != nullptr && lingering.size() <= kLingeringMax)
+        if (until > now && backend_streams.find(id) != nullptr && lingering_open <= kLingeringMax)
             return;
         lingering.pop_front();
         reset_backend_stream(id, now);

@@ -243,6 +243,7 @@ struct Gateway::State {
     std::set<std::pair<Nanos, ClientStreamId>> stream_deadlines;
     // Half-closed streams, and when they are reset: in the order of their client streams' ends.
     std::deque<std::pair<Nanos, BackendStreamId>> lingering;  // and some that have ended
+    std::size_t lingering_open = 0;
     SlotMap<Relay> relays;
 
     Nanos engine_wake = kNever;

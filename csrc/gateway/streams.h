@@ -57,6 +57,7 @@ struct BackendStream {
     http2::StreamId stream = 0;
     std::uint32_t backend = 0;
     bool decoupled = false;
+    bool lingering = false;  // its client's stream has ended
     ClientStreamId client = 0;
     std::vector<BatchId> batches;    // their final reply has not come
     std::uint64_t unpaid_bytes = 0;  // received, and no window given back yet
