@@ -53,6 +53,8 @@ def identity_model(
         "queue_bytes_max": 1 << 30,
         "staged_batches_max": 1,
         "idempotent": True,
+        # As the control plane has it: who sets a delay or sizes wants batches formed by them.
+        "fixed_delay": bool(batching.keys() & {"queue_delay_max_ns", "preferred_rows"}),
         **batching,
     }
     return pb.Model(

@@ -97,7 +97,10 @@ Core::Choice Core::choose_for_group(ModelState& model, const Pool& pool, Executo
     load.rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(group.rows, limit));
     load.rows_waiting = group.rows;
     load.planned = planned(model, group);
-    load.stage = !load.planned;
+    // What a planned batch is made of changes until it leaves: only where the way to the backend
+    // and back takes as long as running it does it leave early.
+    load.stage =
+        !load.planned || planning_latency(model, group).expected(load.rows) <= kPlannedStageMaxNs;
     load.spread = requests_[group.head().slot].sequential;
     return choose(model, pool, load, now);
 }

@@ -92,9 +92,8 @@ std::uint32_t Core::lead_rows(const ModelState& model, const Group& group) const
 }
 
 std::uint32_t Core::rows_cap(const ModelState& model, const Group& group, Nanos now) const {
-    const std::uint32_t lead = lead_rows(model, group);
-    if (!merges(model, group, now)) return lead;
-    return std::max(lead, model.rows_trusted);
+    const std::uint32_t lead = std::max(lead_rows(model, group), 1u);
+    return merges(model, group, now) ? std::max(lead, model.rows_trusted) : lead;
 }
 
 void Core::mark_stale(ModelState& model, std::uint32_t index) {
@@ -241,16 +240,17 @@ void Core::plan(ModelState& model, std::uint32_t index, Nanos now) {
     const std::uint32_t rows =
         std::max(lead, rows_within(model, latency, head.deadline - now, queued));
     group.rows_planned = group.rows;
-    if (rows < std::min(group.target, cap) && rows < cap) {
+    if (rows < std::min(group.target, cap)) {
         const Nanos slack = (head.deadline - requests_[head.slot].arrival) / kSlackShare;
         const Nanos must_go = head.deadline - bound_ns(model, latency, rows + 1) - slack;
         const Nanos last = requests_[group.by_age.last].arrival;
-        const Nanos patience = static_cast<Nanos>(group.target - rows) * group.gather_ns;
+        // What is waited for must not take longer than running without it.
+        const Nanos patience = std::min(static_cast<Nanos>(group.target - rows) * group.gather_ns,
+                                        latency.expected(padded_rows(model.policy, rows)));
         const Nanos go_at = std::min(must_go, add_saturating(last, patience));
         if (go_at > now) return index_waiting(model, index, go_at);
     }
     QueueKey key = head;
-    key.level = 0;
     key.deadline = head.deadline - bound_ns(model, latency, rows);
     index_ready(model, index, key);
 }

@@ -11,6 +11,8 @@ namespace infersched::engine {
 
 // A batch may be staged when it is expected to start within this time.
 inline constexpr Nanos kStageAheadNs = 2 * kMillisecond;
+// Batches formed by learned latency are staged when they take no longer than this.
+inline constexpr Nanos kPlannedStageMaxNs = 2 * kStageAheadNs;
 // A placement that failed without running anything rests: doubled with every failure in a row, so
 // that a backend that fails fast does not draw all the work.
 inline constexpr Nanos kRestMinNs = 10 * kMillisecond;

@@ -152,12 +152,25 @@ void Core::dispatch_failed(BatchHandle handle, FailureKind kind, StatusCode code
     resolve_failure(model, failed, kind, ending, now);
 }
 
+// A batch that was given up has run for so long at least. Without this, one that always takes
+// longer than the objective would never be known.
+void Core::observe_unfinished(ModelState& model, const BatchRecord& batch, Nanos now) {
+    if (!model.learns || batch.started_at == kNever || now <= batch.started_at) return;
+    LatencyModel& latency = model.placement(batch.backend)->latency;
+    const Nanos ran_ns = now - batch.started_at;
+    const std::uint32_t rows = rows_sent(model, batch);
+    if (latency.known() && ran_ns <= latency.expected(rows)) return;
+    latency.observe(rows, ran_ns);
+    if (model.reference == kNoSlot) update_reference(model);
+}
+
 // The members have their answer; the slot is taken until the execution should be over.
 void Core::give_up(std::uint32_t batch_slot, StatusCode code, Nanos now) {
     const BatchRecord& batch = batches_[batch_slot];
     const Nanos started = batch.started_at == kNever ? now : batch.started_at;
     const Nanos batch_ns = models_[batch.model].placement(batch.backend)->batch_ns;
     const Nanos end = std::max(add_saturating(started, batch_ns), now + kGivenUpMinNs);
+    observe_unfinished(models_[batch.model], batch, now);
     const BatchHandle handle = batches_.handle(batch_slot);
     const Ending ending{Outcome::kFailed, Reason::kBackendError, code, handle, batch.backend};
     batches_[batch_slot].release_at = end;

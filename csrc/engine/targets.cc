@@ -58,7 +58,8 @@ void Core::meter(ModelState& model, const Request& request, const Arrival& arriv
     Component& component = components_[model.component];
     component.metered.push_back(request.model);
     if (component.tick_at != kNever) return;
-    component.tick_at = now + RateMeter::kTickNs;
+    // All components tick together: one wake-up for all of them.
+    component.tick_at = (now / RateMeter::kTickNs + 1) * RateMeter::kTickNs;
     ticks_.set({component.tick_at, model.component, model.component});
 }
 

@@ -216,7 +216,8 @@ bool check_inputs(const RequestScan& scan, const ModelSchema& schema, CheckedReq
         Extent extent;
         if (!check_dims(dims, range.count, tensor, batched, &extent)) return false;
         if (!check_data(input.data, tensor.data_type, extent.elements)) return false;
-        if (tensor.shape_tensor || tensor.ragged || extent.alone) checked->mergeable = false;
+        if (tensor.shape_tensor || tensor.ragged) checked->mergeable = false;
+        checked->alone = checked->alone || extent.alone;
         if (!batched) continue;
         if (rows == 0) rows = dims[0];
         if (rows != dims[0] || rows < 1 || rows > kRowsLimit) return false;
@@ -295,7 +296,7 @@ std::uint32_t claimed_rows(const RequestScan& scan, const ModelSchema& schema) {
 
 void CheckedRequest::clear() {
     rows = 1;
-    mergeable = padded = false;
+    mergeable = alone = padded = false;
     scheduling = SchedulingParameters();
     sequence_id = nullptr;
     regions.clear();
@@ -350,7 +351,9 @@ bool check_request(const RequestScan& scan, const ModelSchema& schema, CheckedRe
         return false;
     }
     checked->padded = checked->mergeable && has_padding(schema);
-    return !checked->padded || plan_padding(scan, schema, checked);
+    if (checked->padded && !plan_padding(scan, schema, checked)) return false;
+    if (checked->alone) checked->mergeable = checked->padded = false;
+    return true;
 }
 
 }  // namespace infersched::kserve

@@ -33,6 +33,7 @@ struct CheckedInput {
 struct CheckedRequest {
     std::uint32_t rows = 1;
     bool mergeable = false;
+    bool alone = false;   // an empty tensor's shape is too large for a batch of many such rows
     bool padded = false;  // has inputs that are padded or filled in
     SchedulingParameters scheduling;
     const Parameter* sequence_id = nullptr;    // in the scan

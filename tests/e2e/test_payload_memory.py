@@ -109,7 +109,7 @@ def snapshot(served: ServedScheduler) -> pb.SharedMemorySnapshot:
         while not client.connected:
             await asyncio.sleep(0.01)
         try:
-            return (await client.snapshot(20.0)).shared_memory
+            return (await client.snapshot(timeout_s=20.0)).shared_memory
         finally:
             serving.cancel()
 

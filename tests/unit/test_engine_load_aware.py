@@ -247,3 +247,51 @@ def test_ticks_end_with_the_traffic() -> None:
         wakes += 1
     assert driver.wakes()[-1] > 1 << 62
     assert wakes < 250
+
+
+def test_a_backend_that_gives_every_batch_up_is_known_to_be_slow() -> None:
+    """What takes longer than the objective never replies in time, and is learned all the same."""
+    driver = Driver(rows_max=8, load_aware=True)
+    for user in range(3):
+        driver.submit(user, deadline=driver.now + 20 * MS)
+        (batch,) = driver.step()
+        driver.after(20 * MS).fail(batch, "given_up", 4)
+        driver.after(2 * SECOND).step()
+    assert driver.refusal(deadline=driver.now + 19 * MS) == "deadline_infeasible"
+    status = driver.engine.latency_status(0, 0)
+    assert status.known
+    assert {rows: ns for rows, _, ns in status.sizes}[1] >= 20 * MS
+
+
+def next_batches(driver: Driver) -> list[Dispatch]:
+    """Of the next wake that dispatches something."""
+    for _ in range(100):
+        if batches := driver.step():
+            return batches
+        driver.now = max(driver.wakes()[-1], driver.now)
+    raise AssertionError(f"nothing goes; last wakes {driver.wakes()[-3:]}, now {driver.now}")
+
+
+def test_one_client_left_of_many_waits_no_longer_than_a_batch_takes() -> None:
+    """The rate that is remembered of the many asks for batches that cannot come together."""
+    driver = learned()
+    load(driver, per_s=700, slo=30 * SECOND, duration=4 * SECOND)
+    while driver.engine.queue_status(0).requests:
+        batch = next_batches(driver)[0]
+        driver.after(latency(batch.rows)).complete(batch)
+    for user in range(20):
+        asked = driver.now
+        driver.submit(10_000 + user, deadline=driver.now + 30 * SECOND)
+        batches = next_batches(driver)
+        assert driver.now - asked <= latency(1)
+        driver.after(latency(batches[0].rows)).complete(batches[0])
+
+
+def test_a_higher_level_of_another_signature_goes_first() -> None:
+    driver = learned(priority_levels=2)
+    driver.submit(1, deadline=driver.now + SECOND)
+    (first,) = driver.step()
+    driver.submit(2, signature=1, priority=2, deadline=driver.now + 200 * MS)
+    driver.submit(3, signature=2, priority=1, deadline=driver.now + 400 * MS)
+    driver.after(latency(1)).complete(first)
+    assert users(next_batches(driver)[0]) == [3]

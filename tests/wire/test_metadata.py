@@ -119,8 +119,10 @@ def test_headers_of_a_backend_stream_reach_the_client_before_its_first_reply(
     talkative: Stub,
 ) -> None:
     with OpenStream(talkative) as stream:
-        stream.send(decoupled(2), infer_request(rows(1)))
-        stream.read_many(2)
+        stream.send(decoupled(2))
+        stream.read()
+        stream.send(infer_request(rows(1)))
+        stream.read()
         assert dict(stream.call.initial_metadata())["x-version"] == "7"
 
 
