@@ -8,7 +8,9 @@ one without an owner, left by a process that was killed, is known and removed by
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import mmap
 import os
 import secrets
 from dataclasses import dataclass
@@ -36,8 +38,21 @@ def path_of(key: str) -> Path:
     return DIRECTORY / key.lstrip("/")
 
 
+def free_bytes() -> int:
+    """Room for new pages in the directory."""
+    system = os.statvfs(DIRECTORY)
+    return system.f_bavail * system.f_frsize
+
+
 def create_segment(size: int) -> Segment:
-    """A new segment of `size` bytes, none of which has a page yet. Raises OSError."""
+    """A new segment, none of whose bytes has a page yet. Raises OSError.
+
+    It has `size` bytes or half of what is free, if that is less: others live of /dev/shm, too, such
+    as the stubs of Triton's python backend.
+    """
+    size = min(size, free_bytes() // 2) // mmap.PAGESIZE * mmap.PAGESIZE
+    if size == 0:
+        raise OSError(errno.ENOSPC, "no room", str(DIRECTORY))
     while True:
         name = PREFIX + secrets.token_hex(16)
         path = DIRECTORY / name
