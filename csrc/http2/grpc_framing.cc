@@ -55,29 +55,48 @@ FramingError MessageAssembler::finish_prefix(std::size_t bytes_max) {
     return FramingError::kNone;
 }
 
+// What is claimed and never sent must not keep the segment from others.
+std::size_t MessageAssembler::share_after() const {
+    if (shared_alignment_ == nullptr || share_tried_ || compressed_ || length_ < kLargeBlockBytes)
+        return 0;
+    if (length_ <= kShareAfterBytesMax) return kShareAfterBytesMin;
+    return std::min(length_ / 4, kShareAfterBytesMax);
+}
+
+// Once a message: where there is no room, the dispatch may find some.
+void MessageAssembler::share(Span arrived) {
+    share_tried_ = true;
+    const std::size_t aligned = shared_alignment_(arrived);
+    const std::size_t lead = (kSharedAlignBytes - aligned % kSharedAlignBytes) % kSharedAlignBytes;
+    (void)message_->share(length_, lead);
+}
+
 // The memory taken follows what has arrived: the rest of this frame (bounded by the frame size we
-// announced), then doubling. A shared block that is there already is taken for the whole message;
+// announced), then doubling. Of a message that goes on to a shared block it is what arrives before;
 // `incoming` is what is known of the `size` bytes to come.
 bool MessageAssembler::make_room(Span incoming, std::size_t size, std::size_t frame_left) {
     Buffer& message = *message_;
+    const Span arrived = message.size() > 0 ? message_.span() : incoming;
+    std::size_t after = share_after();
+    if (after != 0 && message.size() + incoming.size >= after) {
+        share(arrived);
+        after = 0;
+    }
     const std::size_t needed = message.size() + size;
     if (needed <= message.capacity()) return true;
-    const std::size_t wanted =
+    std::size_t wanted =
         message.capacity() == 0 ? std::max(frame_left, kFirstReserveBytes) : message.capacity() * 2;
+    if (after != 0) wanted = std::min(wanted, after);
     const std::size_t capacity = std::max(std::min(wanted, length_), needed);
-    if (shared_alignment_ != nullptr && !compressed_ && capacity >= kLargeBlockBytes) {
-        const std::size_t aligned =
-            shared_alignment_(message.size() > 0 ? message_.span() : incoming);
-        const std::size_t lead =
-            (kSharedAlignBytes - aligned % kSharedAlignBytes) % kSharedAlignBytes;
-        if (message.share(length_, lead)) return true;
-    }
-    return message.reserve(capacity, length_);
+    return message.reserve(capacity, after != 0 ? capacity : length_);
 }
 
 Space MessageAssembler::space(std::size_t frame_left) {
     if (prefix_size_ < kPrefixBytes || compressed_) return {};
-    const std::size_t size = std::min({frame_left, length_ - received_, kDirectBytesMax});
+    std::size_t size = std::min({frame_left, length_ - received_, kDirectBytesMax});
+    const std::size_t after = share_after();
+    if (after > received_)  // the rest is read where it is shared
+        size = std::min(size, std::max(after - received_, kDirectBytesMin));
     if (size < kDirectBytesMin || !make_room({}, size, frame_left)) return {};
     return {message_->space().data, size};
 }
@@ -140,7 +159,7 @@ BufferRef MessageAssembler::take() {
 void MessageAssembler::clear() {
     message_ = BufferRef();
     prefix_size_ = 0;
-    compressed_ = false;
+    compressed_ = share_tried_ = false;
     length_ = received_ = 0;
     if (inflater_ != nullptr) Inflater::give_back(std::move(inflater_));
 }

@@ -19,6 +19,9 @@ inline constexpr std::size_t kFirstReserveBytes = 16u << 10;
 // What is left of a frame and a message is read into the message itself, in reads of so much.
 inline constexpr std::size_t kDirectBytesMin = 32u << 10;
 inline constexpr std::size_t kDirectBytesMax = 256u << 10;
+// A shared block, taken for a whole message, waits until so much of the message has arrived.
+inline constexpr std::size_t kShareAfterBytesMin = 64u << 10;
+inline constexpr std::size_t kShareAfterBytesMax = 1u << 20;
 
 enum class FramingError : std::uint8_t {
     kNone,
@@ -66,6 +69,10 @@ class MessageAssembler {
     FramingError finish_prefix(std::size_t bytes_max);
     FramingError store(Span bytes, std::size_t frame_left);
     FramingError inflate(Span bytes, const FramingLimits& limits);
+    // Bytes that must have arrived before the message moves to a shared block; 0: it does not, or
+    // has been tried.
+    std::size_t share_after() const;
+    void share(Span arrived);
     bool make_room(Span incoming, std::size_t size, std::size_t frame_left);
 
     std::size_t (*shared_alignment_)(Span head) = nullptr;
@@ -75,6 +82,7 @@ class MessageAssembler {
     bool compressed_ = false;
     std::size_t length_ = 0;
     std::size_t received_ = 0;  // of it
+    bool share_tried_ = false;
     BufferRef message_;
     std::unique_ptr<Inflater> inflater_;
 };

@@ -12,7 +12,11 @@ import grpc
 import numpy as np
 import pytest
 
-from scheduler.dataplane.segment import DIRECTORY, create_segment, remove_abandoned
+from scheduler.dataplane.segment import (
+    DIRECTORY,
+    create_segment,
+    remove_abandoned,
+)
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.dataplane import DataPlane, identity_model, wait_until
 from tests.wire.calls import Stub, connected, infer_request, output, rows
