@@ -140,7 +140,8 @@ bool check_dims(const std::int64_t* dims, std::uint32_t rank, const TensorSchema
     const std::uint64_t count_max = kAddressableBytes / (each == 0 ? kPointerBytes : each);
     if (count > count_max) return false;
     extent->elements = empty ? 0 : count;
-    extent->alone = empty && count > count_max / kRowsLimit;
+    const auto rows = batched ? static_cast<std::uint64_t>(std::max<std::int64_t>(dims[0], 1)) : 1;
+    extent->alone = empty && count / rows > count_max / kRowsLimit;
     return true;
 }
 
