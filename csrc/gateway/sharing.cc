@@ -100,7 +100,6 @@ std::unique_ptr<SharedBatch> Gateway::State::share_tensors(const engine::Action&
     if (model->policy.idempotent && wired_outputs.count(action.model) == 0)
         share_outputs(*model, action.rows_padded, shared.get(), tensors);
     if (shared->inputs.empty() && shared->outputs.empty()) return nullptr;
-    if (shared->charged > budget.room()) return nullptr;
     budget.used += shared->charged;
     ++shared_calls;
     return shared;
@@ -119,6 +118,7 @@ void Gateway::State::share_inputs(std::uint32_t rows_padded, SharedBatch* shared
             shared->inputs.push_back(bytes.owner(0));
             continue;
         }
+        if (bytes.size() > budget.room() - shared->charged) continue;
         const BufferRef block = shared_buffer(bytes.size());
         if (!block) continue;
         std::uint8_t* at = block->data();
@@ -138,7 +138,8 @@ void Gateway::State::share_outputs(const ModelConfig& model, std::uint32_t rows_
     kserve::predict_outputs(merge_scratch.data(), merge_scratch.size(), rows_padded, model.schema,
                             &sizes);
     for (std::size_t i = 0; i < sizes.size(); ++i) {
-        const BufferRef block = sizes[i] == 0 ? BufferRef() : shared_buffer(sizes[i]);
+        if (sizes[i] == 0 || sizes[i] > budget.room() - shared->charged) continue;
+        const BufferRef block = shared_buffer(sizes[i]);
         if (!block) continue;
         tensors->outputs.resize(sizes.size());
         tensors->outputs[i] = {shared_blocks().offset_of(block->data()), block->size()};

@@ -7,13 +7,15 @@ import os
 import pytest
 
 from scheduler.dataplane.segment import create_segment, free_bytes, path_of
+from scheduler.v1 import dataplane_pb2 as pb
 from tests.dataplane import DataPlane, wait_until
 from tests.wire.calls import connected
 from tests.wire.fake_triton import FakeTriton
 from tests.wire.raw_client import RawClient
-from tests.wire.shared_payload import share
+from tests.wire.shared_payload import backend, places_of, share
 from tests.wire.test_shared_payload import (
     SEGMENT_BYTES,
+    WIDTH,
     ask,
     nothing_held,
     shared_calls,
@@ -70,3 +72,18 @@ def test_without_room_there_is_no_segment(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("scheduler.dataplane.segment.free_bytes", lambda: 4096)
     with pytest.raises(OSError, match="no room"):
         create_segment(1 << 20)
+
+
+def test_what_the_host_memory_has_no_room_for_goes_by_the_wire(
+    plane: DataPlane, fake: FakeTriton
+) -> None:
+    """An output, here; the input is charged already, and shared where it lies."""
+    model = wide_model()
+    model.outputs[0].dims[:] = [20 * WIDTH]
+    memory = share(plane, fake, [model])
+    limits = pb.Limits(shared_memory_bytes_max=SEGMENT_BYTES, host_bytes_max=8 * WIDTH * 4)
+    assert plane.apply([model], [backend(fake, memory.key)], limits) == ""
+    with connected(plane.address) as client:
+        ask(client, 1)
+    assert [len(places_of(request)) for request in fake.requests] == [1]
+    nothing_held(plane)
