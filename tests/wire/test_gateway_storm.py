@@ -24,6 +24,7 @@ ALLOWED = {
     grpc.StatusCode.NOT_FOUND,  # the model is removed just then
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,  # foreseen to be late
     grpc.StatusCode.INVALID_ARGUMENT,  # it had other rows just then
 }
 
