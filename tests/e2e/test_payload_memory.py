@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient, service_pb2
 
-from scheduler.backends import triton_install
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from scheduler.control.steering import SteeringClient
 from scheduler.dataplane.segment import DIRECTORY, PREFIX
@@ -45,9 +44,7 @@ class TritonPythonModel:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if triton_install.locate() is None:
-        pytest.skip("no embedded Triton: make setup installs it")
+def repository(needs_triton: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("payload")
     models.identity(directory, "image", dims=DIMS, max_batch_size=8)
     models.identity(directory, "variable", dims=(-1,), max_batch_size=4)
