@@ -1,0 +1,1 @@
+"""What devices there are and how much of their memory is free."""

@@ -1,0 +1,132 @@
+"""Device memory by the metrics port of a Triton: `nv_gpu_memory_{total,used}_bytes{gpu_uuid}`.
+
+For GPUs of other hosts. Triton itself reads them every two seconds (`--metrics-interval-ms`), so
+the figures are older than their scrape; MIG instances are not told apart there. The port is not
+trusted: one answer may take so long and be so large, and what cannot be true is told as a problem.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections.abc import Callable
+
+from scheduler.memory.source import (
+    KEY_CHARACTERS_MAX,
+    DeviceReading,
+    SourceError,
+    figures_problem,
+)
+
+ANSWER_BYTES_MAX = 8 * 2**20
+DEVICES_MAX = 64
+RETRY_PERIOD_S = 5.0
+_CHUNK_BYTES = 65_536
+
+_SAMPLE = re.compile(
+    rb"^nv_gpu_memory_(total|used)_bytes\{([^}\n]*)\}[ \t]+(\S+)", re.MULTILINE | re.ASCII
+)
+_UUID = re.compile(rb'(?:^|,)\s*gpu_uuid="([\w:./-]{1,%d})"' % KEY_CHARACTERS_MAX, re.ASCII)
+
+
+class TritonMetricsSource:
+    """One metrics port."""
+
+    retry_period_s = RETRY_PERIOD_S
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        timeout_s: float,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._address = (host, port)
+        self._timeout_s = timeout_s
+        self._clock_ns = clock_ns
+        self.name = f"metrics of {f'[{host}]' if ':' in host else host}:{port}"
+
+    def poll(self) -> list[DeviceReading]:
+        """Raises SourceError."""
+        asked_at_ns = self._clock_ns()
+        try:
+            answer = self._fetch()
+        except OSError as error:  # a time-out is one
+            raise SourceError(f"it does not answer: {error or type(error).__name__}") from error
+        return device_readings(_body(answer), asked_at_ns)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _fetch(self) -> bytes:
+        """The whole answer to a GET, within the time-out. HTTP/1.0: it ends with the connection."""
+        end_s = time.monotonic() + self._timeout_s
+        host, port = self._address
+        with socket.create_connection(self._address, timeout=self._timeout_s) as connection:
+            request = f"GET /metrics HTTP/1.0\r\nHost: {host}:{port}\r\nAccept: text/plain\r\n\r\n"
+            connection.sendall(request.encode())
+            pieces: list[bytes] = []
+            size = 0
+            while True:
+                left_s = end_s - time.monotonic()
+                if left_s <= 0:
+                    raise TimeoutError(f"the answer takes longer than {self._timeout_s:g} s")
+                connection.settimeout(left_s)
+                piece = connection.recv(_CHUNK_BYTES)
+                if not piece:
+                    return b"".join(pieces)
+                pieces.append(piece)
+                size += len(piece)
+                if size > ANSWER_BYTES_MAX:
+                    raise SourceError(f"its answer is larger than {ANSWER_BYTES_MAX} bytes")
+
+
+def _body(answer: bytes) -> bytes:
+    head, separator, body = answer.partition(b"\r\n\r\n")
+    status = re.match(rb"HTTP/1\.[01] (\d{3})", head)
+    if status is None or not separator:
+        raise SourceError("it does not speak HTTP")
+    if status[1] != b"200":
+        raise SourceError(f"it answers /metrics with status {status[1].decode()}")
+    length = re.search(rb"\r\ncontent-length:[ \t]*(\d{1,9})", head, re.IGNORECASE)
+    if length is not None and int(length[1]) > len(body):
+        raise SourceError("its answer is cut short")
+    return body
+
+
+def device_readings(text: bytes, measured_at_ns: int) -> list[DeviceReading]:
+    """The devices of a scrape. Raises SourceError where it names none."""
+    figures: dict[str, dict[str, bytes]] = {}
+    for kind, labels, value in _SAMPLE.findall(text):
+        uuid = _UUID.search(labels)
+        if uuid is not None:
+            figures.setdefault(uuid[1].decode(), {})[kind.decode()] = value
+    if not figures:
+        raise SourceError(
+            "it has no nv_gpu_memory_total_bytes: the Triton sees no GPU, or was started with "
+            "--allow-gpu-metrics=false"
+        )
+    if len(figures) > DEVICES_MAX:
+        raise SourceError(f"it names {len(figures)} devices, more than {DEVICES_MAX}")
+    return [_reading(key, told, measured_at_ns) for key, told in figures.items()]
+
+
+def _reading(key: str, told: dict[str, bytes], measured_at_ns: int) -> DeviceReading:
+    try:
+        total, used = float(told["total"]), float(told["used"])
+    except KeyError as error:
+        problem = f"its {error.args[0]} memory is not told"
+    except ValueError:
+        problem = "its memory is no number"
+    else:
+        problem = figures_problem(total, total - used, used)
+    if problem:
+        return DeviceReading(key, measured_at_ns, problem=problem)
+    return DeviceReading(
+        key,
+        measured_at_ns,
+        total_bytes=int(total),
+        free_bytes=int(total - used),
+        used_bytes=int(used),
+    )
