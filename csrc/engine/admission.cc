@@ -11,6 +11,8 @@ namespace {
 constexpr Nanos kRetryAfterMinNs = kMillisecond;
 constexpr Nanos kRetryAfterMaxNs = 10 * kSecond;
 constexpr Nanos kRetryAfterUnavailableNs = kSecond;
+// A request that is said to have come longer ago than this came this long ago.
+constexpr Nanos kArrivalAgeMaxNs = 24 * 3600 * kSecond;
 
 // When a refused client may try again: the time in which the queue as it stands drains.
 Nanos retry_after(const ModelState& model, Reason reason) {
@@ -28,6 +30,13 @@ Nanos retry_after(const ModelState& model, Reason reason) {
         default:
             return 0;
     }
+}
+
+// The arrival as it is counted from now on, whatever was said: not in the future and not so old that
+// differences to it would overflow.
+Nanos sane_arrival(Nanos arrival, Nanos now) {
+    const Nanos oldest = now < kArrivalAgeMaxNs ? std::min<Nanos>(now, 0) : now - kArrivalAgeMaxNs;
+    return std::clamp(arrival, oldest, now);
 }
 
 }  // namespace
@@ -100,7 +109,7 @@ Admission Core::refuse(ModelState& model, std::uint32_t index, Reason reason) {
 
 Core::Arrival Core::arrival_of(const ModelState& model, const Request& request, Nanos now) const {
     Arrival arrival;
-    arrival.at = std::min(request.arrival, now);
+    arrival.at = sane_arrival(request.arrival, now);
     arrival.level = queue_level(model.policy, request.priority);
     arrival.deadline = request.deadline;
     const Nanos slo_ns = level_slo_ns(model.policy, arrival.level);

@@ -54,6 +54,28 @@ def test_the_objective_counts_from_the_arrival() -> None:
     driver.submit(arrival=driver.now - 10 * MS + 1)
 
 
+DAY = 24 * 3600 * SECOND
+
+
+@pytest.mark.parametrize(
+    ("arrival", "waited"),
+    [(-(1 << 63), DAY), (-1, DAY), (100 * DAY, SECOND), ((1 << 63) - 1, 0)],
+)
+def test_an_arrival_in_the_future_or_days_ago_is_not_believed(arrival: int, waited: int) -> None:
+    driver = Driver().after(100 * DAY)
+    driver.submit(arrival=arrival)
+    assert driver.engine.queue_status(0).oldest_arrival == driver.now - waited
+    (batch,) = driver.step()
+    driver.complete(batch)
+    assert driver.engine.model_stats(0)["completed_ns"] == waited
+
+
+def test_an_early_clock_takes_no_arrival_before_its_start() -> None:
+    driver = Driver()
+    driver.submit(arrival=-(1 << 63))
+    assert driver.engine.queue_status(0).oldest_arrival == 0
+
+
 def test_draining_refuses_and_finishes_what_was_admitted() -> None:
     driver = Driver()
     driver.submit(1)
