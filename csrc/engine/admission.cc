@@ -32,8 +32,8 @@ Nanos retry_after(const ModelState& model, Reason reason) {
     }
 }
 
-// The arrival as it is counted from now on, whatever was said: not in the future and not so old that
-// differences to it would overflow.
+// The arrival as it is counted from now on, whatever was said: not in the future, and not so old
+// that differences to it would overflow.
 Nanos sane_arrival(Nanos arrival, Nanos now) {
     const Nanos oldest = now < kArrivalAgeMaxNs ? std::min<Nanos>(now, 0) : now - kArrivalAgeMaxNs;
     return std::clamp(arrival, oldest, now);
