@@ -11,6 +11,8 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -50,23 +52,39 @@ class LoadResult:
         return used / max(int(self.window["ok"]), 1) * 1e6
 
 
-def run_load(spec: LoadSpec) -> LoadResult:
-    """Runs the load in its own process. Raises LoadFailed."""
+def run_load(spec: LoadSpec, on_edge: Callable[[], None] | None = None) -> LoadResult:
+    """Runs the load in its own process. Raises LoadFailed.
+
+    `on_edge` is called at the beginning and at the end of the window, or soon after.
+    """
     with tempfile.TemporaryDirectory(prefix="infersched-load-") as directory:
         path = str(Path(directory) / "samples")
-        wanted = replace(spec, samples_path=path)
+        wanted = replace(spec, samples_path=path, tells_edges=on_edge is not None)
         command = [sys.executable, "-m", "benchmarks.openloop", "--spec"]
-        done = subprocess.run(
-            [*command, json.dumps(wanted.to_dict())],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=spec.warmup_s + (spec.seconds or 0) + LOAD_MARGIN_S,
-        )
-        if done.returncode != 0:
-            raise LoadFailed(done.stderr.strip()[-2000:])
-        result = json.loads(done.stdout)
+        limit_s = spec.warmup_s + (spec.seconds or 0) + LOAD_MARGIN_S
+        with (
+            open(Path(directory) / "errors", "w+") as errors,
+            subprocess.Popen(
+                [*command, json.dumps(wanted.to_dict())],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            ) as process,
+        ):
+            killer = threading.Timer(limit_s, process.kill)
+            killer.start()
+            assert process.stdout is not None
+            last = ""
+            for last in process.stdout:
+                if on_edge is not None and last.strip() in ("measuring", "measured"):
+                    on_edge()
+            status = process.wait()
+            killer.cancel()
+            if status != 0:
+                errors.seek(0)
+                raise LoadFailed(errors.read().strip()[-2000:] or f"ended with status {status}")
+        result = json.loads(last)
         samples = read_samples(path)
     window = result["window"]
     seconds = window["duration_ns"] / 1e9
@@ -134,14 +152,14 @@ class Triton:
 
     def direct_replies(self, spec: LoadSpec) -> dict[int, bytes]:
         """Triton's reply to each payload of the pool, asked one at a time."""
-        key = (spec.model, spec.workload, spec.pool, spec.seed)
+        key = (spec.model, spec.workload, spec.pool, spec.seed_of_pool)
         if key not in self._direct:
             asked = LoadSpec(
                 target=self.address,
                 model=spec.model,
                 workload=spec.workload,
                 pool=spec.pool,
-                seed=spec.seed,
+                seed=spec.seed_of_pool,
                 connections=1,
                 in_flight=1,
                 requests_max=spec.pool,

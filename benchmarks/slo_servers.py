@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,18 +152,21 @@ class Offered:
     rate_per_s: float
     objective_ms: float
     workload: str = "simple"
+    warm_up_s: float = 1.5
 
-    def spec(self, target: str, options: Options) -> LoadSpec:
+    def spec(self, target: str, options: Options, seed: int = 1) -> LoadSpec:
+        """`seed` is that of the arrivals."""
         return LoadSpec(
             target=target,
             model=self.model,
             workload=self.workload,
             pool=POOL,
-            seed=options.seed,
+            seed=seed,
+            pool_seed=options.seed,
             connections=options.connections,
             rate_per_s=self.rate_per_s,
             # Latencies and rates are learned and queues filled by then.
-            warmup_s=min(options.seconds, 1.5),
+            warmup_s=min(options.seconds, self.warm_up_s),
             seconds=options.seconds,
             objective_s=self.objective_ms / 1000,
         )
@@ -179,17 +182,29 @@ class Measured:
     p99_ms: float
     refused: int
     problem: str = ""
+    mean_batch: float = 0.0  # rows a batch of the model in the window, whoever's
 
 
 def offer(
-    triton: TunableTriton, target: str, classes: Sequence[Offered], options: Options
+    triton: TunableTriton, target: str, classes: Sequence[Offered], options: Options, turn: int = 0
 ) -> list[Measured]:
-    """All classes at once, each from a process of its own; every load is verified."""
-    specs = [offered.spec(target, options) for offered in classes]
+    """All classes at once, each from a process of its own; every load is verified.
+
+    Each class of each turn has arrivals of its own.
+    """
+    first = (options.seed * 1000 + turn) * 10
+    specs = [offered.spec(target, options, first + at) for at, offered in enumerate(classes)]
     direct = [triton.asked.direct_replies(spec) for spec in specs]
     with ThreadPoolExecutor(len(specs)) as pool:
-        results = list(pool.map(run_load, specs))
-    return [measured(result, replies) for result, replies in zip(results, direct, strict=True)]
+        return list(pool.map(lambda spec, replies: _load(triton, spec, replies), specs, direct))
+
+
+def _load(triton: TunableTriton, spec: LoadSpec, direct: dict[int, bytes]) -> Measured:
+    edges: list[tuple[int, int]] = []
+    result = run_load(spec, lambda: edges.append(triton.asked.executed(spec.model)))
+    (rows_before, runs_before), (rows, runs) = edges
+    mean_batch = (rows - rows_before) / max(runs - runs_before, 1)
+    return replace(measured(result, direct), mean_batch=mean_batch)
 
 
 def measured(result: LoadResult, direct: dict[int, bytes]) -> Measured:
@@ -226,8 +241,3 @@ def problem_of(result: LoadResult, direct: dict[int, bytes]) -> str:
 
 def first_problem(loads: Sequence[Measured]) -> str:
     return next((load.problem for load in loads if load.problem), "")
-
-
-def executed(triton: TunableTriton, model: str) -> tuple[int, int]:
-    """Rows and executions since the model was loaded."""
-    return triton.asked.executed(model)

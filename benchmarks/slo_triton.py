@@ -12,8 +12,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import log
 from pathlib import Path
-from statistics import median
+from statistics import NormalDist, median
 
 from benchmarks import slo_shared
 from benchmarks.options import Options, say
@@ -24,7 +25,6 @@ from benchmarks.slo_servers import (
     Offered,
     Sleeper,
     TunableTriton,
-    executed,
     first_problem,
     offer,
     scheduler_before,
@@ -32,6 +32,7 @@ from benchmarks.slo_servers import (
 )
 from scheduler.profiling.inputs import RequestMaker, random_inputs
 from scheduler.profiling.measure import Plan, Server, measure
+from scheduler.simulation.engine import EngineSettings, ModelSetup, Placement
 from scheduler.simulation.goodput import search
 from scheduler.simulation.scenario import (
     Arrivals,
@@ -45,7 +46,11 @@ from scheduler.simulation.scenario import (
 
 MODEL = Sleeper("sleeper", 1.053, 5.072, objective_ms=25.0, instances=4)
 SCHEDULED, BATCHED = "scheduled", "batched"
+# Of the model, and what the scheduler is told of it.
+ROWS_MAX, PRIORITY_LEVELS = 64, 2
 ATTAINMENT = 0.99
+# The engine's averages have forgotten the load before.
+SETTLED_S = 4.0
 TOP_SHARE = 0.3
 SWEEP = (0.2, 0.5, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0)
 PREDICTED_AT = (0.5, 0.8, 0.9, 1.0, 1.2)
@@ -114,7 +119,7 @@ def run(options: Options) -> list[Figure]:
             simulated = Simulated(measured_latency(triton, extent), extent)
             say(f"the simulator predicts {simulated.goodput_per_s:.0f} requests/s")
             config = {"models": {SCHEDULED: {"slo": f"{MODEL.objective_ms:g}ms",
-                                             "priority_levels": 2}}}  # fmt: skip
+                                             "priority_levels": PRIORITY_LEVELS}}}  # fmt: skip
             with scheduler_before(triton, config) as address:
                 bench = Bench(triton, address, simulated.goodput_per_s, extent, options)
                 figures = [
@@ -136,16 +141,18 @@ class Bench:
     extent: Extent
     options: Options
 
-    def scheduled(self, rate_per_s: float) -> Measured:
-        return self._load(self.scheduler, SCHEDULED, rate_per_s)
+    def scheduled(self, rate_per_s: float, turn: int = 0, warm_up_s: float = 1.5) -> Measured:
+        return self._load(self.scheduler, SCHEDULED, rate_per_s, turn, warm_up_s)
 
-    def batched(self, rate_per_s: float) -> Measured:
+    def batched(self, rate_per_s: float, turn: int = 0) -> Measured:
         """By Triton's batcher as it was set last."""
-        return self._load(self.triton.address, BATCHED, rate_per_s)
+        return self._load(self.triton.address, BATCHED, rate_per_s, turn, 1.5)
 
-    def _load(self, target: str, model: str, rate_per_s: float) -> Measured:
-        offered = Offered(model, rate_per_s, MODEL.objective_ms)
-        return offer(self.triton, target, [offered], self.options)[0]
+    def _load(
+        self, target: str, model: str, rate_per_s: float, turn: int, warm_up_s: float
+    ) -> Measured:
+        offered = Offered(model, rate_per_s, MODEL.objective_ms, warm_up_s=warm_up_s)
+        return offer(self.triton, target, [offered], self.options, turn)[0]
 
     def set_batcher(self, batcher: Batcher) -> None:
         self.triton.load(BATCHED, batcher)
@@ -154,8 +161,16 @@ class Bench:
 # -- the simulator's prediction --------------------------------------------------------------------
 
 
-def measured_latency(triton: TunableTriton, extent: Extent) -> Latency:
-    """l(b) of the sleeping model as it is here, overheads of Triton and machine included."""
+@dataclass(frozen=True)
+class Known:
+    """What is known of the model before any load: l(b) as measured, and its noise."""
+
+    latency: Latency
+    noise_sigma: float
+
+
+def measured_latency(triton: TunableTriton, extent: Extent) -> Known:
+    """As `infersched profile` measures it, overheads of Triton, machine and wire included."""
     server = Server(triton.address)
     try:
         spec = server.model(SCHEDULED, "")
@@ -164,13 +179,20 @@ def measured_latency(triton: TunableTriton, extent: Extent) -> Latency:
         profile = measure(server, spec, maker, plan)
     finally:
         server.close()
-    known = {size.rows: size.median_ns / 1e6 for size in profile.sizes}
+    medians = {size.rows: size.median_ns / 1e6 for size in profile.sizes}
+    sigma = noise_sigma([size.p99_ns / size.median_ns for size in profile.sizes])
     fit = profile.fit
     say(
-        f"l(b) = {fit.alpha_ns / 1e6:.3f} b + {fit.beta_ns / 1e6:.3f} ms, R2 {fit.r_squared:.4f}; "
-        f"slept are {MODEL.alpha_ms} b + {MODEL.beta_ms} ms"
+        f"l(b) = {fit.alpha_ns / 1e6:.3f} b + {fit.beta_ns / 1e6:.3f} ms, R2 {fit.r_squared:.4f}, "
+        f"noise {sigma:.1%}; slept are {MODEL.alpha_ms} b + {MODEL.beta_ms} ms"
     )
-    return Latency(table_ms=tuple(interpolated(known, b) for b in range(1, max(known) + 1)))
+    table = tuple(interpolated(medians, b) for b in range(1, max(medians) + 1))
+    return Known(Latency(table_ms=table), sigma)
+
+
+def noise_sigma(p99_ratios: Sequence[float]) -> float:
+    """The deviation of a lognormal factor whose 99 % quantile is the usual one of these."""
+    return log(median(p99_ratios)) / NormalDist().inv_cdf(0.99)
 
 
 def interpolated(known: dict[int, float], rows: int) -> float:
@@ -182,48 +204,51 @@ def interpolated(known: dict[int, float], rows: int) -> float:
 
 
 class Simulated:
-    """The engine under the simulator's clock with the latency that was measured."""
+    """The engine under the simulator's clock, placed and configured as it is here."""
 
-    def __init__(self, latency: Latency, extent: Extent) -> None:
-        self._latency = latency
+    def __init__(self, known: Known, extent: Extent) -> None:
+        self._known = known
         self._requests = extent.simulated_requests
+        setup = ModelSetup(
+            placements=(Placement(0, MODEL.instances),),
+            rows_max=ROWS_MAX,
+            slo_ms=MODEL.objective_ms,
+            priority_levels=PRIORITY_LEVELS,
+            default_priority=(PRIORITY_LEVELS + 1) // 2,
+        )
+        self._policy = engine(EngineSettings(models=(setup,)))
         top = 2 * MODEL.instances * 16 / MODEL.holds_ms(16) * 1000
-        found = search(self._scenario, engine(), from_per_s=top, to_per_s=20.0)
+        found = search(self._scenario, self._policy, from_per_s=top, to_per_s=20.0)
         self.goodput_per_s = found.per_s
 
     def at(self, rate_per_s: float) -> Outcome:
-        return simulate(self._scenario(rate_per_s), engine())
+        return simulate(self._scenario(rate_per_s), self._policy)
 
     def _scenario(self, rate_per_s: float) -> Scenario:
-        model = Model(self._latency, MODEL.objective_ms, Arrivals(rate_per_s=rate_per_s))
-        return Scenario([model], MODEL.instances, requests=self._requests)
+        known = self._known
+        model = Model(known.latency, MODEL.objective_ms, Arrivals(rate_per_s=rate_per_s))
+        return Scenario([model], 1, noise_sigma=known.noise_sigma, requests=self._requests)
 
 
 def predictions(bench: Bench, simulated: Simulated) -> list[Figure]:
     """Real runs against simulated ones, interleaved; the worst of the rates counts."""
     rates = [part * bench.capacity_per_s for part in bench.extent.predicted_at]
-    attainments: dict[float, list[float]] = {rate: [] for rate in rates}
-    batches: dict[float, list[float]] = {rate: [] for rate in rates}
-    problems: list[Measured] = []
-    for _ in range(bench.extent.rounds):
+    loads: dict[float, list[Measured]] = {rate: [] for rate in rates}
+    for turn in range(bench.extent.rounds):
         for rate in rates:
-            rows_before, runs_before = executed(bench.triton, SCHEDULED)
-            load = bench.scheduled(rate)
-            rows, runs = executed(bench.triton, SCHEDULED)
-            attainments[rate].append(load.attainment)
-            batches[rate].append((rows - rows_before) / max(runs - runs_before, 1))
-            problems.append(load)
+            loads[rate].append(bench.scheduled(rate, turn, SETTLED_S))
     points, parts = 0.0, 0.0
     for rate in rates:
         outcome = simulated.at(rate)
-        attained, batch = median(attainments[rate]), median(batches[rate])
+        attained = median(load.attainment for load in loads[rate])
+        batch = median(load.mean_batch for load in loads[rate])
         say(
             f"  {rate:6.0f}/s real {attained:.4f} in time, batch {batch:.2f}; simulated "
             f"{outcome.attainment:.4f}, {outcome.mean_batch:.2f}"
         )
         points = max(points, abs(attained - outcome.attainment) * 100)
         parts = max(parts, abs(batch / outcome.mean_batch - 1) * 100)
-    problem = first_problem(problems)
+    problem = first_problem([load for rate in rates for load in loads[rate]])
     return [
         Figure.of("slo_prediction_attainment_error", points, problem),
         Figure.of("slo_prediction_batch_error", parts, problem),

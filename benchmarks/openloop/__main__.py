@@ -92,7 +92,8 @@ def main() -> None:
         os.sched_setaffinity(0, spec.cpus)
     gc.disable()
     try:
-        result = uvloop.run(run_load(spec))
+        tell = (lambda edge: print(edge, flush=True)) if spec.tells_edges else None
+        result = uvloop.run(run_load(spec, tell))
     except LoadError as error:
         print(f"openloop: {error}", file=sys.stderr)
         sys.exit(1)

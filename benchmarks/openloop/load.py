@@ -49,6 +49,12 @@ class LoadSpec:
     samples_path: str | None = None
     watch: dict[str, list[int]] = field(default_factory=dict)
     cpus: list[int] = field(default_factory=list)
+    pool_seed: int | None = None  # of the payloads; None: `seed`, which arrivals have
+    tells_edges: bool = False  # prints the edges of the window as they come
+
+    @property
+    def seed_of_pool(self) -> int:
+        return self.seed if self.pool_seed is None else self.pool_seed
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -117,7 +123,7 @@ def _make_load(spec: LoadSpec, loop: asyncio.AbstractEventLoop, timer: TimerFd) 
         sample_share=spec.sample_share,
         seed=spec.seed,
     )
-    for payload in WORKLOADS[spec.workload](spec.model, spec.pool, spec.seed):
+    for payload in WORKLOADS[spec.workload](spec.model, spec.pool, spec.seed_of_pool):
         load.add_payload(payload.message, payload.rows)
     return load
 

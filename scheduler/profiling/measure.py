@@ -7,9 +7,8 @@ that were meant.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -20,11 +19,12 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from scheduler.backends.catalog import CatalogError, ModelSpec, model_spec, profiled_model
 from scheduler.config.profile import Fit, Profile, SizeProfile
+from scheduler.profiling.closed_loop import LoopError, closed_loop
 from scheduler.profiling.inputs import RequestMaker
 
-INFER_PATH = "/inference.GRPCInferenceService/ModelInfer"
 CALL_TIMEOUT_S = 10.0
-BATCH_TIMEOUT_S = 600.0
+COUNTED_WITHIN_S = 2.0
+_POLL_S = 0.05
 ROUNDS = 3
 _UNBOUNDED = [
     ("grpc.max_send_message_length", -1),
@@ -71,7 +71,6 @@ class Server:
         self.address = address
         self._channel = grpc.insecure_channel(address, options=_UNBOUNDED)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._infer = self._channel.unary_unary(INFER_PATH)
 
     def close(self) -> None:
         self._channel.close()
@@ -101,14 +100,14 @@ class Server:
         (model,) = self._call("ModelStatistics", request).model_stats
         return {entry.batch_size: entry.compute_infer.count for entry in model.batch_stats}
 
-    def infer(self, message: bytes) -> int:
-        """Runs one batch; its time from sending to reply in nanoseconds."""
-        started_ns = time.monotonic_ns()
+    def infer(
+        self, message: bytes, count: int, in_flight: int, on_batch: Callable[[], None]
+    ) -> list[int]:
+        """Runs `count` batches, `in_flight` of them at any time; their times in nanoseconds."""
         try:
-            self._infer(message, timeout=BATCH_TIMEOUT_S)
-        except grpc.RpcError as error:
-            raise MeasureError(f"{error.code().name}: {error.details()}") from error
-        return time.monotonic_ns() - started_ns
+            return closed_loop(self.address, message, count, in_flight, on_batch)
+        except LoopError as error:
+            raise MeasureError(str(error)) from error
 
     def _call(self, method: str, request: Any) -> Any:
         try:
@@ -132,10 +131,10 @@ def measure(
         for rows in plan.sizes:
             wanted = plan.repeats * (turn + 1) // ROUNDS - plan.repeats * turn // ROUNDS
             if turn == 0:
-                _closed_loop(server, messages[rows], plan.warm_up, plan.in_flight, on_batch)
-            times = _closed_loop(server, messages[rows], wanted, plan.in_flight, on_batch)
+                server.infer(messages[rows], plan.warm_up, plan.in_flight, on_batch)
+            times = server.infer(messages[rows], wanted, plan.in_flight, on_batch)
             samples[rows].times_ns += times
-    _check_sizes(before, server.batches_run(spec), plan)
+    _check_sizes(before, lambda: server.batches_run(spec), plan)
     sizes = tuple(_size(rows, samples[rows].times_ns) for rows in plan.sizes)
     return Profile(
         model=profiled_model(spec),
@@ -177,49 +176,23 @@ def _size(rows: int, times_ns: Sequence[int]) -> SizeProfile:
     )
 
 
-def _closed_loop(
-    server: Server, message: bytes, count: int, in_flight: int, on_batch: Callable[[], None]
-) -> list[int]:
-    """`count` batches, `in_flight` of them at any time."""
-    times: list[int] = []
-    problems: list[MeasureError] = []
-    left = count
-    lock = threading.Lock()
-
-    def run() -> None:
-        nonlocal left
-        while True:
-            with lock:
-                if not left or problems:
-                    return
-                left -= 1
-            try:
-                took = server.infer(message)
-            except MeasureError as error:
-                problems.append(error)
-                return
-            with lock:
-                times.append(took)
-                on_batch()
-
-    threads = [threading.Thread(target=run) for _ in range(min(in_flight, count))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if problems:
-        raise problems[0]
-    return times
-
-
-def _check_sizes(before: dict[int, int], after: dict[int, int], plan: Plan) -> None:
-    ran = {rows: count - before.get(rows, 0) for rows, count in after.items()}
+def _check_sizes(
+    before: Mapping[int, int], batches_run: Callable[[], dict[int, int]], plan: Plan
+) -> None:
+    # Triton counts a batch after it has answered.
+    end_s = time.monotonic() + COUNTED_WITHIN_S
+    while True:
+        ran = {rows: count - before.get(rows, 0) for rows, count in batches_run().items()}
+        short = [rows for rows in plan.sizes if ran.get(rows, 0) < plan.repeats + plan.warm_up]
+        if not short:
+            return
+        if time.monotonic() > end_s:
+            break
+        time.sleep(_POLL_S)
     other = sorted(rows for rows, count in ran.items() if count > 0 and rows not in plan.sizes)
-    short = [rows for rows in plan.sizes if ran.get(rows, 0) < plan.repeats + plan.warm_up]
-    if short:
-        seen = f"; it ran batches of {other[0]} rows" if other else ""
-        raise MeasureError(
-            f"the server ran {max(ran.get(short[0], 0), 0)} batches of {short[0]} rows, not the "
-            f"{plan.repeats + plan.warm_up} that were sent{seen}: a batcher joined them. Measure a "
-            "Triton directly, without a dynamic_batching block, or with --in-flight 1"
-        )
+    seen = f"; it ran batches of {other[0]} rows" if other else ""
+    raise MeasureError(
+        f"the server ran {max(ran.get(short[0], 0), 0)} batches of {short[0]} rows, not the "
+        f"{plan.repeats + plan.warm_up} that were sent{seen}: a batcher joined them. Measure a "
+        "Triton directly, without a dynamic_batching block, or with --in-flight 1"
+    )

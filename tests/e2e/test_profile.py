@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from click.testing import CliRunner, Result
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from scheduler.cli.main import main
 from scheduler.config.profile import load_profile
+from scheduler.profiling.inputs import RequestMaker, random_inputs
+from scheduler.profiling.measure import Server
 from tests import models
 
 # Long enough that a busy machine adds little to them.
@@ -34,6 +37,7 @@ def sleeping(
         dynamic_batching=models.DynamicBatching((), 200_000),
     )
     models.sequence(repository)
+    models.failing(repository)
     with EmbeddedTriton(repository) as triton:
         yield triton
         triton.kill()
@@ -92,6 +96,32 @@ def test_what_cannot_be_measured_says_why(
     assert result.exit_code == status, result.output
     assert message in result.output.replace("\n", " ")
     assert not (tmp_path / "p.json").exists()
+
+
+def test_a_batch_that_fails_is_said(sleeping: EmbeddedTriton, tmp_path: Path) -> None:
+    inputs, saved = tmp_path / "i.npz", tmp_path / "p.json"
+    np.savez(inputs, INPUT0=-np.ones((1, 16), dtype=np.float32))
+    result = profile(sleeping, "failing", "--inputs", str(inputs), "--save", str(saved))
+    assert result.exit_code == 1
+    assert "INTERNAL: " in result.output
+    assert not saved.exists()
+
+
+def test_batches_beside_each_other_do_not_wait_for_each_other(sleeping: EmbeddedTriton) -> None:
+    """Two lanes on two instances take half the time of one, and all their batches are counted."""
+    started = time.monotonic()
+    server = Server(sleeping.grpc_address)
+    try:
+        spec = server.model("sleeping", "")
+        message = RequestMaker(spec, random_inputs(spec, {}, 1)).message(1)
+        replies: list[None] = []
+        times = server.infer(message, 21, 2, lambda: replies.append(None))
+    finally:
+        server.close()
+    took_s = time.monotonic() - started
+    assert len(times) == len(replies) == 21
+    assert min(times) >= (PER_BATCH_S + PER_ROW_S) * 1e9
+    assert sum(times) > took_s * 1e9
 
 
 def test_no_server_is_said(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ SCHEDULER: dict[str, set[str]] = {
     "memory": {"config", "telemetry"},
     "control": {"_native", "backends", "config", "memory", "security", "telemetry", "v1"},
     "simulation": {"_native", "config"},
-    "profiling": {"backends", "config"},
+    "profiling": {"_native", "backends", "config"},
     "supervisor": {"_native", "backends", "config", "control", "telemetry", "v1"},
     "cli": {
         *("backends", "config", "control", "profiling", "simulation", "supervisor", "telemetry"),

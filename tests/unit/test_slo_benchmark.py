@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -11,7 +13,16 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from benchmarks.loading import LoadResult
 from benchmarks.slo_servers import Batcher, Measured, measured
 from benchmarks.slo_shared import settings
-from benchmarks.slo_triton import GRID, QUEUE_SIZES, TIMEOUTS, Extent, goodput, interpolated, ratio
+from benchmarks.slo_triton import (
+    GRID,
+    QUEUE_SIZES,
+    TIMEOUTS,
+    Extent,
+    goodput,
+    interpolated,
+    noise_sigma,
+    ratio,
+)
 
 REPLY = service_pb2.ModelInferResponse(model_name="m", raw_output_contents=[b"1"])
 OTHER = service_pb2.ModelInferResponse(model_name="m", raw_output_contents=[b"2"])
@@ -86,6 +97,11 @@ def test_the_search_comes_down_to_the_first_rate_that_holds() -> None:
 def test_sizes_between_measured_ones_are_interpolated() -> None:
     assert interpolated({1: 6.0, 4: 9.0}, 4) == 9.0
     assert interpolated({1: 6.0, 4: 9.0}, 2) == 7.0
+
+
+def test_the_noise_is_that_of_the_usual_99_percent_quantile() -> None:
+    quantile = math.exp(0.1 * NormalDist().inv_cdf(0.99))
+    assert noise_sigma([1.0, quantile, 30.0]) == pytest.approx(0.1)
 
 
 def test_nothing_in_time_is_taken_for_one_a_second() -> None:
