@@ -25,8 +25,9 @@ bool named(const std::vector<Placement>& placements, std::uint32_t backend) {
 }  // namespace
 
 // Placements that are no longer named are kept, unconfigured, until their last batch is back.
-void Core::configure_placements(ModelState& model, const std::vector<Placement>& placements,
+void Core::configure_placements(std::uint32_t index, const std::vector<Placement>& placements,
                                 Nanos now) {
+    ModelState& model = models_[index];
     std::vector<PlacementState> next;
     next.reserve(placements.size());
     for (const Placement& wanted : placements) {
@@ -46,6 +47,7 @@ void Core::configure_placements(ModelState& model, const std::vector<Placement>&
         const bool own = model.policy.direct_max > 0 || model.policy.triton != nullptr;
         state.executor = executor_of(own ? kOwnExecutors : wanted.executor_group);
         state.latency.set_attainment(model.policy.attainment);
+        place_on_devices(index, state, wanted.devices, now);
         state.configured = true;
         if (state.executor == kNoExecutor) promote(state, now);
         next.push_back(std::move(state));
@@ -57,6 +59,7 @@ void Core::configure_placements(ModelState& model, const std::vector<Placement>&
         if (!old.out.empty() || old.pinned.has_work()) next.push_back(std::move(old));
     }
     model.placements = std::move(next);
+    memory_.list(index, model.placements);
 }
 
 void Core::configure_model(std::uint32_t index, const ModelPolicy& policy,
@@ -82,7 +85,7 @@ void Core::configure_model(std::uint32_t index, const ModelPolicy& policy,
     for (PlacementState& p : model.placements) {
         if (!named(placements, p.backend)) lose_all(p, now);
     }
-    configure_placements(model, placements, now);
+    configure_placements(index, placements, now);
     if (!next.in_use) {
         fail_pool(model, model.shared, kNoBackend, now);
         model.suspects.clear();
@@ -132,7 +135,11 @@ void Core::set_backend(std::uint32_t backend, bool available, Nanos now) {
     for (std::uint32_t index = 0; index < models_.size(); ++index) {
         PlacementState* placement = models_[index].placement(backend);
         if (placement == nullptr) continue;
-        if (available) placement->recover();
+        if (available) {
+            placement->recover();
+            placement->memory.forget_marks();
+            memory_.touch();
+        }
         update_served(models_[index], now);
         update_reference(models_[index]);
         mark_dirty(index);

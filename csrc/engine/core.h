@@ -11,6 +11,7 @@
 //     executors.cc   models that share executors
 //     replies.cc     what a reply or a failure means for the members
 //     retries.cc     fixed groups that are sent again, bisecting, suspects
+//     device_limits.cc how large batches may be for the memory of devices
 //     configure.cc   policies, placements, backends
 //     ledger.cc      counters; statistics.cc: what ModelStatistics shows
 //     *persist.cc    save and load; invariants.cc: the truths that must hold
@@ -24,6 +25,7 @@
 #include "engine/batch_former.h"
 #include "engine/engine.h"
 #include "engine/executors.h"
+#include "engine/memory_ledger.h"
 #include "engine/model_state.h"
 #include "engine/placements.h"
 #include "engine/queue.h"
@@ -78,6 +80,13 @@ class Core {
     bool prime_latency(std::uint32_t model, std::uint32_t backend, std::uint32_t rows,
                        Nanos mean_ns, std::uint64_t count);
     LatencyStatus latency_status(std::uint32_t index, std::uint32_t backend) const;
+
+    // device_limits.cc
+    void set_device(std::uint32_t device, const DeviceMemory& memory, Nanos now);
+    bool prime_memory(std::uint32_t model, std::uint32_t device, double base_bytes,
+                      double bytes_per_row, std::uint32_t rows_high, bool fixed);
+    MemoryStatus memory_status(std::uint32_t model, std::uint32_t device) const;
+    DeviceStatus device_status(std::uint32_t device) const;
     std::uint64_t requests_inflight() const { return requests_.size(); }
     bool needs_step() const { return !dirty_.empty(); }
 
@@ -315,7 +324,7 @@ class Core {
     void suspect_good(ModelState& model, std::uint64_t signature);
 
     // configure.cc
-    void configure_placements(ModelState& model, const std::vector<Placement>& placements,
+    void configure_placements(std::uint32_t index, const std::vector<Placement>& placements,
                               Nanos now);
     void update_served(ModelState& model, Nanos now);
     void fail_pool(ModelState& model, Pool& pool, std::uint32_t pin, Nanos now);
@@ -339,6 +348,7 @@ class Core {
     void archive_components(Archive& archive);
     void restore_queued(std::uint32_t slot);
     void restore_indexes();
+    void restore_devices();
     void check_ledger() const;
     void check_model(std::uint32_t index) const;
     void check_sequence(std::uint32_t index) const;
@@ -372,7 +382,14 @@ class Core {
     void count_failure(const BatchRecord& batch);
     void publish_queue(std::uint32_t model);
 
+    // device_limits.cc
+    MemoryLimit memory_limit(const ModelState& model) const;
+    void place_on_devices(std::uint32_t index, PlacementState& placement,
+                          const std::vector<std::uint32_t>& devices, Nanos now);
+    void prove_memory(ModelState& model, const BatchRecord& batch, Nanos now);
+
     CountersPage* page_;
+    MemoryLedger memory_;
     std::deque<ModelCounters> unpublished_;  // of models kCountersModelsMax, ...
     std::deque<ModelState> models_;
     std::vector<bool> backends_available_;

@@ -264,6 +264,7 @@ void Core::send(ModelState& model, std::uint32_t batch_slot, PlacementState& pla
     action.member_begin = static_cast<std::uint32_t>(members.size());
     action.member_count = static_cast<std::uint32_t>(batch.members.size());
     action.rows_padded = rows_sent(model, batch);
+    memory_.reserve(batch, placement, action.rows_padded * batch.row_size);
     members.insert(members.end(), batch.members.begin(), batch.members.end());
     actions.push_back(action);
     if (!batch.mergeable) sequence_sent(batch_slot, placement, now);

@@ -68,6 +68,23 @@ LatencyStatus Engine::latency_status(std::uint32_t model, std::uint32_t backend)
     return state_->core.latency_status(model, backend);
 }
 
+void Engine::set_device(std::uint32_t device, const DeviceMemory& memory, Nanos now) {
+    state_->core.set_device(device, memory, now);
+}
+
+bool Engine::prime_memory(std::uint32_t model, std::uint32_t device, double base_bytes,
+                          double bytes_per_row, std::uint32_t rows_high, bool fixed) {
+    return state_->core.prime_memory(model, device, base_bytes, bytes_per_row, rows_high, fixed);
+}
+
+MemoryStatus Engine::memory_status(std::uint32_t model, std::uint32_t device) const {
+    return state_->core.memory_status(model, device);
+}
+
+DeviceStatus Engine::device_status(std::uint32_t device) const {
+    return state_->core.device_status(device);
+}
+
 std::uint64_t Engine::requests_inflight() const { return state_->core.requests_inflight(); }
 
 void Engine::check_invariants() const { state_->core.check_invariants(); }

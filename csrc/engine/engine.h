@@ -22,6 +22,7 @@
 #include "base/status.h"
 #include "base/time.h"
 #include "engine/counters.h"
+#include "engine/memory_status.h"
 
 namespace infersched::engine {
 
@@ -118,6 +119,9 @@ struct Placement {
     // executor, a GPU, and runs one batch at a time.
     std::uint32_t executor_group = kOwnExecutors;
     bool ready = false;  // false: gets nothing new (down, draining, not loaded there)
+    // Those that the instances are on; of which one takes a batch nothing is known: it has to fit
+    // all of them. Empty: not known, device memory sets no limit.
+    std::vector<std::uint32_t> devices;
 };
 
 struct Request {
@@ -208,6 +212,7 @@ enum class FailureKind : std::uint8_t {
     kFinal,         // any other status: every member gets it
     kGivenUp,       // the backend answered at the deadline while the execution goes on: as kFinal,
                     // but the slot stays taken until the batch's predicted end
+    kOutOfMemory,   // of the device: smaller batches from now on, this one again in halves
 };
 
 // The largest size that ModelStats::batch_sizes tells apart; larger batches are counted there.
@@ -279,6 +284,13 @@ class Engine {
     // Observations replace it. Nonsense is ignored; false then.
     bool prime_latency(std::uint32_t model, std::uint32_t backend, std::uint32_t rows,
                        Nanos mean_ns, std::uint64_t count);
+    // A reading of a device, in the order of measuring. Takes effect at the next step.
+    void set_device(std::uint32_t device, const DeviceMemory& memory, Nanos now);
+    // What is known of a model's need before it is learned; `fixed`: and instead of learning it.
+    // `rows_high`: the largest batch that every instance there has room for already. Nonsense is
+    // ignored; false then.
+    bool prime_memory(std::uint32_t model, std::uint32_t device, double base_bytes,
+                      double bytes_per_row, std::uint32_t rows_high, bool fixed);
     // From now on every submit is refused with kDraining.
     void set_draining(bool draining);
 
@@ -320,6 +332,8 @@ class Engine {
     QueueStatus queue_status(std::uint32_t model) const;
     ModelStats model_stats(std::uint32_t model) const;
     LatencyStatus latency_status(std::uint32_t model, std::uint32_t backend) const;
+    MemoryStatus memory_status(std::uint32_t model, std::uint32_t device) const;
+    DeviceStatus device_status(std::uint32_t device) const;
     std::uint64_t requests_inflight() const;  // admitted and not answered
     // Aborts when a truth of the design does not hold (tests, debug builds): ledger, slots, heaps.
     void check_invariants() const;

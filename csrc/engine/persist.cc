@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x33656e69676e65;  // "engine3"
+constexpr std::uint64_t kStateMagic = 0x34656e69676e65;  // "engine4"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {
@@ -83,10 +83,14 @@ void archive_placement(Archive& archive, PlacementState& p) {
     archive(p.failures);
     archive(p.rest_until);
     archive(p.pinned.unserved_since);
+    archive(p.devices);
+    p.memory.archive(archive);
+    archive(p.growing_size);
     archive(p.sequences.first);
     archive(p.sequences.last);
     archive(p.sequence_count);
     archive.require(p.instances > 0);
+    for (const std::uint32_t device : p.devices) archive.require(device < kDevicesMax);
 }
 
 template <class Archive>
@@ -184,6 +188,9 @@ void archive_batch(Archive& archive, BatchRecord& b) {
     archive(b.mergeable);
     archive(b.formed);
     archive(b.sealed);
+    archive(b.grows);
+    archive(b.added_bytes);
+    archive(b.row_size);
     archive(b.dispatched_at);
     archive(b.started_at);
     archive(b.ends_at);
@@ -241,6 +248,14 @@ void Core::restore_indexes() {
     for (std::uint32_t slot = 0; slot < batches_.slots(); ++slot) {
         if (!batches_.live(slot) || batches_[slot].release_at == kNever) continue;
         given_up_.push({batches_[slot].release_at, batches_.handle(slot), slot});
+    }
+}
+
+void Core::restore_devices() {
+    for (std::uint32_t index = 0; index < models_.size(); ++index) {
+        for (PlacementState& placement : models_[index].placements) {
+            memory_.restore(index, placement);
+        }
     }
 }
 
@@ -307,6 +322,8 @@ void Core::archive(Archive& archive) {
     for (ModelState& model : models_) archive_model(archive, model);
     archive_records(archive);
     archive_executors(archive);
+    memory_.archive(archive);
+    if constexpr (Archive::kReads) restore_devices();
     archive_sequences(archive);
     archive_queued(archive);
     for (std::uint32_t index = 0; index < models_.size(); ++index) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/latency_model.h"
+#include "engine/memory_need.h"
 #include "engine/queue.h"
 
 namespace infersched::engine {
@@ -17,6 +18,12 @@ inline constexpr Nanos kPlannedStageMaxNs = 2 * kStageAheadNs;
 // that a backend that fails fast does not draw all the work.
 inline constexpr Nanos kRestMinNs = 10 * kMillisecond;
 inline constexpr Nanos kRestMaxNs = kSecond;
+
+// Sizes of batches that device memory allows.
+struct MemoryLimit {
+    double single = kNoSizeLimit;  // where requests are cut
+    double merged = kNoSizeLimit;  // up to which they are put together: no larger than that one
+};
 
 struct PlacementState {
     std::uint32_t backend = 0;
@@ -33,6 +40,11 @@ struct PlacementState {
     std::uint32_t failures = 0;  // in a row, of those that make it rest
     Nanos rest_until = std::numeric_limits<Nanos>::min();
     Pool pinned;
+    std::vector<std::uint32_t> devices;      // that its instances are on
+    MemoryNeed memory;                       // on each of them
+    double growing_size = 0;                 // the largest one out that is beyond its mark
+    mutable std::uint64_t memory_stamp = 0;  // MemoryLedger's, of memory_limit
+    mutable MemoryLimit memory_limit;
     SequenceList sequences;  // pinned here, in the order of pinning
     std::uint32_t sequence_count = 0;
 

@@ -36,6 +36,7 @@ void archive_load(Archive& archive, Group& group) {
     archive(group.target);
     archive(group.gather_ns);
     archive(group.rows_fit);
+    archive(group.row_size);
     archive(group.rows_planned);
     archive(group.planned_at);
 }

@@ -92,6 +92,9 @@ struct BatchRecord {
     bool mergeable = true;
     bool formed = false;  // waits in TritonQueue::formed
     bool sealed = false;  // no other formed batch is joined to it
+    bool grows = false;   // larger than those before it: may take `added_bytes` of device memory
+    std::uint64_t added_bytes = 0;
+    double row_size = 1;  // Group::row_size
     Nanos dispatched_at = 0;
     Nanos ends_at = kNever;     // once started: when its reply is expected
     Nanos started_at = kNever;  // when an instance was free for it; kNever: still staged
@@ -103,8 +106,9 @@ struct BatchRecord {
         backend = pin = avoid = kNoBackend;
         executor = kNoSlot;
         rows = live = tries = 0;
-        retry_sequence = 0;
-        retried = formed = sealed = false;
+        retry_sequence = added_bytes = 0;
+        row_size = 1;
+        retried = formed = sealed = grows = false;
         started_at = ends_at = release_at = kNever;
         members.clear();
     }

@@ -20,9 +20,10 @@ void Core::start_first(const Executor& executor, Nanos now) {
 }
 
 void Core::leave_placement(std::uint32_t batch_slot, Nanos now) {
-    const BatchRecord& batch = batches_[batch_slot];
+    BatchRecord& batch = batches_[batch_slot];
     ModelState& model = models_[batch.model];
     PlacementState& placement = *model.placement(batch.backend);
+    memory_.settle(batch, placement, now);
     const auto place = std::find(placement.out.begin(), placement.out.end(), batch_slot);
     placement.out.erase(place);
     placement.rows_out -= batch.rows;
@@ -84,6 +85,7 @@ void Core::complete(BatchHandle handle, Nanos now) {
     // As the observed times: from when an instance was free for it.
     const Nanos started = batch.started_at == kNever ? batch.dispatched_at : batch.started_at;
     observe(model, batch, now);
+    prove_memory(model, batch, now);
     count_reply(batch, now);
     count_execution(model, batch.rows, now - started);
     leave_placement(batch_slot, now);
@@ -220,6 +222,7 @@ void Core::resolve_failure(ModelState& model, const BatchRecord& failed, Failure
         case FailureKind::kRejected:
             if (!again || !bisect(model, failed)) fail_members(failed.members, ending, now);
             return;
+        case FailureKind::kOutOfMemory:
         case FailureKind::kFinal:
         case FailureKind::kGivenUp:
             return fail_members(failed.members, ending, now);

@@ -41,6 +41,15 @@ struct LatencyPrior {
     std::uint64_t batches = 0;
 };
 
+// What is known of the device memory that batches take at a placement.
+struct MemoryPrior {
+    std::uint32_t backend = 0;
+    double base_bytes = 0;
+    double bytes_per_row = 0;
+    std::uint32_t rows_high = 0;
+    bool fixed = false;  // as configured: not learned
+};
+
 struct ModelConfig {
     std::uint32_t index = 0;
     bool is_default_version = false;
@@ -50,6 +59,7 @@ struct ModelConfig {
     std::vector<std::string> key_headers;
     std::vector<engine::Placement> placements;
     std::vector<LatencyPrior> priors;
+    std::vector<MemoryPrior> memory_priors;
 };
 
 struct Tenant {

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 
+#include <set>
 #include "base/shared_blocks.h"
+
 #include "gateway/state.h"
 
 namespace infersched::gateway {
@@ -32,6 +34,11 @@ Gateway::~Gateway() = default;
 
 std::string Gateway::apply(const WantedState& wanted, Nanos now) noexcept {
     return state_->apply(wanted, now);
+}
+
+void Gateway::set_device(std::uint32_t device, const engine::DeviceMemory& memory,
+                         Nanos now) noexcept {
+    state_->engine.set_device(device, memory, now);
 }
 
 void Gateway::drain(Nanos deadline, Nanos now) noexcept { state_->begin_drain(deadline, now); }
@@ -266,6 +273,14 @@ std::vector<std::uint32_t> Gateway::placements(std::uint32_t model) const {
         for (const engine::Placement& placement : config->placements)
             backends.push_back(placement.backend);
     return backends;
+}
+
+std::vector<std::uint32_t> Gateway::devices(std::uint32_t model) const {
+    std::set<std::uint32_t> named;
+    if (const ModelConfig* config = state_->catalog.at(model))
+        for (const engine::Placement& placement : config->placements)
+            named.insert(placement.devices.begin(), placement.devices.end());
+    return {named.begin(), named.end()};
 }
 
 std::uint64_t Gateway::host_bytes() const { return state_->budget.used; }

@@ -74,6 +74,7 @@ class Gateway {
     // -- steering --------------------------------------------------------------------------------
     // All or nothing; the error text is empty when it took effect.
     std::string apply(const WantedState& wanted, Nanos now) noexcept;
+    void set_device(std::uint32_t device, const engine::DeviceMemory& memory, Nanos now) noexcept;
     // Ends with the notice kDrained when all is answered and the answers are written, at the latest
     // at `deadline`. May be asked for again.
     void drain(Nanos deadline, Nanos now) noexcept;
@@ -119,6 +120,8 @@ class Gateway {
     std::vector<std::uint32_t> models() const;
     // Indices of the backends that the model is placed on.
     std::vector<std::uint32_t> placements(std::uint32_t model) const;
+    // Indices of the devices that its instances are on.
+    std::vector<std::uint32_t> devices(std::uint32_t model) const;
     std::uint64_t host_bytes() const;
     std::uint32_t client_connections() const;
     SharedMemoryStatus shared_memory() const;

@@ -21,6 +21,11 @@ std::string check_placements(const ModelConfig& model) {
             return "model '" + model.schema.name + "' is placed on backend index " +
                    std::to_string(placement.backend) + " more than once";
         named.push_back(placement.backend);
+        for (const std::uint32_t device : placement.devices)
+            if (device >= engine::kDevicesMax)
+                return "model '" + model.schema.name + "' is placed on device index " +
+                       std::to_string(device) + ", which is not below " +
+                       std::to_string(engine::kDevicesMax);
     }
     return {};
 }
@@ -175,6 +180,7 @@ void Gateway::State::apply_models(const std::vector<std::shared_ptr<const ModelC
     for (const ModelConfig* model : changed) {
         configure_model(*model, now);
         prime_latencies(*model);
+        prime_memory(*model);
     }
 }
 
@@ -188,6 +194,15 @@ void Gateway::State::prime_latencies(const ModelConfig& model) {
         if (std::find(observed.begin(), observed.end(), prior.backend) == observed.end())
             engine.prime_latency(model.index, prior.backend, prior.rows, prior.mean_ns,
                                  prior.batches);
+}
+
+void Gateway::State::prime_memory(const ModelConfig& model) {
+    for (const engine::Placement& placement : model.placements)
+        for (const MemoryPrior& prior : model.memory_priors)
+            if (prior.backend == placement.backend)
+                for (const std::uint32_t device : placement.devices)
+                    engine.prime_memory(model.index, device, prior.base_bytes, prior.bytes_per_row,
+                                        prior.rows_high, prior.fixed);
 }
 
 // The headers that are looked at besides those passed on.

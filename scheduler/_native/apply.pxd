@@ -126,6 +126,16 @@ cdef inline ModelPolicy model_policy(batching, max_batch_size):
     return policy
 
 
+cdef inline MemoryPrior memory_prior(placement):
+    cdef MemoryPrior prior
+    prior.backend = placement.backend_index
+    prior.base_bytes = placement.memory_prior.base_bytes
+    prior.bytes_per_row = placement.memory_prior.bytes_per_row
+    prior.rows_high = placement.memory_prior.rows_high
+    prior.fixed = placement.memory_prior.fixed
+    return prior
+
+
 cdef inline ModelConfig model_config(message):
     cdef ModelConfig config
     cdef Placement placement
@@ -153,7 +163,10 @@ cdef inline ModelConfig model_config(message):
         placement.instances = max(wanted.instances, 1)
         placement.ready = wanted.ready
         placement.executor_group = wanted.executor_group or kOwnExecutors
+        placement.devices = list(wanted.device_indices)
         config.placements.push_back(placement)
+        if wanted.HasField("memory_prior"):
+            config.memory_priors.push_back(memory_prior(wanted))
         prior.backend = wanted.backend_index
         for size in wanted.latency_prior:
             if size.batches:

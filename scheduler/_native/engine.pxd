@@ -78,6 +78,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
     cdef cppclass Placement:
         uint32_t backend, instances, executor_group
         cbool ready
+        vector[uint32_t] devices
 
     cdef cppclass Request:
         uint64_t user, signature, bytes, priority, labels
@@ -140,6 +141,22 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         uint32_t rows_target
         vector[BatchSizeStats] sizes
 
+    cdef cppclass DeviceMemory:
+        cbool known
+        uint64_t free_bytes, total_bytes, headroom_bytes
+        int64_t measured_at
+
+    cdef cppclass MemoryStatus:
+        cbool known
+        double base_bytes, bytes_per_row, error
+        uint64_t samples, added_bytes, out_of_memory
+        uint32_t rows_high, rows_limit, rows_cap
+
+    cdef cppclass DeviceStatus:
+        cbool seen
+        DeviceMemory memory
+        uint64_t reserved_bytes
+
     cdef cppclass CppEngine "infersched::engine::Engine":
         CppEngine(CountersPage* page) except +
         void configure_model(
@@ -150,6 +167,10 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         void set_draining(cbool)
         cbool prime_latency(uint32_t, uint32_t, uint32_t, int64_t, uint64_t) except +
         LatencyStatus latency_status(uint32_t, uint32_t) except +
+        void set_device(uint32_t, const DeviceMemory&, int64_t) except +
+        cbool prime_memory(uint32_t, uint32_t, double, double, uint32_t, cbool) except +
+        MemoryStatus memory_status(uint32_t, uint32_t) except +
+        DeviceStatus device_status(uint32_t) except +
         Admission submit(const Request&, int64_t) except +
         void cancel(uint64_t, int64_t) except +
         void fail_all(Reason, int64_t) except +

@@ -86,6 +86,18 @@ class LatencyState(NamedTuple):
     rate_per_s: float
     sizes: tuple[BatchSize, ...]
 
+class MemoryState(NamedTuple):
+    known: bool
+    base_bytes: float
+    bytes_per_row: float
+    samples: int
+    error: float
+    rows_high: int
+    rows_limit: int
+    rows_cap: int
+    added_bytes: int
+    out_of_memory: int
+
 class QueueState(NamedTuple):
     requests: int
     rows: int
@@ -97,13 +109,14 @@ class QueueState(NamedTuple):
 class Engine:
     """One engine with a counters page of its own. Times are int nanoseconds.
 
-    A broken invariant ends the process (`check_invariants`).
+    A broken invariant ends the process (`check_invariants`). A placement is (backend, instances,
+    ready), (…, executor group) or (…, executor group, devices).
     """
 
     def configure_model(
         self,
         model: int,
-        placements: Iterable[tuple[int, int, bool] | tuple[int, int, bool, int]],
+        placements: Iterable[tuple[Any, ...]],
         now: int,
         *,
         in_use: bool = True,
@@ -135,6 +148,30 @@ class Engine:
         """Placements are (backend, instances, ready)."""
     def set_backend(self, backend: int, available: bool, now: int) -> None: ...
     def set_tenants(self, weights: Iterable[float]) -> None: ...
+    def set_device(
+        self,
+        device: int,
+        now: int,
+        *,
+        free_bytes: int = 0,
+        total_bytes: int = 0,
+        headroom_bytes: int = 0,
+        measured_at: int | None = None,
+        known: bool = True,
+    ) -> None: ...
+    def prime_memory(
+        self,
+        model: int,
+        device: int,
+        base_bytes: float,
+        bytes_per_row: float,
+        rows_high: int = 0,
+        fixed: bool = False,
+    ) -> bool: ...
+    def memory_status(self, model: int, device: int) -> MemoryState: ...
+    def device_status(self, device: int) -> tuple[bool, int, int]:
+        """(whether a reading has come, free bytes by the last one, reserved bytes)."""
+
     def set_draining(self, draining: bool) -> None: ...
     def submit(
         self,

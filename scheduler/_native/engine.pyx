@@ -12,7 +12,8 @@ NEVER = (1 << 63) - 1
 NO_BACKEND = 0xFFFFFFFF
 OWN_EXECUTORS = 0xFFFFFFFF
 include "reasons.pxi"
-FAILURE_KINDS = ("nothing_ran", "connection", "rejected", "unsplittable", "final", "given_up")
+FAILURE_KINDS = ("nothing_ran", "connection", "rejected", "unsplittable", "final", "given_up",
+                 "out_of_memory")
 
 Member = namedtuple("Member", "request user row_begin rows")
 Dispatch = namedtuple("Dispatch", "batch model backend rows rows_padded deadline_ns members")
@@ -33,6 +34,10 @@ BatchSize = namedtuple("BatchSize", "rows batches backend_ns")
 LatencyState = namedtuple(
     "LatencyState", "known observations alpha_ns beta_ns margin error_mean beyond_margin "
     "rows_target rate_per_s sizes",
+)
+MemoryState = namedtuple(
+    "MemoryState", "known base_bytes bytes_per_row samples error rows_high rows_limit rows_cap "
+    "added_bytes out_of_memory",
 )
 QueueState = namedtuple("QueueState", "requests rows bytes oldest_arrival inflight_batches merging")
 
@@ -111,11 +116,12 @@ cdef class Engine:
         policy.load_aware = load_aware
         policy.value = value
         policy.aging_ns = aging_ns
-        for backend, instances, ready, *group in placements:
+        for backend, instances, ready, *more in placements:
             place.backend = backend
             place.instances = instances
             place.ready = ready
-            place.executor_group = group[0] if group else OWN_EXECUTORS
+            place.executor_group = more[0] if more else OWN_EXECUTORS
+            place.devices = list(more[1]) if len(more) > 1 else []
             places.push_back(place)
         self._engine.configure_model(model, policy, places, now)
 
@@ -124,6 +130,36 @@ cdef class Engine:
 
     def set_tenants(self, weights):
         self._engine.set_tenants(list(weights))
+
+    def set_device(
+        self, device, now, *, free_bytes=0, total_bytes=0, headroom_bytes=0, measured_at=None,
+        known=True,
+    ):
+        cdef DeviceMemory memory
+        memory.known = known
+        memory.free_bytes = free_bytes
+        memory.total_bytes = total_bytes
+        memory.headroom_bytes = headroom_bytes
+        memory.measured_at = now if measured_at is None else measured_at
+        self._engine.set_device(device, memory, now)
+
+    def prime_memory(self, model, device, base_bytes, bytes_per_row, rows_high=0, fixed=False):
+        return self._engine.prime_memory(
+            model, device, base_bytes, bytes_per_row, rows_high, fixed
+        )
+
+    def memory_status(self, model, device):
+        cdef MemoryStatus status = self._engine.memory_status(model, device)
+        return MemoryState(
+            status.known, status.base_bytes, status.bytes_per_row, status.samples, status.error,
+            status.rows_high, status.rows_limit, status.rows_cap, status.added_bytes,
+            status.out_of_memory,
+        )
+
+    def device_status(self, device):
+        """(whether a reading has come, free bytes by the last one, reserved bytes)."""
+        cdef DeviceStatus status = self._engine.device_status(device)
+        return status.seen, status.memory.free_bytes, status.reserved_bytes
 
     def set_draining(self, draining):
         self._engine.set_draining(draining)

@@ -144,9 +144,37 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         double rate_per_s
         vector[BatchSizeStats] sizes
 
+    cdef enum: kDevicesMax
+
+    cdef cppclass DeviceMemory:
+        cbool known
+        uint64_t free_bytes
+        uint64_t total_bytes
+        uint64_t headroom_bytes
+        Nanos measured_at
+
+    cdef cppclass MemoryStatus:
+        cbool known
+        double base_bytes
+        double bytes_per_row
+        uint64_t samples
+        double error
+        uint32_t rows_high
+        uint32_t rows_limit
+        uint32_t rows_cap
+        uint64_t added_bytes
+        uint64_t out_of_memory
+
+    cdef cppclass DeviceStatus:
+        cbool seen
+        DeviceMemory memory
+        uint64_t reserved_bytes
+
     cdef cppclass CppEngine "infersched::engine::Engine":
         ModelStats model_stats(uint32_t model) except +
         LatencyStatus latency_status(uint32_t model, uint32_t backend) except +
+        MemoryStatus memory_status(uint32_t model, uint32_t device) except +
+        DeviceStatus device_status(uint32_t device) except +
 
     cdef enum: kOwnExecutors
 
@@ -155,6 +183,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         uint32_t instances
         uint32_t executor_group
         cbool ready
+        vector[uint32_t] devices
 
     cdef cppclass QueueStatus:
         uint64_t requests
@@ -184,6 +213,13 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         Nanos mean_ns
         uint64_t batches
 
+    cdef cppclass MemoryPrior:
+        uint32_t backend
+        double base_bytes
+        double bytes_per_row
+        uint32_t rows_high
+        cbool fixed
+
     cdef cppclass ModelConfig:
         uint32_t index
         cbool is_default_version
@@ -192,6 +228,7 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         vector[string] key_headers
         vector[Placement] placements
         vector[LatencyPrior] priors
+        vector[MemoryPrior] memory_priors
 
     cdef cppclass Tenant:
         string name
@@ -258,6 +295,7 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
     cdef cppclass CppGateway "infersched::gateway::Gateway":
         CppGateway(CountersPage* page) except +
         string apply(const WantedState& wanted, Nanos now) except +
+        void set_device(uint32_t device, const DeviceMemory& memory, Nanos now)
         void drain(Nanos deadline, Nanos now) except +
         cbool take_notice(Notice* notice)
         ConnectionId client_connected(const string& peer_address, Nanos now) except +
@@ -282,6 +320,7 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         QueueStatus queue_status(uint32_t model)
         vector[uint32_t] models() except +
         vector[uint32_t] placements(uint32_t model) except +
+        vector[uint32_t] devices(uint32_t model) except +
         uint64_t host_bytes()
         uint32_t client_connections()
         SharedMemoryStatus shared_memory()

@@ -37,6 +37,7 @@ cdef Nanos NEVER = 0x7FFFFFFFFFFFFFFF
 
 
 include "latency.pxi"
+include "memory.pxi"
 include "shell.pxi"
 include "connection.pxi"
 
@@ -238,6 +239,12 @@ cdef class Gateway:
             if connection.is_client:
                 connection.shut()
 
+    def set_devices(self, message):
+        """Takes the readings of a scheduler.v1.MemoryReadings."""
+        for reading in message.devices:
+            self.core.get().set_device(reading.index, device_memory(reading), monotonic_now())
+        self.schedule_turn()
+
     def drain(self, int64_t deadline_ms):
         """Stops admitting; the notice `drained` comes at the latest after `deadline_ms`."""
         cdef Nanos now = monotonic_now()
@@ -302,6 +309,14 @@ cdef class Gateway:
     def latencies(self, uint32_t model):
         """What was learned of the model on each of its backends, see latency.pxi."""
         return learned_latencies(self.core.get(), model)
+
+    def memory(self, uint32_t model):
+        """What was learned of the model's need on each of its devices, see memory.pxi."""
+        return learned_needs(self.core.get(), model)
+
+    def devices(self):
+        """(index, known, free, total, headroom, measured_at_ns, reserved), see memory.pxi."""
+        return device_states(self.core.get())
 
     def statistics(self, models):
         """(index, rows, batches, completed, failed, rejected, cancelled, queue_ns, backend_ns,

@@ -82,6 +82,8 @@ class Steering:
         elif kind == "statistics":
             indices = message.statistics.model_indices
             peer.send(pb.FromDataPlane(statistics=statistics(self.gateway, indices)))
+        elif kind == "memory":
+            self.gateway.set_devices(message.memory)
         elif kind == "drain":
             self.gateway.drain(message.drain.deadline_ms)
 
@@ -192,6 +194,7 @@ def snapshot(gateway: Gateway, model_indices: Collection[int] = ()) -> pb.Snapsh
         )
         if model_indices:
             _add_latencies(model, gateway)
+            _add_memory(model, gateway)
     for index, _, connections, _, batches, rows, state in gateway.backends():
         message.backends.add(
             index=index,
@@ -204,7 +207,44 @@ def snapshot(gateway: Gateway, model_indices: Collection[int] = ()) -> pb.Snapsh
         message.batches.add(
             model_index=number, backend_index=backend, requests=requests, rows=rows, age_ns=age_ns
         )
+    for index, known, free, total, headroom, measured_at_ns, reserved in gateway.devices():
+        device = message.devices.add(reserved_bytes=reserved)
+        device.memory.index = index
+        device.memory.known = known
+        device.memory.free_bytes = free
+        device.memory.total_bytes = total
+        device.memory.headroom_bytes = headroom
+        device.memory.measured_at_ns = measured_at_ns
     return message
+
+
+def _add_memory(model: pb.ModelSnapshot, gateway: Gateway) -> None:
+    for (
+        device,
+        known,
+        base_bytes,
+        bytes_per_row,
+        samples,
+        error,
+        rows_high,
+        rows_limit,
+        rows_cap,
+        added_bytes,
+        out_of_memory,
+    ) in gateway.memory(model.index):
+        model.memory.add(
+            device_index=device,
+            known=known,
+            base_bytes=base_bytes,
+            bytes_per_row=bytes_per_row,
+            samples=samples,
+            error=error,
+            rows_high=rows_high,
+            rows_limit=rows_limit,
+            rows_cap=rows_cap,
+            added_bytes=added_bytes,
+            out_of_memory=out_of_memory,
+        )
 
 
 def _add_latencies(model: pb.ModelSnapshot, gateway: Gateway) -> None:

@@ -15,7 +15,8 @@ from tests.property.engine_pair import Pair
 pytestmark = pytest.mark.native
 
 MS = 1_000_000
-KINDS = native.FAILURE_KINDS
+# Out-of-memory replies have tests of their own: the oracle has no devices.
+KINDS = native.FAILURE_KINDS[:6]
 
 
 class Swarm:

@@ -1,0 +1,128 @@
+// What device memory allows the batches of a model, and what is learned of it.
+#include <algorithm>
+#include <cmath>
+
+#include "engine/core.h"
+
+namespace infersched::engine {
+namespace {
+
+constexpr double kRowsShown = 0xffffffff;
+
+std::uint32_t whole_rows(double size) {
+    return static_cast<std::uint32_t>(std::min(std::floor(size), kRowsShown));
+}
+
+bool on_device(const PlacementState& placement, std::uint32_t device) {
+    const std::vector<std::uint32_t>& all = placement.devices;
+    return std::find(all.begin(), all.end(), device) != all.end();
+}
+
+}  // namespace
+
+// What is out there is not known on other devices than those it was sent to.
+void Core::place_on_devices(std::uint32_t index, PlacementState& placement,
+                            const std::vector<std::uint32_t>& devices, Nanos now) {
+    if (devices.empty() && placement.devices.empty()) {
+        placement.memory.set_instances(placement.instances);
+        return;
+    }
+    if (devices != placement.devices) {
+        for (const std::uint32_t slot : placement.out) {
+            memory_.settle(batches_[slot], placement, now);
+        }
+    }
+    memory_.place(index, placement, devices);
+}
+
+void Core::set_device(std::uint32_t index, const DeviceMemory& reading, Nanos) {
+    if (!memory_.read(index, reading)) return;
+    for (const std::uint32_t named : memory_.device(index)->models) {
+        ModelState& model = models_[named];
+        for (PlacementState& p : model.placements) {
+            if (on_device(p, index)) memory_.learn(index, p);
+        }
+        if (model.queued_requests > 0) mark_dirty(named);
+    }
+}
+
+bool Core::prime_memory(std::uint32_t index, std::uint32_t device, double base_bytes,
+                        double bytes_per_row, std::uint32_t rows_high, bool fixed) {
+    if (index >= models_.size()) return false;
+    bool primed = false;
+    for (PlacementState& p : models_[index].placements) {
+        if (!on_device(p, device)) continue;
+        primed |= p.memory.prime(base_bytes, bytes_per_row, rows_high, fixed);
+    }
+    memory_.touch();
+    return primed;
+}
+
+// What the placement of the most room allows: a batch goes there if it must.
+MemoryLimit Core::memory_limit(const ModelState& model) const {
+    if (!memory_.active()) return {};
+    MemoryLimit most{0, 0};
+    for (const PlacementState& p : model.placements) {
+        if (!usable(p)) continue;
+        const MemoryLimit& limit = memory_.limit(model.policy, p);
+        most.single = std::max(most.single, limit.single);
+        most.merged = std::max(most.merged, limit.merged);
+    }
+    return most.single > 0 ? most : MemoryLimit();
+}
+
+// A batch has ended well: what ran there at the same time, ran in other instances. It must have
+// been there for a while, not just been sent for when this one's end is known.
+void Core::prove_memory(ModelState& model, const BatchRecord& batch, Nanos now) {
+    PlacementState& placement = *model.placement(batch.backend);
+    MemoryNeed& need = placement.memory;
+    const double size = rows_sent(model, batch) * batch.row_size;
+    const double cap = need.cap();
+    need.count_good();
+    if (need.cap() != cap) memory_.touch();
+    if (placement.devices.empty() || size <= need.mark()) return;
+    need.count_take();
+    std::vector<double> running = {size};
+    const Nanos ran_ns = now - batch.dispatched_at;
+    for (const std::uint32_t slot : placement.out) {
+        const BatchRecord& other = batches_[slot];
+        if (&other == &batch || other.started_at == kNever) continue;
+        if (now - other.started_at < ran_ns / 4) continue;
+        running.push_back(rows_sent(model, other) * other.row_size);
+    }
+    need.raise(running, now);
+    memory_.touch();
+}
+
+MemoryStatus Core::memory_status(std::uint32_t index, std::uint32_t device) const {
+    MemoryStatus status;
+    if (index >= models_.size()) return status;
+    const ModelState& model = models_[index];
+    const std::uint32_t rows_max = rows_limit(model.policy);
+    for (const PlacementState& p : model.placements) {
+        if (!on_device(p, device)) continue;
+        const MemoryNeed& need = p.memory;
+        const double limit = memory_.limit(model.policy, p).merged;
+        status.out_of_memory += need.out_of_memory();
+        if (status.known && need.samples() <= status.samples) continue;
+        status.known = need.known();
+        status.base_bytes = need.base_bytes();
+        status.bytes_per_row = need.bytes_per_row();
+        status.samples = need.samples();
+        status.error = need.error();
+        status.rows_high = whole_rows(need.mark());
+        status.rows_limit = limit < rows_max ? whole_rows(limit) : 0;
+        status.rows_cap = need.cap() < kRowsShown ? whole_rows(need.cap()) : 0;
+        const double added = need.added_bytes(std::min<double>(limit, rows_max), need.mark());
+        status.added_bytes = static_cast<std::uint64_t>(added);
+    }
+    return status;
+}
+
+DeviceStatus Core::device_status(std::uint32_t index) const {
+    const Device* device = memory_.device(index);
+    if (device == nullptr) return {};
+    return {device->seen, device->memory, device->reserved_bytes()};
+}
+
+}  // namespace infersched::engine

@@ -1,0 +1,50 @@
+// The ledger of one device: what is free by the last reading, less what batches may have taken
+// since.
+#pragma once
+
+#include <cstdint>
+#include <set>
+#include <vector>
+
+#include "engine/memory_status.h"
+
+namespace infersched::engine {
+
+class Device {
+  public:
+    DeviceMemory memory;
+    bool seen = false;               // a reading has come, once
+    std::set<std::uint32_t> models;  // placed on it
+    std::uint64_t takers = 0;        // batches that have taken memory, as far as is known
+
+    std::uint64_t reserved_bytes() const { return reserved_bytes_; }
+    // What batches may take besides those that are there. May be negative.
+    double available_bytes() const;
+    double used_bytes() const {
+        return static_cast<double>(memory.total_bytes) - static_cast<double>(memory.free_bytes);
+    }
+    // Whether the last reading shows all that batches have taken.
+    bool settled() const { return inflight_ == 0 && unseen_.empty(); }
+    std::uint64_t inflight() const { return inflight_; }
+
+    // A batch that is larger than those before was sent.
+    void reserve(std::uint64_t bytes);
+    // It has ended. It stays reserved until a reading is newer.
+    void settle(std::uint64_t bytes, Nanos now);
+    void read(const DeviceMemory& reading);
+
+    template <class Archive>
+    void archive(Archive& archive);
+
+  private:
+    struct Unseen {
+        Nanos since = 0;
+        std::uint64_t bytes = 0;
+    };
+
+    std::uint64_t reserved_bytes_ = 0;
+    std::uint64_t inflight_ = 0;  // batches that are larger than those before
+    std::vector<Unseen> unseen_;  // what has ended since the last reading
+};
+
+}  // namespace infersched::engine

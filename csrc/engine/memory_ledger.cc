@@ -1,0 +1,143 @@
+#include "engine/memory_ledger.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "engine/archive.h"
+
+namespace infersched::engine {
+namespace {
+
+// A size that follows one that is proven: where batches are padded, the next of their sizes.
+double next_padded(const ModelPolicy& policy, double proven, double next) {
+    if (next <= proven) return next;
+    for (const std::uint32_t size : policy.mandatory_rows) {
+        if (size > proven) return std::max<double>(size, next);
+    }
+    return next;
+}
+
+}  // namespace
+
+Device& MemoryLedger::at(std::uint32_t index) {
+    if (index >= devices_.size()) devices_.resize(index + 1);
+    return devices_[index];
+}
+
+void MemoryLedger::place(std::uint32_t model, PlacementState& placement,
+                         const std::vector<std::uint32_t>& devices) {
+    std::vector<std::uint32_t> wanted = devices;
+    std::sort(wanted.begin(), wanted.end());
+    wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
+    const auto beyond = [](std::uint32_t device) { return device >= kDevicesMax; };
+    wanted.erase(std::remove_if(wanted.begin(), wanted.end(), beyond), wanted.end());
+    placement.memory.set_instances(placement.instances);
+    touch();
+    if (wanted == placement.devices) return;
+    placement.devices = std::move(wanted);
+    placement.memory.forget_marks();
+    for (const std::uint32_t device : placement.devices) at(device).models.insert(model);
+}
+
+void MemoryLedger::list(std::uint32_t model, const std::vector<PlacementState>& placements) {
+    for (std::uint32_t index = 0; index < devices_.size(); ++index) {
+        const auto there = [=](const PlacementState& p) {
+            return std::find(p.devices.begin(), p.devices.end(), index) != p.devices.end();
+        };
+        if (std::none_of(placements.begin(), placements.end(), there)) {
+            devices_[index].models.erase(model);
+        }
+    }
+}
+
+bool MemoryLedger::read(std::uint32_t index, const DeviceMemory& reading) {
+    if (index >= kDevicesMax) return false;
+    at(index).read(reading);
+    touch();
+    return true;
+}
+
+void MemoryLedger::learn(std::uint32_t index, PlacementState& placement) {
+    const Device& device = devices_[index];
+    if (!device.memory.known) return;
+    const auto free_bytes = static_cast<double>(device.memory.free_bytes);
+    placement.memory.note_free(free_bytes, static_cast<double>(device.memory.headroom_bytes));
+    if (!device.settled()) return;
+    // Of several devices it is not known which one has taken how much.
+    if (placement.devices.size() > 1) return;
+    placement.memory.measure(device.used_bytes(), device.takers - placement.memory.takes());
+}
+
+const MemoryLimit& MemoryLedger::limit(const ModelPolicy& policy,
+                                       const PlacementState& placement) const {
+    if (placement.memory_stamp != stamp_) {
+        placement.memory_limit = computed(policy, placement);
+        placement.memory_stamp = stamp_;
+    }
+    return placement.memory_limit;
+}
+
+MemoryLimit MemoryLedger::computed(const ModelPolicy& policy,
+                                   const PlacementState& placement) const {
+    const MemoryNeed& need = placement.memory;
+    MemoryLimit limit;
+    limit.single = limit.merged = need.cap();
+    for (const std::uint32_t index : placement.devices) {
+        const Device& device = devices_[index];
+        // Where there never was a source, nothing is held back.
+        if (!device.seen) continue;
+        if (device.memory.known && need.confirmed()) {
+            limit.single = std::min(limit.single, need.size_within(device.available_bytes()));
+        }
+        const Nanos measured_at = device.memory.known ? device.memory.measured_at : kNever;
+        const double next = need.next_size(measured_at);
+        limit.merged = std::min(limit.merged, next_padded(policy, need.largest(), next));
+    }
+    limit.single = std::max(limit.single, 1.0);
+    limit.merged = std::clamp(limit.merged, 1.0, limit.single);
+    return limit;
+}
+
+void MemoryLedger::reserve(BatchRecord& batch, const PlacementState& placement, double size) {
+    const MemoryNeed& need = placement.memory;
+    if (placement.devices.empty() || size <= need.mark()) return;
+    double mark = need.mark();
+    // The one instance there is will have grown for those before it.
+    if (placement.instances == 1) mark = std::max(mark, placement.growing_size);
+    const double added = need.added_bytes(size, mark);
+    batch.added_bytes = static_cast<std::uint64_t>(std::ceil(added));
+    batch.grows = true;
+    for (const std::uint32_t device : placement.devices) at(device).reserve(batch.added_bytes);
+    touch();
+}
+
+void MemoryLedger::settle(BatchRecord& batch, const PlacementState& placement, Nanos now) {
+    if (!batch.grows) return;
+    batch.grows = false;
+    for (const std::uint32_t device : placement.devices) {
+        at(device).settle(batch.added_bytes, now);
+    }
+    touch();
+}
+
+void MemoryLedger::restore(std::uint32_t model, PlacementState& placement) {
+    placement.memory_stamp = 0;
+    placement.memory_limit = {};
+    for (const std::uint32_t device : placement.devices) at(device).models.insert(model);
+}
+
+template <class Archive>
+void MemoryLedger::archive(Archive& archive) {
+    archive(stamp_);
+    archive.vector_size(devices_, 32);
+    for (Device& device : devices_) {
+        device.archive(archive);
+        if constexpr (Archive::kReads) device.models.clear();
+    }
+    archive.require(devices_.size() <= kDevicesMax);
+}
+
+template void MemoryLedger::archive(ArchiveWriter&);
+template void MemoryLedger::archive(ArchiveReader&);
+
+}  // namespace infersched::engine

@@ -1,0 +1,57 @@
+// Device memory that batches take, and how large they may be for it.
+//
+// What a batch will add to its device is reserved when it is sent, and stays reserved after it has
+// ended until a reading shows it. A limit is computed when it is asked for after something that it
+// depends on has changed.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+#include "engine/device_memory.h"
+#include "engine/model_state.h"
+#include "engine/records.h"
+
+namespace infersched::engine {
+
+class MemoryLedger {
+  public:
+    // The devices of a placement are these from now on. What is out there is not known on them.
+    void place(std::uint32_t model, PlacementState& placement,
+               const std::vector<std::uint32_t>& devices);
+    // After that, of all its placements.
+    void list(std::uint32_t model, const std::vector<PlacementState>& placements);
+    // False: the number is too large.
+    bool read(std::uint32_t device, const DeviceMemory& reading);
+    // Marks or caps of a placement have changed.
+    void touch() { ++stamp_; }
+    // Whether anything has ever set a limit.
+    bool active() const { return stamp_ > 0; }
+
+    const MemoryLimit& limit(const ModelPolicy& policy, const PlacementState& placement) const;
+    // A batch of `size` is sent there. One that adds nothing leaves no trace.
+    void reserve(BatchRecord& batch, const PlacementState& placement, double size);
+    void settle(BatchRecord& batch, const PlacementState& placement, Nanos now);
+    // After a reading: what it says about the need at a placement on the device.
+    void learn(std::uint32_t device, PlacementState& placement);
+
+    const Device* device(std::uint32_t index) const {
+        return index < devices_.size() ? &devices_[index] : nullptr;
+    }
+    const std::deque<Device>& devices() const { return devices_; }
+
+    // A placement that was loaded.
+    void restore(std::uint32_t model, PlacementState& placement);
+    template <class Archive>
+    void archive(Archive& archive);
+
+  private:
+    MemoryLimit computed(const ModelPolicy& policy, const PlacementState& placement) const;
+    Device& at(std::uint32_t index);
+
+    std::deque<Device> devices_;
+    std::uint64_t stamp_ = 0;  // changes with all that limits depend on
+};
+
+}  // namespace infersched::engine

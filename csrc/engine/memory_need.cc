@@ -1,0 +1,204 @@
+#include "engine/memory_need.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+#include "engine/archive.h"
+
+namespace infersched::engine {
+namespace {
+
+// Good batches after which the cap of an out-of-memory reply rises by a row.
+constexpr std::uint64_t kGoodPerRow = 1000;
+constexpr double kCapShare = 0.8;
+constexpr double kStepShare = 0.1;
+// A sample without which the estimate would be so many times larger or smaller is left out, up to
+// one in kOutlierShare: another tenant of the device took or freed memory just then.
+constexpr double kOutlierFactor = 1.5;
+constexpr std::size_t kOutlierShare = 4;
+// Marks that differ less are taken as alike.
+constexpr double kAlike = 0.05;
+constexpr double kErrorShare = 0.25;
+constexpr double kBytesMax = 1e15;
+
+}  // namespace
+
+double size_after(double size) { return size + std::max(1.0, size * kStepShare); }
+
+void MemoryNeed::set_instances(std::uint32_t instances) {
+    if (marks_.size() == instances) return;
+    marks_.resize(std::max(instances, 1u), 0.0);
+    measured_ = false;
+}
+
+void MemoryNeed::forget_marks() {
+    std::fill(marks_.begin(), marks_.end(), 0.0);
+    measured_ = false;
+    cap_ = kNoSizeLimit;
+    raised_at_ = std::numeric_limits<Nanos>::min();
+}
+
+bool MemoryNeed::prime(double base_bytes, double bytes_per_row, double size_high, bool fixed) {
+    const auto sound = [](double bytes) { return bytes >= 0 && bytes <= kBytesMax; };
+    if (!sound(base_bytes) || !sound(bytes_per_row) || !(size_high >= 0)) return false;
+    // What was learned here is better than what was known before.
+    if (fixed || samples_ < kSamplesConfirmed) {
+        base_bytes_ = base_bytes;
+        bytes_per_row_ = bytes_per_row;
+        primed_ = true;
+        fixed_ = fixed;
+    }
+    for (double& mark : marks_) mark = std::max(mark, size_high);
+    measured_ = false;
+    return true;
+}
+
+double MemoryNeed::added_bytes(double size, double mark) const {
+    if (size <= mark) return 0;
+    return (mark > 0 ? 0 : base_bytes_) + bytes_per_row_ * (size - mark);
+}
+
+double MemoryNeed::size_within(double bytes) const {
+    if (mark() <= 0) bytes -= base_bytes_;
+    if (bytes < 0) return mark();
+    return bytes_per_row_ > 0 ? mark() + bytes / bytes_per_row_ : kNoSizeLimit;
+}
+
+// While the need is not known, a larger size is tried only after a reading that shows the last one.
+// Once it is, sizes double: an estimate from small ones is not trusted far beyond them.
+double MemoryNeed::next_size(Nanos measured_at) const {
+    if (primed_) return kNoSizeLimit;
+    const double proven = largest();
+    const double next = measured_at > raised_at_ ? size_after(proven) : std::max(proven, 1.0);
+    return confirmed() && measured_ ? std::max(next, 2 * measured_size_) : next;
+}
+
+bool MemoryNeed::raise(std::vector<double>& running, Nanos now) {
+    std::sort(running.begin(), running.end(), std::greater<>());
+    bool raised = false;
+    for (std::size_t i = 0; i < std::min(running.size(), marks_.size()); ++i) {
+        raised |= running[i] > marks_[i];
+        marks_[i] = std::max(marks_[i], running[i]);
+    }
+    if (raised) raised_at_ = now;
+    return raised;
+}
+
+void MemoryNeed::count_good() {
+    if (cap_ == kNoSizeLimit || ++good_ < kGoodPerRow) return;
+    good_ = 0;
+    ++cap_;
+}
+
+// A framework that runs out of memory may first give back all it had kept: no more is proven than
+// what is allowed now.
+void MemoryNeed::cut(double size) {
+    ++out_of_memory_;
+    failed_size_ = size;
+    cap_ = std::min(cap_, std::max(std::floor(kCapShare * size), 1.0));
+    good_ = 0;
+    free_least_ = kNoSizeLimit;
+    for (double& mark : marks_) mark = std::min(mark, cap_);
+}
+
+bool MemoryNeed::note_free(double free_bytes, double headroom_bytes) {
+    if (cap_ == kNoSizeLimit) return false;
+    free_least_ = std::min(free_least_, free_bytes);
+    const double more = std::max(bytes_per_row_ * (failed_size_ - cap_), headroom_bytes);
+    if (free_bytes - free_least_ < std::max(more, 1.0)) return false;
+    cap_ = confirmed() ? kNoSizeLimit : size_after(cap_);
+    free_least_ = free_bytes;
+    good_ = 0;
+    return true;
+}
+
+void MemoryNeed::measure(double used_bytes, std::uint64_t foreign) {
+    const double size = mark();
+    if (largest() > size * (1 + kAlike)) return;
+    const bool comparable =
+        measured_ && foreign == measured_foreign_ && used_bytes >= measured_used_;
+    if (comparable && size > measured_size_) {
+        const double bytes = (used_bytes - measured_used_) / static_cast<double>(marks_.size());
+        if (measured_size_ > 0) {
+            add_sample(bytes, size - measured_size_);
+        } else {
+            first_bytes_ = bytes;
+            first_size_ = size;
+        }
+    }
+    measured_ = true;
+    measured_size_ = std::max(measured_size_, size);
+    measured_used_ = used_bytes;
+    measured_foreign_ = foreign;
+}
+
+void MemoryNeed::add_sample(double bytes, double size) {
+    if (confirmed() && bytes > 0) {
+        const double error = std::abs(bytes_per_row_ * size / bytes - 1);
+        error_ += (error - error_) * kErrorShare;
+    }
+    ring_[samples_ % kSamplesMax] = {bytes, size};
+    ++samples_;
+    if (fixed_ || (primed_ && samples_ < kSamplesConfirmed)) return;
+    primed_ = false;
+    bytes_per_row_ = fitted();
+    if (first_size_ > 0) base_bytes_ = std::max(first_bytes_ - bytes_per_row_ * first_size_, 0.0);
+}
+
+// All bytes over all rows: allocators take memory in large pieces, single samples say little.
+double MemoryNeed::fitted() const {
+    const std::size_t count = std::min<std::uint64_t>(samples_, kSamplesMax);
+    std::array<Sample, kSamplesMax> kept = ring_;
+    Sample sum;
+    for (std::size_t i = 0; i < count; ++i) {
+        sum.bytes += kept[i].bytes;
+        sum.size += kept[i].size;
+    }
+    for (std::size_t left_out = 0; left_out < count / kOutlierShare; ++left_out) {
+        std::size_t worst = count;
+        double most = kOutlierFactor;
+        for (std::size_t i = 0; i < count; ++i) {
+            if (kept[i].size <= 0 || kept[i].size >= sum.size) continue;
+            const double without = (sum.bytes - kept[i].bytes) / (sum.size - kept[i].size);
+            const double with = sum.bytes / sum.size;
+            const double factor = std::max(with, without) / std::max(std::min(with, without), 1.0);
+            if (factor <= most) continue;
+            most = factor;
+            worst = i;
+        }
+        if (worst == count) break;
+        sum.bytes -= kept[worst].bytes;
+        sum.size -= kept[worst].size;
+        kept[worst] = Sample();
+    }
+    return sum.bytes / sum.size;
+}
+
+template <class Archive>
+void MemoryNeed::archive(Archive& archive) {
+    archive(marks_);
+    archive(primed_);
+    archive(fixed_);
+    for (double* number : {&base_bytes_, &bytes_per_row_, &first_bytes_, &first_size_, &error_,
+                           &measured_size_, &measured_used_, &cap_, &failed_size_, &free_least_}) {
+        archive(*number);
+    }
+    for (Sample& sample : ring_) {
+        archive(sample.bytes);
+        archive(sample.size);
+    }
+    archive(samples_);
+    archive(measured_);
+    archive(measured_foreign_);
+    archive(raised_at_);
+    archive(good_);
+    archive(out_of_memory_);
+    archive(takes_);
+    archive.require(!marks_.empty());
+}
+
+template void MemoryNeed::archive(ArchiveWriter&);
+template void MemoryNeed::archive(ArchiveReader&);
+
+}  // namespace infersched::engine

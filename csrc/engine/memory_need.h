@@ -1,0 +1,110 @@
+// How much device memory the batches of a model take at one placement, and which sizes are proven.
+//
+// Frameworks keep what they have allocated: an instance takes nothing new for a batch no larger
+// than its largest one so far, its mark; bytes_per_row for every row beyond it, and base_bytes with
+// the first batch. Every instance has an allocator of its own, and which of them runs a batch is
+// not told: marks_[j] is a size that more than j instances are known to have run, because so many
+// batches of that size ran at once. A batch is taken to come to the instance of the least mark.
+//
+// A size is rows, weighed by the bytes of a row where those differ.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "base/time.h"
+
+namespace infersched::engine {
+
+inline constexpr double kNoSizeLimit = std::numeric_limits<double>::infinity();
+
+class MemoryNeed {
+  public:
+    MemoryNeed() : marks_(1, 0.0) {}
+
+    void set_instances(std::uint32_t instances);
+    // The server was started anew: its allocators are empty.
+    void forget_marks();
+    // False: the figures make no sense and are ignored.
+    bool prime(double base_bytes, double bytes_per_row, double size_high, bool fixed);
+
+    bool known() const { return primed_ || samples_ > 0; }
+    // Known well enough to trust in: sizes are limited by it.
+    bool confirmed() const { return primed_ || samples_ >= kSamplesConfirmed; }
+    double base_bytes() const { return base_bytes_; }
+    double bytes_per_row() const { return bytes_per_row_; }
+    std::uint64_t samples() const { return samples_; }
+    double error() const { return error_; }
+    double mark() const { return marks_.back(); }
+    double largest() const { return marks_.front(); }
+    double cap() const { return cap_; }
+    std::uint64_t out_of_memory() const { return out_of_memory_; }
+    // Batches that were larger than those before.
+    std::uint64_t takes() const { return takes_; }
+    void count_take() { ++takes_; }
+
+    // What a batch of this size adds where one of `mark` has run.
+    double added_bytes(double size, double mark) const;
+    // The largest size that adds no more than `bytes`.
+    double size_within(double bytes) const;
+    // The largest size that may be tried. `measured_at`: of the last reading; kNever: there are no
+    // readings any more.
+    double next_size(Nanos measured_at) const;
+
+    // A batch ended well; `running`: the sizes of those that ran at the same time, itself included.
+    // Whether a mark has risen.
+    bool raise(std::vector<double>& running, Nanos now);
+    void count_good();
+    // A batch of this size ran out of memory.
+    void cut(double size);
+    // Of a reading: free bytes. Whether the cap was lifted.
+    bool note_free(double free_bytes, double headroom_bytes);
+    // A reading that shows all that has run so far. `foreign`: how often other batches have taken
+    // memory of the device.
+    void measure(double used_bytes, std::uint64_t foreign);
+
+    template <class Archive>
+    void archive(Archive& archive);
+
+  private:
+    static constexpr std::uint64_t kSamplesConfirmed = 4;
+    static constexpr std::size_t kSamplesMax = 16;
+
+    struct Sample {
+        double bytes = 0;
+        double size = 0;
+    };
+
+    void add_sample(double bytes, double size);
+    double fitted() const;
+
+    std::vector<double> marks_;  // by instance, falling
+    bool primed_ = false;
+    bool fixed_ = false;
+    double base_bytes_ = 0;
+    double bytes_per_row_ = 0;
+    double first_bytes_ = 0;  // that the first batch took; 0: not seen
+    double first_size_ = 0;
+    std::array<Sample, kSamplesMax> ring_;  // what successive largest sizes took
+    std::uint64_t samples_ = 0;
+    double error_ = 0;
+    // The last reading at a time when all marks were alike.
+    bool measured_ = false;
+    double measured_size_ = 0;
+    double measured_used_ = 0;
+    std::uint64_t measured_foreign_ = 0;
+    Nanos raised_at_ = std::numeric_limits<Nanos>::min();
+    double cap_ = kNoSizeLimit;
+    double failed_size_ = 0;            // that set the cap
+    double free_least_ = kNoSizeLimit;  // since then
+    std::uint64_t good_ = 0;            // batches since the cap was changed
+    std::uint64_t out_of_memory_ = 0;
+    std::uint64_t takes_ = 0;
+};
+
+// The next size to try after one that is proven.
+double size_after(double size);
+
+}  // namespace infersched::engine

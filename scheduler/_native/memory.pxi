@@ -1,0 +1,45 @@
+# Device memory: readings as the engine takes them, and what it has learned, as Python numbers.
+# Included by gateway.pyx.
+
+
+cdef DeviceMemory device_memory(message) except *:
+    cdef DeviceMemory memory
+    memory.known = message.known
+    memory.free_bytes = message.free_bytes
+    memory.total_bytes = message.total_bytes
+    memory.headroom_bytes = message.headroom_bytes
+    memory.measured_at = message.measured_at_ns
+    return memory
+
+
+cdef list learned_needs(CppGateway* core, uint32_t model):
+    """(device, known, base_bytes, bytes_per_row, samples, error, rows_high, rows_limit, rows_cap,
+    added_bytes, out_of_memory) by device.
+    """
+    cdef uint32_t device
+    cdef MemoryStatus status
+    needs = []
+    for device in core.devices(model):
+        status = core.scheduler().memory_status(model, device)
+        needs.append((
+            device, status.known, status.base_bytes, status.bytes_per_row, status.samples,
+            status.error, status.rows_high, status.rows_limit, status.rows_cap,
+            status.added_bytes, status.out_of_memory,
+        ))
+    return needs
+
+
+cdef list device_states(CppGateway* core):
+    """(index, known, free, total, headroom, measured_at_ns, reserved) of the devices with readings.
+    """
+    cdef uint32_t index
+    cdef DeviceStatus status
+    states = []
+    for index in range(kDevicesMax):
+        status = core.scheduler().device_status(index)
+        if status.seen:
+            states.append((
+                index, status.memory.known, status.memory.free_bytes, status.memory.total_bytes,
+                status.memory.headroom_bytes, status.memory.measured_at, status.reserved_bytes,
+            ))
+    return states
