@@ -15,6 +15,7 @@ COMMANDS = {
     "config": ("scheduler.cli.config", "config", "Check and show the configuration."),
     "models": ("scheduler.cli.models", "models", "The models of a running scheduler."),
     "backends": ("scheduler.cli.backends", "backends", "The Tritons of a running scheduler."),
+    "devices": ("scheduler.cli.devices", "devices", "Device memory, as it is used."),
     "status": ("scheduler.cli.status", "status", "Status, queues and batches now."),
     "profile": ("scheduler.cli.profile", "profile", "Measure how long batches of MODEL take."),
     "simulate": ("scheduler.cli.simulate", "simulate", "Simulate WORKLOAD: policies compared."),

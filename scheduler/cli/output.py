@@ -6,9 +6,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 Command = Callable[..., Any]
 
@@ -30,26 +34,37 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table; without colour where NO_COLOR is set or the output is no terminal."""
-    from rich import box
+def output_console() -> Console:
+    """Standard output; without colour where NO_COLOR is set or it is no terminal."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     is_terminal = sys.stdout.isatty()
-    console = Console(
+    return Console(
         file=sys.stdout,
         no_color="NO_COLOR" in os.environ or not is_terminal,
         # A pipe gets whole lines, not ones cut to some width.
         width=None if is_terminal else 500,
     )
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on standard output."""
+    output_console().print(make_table(columns, rows))
+
+
+def make_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """A table for a console."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    is_terminal = sys.stdout.isatty()
     table = Table(box=box.SIMPLE_HEAD if is_terminal else None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold", header_style="bold")
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
-    console.print(table)
+    return table
 
 
 def print_rows(

@@ -47,6 +47,7 @@ def _print_status(now: pb.GetStatusResponse) -> None:
         ("request bytes held", format_size(plane.host_bytes)),
         ("models ready", f"{now.models_ready} of {now.models}"),
         ("backends serving", f"{now.backends_serving} of {now.backends}"),
+        ("device memory known", f"{now.devices_known} of {now.devices} devices"),
         *(("problem", text) for text in now.problems),
     ]
     print_table(["STATUS", ""], rows)

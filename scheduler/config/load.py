@@ -35,7 +35,9 @@ class LoadedSettings:
         for length in range(len(path), 0, -1):
             if path[:length] in self.origins:
                 # A section that was written only with other keys says nothing about this one.
-                is_section = any(p[:length] == path[:length] != p for p in self.origins)
+                # The items of a list are its value.
+                below = (p for p in self.origins if p[:length] == path[:length] != p)
+                is_section = any(isinstance(p[length], str) for p in below)
                 return "default" if is_section else self.origins[path[:length]]
         return "default"
 

@@ -19,6 +19,13 @@ from pydantic import (
 )
 
 from scheduler.config.address import Address, parse_address
+from scheduler.config.device_memory import (
+    DEVICES_MAX,
+    DeviceKey,
+    DeviceMemory,
+    GpuNumber,
+    bare_switch,
+)
 from scheduler.config.headers import ForwardedNames, HeaderNames, listed
 from scheduler.config.objectives import (
     ATTAINMENT_DEFAULT,
@@ -55,9 +62,15 @@ def _ascending_sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(set(sizes)))
 
 
-def _shared_memory_use(value: object) -> object:
-    """YAML reads a bare `off` as false."""
-    return ("auto" if value else "off") if isinstance(value, bool) else value
+def _metrics_port(value: object) -> object:
+    """An address, or one of the words."""
+    value = bare_switch(value)
+    if value in ("auto", "off"):
+        return value
+    address = _address(value)
+    if not address.host or not address.port:
+        raise ValueError(f"a metrics port needs a host and a port, got {str(address)!r}")
+    return str(address)
 
 
 AddressText = Annotated[Address, BeforeValidator(_address), PlainSerializer(Address.__str__)]
@@ -82,8 +95,25 @@ ExecutorName = Annotated[
 ]
 SharedMemoryUse = Annotated[
     Literal["auto", "off"],
-    BeforeValidator(_shared_memory_use),
+    BeforeValidator(bare_switch),
     Field(description="large tensors through shared memory, where the Triton is on this host"),
+]
+Devices = Annotated[
+    tuple[DeviceKey, ...],
+    BeforeValidator(listed),
+    Field(
+        max_length=DEVICES_MAX,
+        description="its GPUs in the order of the numbers that instance_group names; needed where "
+        "they are not those of NVML on this host",
+    ),
+]
+MetricsPort = Annotated[
+    str,
+    BeforeValidator(_metrics_port),
+    Field(
+        description="host:port of its /metrics, for the memory of its GPUs; auto: port 8002 of a "
+        "backend of another host whose models run on GPUs; or off"
+    ),
 ]
 
 
@@ -151,6 +181,8 @@ class Backend(Section):
     exclusive: Exclusive = "none"
     executor: ExecutorName = ""
     shared_memory: SharedMemoryUse = "auto"
+    devices: Devices = ()
+    metrics: MetricsPort = "auto"
     tls: Annotated[
         BackendTls | None,
         BeforeValidator(lambda value: None if value is False else value),
@@ -180,6 +212,7 @@ class Embedded(Section):
     exclusive: Exclusive = "none"
     executor: ExecutorName = ""
     shared_memory: SharedMemoryUse = "auto"
+    devices: Devices = ()
     model_control_mode: Literal["none", "explicit"] = Field(
         default="none", description="explicit: clients load and unload models"
     )
@@ -287,6 +320,11 @@ class Batching(Section):
         default=None,
         description="a file of `infersched profile`: the model's latency before its first request",
     )
+    gpus: Annotated[tuple[GpuNumber, ...], BeforeValidator(listed)] = Field(
+        default=(),
+        description="numbers of the GPUs that its instances use, where its instance_group does not "
+        "tell, as of a python model of KIND_CPU that uses a GPU all the same",
+    )
     padding: Padding = Field(
         default=Padding(), description="inputs of different lengths made equal to share a batch"
     )
@@ -369,6 +407,7 @@ class Settings(Section):
     embedded: Embedded = Embedded()
     discovery: Discovery = Discovery()
     tenants: Tenants = Tenants()
+    device_memory: DeviceMemory = DeviceMemory()
     defaults: Batching = Batching()
     models: dict[str, dict[str, Any]] = Field(
         default={}, description="per model: the keys of `defaults` that differ for it"

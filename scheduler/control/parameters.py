@@ -56,6 +56,7 @@ class Parameters:
                 "exclusive": settings.embedded.exclusive,
                 "executor": settings.embedded.executor,
                 "shared_memory": settings.embedded.shared_memory,
+                "devices": settings.embedded.devices,
             }
             backends.append(Backend.model_validate(embedded))
         return backends

@@ -14,7 +14,9 @@ from scheduler.backends.pool import BackendPool, CatalogEntry
 from scheduler.backends.remembered import ModelKey
 from scheduler.backends.watch import BackendStatus
 from scheduler.config import Batching, ConfigError, LoadedSettings, Settings
+from scheduler.control.activity import Activity
 from scheduler.control.desired import DesiredState, served_placements
+from scheduler.control.devices import Devices
 from scheduler.control.health import HealthServicer
 from scheduler.control.latencies import Latencies
 from scheduler.control.parameters import Parameters
@@ -60,6 +62,14 @@ class ControlPlane:
         self._served: set[tuple[int | None, int | None]] = set()
         self.pool = BackendPool(self.refresh_state, self._replies_of, parameters.runtime_directory)
         self.payload = PayloadMemory(self.pool, self.refresh_state)
+        activity = Activity(self.counters, lambda: self.desired.backend_index.values())
+        self.devices = Devices(
+            parameters.runtime_directory,
+            self.pool,
+            lambda: self.settings,
+            activity.busy,
+            self.refresh_state,
+        )
         self._looked_around = False
         self.readiness = Readiness(
             self.pool,
@@ -95,6 +105,7 @@ class ControlPlane:
         return [
             asyncio.create_task(self.steering.run()),
             asyncio.create_task(self.latencies.run(self.desired)),
+            asyncio.create_task(self.devices.run()),
         ]
 
     def batching_for(self, model_name: str) -> Batching:
@@ -115,6 +126,7 @@ class ControlPlane:
             ready=self.readiness.ready,
             learned=self.latencies.figures(),
             shared_memory={key: getattr(shared, key) for key in SHARED_MEMORY_GAUGES},
+            devices=self.devices.metrics_scope(),
         )
 
     def refresh_state(self) -> None:
@@ -129,6 +141,7 @@ class ControlPlane:
             self.steering.want(
                 self.desired.build(self.pool, self.settings, self.regions, self.payload)
             )
+        self.devices.look()
         self.publish_health()
 
     async def confirmed(self) -> None:
@@ -288,6 +301,7 @@ class ControlPlane:
         return LoadedSettings(loaded.settings.model_copy(update=kept), loaded.origins)
 
     async def close(self) -> None:
+        self.devices.stop()
         with contextlib.suppress(asyncio.CancelledError):
             await self.payload.close()
             await self.pool.close()

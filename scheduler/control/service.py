@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
 
 from scheduler import __version__
 from scheduler.backends.pool import CatalogEntry
+from scheduler.backends.remembered import ModelKey
 from scheduler.backends.watch import BackendStatus
 from scheduler.config.errors import path_text
 from scheduler.control.desired import batching_message, tensor_message
 from scheduler.control.plane import ControlPlane
+from scheduler.memory.table import DeviceMemory
 from scheduler.v1 import control_pb2 as pb
 from scheduler.v1 import control_pb2_grpc, dataplane_pb2
 
@@ -51,7 +55,12 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
             backends=len(watches),
             backends_serving=sum(w.status is BackendStatus.SERVING for w in watches),
             config_reload_failures=plane.reload_failures,
-            problems=[text for entry in entries for text in self._problems(entry)],
+            problems=[
+                *(text for entry in entries for text in self._problems(entry)),
+                *plane.devices.problems,
+            ],
+            devices=len(plane.devices.current),
+            devices_known=sum(device.known for device in plane.devices.current.values()),
         )
 
     async def ListModels(
@@ -87,6 +96,16 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
                 batches_total=counters.get("batches", 0),
                 failed_batches_total=counters.get("failed_batches", 0),
             )
+        return answer
+
+    async def ListDevices(self, request: Any, context: Any) -> pb.ListDevicesResponse:
+        devices, now_ns = self._plane.devices, time.monotonic_ns()
+        models = devices.models_on()
+        answer = pb.ListDevicesResponse()
+        for key, device in sorted(devices.table.devices(now_ns).items()):
+            answer.devices.append(device_status(device, models.get(key, [])))
+        for name, problem in devices.table.source_problems.items():
+            answer.sources.add(name=name, problem=problem)
         return answer
 
     async def ListQueues(
@@ -194,3 +213,28 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
         status.requests.batch_rows = counters["batch_rows"][1]
         for level, (total, good) in counters["levels"].items():
             status.requests.objectives.add(priority=level, total=total, good=good)
+
+
+def device_status(device: DeviceMemory, models: Sequence[ModelKey]) -> pb.DeviceStatus:
+    reading = device.reading
+    status = pb.DeviceStatus(
+        key=device.key,
+        name=reading.name,
+        source=device.source,
+        known=device.known,
+        problem=device.problem,
+        total_bytes=reading.total_bytes,
+        free_bytes=reading.free_bytes,
+        used_bytes=reading.used_bytes,
+        driver_bytes=reading.reserved_bytes,
+        headroom_bytes=device.headroom_bytes,
+        age_ns=device.age_ns,
+        mig=reading.mig,
+        slowed_by_heat=reading.slowed_by_heat,
+        models=[f"{name} {version}" for name, version in models],
+    )
+    for process in reading.processes:
+        status.processes.add(pid=process.pid, used_bytes=process.used_bytes or 0)
+    for event, count in sorted(reading.events.items()):
+        status.events.add(event=event, count=count)
+    return status

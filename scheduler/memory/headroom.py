@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PART_DEFAULT = 0.05
-BYTES_DEFAULT = 256 * 2**20
+from scheduler.config.device_memory import HEADROOM_MIN_DEFAULT, HEADROOM_PART_DEFAULT
 
 
 @dataclass(frozen=True)
 class Headroom:
     """Of a device with `total_bytes`: the larger of a part of it and a number of bytes."""
 
-    part: float = PART_DEFAULT
-    bytes_min: int = BYTES_DEFAULT
+    part: float = HEADROOM_PART_DEFAULT
+    bytes_min: int = HEADROOM_MIN_DEFAULT
 
     def bytes_of(self, total_bytes: int) -> int:
         return max(int(self.part * total_bytes), self.bytes_min)

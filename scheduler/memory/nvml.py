@@ -35,7 +35,7 @@ ENUMERATE_EVERY = 10
 ENUMERATE_PERIOD_NS = 1_000_000_000
 # A GPU that was reset comes back to a library that is opened anew.
 REOPEN_PERIOD_NS = 60_000_000_000
-RETRY_PERIOD_S = 5.0
+RETRY_PERIOD_S = 1.0
 MIG_INSTANCES_MAX = 16
 _HEAT = 0x20 | 0x40  # software and hardware thermal slowdown of nvmlClocksEventReasons
 

@@ -17,7 +17,7 @@ from scheduler.memory.source import DeviceReading, MemorySource, SourceAbsent, S
 logger = logging.getLogger(__name__)
 
 # Of the source's retry period, where there is nothing to ask.
-ABSENT_PERIODS = 12
+ABSENT_PERIODS = 60
 # Memory that moved by this part of the whole is worth looking at closely ...
 MOVE_PART = 1 / 1024
 # ... for this long.

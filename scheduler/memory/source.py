@@ -13,7 +13,6 @@ from typing import Protocol
 
 # No device has more; a figure above is a lie.
 BYTES_MAX = 2**50
-KEY_CHARACTERS_MAX = 96
 
 
 class SourceError(Exception):

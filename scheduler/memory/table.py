@@ -8,6 +8,7 @@ by what was learned from out-of-memory replies only.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # Of devices that are gone and that nothing refers to; the oldest go first.
 GONE_MAX = 64
+# Between two warnings of one device or source that comes and goes.
+SAY_PERIOD_S = 60.0
 FALLBACK = "batches there are bounded by what is learned from out-of-memory replies only"
 
 
@@ -43,12 +46,14 @@ class _Entry:
     rank: int
     ages: Ages
     problem: str = ""
-    told: str = ""  # the problem that was logged
+    told: bool = False  # that there is a problem
 
 
 @dataclass
 class _Source:
-    error: str = ""  # what was logged
+    error: str = ""
+    told: bool = False  # that there is an error
+    absent: bool = False
     errors: int = 0
     keys: set[str] = field(default_factory=set)
 
@@ -56,8 +61,12 @@ class _Source:
 class DeviceTable:
     """Takes looks from any source; not thread-safe."""
 
-    def __init__(self, headroom_of: Callable[[str], Headroom]) -> None:
+    def __init__(
+        self, headroom_of: Callable[[str], Headroom], clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self._headroom_of = headroom_of
+        self._clock_s = clock_s
+        self._said_at_s: dict[str, float] = {}
         self._entries: dict[str, _Entry] = {}
         self._sources: dict[str, _Source] = {}
 
@@ -73,11 +82,10 @@ class DeviceTable:
         the one of the lower rank counts, as long as it tells figures."""
         state = self._sources.setdefault(source, _Source())
         self._say_source(source, state, error)
+        state.absent = isinstance(error, SourceAbsent)
         if error is not None:
             state.errors += 1
-            for key in state.keys:
-                self._lose(key, source, state.error)
-            return
+            return  # what it has told ages
         keys = {reading.key for reading in readings}
         for key in state.keys - keys:
             self._lose(key, source, "it is gone: lost, or divided anew (MIG)")
@@ -104,18 +112,24 @@ class DeviceTable:
         """Tells of figures that have become too old: their source hangs."""
         for key, entry in self._entries.items():
             device = self._device(key, entry, now_ns)
-            if not device.known:
+            # A source that fails has been told of.
+            if not device.known and not self.source_problems.get(entry.source):
                 self._say(key, entry, device.problem)
 
     @property
+    def keys(self) -> set[str]:
+        return set(self._entries)
+
+    @property
     def source_errors(self) -> dict[str, int]:
-        """Failed looks by source."""
-        return {name: state.errors for name, state in self._sources.items()}
+        """Failed looks by source, of those that are there."""
+        sources = list(self._sources.items())
+        return {name: state.errors for name, state in sources if not state.absent}
 
     @property
     def source_problems(self) -> dict[str, str]:
         """What is wrong with each source now; empty when nothing is."""
-        return {name: state.error for name, state in self._sources.items()}
+        return {name: state.error for name, state in list(self._sources.items())}
 
     def heard_of(self, sources: Sequence[str]) -> bool:
         """Whether each of these has been looked at once."""
@@ -123,14 +137,18 @@ class DeviceTable:
 
     def of_source(self, source: str) -> list[DeviceReading]:
         """The devices that the source tells of, by the driver's numbers."""
-        found = [e.reading for e in self._entries.values() if e.source == source and not e.problem]
-        return sorted(found, key=lambda reading: (reading.ordinal, reading.mig))
+        state = self._sources.get(source, _Source())
+        found = [e for key, e in self._entries.items() if e.source == source and key in state.keys]
+        # One of which nothing is known is not taken for another one.
+        found.sort(key=lambda entry: (entry.reading.ordinal, bool(entry.problem)))
+        return [entry.reading for entry in found]
 
     def _take_reading(self, reading: DeviceReading, source: str, rank: int, ages: Ages) -> None:
         entry = self._entries.get(reading.key)
-        other = entry is not None and entry.source != source
-        if entry is not None and other and entry.rank <= rank and not entry.problem:
-            return
+        if entry is not None and entry.source != source and entry.rank <= rank:
+            told_by = self._sources.get(entry.source)
+            if not entry.problem and told_by is not None and not told_by.error:
+                return
         if entry is None:
             entry = self._entries[reading.key] = _Entry(reading, source, rank, ages)
         if reading.problem:
@@ -147,10 +165,7 @@ class DeviceTable:
         entry = self._entries.get(key)
         if entry is not None and entry.source == source:
             entry.problem = problem
-            if self._sources[source].error:
-                entry.told = ""  # said of the source, as its return will be
-            else:
-                self._say(key, entry, problem)
+            self._say(key, entry, problem)
 
     def _is_gone(self, key: str, entry: _Entry) -> bool:
         state = self._sources.get(entry.source)
@@ -162,9 +177,10 @@ class DeviceTable:
         headroom = self._headroom_of(key).bytes_of(reading.total_bytes)
         problem = entry.problem
         if not problem and age_ns >= entry.ages.lost_after_ns:
+            state = self._sources.get(entry.source)
             problem = (
                 f"its figures are older than {format_duration(entry.ages.lost_after_ns)}: "
-                f"the source {entry.source} hangs"
+                + (state.error if state is not None and state.error else f"{entry.source} hangs")
             )
         return DeviceMemory(
             key=key,
@@ -177,17 +193,28 @@ class DeviceTable:
         )
 
     def _say(self, key: str, entry: _Entry, problem: str) -> None:
-        if entry.told != problem:
-            entry.told = problem
+        if not entry.told and self._may_say(f"device {key}"):
+            entry.told = True
             log(logger, logging.WARNING, f"the memory of a device is not known: {problem}; "
                 f"{FALLBACK}", device=key, source=entry.source)  # fmt: skip
 
+    def _may_say(self, what: str) -> bool:
+        """What comes and goes is said once a while."""
+        now_s = self._clock_s()
+        if now_s - self._said_at_s.get(what, float("-inf")) < SAY_PERIOD_S:
+            return False
+        self._said_at_s = {w: at for w, at in self._said_at_s.items() if now_s - at < SAY_PERIOD_S}
+        self._said_at_s[what] = now_s
+        return True
+
     def _say_source(self, source: str, state: _Source, error: SourceError | None) -> None:
         text = str(error) or "it fails" if error is not None else ""
-        if text and text != state.error:
+        if text and not state.error and self._may_say(f"source {source}"):
+            state.told = True
             level = logging.INFO if isinstance(error, SourceAbsent) else logging.WARNING
             log(logger, level, f"no device memory is known by {source}: {text}; {FALLBACK}")
-        elif not text and state.error:
+        elif not text and state.told:
+            state.told = False
             log(logger, logging.INFO, f"device memory is known by {source} again")
         state.error = text
 

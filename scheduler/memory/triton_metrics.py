@@ -12,16 +12,11 @@ import socket
 import time
 from collections.abc import Callable
 
-from scheduler.memory.source import (
-    KEY_CHARACTERS_MAX,
-    DeviceReading,
-    SourceError,
-    figures_problem,
-)
+from scheduler.config.device_memory import DEVICES_MAX, KEY_CHARACTERS_MAX
+from scheduler.memory.source import DeviceReading, SourceError, figures_problem
 
 ANSWER_BYTES_MAX = 8 * 2**20
-DEVICES_MAX = 64
-RETRY_PERIOD_S = 5.0
+RETRY_PERIOD_S = 1.0
 _CHUNK_BYTES = 65_536
 
 _SAMPLE = re.compile(
@@ -37,6 +32,7 @@ class TritonMetricsSource:
 
     def __init__(
         self,
+        name: str,
         host: str,
         port: int,
         timeout_s: float,
@@ -45,7 +41,7 @@ class TritonMetricsSource:
         self._address = (host, port)
         self._timeout_s = timeout_s
         self._clock_ns = clock_ns
-        self.name = f"metrics of {f'[{host}]' if ':' in host else host}:{port}"
+        self.name = name
 
     def poll(self) -> list[DeviceReading]:
         """Raises SourceError."""

@@ -197,6 +197,17 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None
     assert origins["server.readiness"] == ("strict", "default")
 
 
+def test_a_list_comes_from_where_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "infersched.yaml"
+    path.write_text(
+        "server:\n  listen: ['a:1', 'b:2']\nbackends: [{address: 'c:3', devices: [x]}]\n"
+    )
+    loaded = load_settings(path, environment={})
+    assert loaded.origin(("server", "listen")) == f"{path}:2"
+    assert loaded.origin(("backends", 0, "devices")) == f"{path}:3"
+    assert loaded.origin(("backends", 0, "connections")) == "default"
+
+
 def test_lists_are_replaced_whole_and_forget_their_old_origin(tmp_path: Path) -> None:
     loaded = load_text(
         tmp_path,

@@ -48,7 +48,7 @@ def port(behaviour: Behaviour, timeout_s: float = 5.0) -> Iterator[TritonMetrics
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
-        yield TritonMetricsSource("127.0.0.1", listener.getsockname()[1], timeout_s)
+        yield TritonMetricsSource("port", "127.0.0.1", listener.getsockname()[1], timeout_s)
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
@@ -143,7 +143,7 @@ def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         number = free.getsockname()[1]
     with pytest.raises(SourceError, match="does not answer"):
-        TritonMetricsSource("127.0.0.1", number, 5.0).poll()
+        TritonMetricsSource("port", "127.0.0.1", number, 5.0).poll()
 
 
 def hang(peer: socket.socket) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from scheduler.memory.headroom import Ages, Headroom, widened_bytes
 from scheduler.memory.source import DeviceReading, SourceAbsent, SourceError
-from scheduler.memory.table import GONE_MAX, DeviceTable, fixed_reading
+from scheduler.memory.table import GONE_MAX, SAY_PERIOD_S, DeviceTable, fixed_reading
 
 MIB, GIB = 2**20, 2**30
 MS = 1_000_000
@@ -59,7 +59,7 @@ def test_a_device_is_known_until_its_figures_are_too_old(
     assert (stale.known, stale.headroom_bytes) == (True, 16 * GIB // 20 * 2)
     assert stale.age_ns == 1000 * MS
     assert not lost.known
-    assert "older than 5s: the source nvml hangs" in lost.problem
+    assert "older than 5s: nvml hangs" in lost.problem
     for _ in range(3):
         table.say_ages(6000 * MS)
     assert len(warnings(caplog)) == 1
@@ -113,15 +113,42 @@ def test_a_lost_source_is_said_once_and_not_for_each_device(
     table.take("nvml", 0, AGES, [reading(), reading("GPU-b")])
     for _ in range(3):
         table.take("nvml", 0, AGES, [], SourceError("the driver has gone"))
-    assert not any(device.known for device in table.devices(1000 * MS).values())
+    assert all(device.known for device in table.devices(3000 * MS).values())  # it ages
+    late = table.devices(6000 * MS)
+    assert not any(device.known for device in late.values())
+    assert late["GPU-a"].problem == "its figures are older than 5s: the driver has gone"
+    table.say_ages(6000 * MS)
     assert len(warnings(caplog)) == 1
     assert table.source_errors == {"nvml": 3}
     assert table.source_problems == {"nvml": "the driver has gone"}
     table.take("nvml", 0, AGES, [reading(), reading("GPU-b")])
     assert all(device.known for device in table.devices(1000 * MS).values())
     assert [m for m in caplog.messages if "again" in m] == ["device memory is known by nvml again"]
-    table.take("nvml", 0, AGES, [], SourceError("the driver has gone"))
+
+
+def test_what_comes_and_goes_is_said_once_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    now_s = 0.0
+    table = DeviceTable(lambda key: Headroom(), clock_s=lambda: now_s)
+    caplog.set_level(logging.INFO)
+    for _ in range(5):
+        table.take("nvml", 0, AGES, [reading()])
+        table.take("nvml", 0, AGES, [broken()])
+        table.take("nvml", 0, AGES, [], SourceError("the driver has gone"))
     assert len(warnings(caplog)) == 2
+    assert len(caplog.messages) == 4  # each with its end
+    now_s += SAY_PERIOD_S
+    table.take("nvml", 0, AGES, [reading()])
+    table.take("nvml", 0, AGES, [broken()])
+    assert len(warnings(caplog)) == 3
+
+
+def test_what_changes_in_a_problem_is_no_news(
+    table: DeviceTable, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        table.take("nvml", 0, AGES, [broken(problem=f"its free memory is -{number} bytes")])
+    assert len(warnings(caplog)) == 1
+    assert table.devices(0)["GPU-a"].problem == "its free memory is -2 bytes"
 
 
 def test_a_host_without_gpus_is_no_reason_to_warn(
@@ -130,6 +157,7 @@ def test_a_host_without_gpus_is_no_reason_to_warn(
     table.take("nvml", 0, AGES, [], SourceAbsent("no library"))
     assert warnings(caplog) == []
     assert table.source_problems == {"nvml": "no library"}
+    assert table.source_errors == {}  # nobody is to be woken for it
 
 
 def test_of_two_sources_the_nearer_one_counts(table: DeviceTable) -> None:

@@ -7,37 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.backends.pool import BackendPool, join_catalogs
-from scheduler.backends.watch import BackendStatus, BackendWatch
-from scheduler.config import Backend, Settings
-from scheduler.config.schema import Discovery
+from scheduler.backends.pool import BackendPool
+from scheduler.config import Settings
 from scheduler.control.desired import DesiredState
 from scheduler.control.executors import gpus_of
 from scheduler.control.regions import Regions
-from tests.unit.triton_answers import ScriptedCalls, config, spec
+from tests.unit.triton_answers import config, pool_of
 
 GPU_0 = "instance_group { kind: KIND_GPU count: 2 gpus: 0 }"
 GPU_1 = "instance_group { kind: KIND_GPU count: 1 gpus: 1 }"
 BOTH = "instance_group { kind: KIND_GPU count: 1 gpus: [0, 1] }"
 CPU = "instance_group { kind: KIND_CPU count: 4 }"
-
-
-def pool_of(*backends: tuple[dict[str, object], dict[str, str]]) -> BackendPool:
-    """A pool of (keys of the backend, groups by model) that serves."""
-    pool = BackendPool(lambda: None)
-    for keys, models in backends:
-        backend = Backend.model_validate(keys)
-        address = str(backend.address)
-        watch = BackendWatch(address, Discovery(), lambda: None, calls=ScriptedCalls())  # type: ignore[arg-type]
-        watch.models = {
-            (name, "1"): spec(f'name: "{name}" max_batch_size: 8 {groups}')
-            for name, groups in models.items()
-        }
-        watch.ready_models = set(watch.models)
-        watch.status, watch.settled = BackendStatus.SERVING, True
-        pool.backends[address], pool.watches[address] = backend, watch
-    pool.catalog = join_catalogs(pool.watches, {})
-    return pool
 
 
 def groups_of(tmp_path: Path, pool: BackendPool) -> dict[tuple[str, int], int]:

@@ -6,7 +6,11 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from scheduler.backends.catalog import ModelSpec, model_spec
+from scheduler.backends.pool import BackendPool, join_catalogs
 from scheduler.backends.probe import Answer, CallError, ProbeResult
+from scheduler.backends.watch import BackendStatus, BackendWatch
+from scheduler.config import Backend
+from scheduler.config.schema import Discovery
 
 IDENTITY = """
 name: "identity" backend: "python" max_batch_size: 64
@@ -70,3 +74,21 @@ class ScriptedCalls:
     def _check(self) -> None:
         if self.answer.answer not in (Answer.READY, Answer.NOT_READY):
             raise CallError("UNAVAILABLE")
+
+
+def pool_of(*backends: tuple[dict[str, object], dict[str, str]]) -> BackendPool:
+    """A pool of (keys of the backend, groups by model) that serves."""
+    pool = BackendPool(lambda: None)
+    for keys, models in backends:
+        backend = Backend.model_validate(keys)
+        address = str(backend.address)
+        watch = BackendWatch(address, Discovery(), lambda: None, calls=ScriptedCalls())  # type: ignore[arg-type]
+        watch.models = {
+            (name, "1"): spec(f'name: "{name}" max_batch_size: 8 {groups}')
+            for name, groups in models.items()
+        }
+        watch.ready_models = set(watch.models)
+        watch.status, watch.settled = BackendStatus.SERVING, True
+        pool.backends[address], pool.watches[address] = backend, watch
+    pool.catalog = join_catalogs(pool.watches, {})
+    return pool

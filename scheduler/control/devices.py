@@ -1,0 +1,321 @@
+"""Device memory in the control plane: which sources there are, what they tell, who uses what.
+
+    sources (threads) ─ looks ─▶ DeviceTable ─ readings ─▶ the data plane, metrics, Control service
+
+Runs in the loop; of the threads' looks only the hand-over is elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scheduler.backends.catalog import ModelSpec
+from scheduler.backends.local import is_local
+from scheduler.backends.pool import BackendPool
+from scheduler.backends.remembered import ModelKey
+from scheduler.config import Backend, Settings
+from scheduler.config.address import parse_address
+from scheduler.config.device_memory import DEVICES_MAX
+from scheduler.control.device_places import Places, places_of
+from scheduler.control.executors import gpus_of
+from scheduler.control.indices import IndexBook
+from scheduler.memory.headroom import Ages, Headroom
+from scheduler.memory.nvml import NvmlSource
+from scheduler.memory.poller import Pace, Poller
+from scheduler.memory.source import DeviceReading, MemorySource, SourceError
+from scheduler.memory.table import FALLBACK, DeviceMemory, DeviceTable, fixed_reading
+from scheduler.memory.triton_metrics import TritonMetricsSource
+from scheduler.telemetry.device_metrics import DeviceFigures, DeviceScope
+from scheduler.telemetry.logs import log
+
+logger = logging.getLogger(__name__)
+
+NVML, CONFIG = "nvml", "the configuration"
+# Of two sources that tell of one device the lower one counts.
+_RANKS = {NVML: 0, CONFIG: 2}
+_PORT_RANK = 1
+TRITON_METRICS_PORT = 8002
+# How often ages are looked at while nothing is heard.
+AGE_PERIOD_S = 0.25
+JOIN_TIMEOUT_S = 0.5
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A source as the settings want it; another one is another source."""
+
+    name: str
+    pace: Pace
+    host: str = ""
+    port: int = 0
+    timeout_s: float = 0.0
+
+
+class Devices:
+    """`on_places` is called when a model's devices may be others than before."""
+
+    def __init__(
+        self,
+        runtime_directory: Path,
+        pool: BackendPool,
+        settings: Callable[[], Settings],
+        busy: Callable[[], bool],
+        on_places: Callable[[], None],
+    ) -> None:
+        self.table = DeviceTable(self._headroom_of)
+        # As of the last look; replaced as a whole, for other threads to read.
+        self.current: dict[str, DeviceMemory] = {}
+        self.index: dict[str, int] = {}
+        self._book = IndexBook(runtime_directory / "devices.json", DEVICES_MAX)
+        self._pool = pool
+        self._settings = settings
+        self._busy = busy
+        self._on_places = on_places
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pollers: dict[_Wanted, Poller] = {}
+        self._local: dict[str, bool] = {}  # by host, as far as it has been found out
+        self._keys: frozenset[str] = frozenset()
+        self._said: set[tuple[str, str]] = set()
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Follows the pool and the settings, and the figures' age; until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        while True:
+            self._changed.clear()
+            await self._find_local_hosts()
+            self._choose_sources()
+            self._aged()
+            try:
+                # Nobody looks at the clock where there is nothing that ages.
+                timeout_s = AGE_PERIOD_S if self._pollers and self.current else None
+                await asyncio.wait_for(self._changed.wait(), timeout_s)
+            except asyncio.TimeoutError:
+                continue
+
+    def look(self) -> None:
+        """The pool has changed, or the settings."""
+        self._changed.set()
+
+    def stop(self) -> None:
+        """Ends the looks; one that hangs is left to itself."""
+        for poller in self._pollers.values():
+            poller.stop()
+        for poller in self._pollers.values():
+            poller.join(JOIN_TIMEOUT_S)
+        self._pollers.clear()
+
+    def places(self, backend: Backend, spec: ModelSpec) -> Places:
+        """Where the instances of a model are, at this backend."""
+        local = self._local.get(backend.address.host, False)
+        port = self._port_of(backend, has_gpus=True)
+        return places_of(
+            backend,
+            spec,
+            self._settings().batching_for(spec.name).gpus,
+            self.table.of_source(NVML) if local else None,
+            self.table.of_source(_port_name(*port)) if port is not None else (),
+        )
+
+    def assign(self) -> dict[tuple[ModelKey, str], tuple[int, ...]]:
+        """The devices' numbers by model and backend address; also says what is not known."""
+        found: dict[tuple[ModelKey, str], Places] = {}
+        for address, watch in self._pool.watches.items():
+            for key, spec in watch.models.items():
+                found[key, address] = self.places(self._pool.backends[address], spec)
+        used = {key for places in found.values() for key in places.keys}
+        self.table.forget_gone(used)
+        self.index = self._book.assign(sorted(used | self.table.keys))
+        self._say_unknown(found, used)
+        return {
+            placement: tuple(self.index[key] for key in places.keys if key in self.index)
+            for placement, places in found.items()
+        }
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with devices and their sources, as sentences."""
+        failing = self.table.source_problems
+        found = [f"{n}: {failing[n]}" for n in self.table.source_errors if failing[n]]
+        return found + [
+            f"device {key}: {device.problem}"
+            for key, device in self.current.items()
+            if device.problem and not failing.get(device.source)
+        ]
+
+    def models_on(self) -> dict[str, list[ModelKey]]:
+        """The models with instances on each device."""
+        models: dict[str, list[ModelKey]] = {}
+        for address, watch in self._pool.watches.items():
+            for key, spec in watch.models.items():
+                for device in self.places(self._pool.backends[address], spec).keys:
+                    if key not in models.setdefault(device, []):
+                        models[device].append(key)
+        return models
+
+    def metrics_scope(self) -> DeviceScope:
+        """What a scrape reads; called from other threads."""
+        now_ns = time.monotonic_ns()
+        sources = [poller.source for poller in list(self._pollers.values())]
+        return DeviceScope(
+            devices={key: _figures(device, now_ns) for key, device in self.current.items()},
+            source_errors=self.table.source_errors,
+            source_failing={n: bool(text) for n, text in self.table.source_problems.items()},
+            nvml_calls=sum(s.calls.total() for s in sources if isinstance(s, NvmlSource)),
+        )
+
+    def _headroom_of(self, key: str) -> Headroom:
+        memory = self._settings().device_memory
+        own = memory.devices.get(key)
+        part = own.headroom_part if own is not None else None
+        bytes_min = own.headroom_min if own is not None else None
+        return Headroom(
+            memory.headroom_part if part is None else part,
+            memory.headroom_min if bytes_min is None else bytes_min,
+        )
+
+    async def _find_local_hosts(self) -> None:
+        hosts = {backend.address.host for backend in self._pool.backends.values()}
+        self._local = {host: found for host, found in self._local.items() if host in hosts}
+        for host in hosts - self._local.keys():
+            self._local[host] = await is_local(host)
+
+    def _port_of(self, backend: Backend, has_gpus: bool) -> tuple[str, int] | None:
+        """Its metrics port, where it is to be asked."""
+        if backend.metrics == "off":
+            return None
+        if backend.metrics != "auto":
+            address = parse_address(backend.metrics)
+            return address.host, address.port
+        seen_here = self._local.get(backend.address.host, True) and self.table.of_source(NVML)
+        fixed = self._settings().device_memory.devices
+        told = [key in fixed and fixed[key].total > 0 for key in backend.devices]
+        if seen_here or not has_gpus or (told and all(told)):
+            return None
+        return backend.address.host, TRITON_METRICS_PORT
+
+    def _wanted(self) -> set[_Wanted]:
+        memory = self._settings().device_memory
+        wanted: set[_Wanted] = set()
+        if memory.nvml == "auto":
+            pace = Pace(memory.poll_period / 1e9, memory.idle_poll_period / 1e9)
+            wanted.add(_Wanted(NVML, pace))
+        period_s, timeout_s = memory.metrics_poll_period / 1e9, memory.metrics_timeout / 1e9
+        for address, backend in self._pool.backends.items():
+            watch = self._pool.watches.get(address)
+            specs = watch.models.values() if watch is not None else ()
+            port = self._port_of(backend, any(self._uses_gpus(spec) for spec in specs))
+            if port is not None:
+                pace = Pace(period_s, period_s)
+                wanted.add(_Wanted(_port_name(*port), pace, *port, timeout_s))
+        return wanted
+
+    def _uses_gpus(self, spec: ModelSpec) -> bool:
+        told = self._settings().batching_for(spec.name).gpus
+        return bool(told) or gpus_of(spec.config) != frozenset()
+
+    def _choose_sources(self) -> None:
+        wanted = self._wanted()
+        for gone in self._pollers.keys() - wanted:
+            self._pollers.pop(gone).stop()
+            if gone.name not in {w.name for w in wanted}:
+                self.table.drop_source(gone.name)
+        for new in wanted - self._pollers.keys():
+            self._start(new)
+        fixed = [
+            fixed_reading(key, device.total, device.used)
+            for key, device in self._settings().device_memory.devices.items()
+            if device.total
+        ]
+        self.table.drop_source(CONFIG)
+        if fixed:
+            self.table.take(CONFIG, _RANKS[CONFIG], self._ages(CONFIG), fixed)
+
+    def _start(self, wanted: _Wanted) -> None:
+        source: MemorySource
+        if wanted.name == NVML:
+            source = NvmlSource()
+        else:
+            source = TritonMetricsSource(wanted.name, wanted.host, wanted.port, wanted.timeout_s)
+
+        def on_look(readings: Sequence[DeviceReading], error: SourceError | None) -> None:
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._take, wanted, readings, error)
+
+        poller = Poller(source, wanted.pace, self._busy, on_look)
+        self._pollers[wanted] = poller
+        poller.start()
+
+    def _ages(self, source: str) -> Ages:
+        memory = self._settings().device_memory
+        if source in _RANKS:
+            return Ages(memory.stale_after, memory.lost_after)
+        period = memory.metrics_poll_period
+        return Ages(max(memory.stale_after, 3 * period), max(memory.lost_after, 10 * period))
+
+    def _take(
+        self, wanted: _Wanted, readings: Sequence[DeviceReading], error: SourceError | None
+    ) -> None:
+        if wanted not in self._pollers:
+            return  # a last look
+        rank = _RANKS.get(wanted.name, _PORT_RANK)
+        first = not self.table.heard_of([wanted.name])
+        self.table.take(wanted.name, rank, self._ages(wanted.name), readings, error)
+        self._aged()
+        if first:
+            self._changed.set()  # others may be wanted now, or fewer
+
+    def _aged(self) -> None:
+        now_ns = time.monotonic_ns()
+        self.table.say_ages(now_ns)
+        self.current = self.table.devices(now_ns)
+        known = frozenset(key for key, device in self.current.items() if device.known)
+        if known != self._keys:
+            self._keys = known
+            self._on_places()
+
+    def _say_unknown(self, found: dict[tuple[ModelKey, str], Places], used: set[str]) -> None:
+        if not self.table.heard_of([wanted.name for wanted in self._pollers]):
+            return  # they may be told yet
+        for (key, address), places in found.items():
+            if places.problem:
+                self._say(f"model {key[0]}", f"it is not known on which devices it runs: "
+                          f"{places.problem}; {FALLBACK}", backend=address)  # fmt: skip
+        settings = self._settings()
+        named = dict.fromkeys(settings.device_memory.devices, "device_memory.devices")
+        for address, backend in self._pool.backends.items():
+            named.update(dict.fromkeys(backend.devices, f"devices of backend {address}"))
+        there = ", ".join(sorted(self.table.keys)) or "none"
+        for device, place in named.items():
+            if device not in self.table.keys:
+                effect = FALLBACK if device in used else "it has no effect"
+                self._say(f"device {device}", f"{place} names it, and no source tells of it (there "
+                          f"are: {there}); {effect}")  # fmt: skip
+
+    def _say(self, what: str, problem: str, **fields: str) -> None:
+        if (what, problem) not in self._said:
+            self._said.add((what, problem))
+            log(logger, logging.WARNING, f"{what}: {problem}", **fields)
+
+
+def _figures(device: DeviceMemory, now_ns: int) -> DeviceFigures:
+    reading = device.reading
+    return DeviceFigures(
+        known=device.known,
+        total_bytes=reading.total_bytes,
+        free_bytes=reading.free_bytes,
+        used_bytes=reading.used_bytes,
+        headroom_bytes=device.headroom_bytes,
+        age_seconds=(now_ns - reading.measured_at_ns) / 1e9 if reading.measured_at_ns else 0.0,
+        slowed_by_heat=reading.slowed_by_heat,
+        events=reading.events,
+    )
+
+
+def _port_name(host: str, port: int) -> str:
+    return f"metrics of {f'[{host}]' if ':' in host else host}:{port}"

@@ -1,0 +1,258 @@
+"""Devices in the control plane: which sources are asked, and on which devices a model is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler.backends.pool import BackendPool
+from scheduler.config import Backend, Settings
+from scheduler.control.device_places import Places, places_of
+from scheduler.control.devices import Devices
+from scheduler.memory.source import DeviceReading
+from scheduler.memory.table import fixed_reading
+from tests.nvml import figures as nvml
+from tests.nvml.figures import Figures, gpu
+from tests.nvml.loaded import load, unload
+from tests.unit.test_device_metrics_port import HEAD, answering, port, told
+from tests.unit.triton_answers import pool_of, spec
+
+GIB = 2**30
+GPU_0 = "instance_group { kind: KIND_GPU count: 2 gpus: 0 }"
+GPU_1 = "instance_group { kind: KIND_GPU count: 1 gpus: 1 }"
+BOTH = "instance_group { kind: KIND_GPU count: 1 gpus: [0, 1] }"
+CPU = "instance_group { kind: KIND_CPU count: 4 }"
+UNSAID = "instance_group { kind: KIND_MODEL count: 1 }"
+ENSEMBLE = "ensemble_scheduling { step { model_name: 'a' } }"
+
+A, B = DeviceReading("GPU-a", 1, ordinal=0), DeviceReading("GPU-b", 1, ordinal=1)
+MIG_1, MIG_2 = (DeviceReading(f"MIG-{n}", 1, ordinal=0, mig=True) for n in (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("groups", "devices", "local", "port", "keys"),
+    [
+        (GPU_1, [], [A, B], [], "GPU-b"),
+        (BOTH, [], [A, B], [], "GPU-a GPU-b"),
+        (BOTH, [], [MIG_1, MIG_2, B], [], "MIG-1 GPU-b"),
+        (CPU, [], [A, B], [], ""),
+        (CPU, ["GPU-x"], [A], [], ""),
+        (ENSEMBLE, ["GPU-x"], [A], [], ""),
+        (UNSAID, [], [A], [], "GPU-a"),
+        (GPU_1, ["GPU-x", "GPU-y"], [A, B], [], "GPU-y"),
+        (UNSAID, ["GPU-x", "GPU-y"], [A, B], [], "GPU-x GPU-y"),
+        ("", ["GPU-x"], [], [], "GPU-x"),
+        (GPU_0, [], None, [A], "GPU-a"),
+        (BOTH, [], None, [B, A], "GPU-b GPU-a"),
+        (UNSAID, [], None, [B], "GPU-b"),
+    ],
+)
+def test_the_devices_of_a_model(
+    groups: str,
+    devices: list[str],
+    local: list[DeviceReading] | None,
+    port: list[DeviceReading],
+    keys: str,
+) -> None:
+    backend = Backend.model_validate({"address": "a:1", "devices": devices})
+    found = places_of(backend, spec(f'name: "m" {groups}'), (), local, port)
+    assert found == Places(tuple(keys.split()))
+
+
+@pytest.mark.parametrize(
+    ("groups", "devices", "local", "port", "problem"),
+    [
+        (GPU_1, [], [A], [], "GPU 1, which NVML does not tell of"),
+        (BOTH, ["GPU-x"], [A, B], [], "GPU 1, and `devices` of the backend names 1"),
+        (UNSAID, [], [A, B], [], "several devices are there"),
+        (GPU_0, [], None, [], "GPU 0, and no source tells of them"),
+        (GPU_0, [], None, [A, B], "name them in `devices` of the backend"),
+        (UNSAID, [], None, [], "no source tells of a device"),
+    ],
+)
+def test_devices_that_are_not_known(
+    groups: str,
+    devices: list[str],
+    local: list[DeviceReading] | None,
+    port: list[DeviceReading],
+    problem: str,
+) -> None:
+    backend = Backend.model_validate({"address": "a:1", "devices": devices})
+    found = places_of(backend, spec(f'name: "m" {groups}'), (), local, port)
+    assert found.keys == ()
+    assert problem in found.problem
+
+
+def test_a_model_that_uses_a_gpu_beside_its_instance_group() -> None:
+    backend = Backend.model_validate("a:1")
+    assert places_of(backend, spec(f'name: "m" {CPU}'), (1,), [A, B], ()).keys == ("GPU-b",)
+
+
+class World:
+    """Devices over a pool that a test describes."""
+
+    def __init__(self, folder: Path, pool: BackendPool, settings: dict[str, Any]) -> None:
+        self.pool = pool
+        self.settings = Settings.model_validate(settings)
+        self.moves = 0
+        self.devices = Devices(folder, pool, lambda: self.settings, lambda: True, self._moved)
+
+    def _moved(self) -> None:
+        self.moves += 1
+
+    def configure(self, settings: dict[str, Any]) -> None:
+        self.settings = Settings.model_validate(settings)
+        self.devices.look()
+
+    async def until(self, condition: Callable[[], Any], what: str) -> None:
+        for _ in range(2000):
+            if condition():
+                return
+            await asyncio.sleep(0.005)
+        raise AssertionError(f"waited in vain: {what}: {self.devices.current}")
+
+
+@contextlib.asynccontextmanager
+async def world(folder: Path, pool: BackendPool, **settings: Any) -> AsyncIterator[World]:
+    made = World(folder, pool, {"device_memory": settings})
+    task = asyncio.create_task(made.devices.run())
+    try:
+        yield made
+    finally:
+        task.cancel()
+        made.devices.stop()
+
+
+LOCAL = {"address": "127.0.0.1:1"}
+REMOTE = {"address": "192.0.2.1:1", "metrics": "off"}
+
+
+def two_gpus(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Figures:
+    return load(monkeypatch, folder, [gpu("GPU-a", 16 * GIB), gpu("GPU-b", 8 * GIB)])
+
+
+def test_nvml_tells_and_models_have_their_devices(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    figures = two_gpus(monkeypatch, tmp_path)
+    pool = pool_of((LOCAL, {"left": GPU_0, "right": GPU_1, "both": BOTH, "cpu": CPU}))
+
+    async def scenario() -> None:
+        async with world(tmp_path, pool, headroom_min="1GiB") as made:
+            devices = made.devices
+            await made.until(lambda: len(devices.current) == 2, "two devices")
+            assert devices.assign() == {
+                (("left", "1"), "127.0.0.1:1"): (0,),
+                (("right", "1"), "127.0.0.1:1"): (1,),
+                (("both", "1"), "127.0.0.1:1"): (0, 1),
+                (("cpu", "1"), "127.0.0.1:1"): (),
+            }
+            assert devices.models_on()["GPU-b"] == [("right", "1"), ("both", "1")]
+            figures.devices[0].other_bytes = 6 * GIB
+            await made.until(
+                lambda: devices.current["GPU-a"].reading.free_bytes == 10 * GIB, "the new figure"
+            )
+            assert devices.current["GPU-b"].headroom_bytes == GIB
+            made.configure({"device_memory": {"devices": {"GPU-b": {"headroom_min": "2GiB"}}}})
+            await made.until(
+                lambda: devices.current["GPU-b"].headroom_bytes == 2 * GIB, "the new headroom"
+            )
+            assert devices.metrics_scope().nvml_calls > 0
+            assert devices.metrics_scope().devices["GPU-a"].free_bytes == 10 * GIB
+            moves = made.moves
+            figures.devices[1].error = nvml.GPU_IS_LOST
+            await made.until(lambda: not devices.current["GPU-b"].known, "the loss")
+            assert made.moves > moves
+            assert any("GPU-b" in problem for problem in devices.problems)
+            figures.devices[1].error = 0
+
+    asyncio.run(scenario())
+
+
+def test_numbers_of_devices_outlive_the_control_plane(tmp_path: Path) -> None:
+    pool = pool_of(({**LOCAL, "devices": ["left", "right"]}, {"m": BOTH, "n": GPU_1}))
+    fixed = {"device_memory": {"nvml": "off"}}
+    first = World(tmp_path, pool, fixed).devices.assign()
+    pool.watches["127.0.0.1:1"].models.pop(("m", "1"))
+    again = World(tmp_path, pool, fixed).devices.assign()
+    assert again[("n", "1"), "127.0.0.1:1"] == first[("n", "1"), "127.0.0.1:1"]
+
+
+def test_fixed_figures_and_devices_that_nobody_knows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unload(monkeypatch)
+    pool = pool_of(({**REMOTE, "devices": ["left", "GPU-typo"]}, {"m": GPU_0, "n": GPU_1}))
+    own = {"left": {"total": "4GiB", "used": "1GiB"}, "GPU-spare": {"headroom_min": "1GiB"}}
+
+    async def scenario() -> None:
+        async with world(tmp_path, pool, devices=own) as made:
+            devices = made.devices
+            await made.until(lambda: devices.table.heard_of(["nvml"]), "a look for NVML")
+            await made.until(lambda: "left" in devices.current, "the fixed device")
+            assert devices.current["left"].reading == fixed_reading("left", 4 * GIB, GIB)
+            for _ in range(2):
+                found = devices.assign()
+            assert [len(numbers) for numbers in found.values()] == [1, 1]
+            assert devices.current["left"].known
+            made.configure({"device_memory": {}})
+            await made.until(lambda: "left" not in devices.current, "the reload")
+
+    asyncio.run(scenario())
+    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(said) == 2
+    typo, spare = sorted(said, key=lambda text: "spare" in text)
+    assert "device GPU-typo: devices of backend 192.0.2.1:1 names it" in typo
+    assert "there are: left" in typo
+    assert "learned from out-of-memory replies only" in typo
+    assert "device GPU-spare: device_memory.devices names it" in spare
+    assert "it has no effect" in spare
+
+
+def test_a_metrics_port_is_asked_for_a_backend_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    unload(monkeypatch)
+    scrape = told("17179869184", "1073741824")
+
+    async def scenario(address: str) -> None:
+        pool = pool_of(({"address": "192.0.2.1:1", "metrics": address}, {"m": GPU_0}))
+        async with world(tmp_path, pool, metrics_poll_period="100ms") as made:
+            devices = made.devices
+            await made.until(lambda: "GPU-a" in devices.current, "the device of the port")
+            assert devices.current["GPU-a"].source == f"metrics of {address}"
+            assert devices.current["GPU-a"].reading.free_bytes == 15 * GIB
+            assert list(devices.assign().values()) == [(0,)]
+            pool.backends["192.0.2.1:1"] = Backend.model_validate(REMOTE)
+            devices.look()
+            await made.until(lambda: not devices.current, "the port's end")
+
+    with port(answering(HEAD, scrape)) as source:
+        host, number = source._address
+        asyncio.run(scenario(f"{host}:{number}"))
+
+
+@pytest.mark.parametrize(
+    ("backend", "groups", "ports"),
+    [
+        ({"address": "192.0.2.1:1"}, GPU_0, ["metrics of 192.0.2.1:8002"]),
+        ({"address": "192.0.2.1:1"}, CPU, []),
+        ({"address": "192.0.2.1:1", "metrics": "off"}, GPU_0, []),
+        ({"address": "192.0.2.1:1", "metrics": "192.0.2.9:99"}, CPU, ["metrics of 192.0.2.9:99"]),
+        ({"address": "192.0.2.1:1", "devices": ["left"]}, GPU_0, []),
+        ({"address": "192.0.2.1:1", "devices": ["GPU-x"]}, GPU_0, ["metrics of 192.0.2.1:8002"]),
+    ],
+)
+def test_which_ports_are_asked(
+    tmp_path: Path, backend: dict[str, Any], groups: str, ports: list[str]
+) -> None:
+    fixed = {"nvml": False, "devices": {"left": {"total": "1GiB"}}}
+    made = World(tmp_path, pool_of((backend, {"m": groups})), {"device_memory": fixed})
+    asyncio.run(made.devices._find_local_hosts())
+    assert sorted(wanted.name for wanted in made.devices._wanted()) == ports
