@@ -62,6 +62,19 @@ Nanos Backlog::queued_before(std::size_t level, Nanos deadline, Nanos now) const
     return sum;
 }
 
+Nanos Backlog::room(std::size_t level, Nanos horizon_ns, Nanos now) const {
+    Nanos least = kNever;
+    for (const Nanos part : kRoomParts) {
+        const Nanos span = horizon_ns / kRoomParts.back() * part;
+        const Nanos work = queued_before(level, add_saturating(now, span), now);
+        if (work == 0) continue;
+        Nanos left = static_cast<Nanos>(slots_) * span / kRoomUse * (kRoomUse - 1) - work;
+        for (const Nanos end : ends_) left -= std::clamp<Nanos>(end - now, 0, span);
+        if (left < span) least = std::min(least, std::max<Nanos>(left, 0));
+    }
+    return least;
+}
+
 void Backlog::start(Nanos end) {
     ends_.insert(std::upper_bound(ends_.begin(), ends_.end(), end), end);
 }

@@ -7,6 +7,7 @@
 // rings, does not: who is unsure admits.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <vector>
@@ -43,6 +44,14 @@ class Backlog {
     // -- at the executors: running batches by when they are expected to end ----------------------
     void start(Nanos end);
     void end(Nanos end);
+    // When an executor is free for what comes after a batch that starts now.
+    Nanos free_beside(Nanos now) const {
+        if (ends_.size() + 1 < slots_) return now;
+        return ends_.empty() ? kNever : std::max(ends_.front(), now);
+    }
+    // How long one more batch may run so that all executors together are through in time with what
+    // is queued of this level and the ones above it up to the horizon.
+    Nanos room(std::size_t level, Nanos horizon_ns, Nanos now) const;
     bool idle() const { return ends_.size() < slots_; }
     // When an executor is free for a batch behind `batches` others that take `batch_ns` each.
     Nanos free_at(std::uint32_t batches, Nanos batch_ns, Nanos now) const;
@@ -51,6 +60,10 @@ class Backlog {
   private:
     static constexpr std::uint32_t kBuckets = 64;
     static constexpr std::array<std::uint32_t, 3> kShifts = {19, 23, 27};  // 0.5, 8, 134 ms
+    // The times up to the horizon that are looked at, as parts of the last one.
+    static constexpr std::array<Nanos, 4> kRoomParts = {1, 2, 3, 4};
+    // A part in so many of the executors' time is left for what is not queued yet.
+    static constexpr Nanos kRoomUse = 8;
     static constexpr std::uint8_t kNowhere = 0xff;
     // Executors looked at one by one; further ones are taken to be free with the last of them.
     static constexpr std::size_t kEndsMax = 64;

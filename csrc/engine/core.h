@@ -8,6 +8,7 @@
 //     triton_*.cc    models whose requests are batched as Triton's batcher does
 //     dispatch.cc    which batch goes where
 //     load_aware.cc  batches formed by learned latency; targets.cc: how large they should be
+//     blocking.cc    how long low levels may hold executors
 //     executors.cc   models that share executors
 //     replies.cc     what a reply or a failure means for the members
 //     retries.cc     fixed groups that are sent again, bisecting, suspects
@@ -232,17 +233,20 @@ class Core {
     bool planned(const ModelState& model, const Group& group) const;
     const LatencyModel& latency_of(const ModelState& model, const PlacementState& placement) const;
     const LatencyModel& planning_latency(const ModelState& model, const Group& group) const;
-    std::uint32_t lead_rows(const ModelState& model, const Group& group) const;
-    std::uint32_t rows_cap(const ModelState& model, const Group& group, Nanos now) const;
+    std::uint32_t lead_rows(const ModelState& model, const Group& group, std::uint32_t slot) const;
+    std::uint32_t rows_cap(const ModelState& model, const Group& group, std::uint32_t lead,
+                           Nanos now) const;
     void mark_stale(ModelState& model, std::uint32_t group);
     void plan_stale(ModelState& model, Nanos now);
     void plan(ModelState& model, std::uint32_t group, Nanos now);
     void give_up_late(ModelState& model, std::uint32_t group, Nanos now);
-    std::uint32_t window_rows(const ModelState& model, const Group& group,
-                              const LatencyModel& latency, std::uint32_t wanted, Nanos now) const;
+    std::uint32_t window_rows(const ModelState& model, const Group& group, QueueKey last,
+                              std::uint32_t wanted, Nanos now) const;
     QueueKey rank(const ModelState& model, const Group& group) const;
     void index_ready(ModelState& model, std::uint32_t group, const QueueKey& key);
     void index_waiting(ModelState& model, std::uint32_t group, Nanos ready_at);
+    std::uint32_t held_rows(const ModelState& model, const Group& group, std::uint32_t limit,
+                            Nanos now) const;
     bool settle(ModelState& model, Pool& pool, Nanos now);
     void form_planned(ModelState& model, std::uint32_t group, std::uint32_t batch,
                       const PlacementState& placement, Nanos now);
@@ -256,6 +260,13 @@ class Core {
     void retarget(Component& component);
     void set_target(std::uint32_t model, std::uint32_t group, std::uint32_t target,
                     Nanos gather_ns);
+
+    // blocking.cc
+    template <class Visit>
+    void each_metered_level(const Component& component, const Visit& visit);
+    void plan_levels(Component& component);
+    bool yields(const ModelState& model, std::uint32_t queue_level) const;
+    Nanos hold_limit(const ModelState& model, std::uint32_t queue_level, Nanos now) const;
 
     // executors.cc
     std::uint32_t executor_of(std::uint32_t group);

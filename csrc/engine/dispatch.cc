@@ -97,10 +97,12 @@ Core::Choice Core::choose_for_group(ModelState& model, const Pool& pool, Executo
     load.rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(group.rows, limit));
     load.rows_waiting = group.rows;
     load.planned = planned(model, group);
-    // What a planned batch is made of changes until it leaves: only where the way to the backend
-    // and back takes as long as running it does it leave early.
+    // What a planned batch is made of changes until it leaves, and what has levels above it may
+    // have to wait: only where the way to the backend and back takes as long as running it does it
+    // leave early.
+    const bool late_bound = load.planned || yields(model, group.head().level);
     load.stage =
-        !load.planned || planning_latency(model, group).expected(load.rows) <= kPlannedStageMaxNs;
+        !late_bound || planning_latency(model, group).expected(load.rows) <= kPlannedStageMaxNs;
     load.spread = requests_[group.head().slot].sequential;
     return choose(model, pool, load, now);
 }
@@ -188,7 +190,7 @@ void Core::send_next(ModelState& model, Pool& pool, PlacementState& placement, N
 void Core::form(ModelState& model, std::uint32_t group_index, std::uint32_t batch_slot, Nanos now) {
     Group& group = model.groups[group_index];
     const bool merging = merges(model, group, now);
-    const std::uint32_t limit = batch_limit(model, group, merging);
+    const std::uint32_t limit = held_rows(model, group, batch_limit(model, group, merging), now);
     const BatchRecord& batch = batches_[batch_slot];
     std::uint32_t rows = 0;
     std::uint32_t passed_over = 0;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/backlog.h"
+#include "engine/blocking.h"
 #include "engine/fair_shares.h"
 #include "engine/priority_cursor.h"
 #include "engine/queue.h"
@@ -51,6 +52,7 @@ struct Component {
     std::vector<std::uint32_t> metered;  // models whose arrivals are counted
     Nanos tick_at = kNever;              // next control tick; kNever: no traffic
     Backlog backlog;                     // what runs on its executors and waits for them
+    Holds holds;                         // made anew with every control tick
     PriorityCursor cursor;
     FairShares shares;
     Nanos batch_ns = 0;  // moving average of the time that its batches take

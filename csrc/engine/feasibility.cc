@@ -27,10 +27,11 @@ std::size_t backlog_level(std::uint32_t queue_level) {
 
 // Rows of a batch of `rows` that starts in `wait_ns`: those that come until then join it, up to the
 // size that the load asks for. Who would be late in such a batch is given up for it.
-std::uint32_t filled(const Group& group, std::uint32_t rows, Nanos wait_ns, std::uint32_t cap) {
-    const double coming =
-        group.rate.per_s() * static_cast<double>(wait_ns) / static_cast<double>(kSecond);
-    const double target = std::min(group.target, cap);
+std::uint32_t filled(const Group& group, std::uint32_t level, std::uint32_t rows, Nanos wait_ns,
+                     std::uint32_t cap) {
+    const double coming = group.rate.per_s() * group.mix.part_from(level) *
+                          static_cast<double>(wait_ns) / static_cast<double>(kSecond);
+    const double target = std::min(group.target_of(level), cap);
     return std::max(rows, static_cast<std::uint32_t>(std::min(rows + coming, target)));
 }
 
@@ -173,11 +174,11 @@ Nanos Core::foreseen_end(const ModelState& model, const Arrival& arrival, std::u
         backlog.free_at(others(head.deadline - target_ns, head_ns), component.batch_ns, now);
     const std::uint32_t cap = std::max(model.rows_trusted, rows);
     const std::uint32_t fit = latency.largest_within(head.deadline - lead_start, cap);
-    const std::uint32_t full = std::clamp(std::max(fit, group->target), 1u, cap);
+    const std::uint32_t full = std::clamp(std::max(fit, group->target_of(level)), 1u, cap);
     const Nanos full_ns =
         std::max(latency.expected(padded_rows(model.policy, full)), component.batch_ns);
     const auto done = [&](Nanos start, std::uint32_t with) {
-        const std::uint32_t all = filled(*group, with, start - now, cap);
+        const std::uint32_t all = filled(*group, level, with, start - now, cap);
         return add_saturating(start, latency.bound(padded_rows(model.policy, all)));
     };
     Nanos start = lead_start;
@@ -199,8 +200,11 @@ Core::Forecast Core::foresee(ModelState& model, const Request& request, const Ar
     const bool objective = arrival.deadline != kNever && (arrival.level & kBestEffortBit) == 0;
     if (!objective || !model.learns || model.component == kNoSlot || rearrange_) return forecast;
     Component& component = components_[model.component];
-    const bool shed = !request.unconditional && component.levels &&
-                      !component.cursor.offer(arrival.level, now, model.policy.attainment);
+    // Where an executor is free, nothing has to make room.
+    const bool let_in = !component.levels ||
+                        component.cursor.offer(arrival.level, now, model.policy.attainment) ||
+                        component.backlog.idle();
+    const bool shed = !let_in && !request.unconditional;
     if (shed) {
         forecast.reason = Reason::kPriorityShed;
         forecast.retry_after_ns = PriorityCursor::kWindowNs;

@@ -85,14 +85,15 @@ void Core::trust_rows(ModelState& model, const PlacementState& placement) {
     model.rows_trusted = std::max(model.rows_trusted, rows);
 }
 
-// Of the batch that the first request leads.
-std::uint32_t Core::lead_rows(const ModelState& model, const Group& group) const {
-    const std::uint32_t rows = requests_[group.head().slot].rows_left();
+// Of the batch that the request of this slot leads.
+std::uint32_t Core::lead_rows(const ModelState& model, const Group& group,
+                              std::uint32_t slot) const {
+    const std::uint32_t rows = std::max(requests_[slot].rows_left(), 1u);
     return splits(model, group) ? std::min(rows, rows_limit(model.policy)) : rows;
 }
 
-std::uint32_t Core::rows_cap(const ModelState& model, const Group& group, Nanos now) const {
-    const std::uint32_t lead = std::max(lead_rows(model, group), 1u);
+std::uint32_t Core::rows_cap(const ModelState& model, const Group& group, std::uint32_t lead,
+                             Nanos now) const {
     return merges(model, group, now) ? std::max(lead, model.rows_trusted) : lead;
 }
 
@@ -167,13 +168,10 @@ QueueKey Core::rank(const ModelState& model, const Group& group) const {
     return key;
 }
 
-// How many rows of the last ones of the lead's level, at most `wanted`, could still make one batch.
-std::uint32_t Core::window_rows(const ModelState& model, const Group& group,
-                                const LatencyModel& latency, std::uint32_t wanted,
-                                Nanos now) const {
-    QueueKey last = group.head();
-    last.deadline = kNever;
-    last.sequence = std::numeric_limits<std::uint64_t>::max();
+// How many rows of the last ones of a level, at most `wanted`, could still make one batch.
+std::uint32_t Core::window_rows(const ModelState& model, const Group& group, QueueKey last,
+                                std::uint32_t wanted, Nanos now) const {
+    const LatencyModel& latency = planning_latency(model, group);
     std::uint32_t window = 0;
     std::uint64_t rows = 0;
     for (auto next = group.order.upper_bound(last); next != group.order.begin();) {
@@ -187,39 +185,50 @@ std::uint32_t Core::window_rows(const ModelState& model, const Group& group,
     return window;
 }
 
-// Answers at once what no batch worth its time can take any more.
+// Answers at once what no batch worth its time can take any more: of every level what is first, as
+// what is nearly late would keep the batches of the levels above it small, too. A level is not
+// given up for batches of the size that those below it ask for.
 void Core::give_up_late(ModelState& model, std::uint32_t index, Nanos now) {
     Group& group = model.groups[index];
     const LatencyModel& latency = planning_latency(model, group);
-    // The margin is for what can be chosen: a request that nothing waits behind is only given up
-    // when it is expected to be late.
-    const auto late = [&](std::uint32_t rows) {
-        const std::uint32_t padded = padded_rows(model.policy, rows);
-        const bool alone = group.rows <= rows && group.order.size() == 1;
-        const Nanos ns = alone ? latency.expected(padded) : latency.bound(padded);
-        return add_saturating(now, ns) > group.head().deadline;
-    };
     std::uint32_t level = 0;
     std::uint32_t wanted = 0;
-    while (planned(model, group)) {
-        const std::uint32_t lead = lead_rows(model, group);
-        const std::uint32_t cap = rows_cap(model, group, now);
-        if (group.head().level != level) {
-            level = group.head().level;
-            wanted = std::clamp(group.target, 1u, cap);
+    auto next = group.order.begin();
+    while (next != group.order.end() && next->deadline != kNever) {
+        const QueueKey first = *next;
+        const std::uint32_t lead = lead_rows(model, group, first.slot);
+        const std::uint32_t cap = rows_cap(model, group, lead, now);
+        if (first.level != level) {
+            level = first.level;
+            wanted = std::clamp(group.target_of(level), 1u, cap);
         }
         const auto worth = [&] {
             const std::uint64_t rows = std::min<std::uint64_t>(wanted, group.rows);
             return std::max(lead, static_cast<std::uint32_t>(rows));
         };
-        if (!late(worth())) return;
-        wanted = std::min(wanted, std::max(window_rows(model, group, latency, worth(), now), 1u));
-        if (!late(worth())) return;
+        // The margin is for what can be chosen: a request that nothing waits behind is only given
+        // up when it is expected to be late.
+        const auto late = [&] {
+            const std::uint32_t padded = padded_rows(model.policy, worth());
+            const bool alone = group.rows <= worth() && group.order.size() == 1;
+            const Nanos ns = alone ? latency.expected(padded) : latency.bound(padded);
+            return add_saturating(now, ns) > first.deadline;
+        };
+        QueueKey last = first;
+        last.deadline = kNever;
+        last.sequence = std::numeric_limits<std::uint64_t>::max();
+        if (late()) {
+            wanted = std::min(wanted, std::max(window_rows(model, group, last, worth(), now), 1u));
+        }
+        if (!late()) {
+            next = group.order.upper_bound(last);
+            continue;
+        }
         if (model.inflight_batches == 0 && now - model.last_complete > kProbeNs) return;
-        const std::uint32_t slot = group.head().slot;
         const Reason reason =
-            requests_[slot].dispatched ? Reason::kExpiredInFlight : Reason::kExpiredInQueue;
-        finish(slot, {Outcome::kExpired, reason, StatusCode::kDeadlineExceeded}, now);
+            requests_[first.slot].dispatched ? Reason::kExpiredInFlight : Reason::kExpiredInQueue;
+        finish(first.slot, {Outcome::kExpired, reason, StatusCode::kDeadlineExceeded}, now);
+        next = group.order.upper_bound(first);
     }
 }
 
@@ -234,8 +243,8 @@ void Core::plan(ModelState& model, std::uint32_t index, Nanos now) {
     if (!planned(model, group)) return refresh(model, index, now);
     const LatencyModel& latency = planning_latency(model, group);
     const QueueKey& head = group.head();
-    const std::uint32_t lead = lead_rows(model, group);
-    const std::uint32_t cap = rows_cap(model, group, now);
+    const std::uint32_t lead = lead_rows(model, group, head.slot);
+    const std::uint32_t cap = rows_cap(model, group, lead, now);
     const auto queued = static_cast<std::uint32_t>(std::min<std::uint64_t>(group.rows, cap));
     const std::uint32_t rows =
         std::max(lead, rows_within(model, latency, head.deadline - now, queued));
@@ -266,24 +275,42 @@ bool Core::settle(ModelState& model, Pool& pool, Nanos now) {
     return false;
 }
 
+// Of at most `limit` rows behind a lead without a deadline: as many as higher levels leave time
+// for.
+std::uint32_t Core::held_rows(const ModelState& model, const Group& group, std::uint32_t limit,
+                              Nanos now) const {
+    const Nanos hold = hold_limit(model, group.head().level, now);
+    if (hold == kNever) return limit;
+    const std::uint32_t rows = rows_within(model, planning_latency(model, group), hold, limit);
+    return std::max(rows, std::min(limit, lead_rows(model, group, group.head().slot)));
+}
+
 // The lead, and behind it what does not make any member late.
 void Core::form_planned(ModelState& model, std::uint32_t index, std::uint32_t batch_slot,
                         const PlacementState& placement, Nanos now) {
     Group& group = model.groups[index];
     const LatencyModel& latency = latency_of(model, placement);
-    const std::uint32_t cap = rows_cap(model, group, now);
+    const std::uint32_t lead = lead_rows(model, group, group.head().slot);
+    const std::uint32_t cap = rows_cap(model, group, lead, now);
     const bool merging = merges(model, group, now);
     Nanos earliest = kNever;
     std::uint32_t rows = 0;
     std::uint32_t passed_over = 0;
+    std::uint32_t hold_level = 0;
+    Nanos hold = kNever;
     for (auto next = group.order.begin(); next != group.order.end();) {
         const QueueKey key = *next;
         ++next;  // taking the request removes its node
         std::uint32_t part = requests_[key.slot].rows_left();
+        if (key.level != hold_level) {
+            hold_level = key.level;
+            hold = hold_limit(model, key.level, now);
+        }
         if (rows == 0) {
             part = std::min(part, cap);
         } else {
-            const bool fits = part <= cap - rows;
+            const bool holds = hold == kNever || bound_ns(model, latency, rows + part) <= hold;
+            const bool fits = part <= cap - rows && holds;
             const Nanos deadline = std::min(earliest, key.deadline);
             if (!fits || add_saturating(now, bound_ns(model, latency, rows + part)) > deadline) {
                 if (++passed_over > kPassedOverMax) break;

@@ -1,6 +1,7 @@
 #include "engine/priority_cursor.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace infersched::engine {
 namespace {
@@ -42,20 +43,30 @@ void PriorityCursor::count(std::uint32_t level, bool in_time) {
 void PriorityCursor::adjust(double attainment) {
     const auto first = std::find_if(offered_.begin(), offered_.end(), [](auto n) { return n > 0; });
     if (first == offered_.end()) {
-        share_ = std::min(share_ + kGrow, 1.0);
+        share_ = 1;
         return place();
     }
     const auto top = static_cast<std::size_t>(first - offered_.begin());
     const bool others = offered_[top] < offered_total_;
-    // At the objective itself it would come and go: half of the misses it may have start it.
+    // At the objective itself it would come and go: half of the misses it may have start it, and
+    // what a few of them vary by.
     const double allowed = (1 - attainment) / 2 * static_cast<double>(ended_[top]);
-    const bool misses = others && static_cast<double>(missed_[top]) > allowed;
+    const bool misses = others && static_cast<double>(missed_[top]) > allowed + std::sqrt(allowed);
     if (misses && ended_[top] < kEndsMin) return;
     if (misses) {
-        const double needed = static_cast<double>(*first) / static_cast<double>(offered_total_);
-        share_ = std::max({share_ * kShrink, std::min(share_, needed), kShareMin});
+        const auto offered = static_cast<double>(offered_total_);
+        double in_time = 0;
+        for (std::size_t l = 0; l < kLevels; ++l) {
+            in_time += static_cast<double>(ended_[l] - missed_[l]);
+        }
+        // Most of what is offered may be refused for other reasons: only less than what was served
+        // leaves more room.
+        const double needed = static_cast<double>(*first) / offered;
+        const double less = std::max(kShrink * std::min(share_, in_time / offered), share_ / 2);
+        share_ = std::max({less, std::min(share_, needed), kShareMin});
+        calm_ = 0;
     } else {
-        share_ = std::min(share_ + kGrow, 1.0);
+        share_ = std::min(share_ + kGrow * ++calm_, 1.0);
     }
     place();
     offered_total_ = 0;

@@ -31,6 +31,7 @@ class PriorityCursor {
     template <class Archive>
     void archive(Archive& archive) {
         archive(share_);
+        archive(calm_);
         archive(window_end_);
         archive(offered_total_);
         for (std::uint64_t* words : {offered_.data(), ended_.data(), missed_.data()}) {
@@ -46,6 +47,7 @@ class PriorityCursor {
     void place();
 
     double share_ = 1;
+    std::uint32_t calm_ = 0;  // windows since the last one with too many misses
     Nanos window_end_ = 0;
     std::uint64_t offered_total_ = 0;  // in this window
     std::array<std::uint64_t, kLevels> offered_{};

@@ -40,6 +40,8 @@ void GroupTable::release(std::uint32_t group) {
         by_key_.erase(groups_[oldest].key);
         groups_[oldest].key = GroupKey{};
         groups_[oldest].rate.reset();
+        groups_[oldest].mix = LevelMix();
+        groups_[oldest].level_targets.fill(0);
         groups_[oldest].budget_ns = 0;
         groups_[oldest].target = 1;
         groups_[oldest].rows_fit = Group().rows_fit;

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "engine/backlog.h"
+#include "engine/blocking.h"
 #include "engine/rates.h"
 #include "engine/records.h"
 
@@ -51,7 +52,8 @@ struct Group {
     QueueKey ready_key;       // under which it is in Pool::ready
     Nanos ready_at = kNever;  // under which it is in Pool::waiting
     // Where batches are formed by learned latency (load_aware.cc).
-    RateMeter rate;               // of arrivals with a deadline
+    RateMeter rate;  // of arrivals with a deadline
+    LevelMix mix;
     Nanos budget_ns = 0;          // moving average of their time from arrival to deadline
     std::uint32_t target = 1;     // rows that the present load asks of a batch
     std::uint32_t rows_fit = 64;  // rows of the largest batch that staggered executors do in time
@@ -64,7 +66,15 @@ struct Group {
     Nanos work_ns = 0;                                         // as counted in the backlog
     Nanos planned_at = std::numeric_limits<Nanos>::min();
 
+    // By metered level, what the load of it and those above asks for; 0: as the whole load.
+    std::array<std::uint32_t, kMeteredLevels> level_targets{};
+
     const QueueKey& head() const { return *order.begin(); }
+    std::uint32_t target_of(std::uint32_t queue_level) const {
+        const std::size_t level = metered_level(queue_level);
+        if (level >= kMeteredLevels || level_targets[level] == 0) return target;
+        return std::min(level_targets[level], target);
+    }
 };
 
 struct Pool {

@@ -32,6 +32,8 @@ void archive_ready_key(Archive& archive, QueueKey& key) {
 template <class Archive>
 void archive_load(Archive& archive, Group& group) {
     group.rate.archive(archive);
+    group.mix.archive(archive);
+    for (std::uint32_t& rows : group.level_targets) archive(rows);
     archive(group.budget_ns);
     archive(group.target);
     archive(group.gather_ns);
@@ -191,6 +193,10 @@ void Core::archive_components(Archive& archive) {
         archive(component.tick_at);
         archive(component.metered);
         archive(component.batch_ns);
+        for (Hold& hold : component.holds) {
+            archive(hold.alone_ns);
+            archive(hold.horizon_ns);
+        }
         component.cursor.archive(archive);
         component.shares.archive(archive);
         for (const std::uint32_t model : component.metered) {

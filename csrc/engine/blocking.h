@@ -1,0 +1,75 @@
+// How long batches may hold an executor for the sake of what is above them.
+//
+// A batch is not taken back. Where a request of a higher priority comes just after a batch of lower
+// priority went to the last free executor, it waits for that batch, and with it all others of its
+// kind that come meanwhile. So a batch takes rows of a level only while what comes above that level
+// in the meantime, by the metered rates, is still answered in time (after the blocking term of
+// schedulability analysis: Baker, "Stack-based scheduling of realtime processes", 1991).
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "base/time.h"
+
+namespace infersched::engine {
+
+// Priority levels told apart where arrivals are metered; further ones count as the last.
+inline constexpr std::size_t kMeteredLevels = 8;
+
+// Of a RequestRecord::queue_level, from 0; kMeteredLevels: without an objective.
+std::size_t metered_level(std::uint32_t queue_level);
+
+// How the arrivals of a group spread over the levels.
+class LevelMix {
+  public:
+    void count(std::size_t level, Nanos budget_ns) {
+        const auto budget = static_cast<float>(budget_ns);
+        const float memory = started_ ? kMemory : 1.0f;
+        started_ = true;
+        for (std::size_t l = 0; l < kMeteredLevels; ++l) {
+            part_[l] += ((l == level ? 1.0f : 0.0f) - part_[l]) / memory;
+        }
+        float& known = budget_ns_[level];
+        known = known == 0 ? budget : known + (budget - known) / kBudgetMemory;
+    }
+    // The part of the arrivals that is of this level; 0 where it is next to none.
+    double part(std::size_t level) const { return part_[level] < kPartMin ? 0 : part_[level]; }
+    // Of this level and those above it; 1 where nothing is known.
+    double part_from(std::uint32_t queue_level) const {
+        const std::size_t level = metered_level(queue_level);
+        if (level >= kMeteredLevels || !started_) return 1;
+        double sum = 0;
+        for (std::size_t l = 0; l <= level; ++l) sum += part_[l];
+        return sum;
+    }
+    // Moving average of the time from arrival to deadline.
+    double budget_ns(std::size_t level) const { return budget_ns_[level]; }
+
+    template <class Archive>
+    void archive(Archive& archive) {
+        archive(started_);
+        for (float& part : part_) archive(part);
+        for (float& budget : budget_ns_) archive(budget);
+    }
+
+  private:
+    static constexpr float kMemory = 128;  // requests
+    static constexpr float kBudgetMemory = 16;
+    static constexpr float kPartMin = 1e-3f;
+
+    bool started_ = false;
+    std::array<float, kMeteredLevels> part_{};
+    std::array<float, kMeteredLevels> budget_ns_{};
+};
+
+// What a batch with requests of a level has to leave to the levels above.
+struct Hold {
+    Nanos alone_ns = kNever;  // how long it may hold the only executor that is free in time
+    Nanos horizon_ns = 0;     // up to when what is queued above must find room; 0: there is none
+};
+// By metered level, the last one for what has no objective.
+using Holds = std::array<Hold, kMeteredLevels + 1>;
+
+}  // namespace infersched::engine

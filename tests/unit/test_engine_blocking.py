@@ -1,0 +1,98 @@
+"""Two priorities share executors: batches of the lower one leave room for the higher one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from scheduler.simulation.engine import (
+    EngineSettings,
+    Level,
+    ModelSetup,
+    Placement,
+    RequestClass,
+)
+from scheduler.simulation.scenario import EngineOutcome, Outcome, Scenario, engine, simulate
+from scheduler.simulation.workloads import WORKLOADS, Workload
+
+pytestmark = pytest.mark.native
+
+# Where the engine alone has 99 % of all requests in time, one class.
+ONE = replace(WORKLOADS["A"], executors=1)
+GOODPUT = {"one executor": 409, "A": 5481, "C": 2727, "E": 4609, "J": 6127, "K": 1500}
+TOP_PART = 0.3
+
+
+def workload(name: str) -> Workload:
+    return WORKLOADS.get(name, ONE)
+
+
+def two_classes(of: Workload, low: RequestClass, **more: object) -> EngineSettings:
+    shared = of.models > 1
+    setup = ModelSetup(
+        placements=tuple(Placement(e, 1, e if shared else None) for e in range(of.executors)),
+        classes=(RequestClass(TOP_PART, priority=1), low),
+        slo_ms=of.objective_ms,
+        priority_levels=2,
+        **more,  # type: ignore[arg-type]
+    )
+    return EngineSettings(models=(setup,) * of.models)
+
+
+def counted(outcome: Outcome) -> EngineOutcome:
+    assert outcome.engine is not None
+    return outcome.engine
+
+
+def in_time(outcome: Outcome, kind: int) -> float:
+    kinds = [model[kind] for model in counted(outcome).classes]
+    return sum(k.in_time for k in kinds) / sum(k.offered for k in kinds)
+
+
+def overloaded(name: str, settings: EngineSettings, requests: int = 6_000) -> Scenario:
+    """Twice the goodput."""
+    return workload(name).scenario(2 * GOODPUT[name], seed=3, requests=requests)
+
+
+@pytest.mark.parametrize("name", GOODPUT)
+def test_the_top_class_is_in_time_at_twice_the_goodput_and_little_is_lost_for_it(name: str) -> None:
+    settings = two_classes(workload(name), RequestClass(1 - TOP_PART, priority=2))
+    outcome = simulate(overloaded(name, settings), engine(settings))
+    assert in_time(outcome, 0) >= 0.99
+    assert 2 * outcome.attainment >= 0.9, "of the goodput"
+
+
+def test_batches_without_an_objective_do_not_keep_the_top_class_out() -> None:
+    """Their queue is never empty; alone they would run in batches of 64 rows, 72 ms each."""
+    low = RequestClass(1 - TOP_PART, priority=2, objective_ms=float("inf"))
+    settings = two_classes(
+        ONE, low, levels=(Level(), Level(best_effort=True)), rows_max=64, queue_requests_max=100_000
+    )
+    outcome = simulate(overloaded("one executor", settings), engine(settings))
+    assert in_time(outcome, 0) >= 0.99
+    rest = counted(outcome).classes[0][1]
+    assert rest.in_time > 0.3 * rest.offered, "what the top class leaves is theirs"
+
+
+def test_a_burst_of_low_priority_is_not_shed_for_long() -> None:
+    """Three seconds of three times the goodput, then four fifths of it."""
+    of = workload("C")
+    base = of.scenario(GOODPUT["C"], seed=3, requests=10**7)
+    parts = (0.5,) * 2 + (3.0,) * 3 + (0.8,) * 6
+    models = [
+        replace(
+            model,
+            arrivals=replace(
+                model.arrivals,
+                kind="series",
+                rates_per_s=tuple(part * model.arrivals.rate_per_s for part in parts),
+            ),
+        )
+        for model in base.models
+    ]
+    scenario = replace(base, models=models, interval_ms=1000.0, warm_up_ms=0.0)
+    low = RequestClass(1 - TOP_PART, priority=2)
+    outcome = simulate(scenario, engine(two_classes(of, low)))
+    after = outcome.intervals[8:11]
+    assert sum(done for _, done in after) > 0.93 * sum(offered for offered, _ in after)
