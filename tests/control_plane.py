@@ -50,6 +50,7 @@ class FakeDataPlane:
         self.steering_path = self.runtime_directory / "steering"
         self.applies: list[pb.Apply] = []
         self.drains: list[pb.Drain] = []
+        self.readings: list[pb.MemoryReadings] = []
         self.snapshot = pb.Snapshot()
         self.statistics = pb.Statistics()
         self.asked_statistics: list[pb.StatisticsRequest] = []
@@ -131,6 +132,8 @@ class FakeDataPlane:
         elif kind == "statistics":
             self.asked_statistics.append(message.statistics)
             self._send(peer, pb.FromDataPlane(statistics=self.statistics))
+        elif kind == "memory":
+            self.readings.append(message.memory)
         elif kind == "drain":
             self.drains.append(message.drain)
             self._send(peer, pb.FromDataPlane(drained=pb.Drained(unanswered_requests=0)))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from scheduler._native.counters import CountersPage
 
-# One that ends between two looks counts as long.
+# One counts for this long after its end: a look that shows what it took comes meanwhile.
 LASTS_S = 1.0
 
 
@@ -25,8 +25,8 @@ class Activity:
         found = [self._counters.backend(index) for index in list(self._backends())]
         known = [counters for counters in found if counters is not None]
         batches = sum(counters["batches"] for counters in known)
-        if batches != self._batches:
+        in_flight = any(counters["inflight_batches"] for counters in known)
+        if batches != self._batches or in_flight:
             self._batches = batches
             self._busy_until_s = time.monotonic() + LASTS_S
-        in_flight = any(counters["inflight_batches"] for counters in known)
-        return in_flight or time.monotonic() < self._busy_until_s
+        return time.monotonic() < self._busy_until_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,6 +73,7 @@ class DesiredState:
         settings: Settings,
         regions: Regions,
         payload: PayloadMemory | None = None,
+        devices: Mapping[tuple[ModelKey, str], Sequence[int]] | None = None,
     ) -> pb.Apply:
         """The complete wanted state (without a generation)."""
         self.backend_index = self._backends.assign(pool.watches)
@@ -104,6 +105,7 @@ class DesiredState:
             for placement in model.placements:
                 address = self.backend_at(placement.backend_index) or ""
                 placement.executor_group = groups.get((key, address), 0)
+                placement.device_indices.extend((devices or {}).get((key, address), ()))
                 if self.priors is not None and not batching.direct_max:
                     placement.latency_prior.extend(self.priors.of(entry.spec, address, mine))
             self._pad(key, entry.spec, mine.padding, model)

@@ -57,7 +57,7 @@ class _Wanted:
 
 
 class Devices:
-    """`on_places` is called when a model's devices may be others than before."""
+    """`on_figures` is called after every look, `on_places` when a model's devices may be others."""
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class Devices:
         pool: BackendPool,
         settings: Callable[[], Settings],
         busy: Callable[[], bool],
+        on_figures: Callable[[], None],
         on_places: Callable[[], None],
     ) -> None:
         self.table = DeviceTable(self._headroom_of)
@@ -75,6 +76,7 @@ class Devices:
         self._pool = pool
         self._settings = settings
         self._busy = busy
+        self._on_figures = on_figures
         self._on_places = on_places
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pollers: dict[_Wanted, Poller] = {}
@@ -278,6 +280,7 @@ class Devices:
         if known != self._keys:
             self._keys = known
             self._on_places()
+        self._on_figures()
 
     def _say_unknown(self, found: dict[tuple[ModelKey, str], Places], used: set[str]) -> None:
         if not self.table.heard_of([wanted.name for wanted in self._pollers]):

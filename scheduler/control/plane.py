@@ -16,6 +16,7 @@ from scheduler.backends.watch import BackendStatus
 from scheduler.config import Batching, ConfigError, LoadedSettings, Settings
 from scheduler.control.activity import Activity
 from scheduler.control.desired import DesiredState, served_placements
+from scheduler.control.device_readings import DeviceReadings
 from scheduler.control.devices import Devices
 from scheduler.control.health import HealthServicer
 from scheduler.control.latencies import Latencies
@@ -63,11 +64,13 @@ class ControlPlane:
         self.pool = BackendPool(self.refresh_state, self._replies_of, parameters.runtime_directory)
         self.payload = PayloadMemory(self.pool, self.refresh_state)
         activity = Activity(self.counters, lambda: self.desired.backend_index.values())
+        self._readings = DeviceReadings(self.steering.tell_memory, activity.busy)
         self.devices = Devices(
             parameters.runtime_directory,
             self.pool,
             lambda: self.settings,
             activity.busy,
+            self._tell_devices,
             self.refresh_state,
         )
         self._looked_around = False
@@ -139,7 +142,9 @@ class ControlPlane:
         self._note_rejoins()
         if self._looked_around:
             self.steering.want(
-                self.desired.build(self.pool, self.settings, self.regions, self.payload)
+                self.desired.build(
+                    self.pool, self.settings, self.regions, self.payload, self.devices.assign()
+                )
             )
         self.devices.look()
         self.publish_health()
@@ -257,7 +262,12 @@ class ControlPlane:
         )
         self.refresh_state()
 
+    def _tell_devices(self) -> None:
+        self._readings.tell(self.devices.current, self.devices.index)
+
     def _data_plane_changed(self) -> None:
+        if not self.steering.connected:
+            self._readings.forget()  # it may forget them, too
         if self.steering.data_plane_pid not in (0, self._told_pid):
             self._told_pid = self.steering.data_plane_pid
             self.latencies.priors.renew()

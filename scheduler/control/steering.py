@@ -142,6 +142,13 @@ class SteeringClient:
                 self._disconnected(writer)
             await asyncio.sleep(RECONNECT_PERIOD_S)
 
+    def tell_memory(self, readings: pb.MemoryReadings) -> bool:
+        """Figures of device memory, which have no answer; False while there is no data plane."""
+        if self._writer is None:
+            return False
+        write_frame(self._writer, pb.ToDataPlane(memory=readings))
+        return True
+
     async def snapshot(
         self, model_indices: Collection[int] = (), timeout_s: float = ANSWER_TIMEOUT_S
     ) -> pb.Snapshot:

@@ -19,6 +19,9 @@ log = logging.getLogger("infersched.dataplane")
 # What a control plane may leave unread; then it is told everything again when it comes back.
 UNREAD_BYTES_MAX = 16 << 20
 
+# How long figures of device memory count after the last control plane has gone.
+FIGURES_OUTLIVE_S = 5.0
+
 # Values of the binding's notice kinds, in its order.
 BACKEND_CONNECTION, BACKEND_LEAVING, MERGING_SWITCHED_OFF, DRAINED, SHARED_MEMORY_LOST = range(5)
 # Where an Apply does not say.
@@ -59,6 +62,16 @@ class Steering:
 
     def disconnected(self, peer: SteeringProtocol) -> None:
         self._peers.discard(peer)
+        if not self._peers and self._gateway is not None:
+            asyncio.get_running_loop().call_later(FIGURES_OUTLIVE_S, self._forget_devices)
+
+    def _forget_devices(self) -> None:
+        """Nobody looks at the devices any more."""
+        known = [] if self._peers else [i for i, known, *_ in self.gateway.devices() if known]
+        if known:
+            log.warning("no control plane: the memory of devices is not known")
+            unknown = [pb.DeviceMemory(index=index) for index in known]
+            self.gateway.set_devices(pb.MemoryReadings(devices=unknown))
 
     def receive(self, peer: SteeringProtocol, message: pb.ToDataPlane) -> None:
         kind = message.WhichOneof("message")

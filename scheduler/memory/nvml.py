@@ -54,7 +54,7 @@ _HINTS = {
     pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the library and the driver are of different "
     "versions, as after an update: restart infersched, or the host",
     pynvml.NVML_ERROR_NO_PERMISSION: "this user may not ask the driver",
-    pynvml.NVML_ERROR_GPU_IS_LOST: "the GPU is lost: it has fallen off the bus, or is being reset",
+    pynvml.NVML_ERROR_GPU_IS_LOST: "it has fallen off the bus, or is being reset",
 }
 
 
@@ -62,7 +62,8 @@ def reason_of(error: pynvml.NVMLError) -> str:
     """The driver's text, and what it means where that helps."""
     code = getattr(error, "value", 0)
     hint = _HINTS.get(code, "")
-    return f"{error}: {hint}" if hint else str(error)
+    text = str(error).rstrip(".")
+    return f"{text}: {hint}" if hint else text
 
 
 @dataclass

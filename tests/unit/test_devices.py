@@ -13,10 +13,15 @@ import pytest
 
 from scheduler.backends.pool import BackendPool
 from scheduler.config import Backend, Settings
+from scheduler.control.desired import DesiredState
 from scheduler.control.device_places import Places, places_of
+from scheduler.control.device_readings import CHANGE_BYTES, DeviceReadings
 from scheduler.control.devices import Devices
+from scheduler.control.regions import Regions
+from scheduler.dataplane import steering
 from scheduler.memory.source import DeviceReading
-from scheduler.memory.table import fixed_reading
+from scheduler.memory.table import DeviceMemory, fixed_reading
+from scheduler.v1 import dataplane_pb2 as pb
 from tests.nvml import figures as nvml
 from tests.nvml.figures import Figures, gpu
 from tests.nvml.loaded import load, unload
@@ -100,8 +105,13 @@ class World:
     def __init__(self, folder: Path, pool: BackendPool, settings: dict[str, Any]) -> None:
         self.pool = pool
         self.settings = Settings.model_validate(settings)
-        self.moves = 0
-        self.devices = Devices(folder, pool, lambda: self.settings, lambda: True, self._moved)
+        self.looks = self.moves = 0
+        self.devices = Devices(
+            folder, pool, lambda: self.settings, lambda: True, self._looked, self._moved
+        )
+
+    def _looked(self) -> None:
+        self.looks += 1
 
     def _moved(self) -> None:
         self.moves += 1
@@ -256,3 +266,95 @@ def test_which_ports_are_asked(
     made = World(tmp_path, pool_of((backend, {"m": groups})), {"device_memory": fixed})
     asyncio.run(made.devices._find_local_hosts())
     assert sorted(wanted.name for wanted in made.devices._wanted()) == ports
+
+
+class DataPlane:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.there = True
+        self.told: list[dict[int, tuple[bool, int]]] = []
+
+    def send(self, readings: pb.MemoryReadings) -> bool:
+        if self.there:
+            self.told.append({d.index: (d.known, d.free_bytes) for d in readings.devices})
+        return self.there
+
+
+def device(free_bytes: int, at_ns: int = 1, known: bool = True) -> DeviceMemory:
+    reading = DeviceReading("GPU-a", at_ns, total_bytes=16 * GIB, free_bytes=free_bytes)
+    return DeviceMemory("GPU-a", known, "nvml", "", 0, GIB, reading)
+
+
+def test_the_data_plane_is_told_of_changes_at_rest_and_of_every_look_when_busy() -> None:
+    plane, busy = DataPlane(), False
+    readings = DeviceReadings(plane.send, lambda: busy)
+    tell = lambda found: readings.tell({"GPU-a": found}, {"GPU-a": 7})  # noqa: E731
+    plane.there = False
+    tell(device(4 * GIB))
+    plane.there = True
+    tell(device(4 * GIB, 2))
+    tell(device(4 * GIB - CHANGE_BYTES + 1, 3))
+    assert plane.told == [{7: (True, 4 * GIB)}]
+    tell(device(4 * GIB - CHANGE_BYTES, 4))
+    assert len(plane.told) == 2
+    busy = True
+    tell(device(4 * GIB - CHANGE_BYTES, 4))
+    assert len(plane.told) == 2  # no other look
+    tell(device(4 * GIB - CHANGE_BYTES, 5))
+    assert len(plane.told) == 3
+    tell(device(4 * GIB, 5, known=False))
+    assert plane.told[-1] == {7: (False, 0)}
+    tell(device(4 * GIB, 6, known=False))
+    assert len(plane.told) == 4
+    readings.forget()
+    tell(device(2 * GIB, 7))
+    readings.tell({}, {})
+    assert plane.told[4:] == [{7: (True, 2 * GIB)}, {7: (False, 0)}]
+
+
+def test_the_data_plane_knows_the_devices_of_a_placement(tmp_path: Path) -> None:
+    pool = pool_of((LOCAL, {"m": GPU_0, "n": CPU}))
+    found = {(("m", "1"), "127.0.0.1:1"): (3, 4)}
+    apply = DesiredState(tmp_path).build(pool, Settings(), Regions(tmp_path), devices=found)
+    assert {m.name: list(m.placements[0].device_indices) for m in apply.models} == {
+        "m": [3, 4],
+        "n": [],
+    }
+
+
+def test_figures_outlive_the_last_control_plane_for_a_while_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Gateway:
+        generation = 0
+
+        def __init__(self) -> None:
+            self.told: list[pb.MemoryReadings] = []
+
+        def devices(self) -> list[tuple[int, bool, int, int, int, int, int]]:
+            return [(0, True, 1, 2, 0, 0, 0), (1, False, 0, 0, 0, 0, 0), (5, True, 1, 2, 0, 0, 0)]
+
+        def set_devices(self, message: pb.MemoryReadings) -> None:
+            self.told.append(message)
+
+    async def scenario() -> None:
+        monkeypatch.setattr(steering, "FIGURES_OUTLIVE_S", 0.0)
+        gateway = Gateway()
+        made = steering.Steering(lambda apply: None)
+        made.attach(gateway)  # type: ignore[arg-type]
+        first, second = made.protocol(), made.protocol()
+        made.connected(first)
+        made.disconnected(first)
+        made.connected(second)  # in time
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert gateway.told == []
+        made.disconnected(second)
+        for _ in range(1000):
+            if gateway.told:
+                break
+            await asyncio.sleep(0.001)
+        assert [(d.index, d.known) for d in gateway.told[0].devices] == [(0, False), (5, False)]
+
+    asyncio.run(scenario())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from scheduler.cli.main import main
+from scheduler.v1 import dataplane_pb2 as pb
 from tests.control_plane import ControlPlane, FakeDataPlane, wait_until
 from tests.nvml import figures as nvml
 from tests.nvml.figures import FILE_VARIABLE, Figures, gpu
@@ -41,11 +43,16 @@ def config_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def control(figures: Figures, config_file: Path) -> Iterator[ControlPlane]:
-    with (
-        FakeDataPlane() as data_plane,
-        ControlPlane(data_plane, config_file=config_file) as process,
-    ):
+def data_plane() -> Iterator[FakeDataPlane]:
+    with FakeDataPlane() as fake:
+        yield fake
+
+
+@pytest.fixture
+def control(
+    figures: Figures, config_file: Path, data_plane: FakeDataPlane
+) -> Iterator[ControlPlane]:
+    with ControlPlane(data_plane, config_file=config_file) as process:
         yield process
 
 
@@ -114,7 +121,9 @@ def test_a_lost_gpu_and_a_lost_driver(control: ControlPlane, figures: Figures) -
     wait_until(
         lambda: not devices(control)["GPU-aaaa"]["known"], "the driver's end", START_TIMEOUT_S
     )
-    assert scraped(control, 'device_memory_known{device="GPU-aaaa"}') == 0
+    wait_until(
+        lambda: scraped(control, 'device_memory_known{device="GPU-aaaa"}') == 0, "the metric"
+    )
     assert scraped(control, 'device_memory_source_errors_total{source="nvml"}') > 0
     figures.fail(0)
     wait_until(lambda: devices(control)["GPU-aaaa"]["known"], "its return", START_TIMEOUT_S)
@@ -136,3 +145,27 @@ def test_a_reload_changes_headroom_and_sources(control: ControlPlane, config_fil
     config_file.write_text(f"backends: [{BACKEND!r}]\ndevice_memory: {{nvml: off}}\n")
     control.process.send_signal(signal.SIGHUP)
     wait_until(lambda: devices(control) == {}, "no devices")
+
+
+def test_the_data_plane_is_told(
+    control: ControlPlane, data_plane: FakeDataPlane, figures: Figures
+) -> None:
+    def told() -> dict[int, pb.DeviceMemory]:
+        return {d.index: d for readings in list(data_plane.readings) for d in readings.devices}
+
+    wait_until(lambda: len(told()) == 2, "the readings", START_TIMEOUT_S)
+    (large,) = (d for d in told().values() if d.total_bytes == 16 * GIB)
+    assert large.known
+    assert large.free_bytes == 16 * GIB
+    assert large.headroom_bytes >= 16 * GIB // 20
+    assert 0 < large.measured_at_ns <= time.monotonic_ns()
+    taken_at_ns = time.monotonic_ns()
+    figures.devices[0].other_bytes = 6 * GIB
+    wait_until(lambda: told()[large.index].free_bytes == 10 * GIB, "what was taken")
+    assert told()[large.index].measured_at_ns > taken_at_ns
+    data_plane.vanish()
+    data_plane.readings.clear()
+    data_plane.listen()
+    wait_until(lambda: len(told()) == 2, "the readings anew", START_TIMEOUT_S)
+    figures.devices[0].error = nvml.GPU_IS_LOST
+    wait_until(lambda: not told()[large.index].known, "the loss")

@@ -1,0 +1,71 @@
+"""What the data plane is told of device memory, and when.
+
+Every look while batches run, because one that has ended is shown by figures that are younger only;
+at rest what has changed, so that nobody is woken for nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from scheduler.memory.table import DeviceMemory
+from scheduler.v1 import dataplane_pb2 as pb
+
+# Of free bytes and headroom.
+CHANGE_BYTES = 2**20
+
+
+class DeviceReadings:
+    """`send` returns whether there is a data plane that it went to."""
+
+    def __init__(self, send: Callable[[pb.MemoryReadings], bool], busy: Callable[[], bool]) -> None:
+        self._send = send
+        self._busy = busy
+        self._told: dict[int, pb.DeviceMemory] = {}
+
+    def forget(self) -> None:
+        """The data plane is away: another one has been told nothing."""
+        self._told.clear()
+
+    def tell(self, devices: Mapping[str, DeviceMemory], numbers: Mapping[str, int]) -> None:
+        """The figures as of now, of the devices that have a number."""
+        now = {
+            numbers[key]: message(numbers[key], device)
+            for key, device in devices.items()
+            if key in numbers
+        }
+        for number in self._told.keys() - now.keys():
+            now[number] = pb.DeviceMemory(index=number)
+        busy = self._busy()
+        news = [m for n, m in sorted(now.items()) if _is_news(self._told.get(n), m, busy)]
+        if news and self._send(pb.MemoryReadings(devices=news)):
+            self._told.update((m.index, m) for m in news)
+
+
+def message(number: int, device: DeviceMemory) -> pb.DeviceMemory:
+    """One that is not known has no figures; fixed ones are always as of now."""
+    reading = device.reading
+    if not device.known:
+        return pb.DeviceMemory(index=number)
+    return pb.DeviceMemory(
+        index=number,
+        known=True,
+        free_bytes=reading.free_bytes,
+        total_bytes=reading.total_bytes,
+        headroom_bytes=device.headroom_bytes,
+        measured_at_ns=reading.measured_at_ns or time.monotonic_ns(),
+    )
+
+
+def _is_news(told: pb.DeviceMemory | None, now: pb.DeviceMemory, busy: bool) -> bool:
+    if told is None:
+        return now.known
+    if told.known != now.known or told.total_bytes != now.total_bytes:
+        return True
+    if busy and told.measured_at_ns != now.measured_at_ns:
+        return True
+    return (
+        abs(told.free_bytes - now.free_bytes) >= CHANGE_BYTES
+        or abs(told.headroom_bytes - now.headroom_bytes) >= CHANGE_BYTES
+    )
