@@ -25,6 +25,7 @@ CSRC: dict[str, set[str]] = {
 SCHEDULER: dict[str, set[str]] = {
     "_native": set(),
     "v1": set(),
+    "plots": set(),
     "security": set(),
     "config": {"security"},
     "telemetry": {"config", "_native"},
@@ -32,8 +33,8 @@ SCHEDULER: dict[str, set[str]] = {
     "backends": {"config", "security", "telemetry"},
     "memory": {"config", "telemetry"},
     "control": {"_native", "backends", "config", "memory", "security", "telemetry", "v1"},
-    "simulation": {"_native", "config"},
-    "profiling": {"_native", "backends", "config"},
+    "simulation": {"_native", "config", "plots"},
+    "profiling": {"_native", "backends", "config", "plots"},
     "supervisor": {"_native", "backends", "config", "control", "telemetry", "v1"},
     "cli": {
         *("backends", "config", "control", "profiling", "simulation", "supervisor", "telemetry"),

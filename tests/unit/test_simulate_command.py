@@ -14,7 +14,6 @@ from click.testing import CliRunner, Result
 from scheduler.cli.main import main
 from scheduler.cli.simulate import POLICIES
 from scheduler.simulation.compare import POLICIES as KNOWN
-from scheduler.simulation.plot import ticks
 
 pytestmark = pytest.mark.native
 
@@ -157,11 +156,6 @@ def test_a_picture_needs_nothing_else(runner: CliRunner, tmp_path: Path, name: s
     assert all(len(line.attrib["points"].split()) >= 2 for line in lines)
     assert "src=" not in text
     assert "href=" not in text
-
-
-def test_ticks_are_round_and_few() -> None:
-    assert ticks(1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert ticks(5839) == [0, 1000, 2000, 3000, 4000, 5000]
 
 
 @pytest.mark.parametrize(

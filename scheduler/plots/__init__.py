@@ -1,0 +1,1 @@
+"""Pictures as SVG text that need nothing else: what every plot of the project is drawn with."""
