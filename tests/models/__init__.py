@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 _SOURCES = Path(__file__).parent / "python"
+_FIGURES = Path(__file__).parents[1] / "nvml" / "figures.py"
 
 
 @dataclass(frozen=True)
@@ -351,3 +352,46 @@ def write_all(repository: Path) -> list[str]:
         optional_input(repository),
         ensemble(repository),
     ]
+
+
+@dataclass(frozen=True)
+class Arena:
+    """What an execution of the arena model needs of the device at this place of the figures."""
+
+    figures: Path
+    device: int = 0
+    base_bytes: int = 256 * 2**20
+    bytes_per_row: int = 64 * 2**20
+    bytes_per_element: int = 0
+    weights_bytes: int = 0
+    framework: str = "pytorch"  # onnxruntime, tensorrt, cuda: whose words an error has
+
+
+def arena(
+    repository: Path,
+    needs: Arena,
+    name: str = "arena",
+    *,
+    dims: tuple[int, ...] = (16,),
+    max_batch_size: int = 64,
+    instances: int = 1,
+    per_execution_s: float = 0.0,
+    per_row_s: float = 0.0,
+) -> str:
+    """An identity that takes memory of a device of tests/nvml as a framework's allocator does."""
+    write_model(
+        repository,
+        name,
+        source="arena",
+        inputs=[Tensor("INPUT0", "FP32", dims)],
+        outputs=[Tensor("OUTPUT0", "FP32", dims)],
+        max_batch_size=max_batch_size,
+        instances=instances,
+        parameters={
+            **{key: str(value) for key, value in asdict(needs).items()},
+            "per_execution_s": str(per_execution_s),
+            "per_row_s": str(per_row_s),
+        },
+    )
+    shutil.copyfile(_FIGURES, Path(repository) / name / "1" / "figures.py")
+    return name

@@ -146,6 +146,12 @@ class Figures:
         slot.used_bytes = used_bytes
         slot.pid = pid if used_bytes else 0
 
+    def forget_dead(self, place: int) -> None:
+        """Frees what processes had that are no more, as a driver does."""
+        for process in self.devices[place].processes:
+            if process.pid and not Path(f"/proc/{process.pid}").exists():
+                process.pid = process.used_bytes = 0
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes that lock from writing."""

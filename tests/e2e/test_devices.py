@@ -1,0 +1,109 @@
+"""Device memory end to end: a model that takes it as an allocator does, and NVML that shows it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+from tritonclient.utils import InferenceServerException
+
+from scheduler.backends.embedded_triton import EmbeddedTriton
+from tests import models
+from tests.control_plane import wait_until
+from tests.nvml.figures import FILE_VARIABLE, Figures, gpu
+from tests.nvml.loaded import library_folder
+from tests.serving import ServedScheduler
+
+MIB, GIB = 2**20, 2**30
+WEIGHTS = 512 * MIB
+START_TIMEOUT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> Figures:
+    path = tmp_path_factory.mktemp("nvml") / "figures"
+    return Figures.create(path, [gpu("GPU-aaaa", 4 * GIB)])
+
+
+@pytest.fixture(scope="module")
+def arena_triton(
+    needs_triton: None, figures: Figures, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EmbeddedTriton]:
+    """An arena with PyTorch's words and one with ONNX Runtime's, on one GPU."""
+    repository = tmp_path_factory.mktemp("arenas")
+    needs = models.Arena(figures.path, weights_bytes=WEIGHTS)
+    models.arena(repository, needs, "torch")
+    keeping = models.Arena(figures.path, framework="onnxruntime", base_bytes=0)
+    models.arena(repository, keeping, "onnx")
+    with EmbeddedTriton(repository) as server:
+        yield server
+
+
+def infer(address: str, model: str, rows: int) -> None:
+    values = np.arange(rows * 16, dtype=np.float32).reshape(rows, 16)
+    tensor = triton_grpc.InferInput("INPUT0", list(values.shape), "FP32")
+    tensor.set_data_from_numpy(values)
+    with triton_grpc.InferenceServerClient(address) as client:
+        answer = client.infer(model, [tensor], client_timeout=60.0)
+    assert np.array_equal(answer.as_numpy("OUTPUT0"), values)
+
+
+def test_an_arena_keeps_its_largest_need_and_fails_as_its_framework(
+    arena_triton: EmbeddedTriton, figures: Figures
+) -> None:
+    device, address = figures.devices[0], arena_triton.grpc_address
+    assert device.used_bytes == WEIGHTS
+    infer(address, "torch", 4)
+    assert device.used_bytes == WEIGHTS + (256 + 4 * 64) * MIB
+    infer(address, "torch", 2)
+    assert device.used_bytes == WEIGHTS + (256 + 4 * 64) * MIB
+    infer(address, "onnx", 8)
+    assert device.used_bytes == WEIGHTS + (256 + 4 * 64) * MIB + 8 * 64 * MIB
+    device.other_bytes = GIB
+    with pytest.raises(InferenceServerException, match=r"CUDA out of memory\. Tried to allocate"):
+        infer(address, "torch", 40)
+    assert device.used_bytes == WEIGHTS + GIB + 512 * MIB  # it gave back what it had cached
+    with pytest.raises(InferenceServerException, match=r"BFCArena.*Failed to allocate memory"):
+        infer(address, "onnx", 60)
+    assert device.used_bytes == WEIGHTS + GIB + 512 * MIB
+    infer(address, "torch", 4)
+    device.other_bytes = 0
+
+
+def devices(scheduler: ServedScheduler) -> dict[str, Any]:
+    command = [sys.executable, "-m", "scheduler.cli", "devices", "--json"]
+    done = subprocess.run(
+        [*command, "--control", scheduler.control_address],
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    return {device["key"]: device for device in json.loads(done.stdout)["devices"]}
+
+
+def test_infersched_shows_what_models_take(
+    arena_triton: EmbeddedTriton, figures: Figures, tmp_path: Path
+) -> None:
+    config = tmp_path / "infersched.yaml"
+    config.write_text("defaults: {gpus: [0]}\n")
+    nvml = {"LD_LIBRARY_PATH": str(library_folder()), FILE_VARIABLE: str(figures.path)}
+    arguments = ["--backend", arena_triton.grpc_address, "--config", str(config)]
+    with ServedScheduler(arguments, environment=nvml) as scheduler:
+        shown = wait_until(lambda: devices(scheduler).get("GPU-aaaa"), "it", START_TIMEOUT_S)
+        wait_until(lambda: len(devices(scheduler)["GPU-aaaa"]["models"]) == 2, "the models")
+        before = figures.devices[0].used_bytes
+        infer(scheduler.address, "onnx", 16)
+        grown = figures.devices[0].used_bytes
+        assert grown > before
+        wait_until(
+            lambda: devices(scheduler)["GPU-aaaa"]["used_bytes"] == grown, "what it has taken"
+        )
+        assert shown["source"] == "nvml"
+        assert sorted(devices(scheduler)["GPU-aaaa"]["models"]) == ["onnx 1", "torch 1"]
