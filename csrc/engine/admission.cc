@@ -150,7 +150,6 @@ Admission Core::submit(const Request& request, Nanos now) {
     record.tenant = arrival.tenant;
     record.over_share = arrival.over_share;
     record.share_ns = arrival.share_ns;
-    if (record.deadline != kNever) deadlines_.push({record.deadline, record.sequence, slot});
     ModelCounters& page = counters(request.model);
     ++page.admitted;
     ++page.in_flight;
@@ -163,6 +162,7 @@ Admission Core::submit(const Request& request, Nanos now) {
         enqueue(model, slot, now);
         meter(model, request, arrival, now);
     }
+    if (!record.grouped()) time_alone(slot);
     return {requests_.handle(slot), Reason::kNone, 0};
 }
 

@@ -164,6 +164,9 @@ class Core {
     void unqueue(std::uint32_t slot, Nanos now);
     void unlist(ModelState& model, std::uint32_t slot);
     void take(ModelState& model, Group& group, std::uint32_t slot, std::uint32_t rows);
+    void time_alone(std::uint32_t slot);
+    void time_inserted(Group& group, const QueueKey& key);
+    void time_firsts(Group& group);
     void refresh(ModelState& model, std::uint32_t group, Nanos now);
     void unindex(ModelState& model, std::uint32_t group);
     void refresh_all(ModelState& model, Nanos now);
@@ -222,6 +225,7 @@ class Core {
     bool splits(const ModelState& model, const Group& group) const;
     std::uint32_t batch_limit(const ModelState& model, const Group& group, bool merging) const;
     void form(ModelState& model, std::uint32_t group, std::uint32_t batch, Nanos now);
+    void take_members(ModelState& model, std::uint32_t index, std::uint32_t batch, Nanos now);
     std::uint32_t rows_sent(const ModelState& model, const BatchRecord& batch) const;
     void join_batch(std::uint32_t batch, std::uint32_t request, std::uint32_t rows);
     void mark_dispatched(std::uint32_t request, Nanos now);
@@ -418,34 +422,15 @@ class Core {
     Sequences sequences_;
     std::vector<SequenceMember> sequential_;  // by request slot
     QueueNodes nodes_;
-    TimerHeap deadlines_;  // by request slot
-    TimerHeap moments_;    // by model: when it must be looked at again
-    TimerHeap idle_;       // by sequence slot: when it is forgotten
-    TimerHeap given_up_;   // by batch slot: when its slot is free again
+    // By request slot. Of the requests in a group's order only Group::timed.
+    TimerHeap deadlines_;
+    TimerHeap moments_;   // by model: when it must be looked at again
+    TimerHeap idle_;      // by sequence slot: when it is forgotten
+    TimerHeap given_up_;  // by batch slot: when its slot is free again
     std::vector<std::uint32_t> dirty_;
     std::uint64_t sequence_ = 0;
     std::uint64_t retry_sequence_ = 0;
     Nanos wake_ = kNever;  // as last told to the caller
 };
-
-// Counts a request as queued, wherever it waits.
-inline void Core::list_queued(ModelState& model, std::uint32_t slot) {
-    RequestRecord& request = requests_[slot];
-    request.queued = true;
-    model.by_age.append<&RequestRecord::in_model>(requests_, slot);
-    ++model.queued_requests;
-    model.queued_rows += request.rows;
-    model.queued_bytes += request.bytes;
-    mark_dirty(request.model);
-}
-
-// The opposite.
-inline void Core::unlist(ModelState& model, std::uint32_t slot) {
-    RequestRecord& request = requests_[slot];
-    request.queued = false;
-    model.by_age.unlink<&RequestRecord::in_model>(requests_, slot);
-    --model.queued_requests;
-    model.queued_bytes -= request.bytes;
-}
 
 }  // namespace infersched::engine

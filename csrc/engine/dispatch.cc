@@ -194,9 +194,8 @@ void Core::form(ModelState& model, std::uint32_t group_index, std::uint32_t batc
     const BatchRecord& batch = batches_[batch_slot];
     std::uint32_t rows = 0;
     std::uint32_t passed_over = 0;
-    for (auto next = group.order.begin(); next != group.order.end();) {
-        const std::uint32_t slot = next->slot;
-        ++next;  // taking the request removes its node
+    for (const QueueKey& key : group.order) {
+        const std::uint32_t slot = key.slot;
         std::uint32_t part = requests_[slot].rows_left();
         if (batch.members.empty()) {
             part = std::min(part, limit);
@@ -205,12 +204,24 @@ void Core::form(ModelState& model, std::uint32_t group_index, std::uint32_t batc
             continue;
         }
         join_batch(batch_slot, slot, part);
-        mark_dispatched(slot, now);
-        take(model, group, slot, part);
         rows += part;
         if (!merging || rows >= limit) break;
     }
+    take_members(model, group_index, batch_slot, now);
     refresh(model, group_index, now);
+}
+
+// Takes what was added to a batch out of the group.
+void Core::take_members(ModelState& model, std::uint32_t index, std::uint32_t batch_slot,
+                        Nanos now) {
+    BatchRecord& batch = batches_[batch_slot];
+    for (; batch.taken < batch.members.size(); ++batch.taken) {
+        const BatchMember& member = batch.members[batch.taken];
+        const auto slot = static_cast<std::uint32_t>(member.request);
+        mark_dispatched(slot, now);
+        take(model, model.groups[index], slot, member.rows);
+        if (!requests_[slot].queued) time_alone(slot);
+    }
 }
 
 void Core::join_batch(std::uint32_t batch_slot, std::uint32_t slot, std::uint32_t rows) {

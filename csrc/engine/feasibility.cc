@@ -134,7 +134,7 @@ std::uint32_t Core::rows_before(const Group& group, std::size_t level, Nanos dea
     for (std::size_t l = 0; l < level; ++l) above += group.level_rows[l];
     const std::uint32_t own = group.level_rows[level];
     if (own == 0) return above;
-    const QueueKey& last = *group.order.rbegin();
+    const QueueKey& last = group.order.back();
     const bool behind_last = backlog_level(last.level) == level && last.deadline <= deadline;
     if (behind_last || last.deadline <= now || last.deadline == kNever) return above + own;
     const double part =

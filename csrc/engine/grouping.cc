@@ -5,6 +5,26 @@
 
 namespace infersched::engine {
 
+// Counts a request as queued, wherever it waits.
+void Core::list_queued(ModelState& model, std::uint32_t slot) {
+    RequestRecord& request = requests_[slot];
+    request.queued = true;
+    model.by_age.append<&RequestRecord::in_model>(requests_, slot);
+    ++model.queued_requests;
+    model.queued_rows += request.rows;
+    model.queued_bytes += request.bytes;
+    mark_dirty(request.model);
+}
+
+// The opposite.
+void Core::unlist(ModelState& model, std::uint32_t slot) {
+    RequestRecord& request = requests_[slot];
+    request.queued = false;
+    model.by_age.unlink<&RequestRecord::in_model>(requests_, slot);
+    --model.queued_requests;
+    model.queued_bytes -= request.bytes;
+}
+
 void Core::enqueue(ModelState& model, std::uint32_t slot, Nanos now) {
     list_queued(model, slot);
     join_group(model, slot, now);
@@ -13,13 +33,16 @@ void Core::enqueue(ModelState& model, std::uint32_t slot, Nanos now) {
 void Core::join_group(ModelState& model, std::uint32_t slot, Nanos now) {
     RequestRecord& request = requests_[slot];
     Group& group = model.groups[request.group];
-    request.place = nodes_.insert(group.order, request, slot);
+    const QueueKey key = request.key(slot);
+    group.order.insert(nodes_, key);
+    deadlines_.erase(slot);
+    time_inserted(group, key);
     group.by_age.append<&RequestRecord::in_group>(requests_, slot);
     count_in(model, group, slot, now);
     // More rows never make a ready group unready: only a new head moves it, or so many more rows
     // that it must start earlier.
     const bool grown = group.rows_planned > 0 && group.rows > group.rows_planned * 9 / 8;
-    if (group.index != Group::Index::kReady || group.order.begin() == request.place || grown) {
+    if (group.index != Group::Index::kReady || group.head().sequence == key.sequence || grown) {
         refresh(model, request.group, now);
     }
 }
@@ -29,7 +52,8 @@ void Core::leave_group(std::uint32_t slot, Nanos now) {
     RequestRecord& request = requests_[slot];
     ModelState& model = models_[request.model];
     Group& group = model.groups[request.group];
-    nodes_.erase(group.order, request.place);
+    group.order.erase(nodes_, request.key(slot));
+    time_alone(slot);
     group.by_age.unlink<&RequestRecord::in_group>(requests_, slot);
     count_rows_out(group, request, request.rows);
     count_out(model, group, request);
@@ -44,7 +68,7 @@ void Core::take(ModelState& model, Group& group, std::uint32_t slot, std::uint32
     count_rows_out(group, request, rows);
     model.queued_rows -= rows;
     if (request.rows_left() > 0) return;
-    nodes_.erase(group.order, request.place);
+    group.order.erase(nodes_, request.key(slot));
     group.by_age.unlink<&RequestRecord::in_group>(requests_, slot);
     count_out(model, group, request);
     unlist(model, slot);
@@ -63,6 +87,39 @@ void Core::unqueue(std::uint32_t slot, Nanos now) {
     if (request.in_levels) return leave_levels(model, slot);
     take(model, model.groups[request.group], slot, request.rows_left());
     refresh(model, request.group, now);
+}
+
+// Sets the timer of a request that is in no group's order.
+void Core::time_alone(std::uint32_t slot) {
+    const RequestRecord& request = requests_[slot];
+    if (request.deadline == kNever || deadlines_.contains(slot)) return;
+    deadlines_.push({request.deadline, request.sequence, slot});
+}
+
+void Core::time_inserted(Group& group, const QueueKey& key) {
+    const auto of_level = std::find_if(group.timed.begin(), group.timed.end(),
+                                       [&](const QueueKey& k) { return k.level == key.level; });
+    if (of_level == group.timed.end()) {
+        group.timed.push_back(key);
+    } else if (key < *of_level) {
+        deadlines_.erase(of_level->slot);
+        *of_level = key;
+    } else {
+        return;
+    }
+    time_alone(key.slot);
+}
+
+// After requests have left a group. Those that were its first keep their timers, if they live.
+void Core::time_firsts(Group& group) {
+    std::size_t kept = 0;
+    for (const QueueKey& known : group.timed) {
+        const auto first = group.order.lower_bound(known);
+        if (first == group.order.end() || first->level != known.level) continue;
+        if (first->sequence != known.sequence) time_alone(first->slot);
+        group.timed[kept++] = *first;
+    }
+    group.timed.resize(kept);
 }
 
 bool Core::merges(const ModelState& model, const Group& group, Nanos now) const {
@@ -95,6 +152,7 @@ void Core::unindex(ModelState& model, std::uint32_t index) {
 
 void Core::refresh(ModelState& model, std::uint32_t index, Nanos now) {
     Group& group = model.groups[index];
+    time_firsts(group);
     if (group.order.empty()) {
         unindex(model, index);
         model.groups.release(index);

@@ -18,13 +18,22 @@ void must(bool holds, const char* truth) {
 
 void Core::check_group(const ModelState& model, const Group& group) const {
     std::uint64_t rows = 0;
+    must(group.order.consistent(), "a queue's nodes are in order");
+    std::size_t levels = 0;
+    std::uint32_t level = 0;
     for (const QueueKey& key : group.order) {
         const RequestRecord& request = requests_[key.slot];
         must(requests_.live(key.slot) && request.queued, "a queued request is live");
         must(request.sequence == key.sequence && request.deadline == key.deadline,
              "a queue is ordered by what its requests say");
         rows += request.rows_left();
+        const bool first = levels == 0 || level != key.level;
+        levels += first;
+        level = key.level;
+        must(deadlines_.contains(key.slot) == (first && key.deadline != kNever),
+             "the first deadline of a level has a timer, no other");
     }
+    must(levels == group.timed.size(), "a group knows the first of every level");
     must(rows == group.rows, "a group's rows are those of its requests");
     std::uint64_t level_rows = 0;
     for (const std::uint32_t of_level : group.level_rows) level_rows += of_level;
@@ -172,9 +181,9 @@ void Core::check_invariants() const {
     for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
         if (!requests_.live(slot)) continue;
         const RequestRecord& request = requests_[slot];
-        const bool has_deadline = request.deadline != kNever;
-        must(deadlines_.contains(slot) == has_deadline, "a deadline has a timer");
-        timed += has_deadline;
+        const bool alone = !request.grouped() && request.deadline != kNever;
+        must(!alone || deadlines_.contains(slot), "a deadline has a timer");
+        timed += deadlines_.contains(slot);
         must(request.queued || !request.batches.empty(), "a request is queued or in a batch");
         carried += request.batches.size();
         for (const std::uint32_t batch : request.batches) {

@@ -298,11 +298,13 @@ void Core::form_planned(ModelState& model, std::uint32_t index, std::uint32_t ba
     std::uint32_t passed_over = 0;
     std::uint32_t hold_level = 0;
     Nanos hold = kNever;
-    for (auto next = group.order.begin(); next != group.order.end();) {
+    for (auto next = group.order.begin(); next != group.order.end(); ++next) {
         const QueueKey key = *next;
-        ++next;  // taking the request removes its node
         std::uint32_t part = requests_[key.slot].rows_left();
         if (key.level != hold_level) {
+            // What goes with this batch needs no room beside it.
+            take_members(model, index, batch_slot, now);
+            next = group.order.lower_bound(key);
             hold_level = key.level;
             hold = hold_limit(model, key.level, now);
         }
@@ -319,11 +321,10 @@ void Core::form_planned(ModelState& model, std::uint32_t index, std::uint32_t ba
         }
         earliest = std::min(earliest, key.deadline);
         join_batch(batch_slot, key.slot, part);
-        mark_dispatched(key.slot, now);
-        take(model, group, key.slot, part);
         rows += part;
         if (!merging || rows >= cap) break;
     }
+    take_members(model, index, batch_slot, now);
     refresh(model, index, now);
 }
 

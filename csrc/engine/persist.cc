@@ -237,8 +237,7 @@ void archive_sequence(Archive& archive, SequenceRecord& s) {
 // The timers and the retry queues, which follow from the records.
 void Core::restore_indexes() {
     for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
-        if (!requests_.live(slot) || requests_[slot].deadline == kNever) continue;
-        deadlines_.push({requests_[slot].deadline, requests_[slot].sequence, slot});
+        if (requests_.live(slot) && !requests_[slot].grouped()) time_alone(slot);
     }
     for (std::uint32_t slot = 0; slot < batches_.slots(); ++slot) {
         if (!batches_.live(slot) || batches_[slot].retry_sequence == 0) continue;

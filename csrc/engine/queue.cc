@@ -51,22 +51,4 @@ void GroupTable::release(std::uint32_t group) {
     }
 }
 
-QueueOrder::iterator QueueNodes::insert(QueueOrder& order, const RequestRecord& request,
-                                        std::uint32_t slot) {
-    // Deadlines mostly grow with time: the end is the usual place and costs no search.
-    if (spare_.empty()) return order.insert(order.end(), request.key(slot));
-    QueueOrder::node_type node = std::move(spare_.back());
-    spare_.pop_back();
-    node.value() = request.key(slot);
-    return order.insert(order.end(), std::move(node));
-}
-
-void QueueNodes::erase(QueueOrder& order, QueueOrder::iterator place) {
-    if (spare_.size() < kSpareMax) {
-        spare_.push_back(order.extract(place));
-    } else {
-        order.erase(place);
-    }
-}
-
 }  // namespace infersched::engine

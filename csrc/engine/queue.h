@@ -46,6 +46,8 @@ struct Group {
 
     GroupKey key;
     QueueOrder order;
+    // By level: the first request of it. Only these have a timer, the others' deadlines are later.
+    std::vector<QueueKey> timed;
     RequestList by_age;
     std::uint64_t rows = 0;
     Index index = Index::kNone;
@@ -69,7 +71,7 @@ struct Group {
     // By metered level, what the load of it and those above asks for; 0: as the whole load.
     std::array<std::uint32_t, kMeteredLevels> level_targets{};
 
-    const QueueKey& head() const { return *order.begin(); }
+    const QueueKey& head() const { return order.front(); }
     std::uint32_t target_of(std::uint32_t queue_level) const {
         const std::size_t level = metered_level(queue_level);
         if (level >= kMeteredLevels || level_targets[level] == 0) return target;
@@ -128,18 +130,6 @@ class GroupTable {
     std::unordered_map<GroupKey, std::uint32_t, GroupKeyHash> by_key_;  // looked up, never walked
     std::uint32_t last_ = kNoSlot;                                      // the group of last_key_
     GroupKey last_key_;
-};
-
-// Tree nodes that are out of use, so that a queue in steady state allocates nothing.
-class QueueNodes {
-  public:
-    QueueOrder::iterator insert(QueueOrder& order, const RequestRecord& request,
-                                std::uint32_t slot);
-    void erase(QueueOrder& order, QueueOrder::iterator place);
-
-  private:
-    static constexpr std::size_t kSpareMax = 65'536;
-    std::vector<QueueOrder::node_type> spare_;
 };
 
 }  // namespace infersched::engine

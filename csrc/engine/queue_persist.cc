@@ -85,7 +85,8 @@ void Core::restore_queued(std::uint32_t slot) {
                                                                                      slot);
     } else if (!request.in_levels) {
         Group& group = model.groups[request.group];
-        request.place = nodes_.insert(group.order, request, slot);
+        group.order.insert(nodes_, request.key(slot));
+        time_inserted(group, request.key(slot));
         group.by_age.append<&RequestRecord::in_group>(requests_, slot);
         group.rows += request.rows_left();
         group.level_rows[request.backlog.level] += request.rows_left();

@@ -3,29 +3,14 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <set>
 #include <vector>
 
 #include "engine/backlog.h"
 #include "engine/engine.h"
+#include "engine/queue_order.h"
 #include "engine/slot_map.h"
 
 namespace infersched::engine {
-
-// A request's place in its queue: priority level, then deadline, then arrival.
-struct QueueKey {
-    std::uint32_t level = 0;
-    std::uint32_t slot = kNoSlot;  // of the request; not part of the order
-    Nanos deadline = kNever;
-    std::uint64_t sequence = 0;
-
-    bool operator<(const QueueKey& other) const {
-        if (level != other.level) return level < other.level;
-        if (deadline != other.deadline) return deadline < other.deadline;
-        return sequence < other.sequence;
-    }
-};
-using QueueOrder = std::set<QueueKey>;
 
 struct Links {
     std::uint32_t previous = kNoSlot;
@@ -59,11 +44,11 @@ struct RequestRecord {
     std::uint64_t signature = 0;
     Nanos enqueued_at = 0;
     Nanos timeout_at = kNever;
-    QueueOrder::iterator place;          // while queued
     Links in_group, in_model;            // submission order of what is queued
     std::vector<std::uint32_t> batches;  // slots of the batches that carry rows of it
 
     std::uint32_t rows_left() const { return rows - rows_sent; }
+    bool grouped() const { return queued && !held && !in_levels; }
     // Within a level, what is over the share of its tenant makes a level below.
     std::uint32_t queue_level() const { return level << 1 | (over_share ? 1u : 0u); }
     QueueKey key(std::uint32_t slot) const { return {queue_level(), slot, deadline, sequence}; }
@@ -101,11 +86,12 @@ struct BatchRecord {
     // Answered while its execution goes on: when its slot is free again. Its handle is stale.
     Nanos release_at = kNever;
     std::vector<BatchMember> members;
+    std::uint32_t taken = 0;  // members that left their queue, while it is formed
 
     void recycle() {
         backend = pin = avoid = kNoBackend;
         executor = kNoSlot;
-        rows = live = tries = 0;
+        rows = live = tries = taken = 0;
         retry_sequence = added_bytes = 0;
         row_size = 1;
         retried = formed = sealed = grows = false;
