@@ -54,6 +54,7 @@ GOALS: dict[str, Goal] = {
     "overload_top_class_in_time": Goal(0.99, 0.999, "part", "higher"),
     "added_wait_median": Goal(1.0, 0.1, "ms", "lower"),
     "false_refusals": Goal(0.005, 0.001, "part", "lower"),
+    "simulated_requests": Goal(0.3, 0.3, "M/s", "higher"),
     "decisions_slowest": Goal(1.0, 3.0, "M/s", "higher"),
     "decisions_queue_ratio": Goal(4, 4, "x", "lower"),
     "decisions_models_ratio": Goal(2, 2, "x", "lower"),

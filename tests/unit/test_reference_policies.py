@@ -9,7 +9,14 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.simulation.compare import REFERENCES, Compared, goodput_of, static_grid, table
+from scheduler.simulation.compare import (
+    REFERENCES,
+    Compared,
+    compare,
+    goodput_of,
+    static_grid,
+    table,
+)
 from scheduler.simulation.goodput import holds
 from scheduler.simulation.scenario import clockwork, static
 from scheduler.simulation.workloads import GIVEN, WORKLOADS
@@ -96,3 +103,27 @@ def test_the_difference_is_counted_from_the_nearer_end_of_a_range() -> None:
     assert difference(5300) == 0
     assert difference(5293 * 0.9) == pytest.approx(-0.1)
     assert difference(5365 * 1.1) == pytest.approx(0.1)
+
+
+def test_searches_side_by_side_find_the_same_in_the_same_order() -> None:
+    chosen = {letter: WORKLOADS[letter] for letter in "AK"}
+    told: list[tuple[str, str, int]] = []
+
+    def found(jobs: int) -> list[Compared]:
+        told.clear()
+        rows = compare(
+            chosen,
+            ["nexus", "symphony"],
+            [1, 2],
+            2_000,
+            jobs=jobs,
+            on_found=lambda letter, name, seed, _: told.append((letter, name, seed)),
+        )
+        return list(rows)
+
+    alone, beside = found(1), found(3)
+    assert [(row.workload, row.policy) for row in alone] == [
+        ("A", "nexus"), ("A", "symphony"), ("K", "nexus"), ("K", "symphony"),
+    ]  # fmt: skip
+    assert alone == beside
+    assert len(set(told)) == len(told) == 8

@@ -24,6 +24,7 @@ def test_overload_gives_every_figure() -> None:
         "overload_top_class_in_time",
         "added_wait_median",
         "false_refusals",
+        "simulated_requests",
     ]
     assert all(figure.verified for figure in figures.values())
 
