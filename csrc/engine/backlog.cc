@@ -68,7 +68,7 @@ Nanos Backlog::room(std::size_t level, Nanos horizon_ns, Nanos now) const {
         const Nanos span = horizon_ns / kRoomParts.back() * part;
         const Nanos work = queued_before(level, add_saturating(now, span), now);
         if (work == 0) continue;
-        Nanos left = static_cast<Nanos>(slots_) * span / kRoomUse * (kRoomUse - 1) - work;
+        Nanos left = static_cast<Nanos>(slots_) * (span + span / kRoomMore) - work;
         for (const Nanos end : ends_) left -= std::clamp<Nanos>(end - now, 0, span);
         if (left < span) least = std::min(least, std::max<Nanos>(left, 0));
     }

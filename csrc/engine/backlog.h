@@ -62,8 +62,9 @@ class Backlog {
     static constexpr std::array<std::uint32_t, 3> kShifts = {19, 23, 27};  // 0.5, 8, 134 ms
     // The times up to the horizon that are looked at, as parts of the last one.
     static constexpr std::array<Nanos, 4> kRoomParts = {1, 2, 3, 4};
-    // A part in so many of the executors' time is left for what is not queued yet.
-    static constexpr Nanos kRoomUse = 8;
+    // A part of the time in so many that may be used beyond it: part of the work will share
+    // batches.
+    static constexpr Nanos kRoomMore = 16;
     static constexpr std::uint8_t kNowhere = 0xff;
     // Executors looked at one by one; further ones are taken to be free with the last of them.
     static constexpr std::size_t kEndsMax = 64;

@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "engine/batch_former.h"
+#include "engine/core_limits.h"
 #include "engine/engine.h"
 #include "engine/executors.h"
 #include "engine/memory_ledger.h"
@@ -35,19 +36,6 @@
 #include "engine/triton_queue.h"
 
 namespace infersched::engine {
-
-// What a batch that is sent for its deadline gets beyond its expected time, at the least.
-inline constexpr Nanos kAnswerMarginMinNs = 2 * kMillisecond;
-// How long queued work waits for a backend to come back before it is failed.
-inline constexpr Nanos kUnservedMaxNs = 5 * kSecond;
-// How long after the loss of the last backend requests are still admitted, and how long a sequence
-// waits for its own one to come back before its state counts as lost.
-inline constexpr Nanos kUnservedAdmitNs = kSecond;
-// The least time for which a batch that was given up keeps its slot.
-inline constexpr Nanos kGivenUpMinNs = kMillisecond;
-// Attempts of one batch, the first included, before its members get the error.
-inline constexpr std::uint32_t kTriesMax = 8;
-inline constexpr std::int32_t kBisectCostTenths = 10;
 
 class Core {
   public:

@@ -52,7 +52,10 @@ void Core::count_in(ModelState& model, Group& group, std::uint32_t slot, Nanos n
     if (model.reference != kNoSlot && request.deadline != kNever) {
         const LatencyModel& latency = planning_latency(model, group);
         const Nanos batch_ns = latency.expected(padded_rows(model.policy, group.target));
-        const bool first = group.rows % std::max(group.rows_fit, group.target) == 0;
+        // Those below it do not count: they come with its batch, not it with theirs.
+        std::uint64_t ahead = 0;
+        for (std::size_t l = 0; l <= level; ++l) ahead += group.level_rows[l];
+        const bool first = ahead % std::max(group.rows_fit, group.target) == 0;
         work = static_cast<Nanos>(latency.alpha_ns() * request.rows);
         if (first) work += static_cast<Nanos>(latency.beta_ns());
         start_by -= batch_ns;
@@ -221,7 +224,10 @@ Core::Forecast Core::foresee(ModelState& model, const Request& request, const Ar
         forecast.retry_after_ns = 0;
     } else if (!shed && arrival.key.pin == kNoBackend) {
         const Nanos end = foreseen_end(model, arrival, rows, now);
-        if (end <= arrival.deadline) return forecast;
+        if (end <= arrival.deadline) {
+            if (component.levels) component.cursor.let_in();
+            return forecast;
+        }
         forecast.reason = arrival.over_share ? Reason::kTenantQuota : Reason::kPredictedLate;
         forecast.predicted_ns = end - now;
         forecast.retry_after_ns = std::max(end - arrival.deadline, kRetryMinNs);

@@ -55,21 +55,18 @@ void PriorityCursor::adjust(double attainment) {
     if (misses && ended_[top] < kEndsMin) return;
     if (misses) {
         const auto offered = static_cast<double>(offered_total_);
-        double in_time = 0;
-        for (std::size_t l = 0; l < kLevels; ++l) {
-            in_time += static_cast<double>(ended_[l] - missed_[l]);
-        }
-        // Most of what is offered may be refused for other reasons: only less than what was served
+        // Much of what is offered may be refused for other reasons: only less than what was let in
         // leaves more room.
         const double needed = static_cast<double>(*first) / offered;
-        const double less = std::max(kShrink * std::min(share_, in_time / offered), share_ / 2);
+        const double let_in = static_cast<double>(let_in_) / offered;
+        const double less = std::max(kShrink * std::min(share_, let_in), share_ / 2);
         share_ = std::max({less, std::min(share_, needed), kShareMin});
         calm_ = 0;
     } else {
         share_ = std::min(share_ + kGrow * ++calm_, 1.0);
     }
     place();
-    offered_total_ = 0;
+    offered_total_ = let_in_ = 0;
     offered_.fill(0);
     ended_.fill(0);
     missed_.fill(0);

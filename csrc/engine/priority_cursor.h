@@ -23,6 +23,8 @@ class PriorityCursor {
 
     // A request of `level` (1 = highest) that has an objective. False: it is to be shed.
     bool offer(std::uint32_t level, Nanos now, double attainment);
+    // The request that was offered last is let in.
+    void let_in() { ++let_in_; }
     // How a request of `level` with an objective ended: in time, or too late for reasons of load.
     void count(std::uint32_t level, bool in_time);
     // The part of the offered requests that is let in.
@@ -34,6 +36,7 @@ class PriorityCursor {
         archive(calm_);
         archive(window_end_);
         archive(offered_total_);
+        archive(let_in_);
         for (std::uint64_t* words : {offered_.data(), ended_.data(), missed_.data()}) {
             for (std::size_t i = 0; i < kLevels; ++i) archive(words[i]);
         }
@@ -50,6 +53,7 @@ class PriorityCursor {
     std::uint32_t calm_ = 0;  // windows since the last one with too many misses
     Nanos window_end_ = 0;
     std::uint64_t offered_total_ = 0;  // in this window
+    std::uint64_t let_in_ = 0;
     std::array<std::uint64_t, kLevels> offered_{};
     std::array<std::uint64_t, kLevels> ended_{};
     std::array<std::uint64_t, kLevels> missed_{};

@@ -1,0 +1,23 @@
+// What the steps of the engine are bounded by.
+#pragma once
+
+#include <cstdint>
+
+#include "base/time.h"
+
+namespace infersched::engine {
+
+// What a batch that is sent for its deadline gets beyond its expected time, at the least.
+inline constexpr Nanos kAnswerMarginMinNs = 2 * kMillisecond;
+// How long queued work waits for a backend to come back before it is failed.
+inline constexpr Nanos kUnservedMaxNs = 5 * kSecond;
+// How long after the loss of the last backend requests are still admitted, and how long a sequence
+// waits for its own one to come back before its state counts as lost.
+inline constexpr Nanos kUnservedAdmitNs = kSecond;
+// The least time for which a batch that was given up keeps its slot.
+inline constexpr Nanos kGivenUpMinNs = kMillisecond;
+// Attempts of one batch, the first included, before its members get the error.
+inline constexpr std::uint32_t kTriesMax = 8;
+inline constexpr std::int32_t kBisectCostTenths = 10;
+
+}  // namespace infersched::engine
