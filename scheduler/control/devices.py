@@ -43,6 +43,8 @@ TRITON_METRICS_PORT = 8002
 # How often ages are looked at while nothing is heard.
 AGE_PERIOD_S = 0.25
 JOIN_TIMEOUT_S = 0.5
+# Of what was said once; models may come and go without end.
+SAID_MAX = 4096
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Devices:
         self._pollers: dict[_Wanted, Poller] = {}
         self._local: dict[str, bool] = {}  # by host, as far as it has been found out
         self._keys: frozenset[str] = frozenset()
+        self._models: dict[str, list[ModelKey]] = {}
+        self._gpus: tuple[Settings | None, dict[str, tuple[int, ...]]] = (None, {})
         self._said: set[tuple[str, str]] = set()
         self._changed = asyncio.Event()
 
@@ -90,6 +94,7 @@ class Devices:
         self._loop = asyncio.get_running_loop()
         while True:
             self._changed.clear()
+            self._choose_sources()  # finding out may take its time
             await self._find_local_hosts()
             self._choose_sources()
             self._aged()
@@ -119,7 +124,7 @@ class Devices:
         return places_of(
             backend,
             spec,
-            self._settings().batching_for(spec.name).gpus,
+            self._gpus_told(spec.name),
             self.table.of_source(NVML) if local else None,
             self.table.of_source(_port_name(*port)) if port is not None else (),
         )
@@ -130,7 +135,12 @@ class Devices:
         for address, watch in self._pool.watches.items():
             for key, spec in watch.models.items():
                 found[key, address] = self.places(self._pool.backends[address], spec)
-        used = {key for places in found.values() for key in places.keys}
+        self._models = {}
+        for (model, _), places in found.items():
+            for device in places.keys:
+                if model not in self._models.setdefault(device, []):
+                    self._models[device].append(model)
+        used = set(self._models)
         self.table.forget_gone(used)
         self.index = self._book.assign(sorted(used | self.table.keys))
         self._say_unknown(found, used)
@@ -150,15 +160,9 @@ class Devices:
             if device.problem and not failing.get(device.source)
         ]
 
-    def models_on(self) -> dict[str, list[ModelKey]]:
-        """The models with instances on each device."""
-        models: dict[str, list[ModelKey]] = {}
-        for address, watch in self._pool.watches.items():
-            for key, spec in watch.models.items():
-                for device in self.places(self._pool.backends[address], spec).keys:
-                    if key not in models.setdefault(device, []):
-                        models[device].append(key)
-        return models
+    def models_on(self, device: str) -> list[ModelKey]:
+        """The models with instances on the device, as of the last `assign`."""
+        return self._models.get(device, [])
 
     def metrics_scope(self) -> DeviceScope:
         """What a scrape reads; called from other threads."""
@@ -194,12 +198,20 @@ class Devices:
         if backend.metrics != "auto":
             address = parse_address(backend.metrics)
             return address.host, address.port
-        seen_here = self._local.get(backend.address.host, True) and self.table.of_source(NVML)
+        here = self._local.get(backend.address.host)
+        if here is None:
+            return None  # it is being found out
+        nvml = self._settings().device_memory.nvml != "off"
+        seen_here = here and nvml and self._is_seen_by_nvml()
         fixed = self._settings().device_memory.devices
         told = [key in fixed and fixed[key].total > 0 for key in backend.devices]
         if seen_here or not has_gpus or (told and all(told)):
             return None
         return backend.address.host, TRITON_METRICS_PORT
+
+    def _is_seen_by_nvml(self) -> bool:
+        """Also while NVML has not told anything yet."""
+        return not self.table.heard_of([NVML]) or bool(self.table.of_source(NVML))
 
     def _wanted(self) -> set[_Wanted]:
         memory = self._settings().device_memory
@@ -217,9 +229,18 @@ class Devices:
                 wanted.add(_Wanted(_port_name(*port), pace, *port, timeout_s))
         return wanted
 
+    def _gpus_told(self, name: str) -> tuple[int, ...]:
+        """The GPUs that the configuration gives the model."""
+        settings = self._settings()
+        if self._gpus[0] is not settings:
+            self._gpus = (settings, {})
+        known = self._gpus[1]
+        if name not in known:
+            known[name] = settings.batching_for(name).gpus
+        return known[name]
+
     def _uses_gpus(self, spec: ModelSpec) -> bool:
-        told = self._settings().batching_for(spec.name).gpus
-        return bool(told) or gpus_of(spec.config) != frozenset()
+        return bool(self._gpus_told(spec.name)) or gpus_of(spec.config) != frozenset()
 
     def _choose_sources(self) -> None:
         wanted = self._wanted()
@@ -270,7 +291,8 @@ class Devices:
         self.table.take(wanted.name, rank, self._ages(wanted.name), readings, error)
         self._aged()
         if first:
-            self._changed.set()  # others may be wanted now, or fewer
+            self._on_places()  # others may be wanted now, and what is not known can be said
+            self._changed.set()
 
     def _aged(self) -> None:
         now_ns = time.monotonic_ns()
@@ -294,6 +316,8 @@ class Devices:
         for address, backend in self._pool.backends.items():
             named.update(dict.fromkeys(backend.devices, f"devices of backend {address}"))
         there = ", ".join(sorted(self.table.keys)) or "none"
+        for device in sorted((used | self.table.keys) - self.index.keys()):
+            self._say(f"device {device}", f"there are more than {DEVICES_MAX} devices; {FALLBACK}")
         for device, place in named.items():
             if device not in self.table.keys:
                 effect = FALLBACK if device in used else "it has no effect"
@@ -301,6 +325,8 @@ class Devices:
                           f"are: {there}); {effect}")  # fmt: skip
 
     def _say(self, what: str, problem: str, **fields: str) -> None:
+        if len(self._said) > SAID_MAX:
+            self._said.clear()
         if (what, problem) not in self._said:
             self._said.add((what, problem))
             log(logger, logging.WARNING, f"{what}: {problem}", **fields)

@@ -100,10 +100,9 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
 
     async def ListDevices(self, request: Any, context: Any) -> pb.ListDevicesResponse:
         devices, now_ns = self._plane.devices, time.monotonic_ns()
-        models = devices.models_on()
         answer = pb.ListDevicesResponse()
         for key, device in sorted(devices.table.devices(now_ns).items()):
-            answer.devices.append(device_status(device, models.get(key, [])))
+            answer.devices.append(device_status(device, devices.models_on(key)))
         for name, problem in devices.table.source_problems.items():
             answer.sources.add(name=name, problem=problem)
         return answer

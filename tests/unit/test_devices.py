@@ -13,13 +13,15 @@ import pytest
 
 from scheduler.backends.pool import BackendPool
 from scheduler.config import Backend, Settings
+from scheduler.config.device_memory import DEVICES_MAX
 from scheduler.control.desired import DesiredState
 from scheduler.control.device_places import Places, places_of
 from scheduler.control.device_readings import CHANGE_BYTES, DeviceReadings
 from scheduler.control.devices import Devices
 from scheduler.control.regions import Regions
 from scheduler.dataplane import steering
-from scheduler.memory.source import DeviceReading
+from scheduler.memory.headroom import Ages
+from scheduler.memory.source import DeviceReading, SourceAbsent
 from scheduler.memory.table import DeviceMemory, fixed_reading
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.nvml import figures as nvml
@@ -163,7 +165,7 @@ def test_nvml_tells_and_models_have_their_devices(
                 (("both", "1"), "127.0.0.1:1"): (0, 1),
                 (("cpu", "1"), "127.0.0.1:1"): (),
             }
-            assert devices.models_on()["GPU-b"] == [("right", "1"), ("both", "1")]
+            assert devices.models_on("GPU-b") == [("right", "1"), ("both", "1")]
             figures.devices[0].other_bytes = 6 * GIB
             await made.until(
                 lambda: devices.current["GPU-a"].reading.free_bytes == 10 * GIB, "the new figure"
@@ -266,6 +268,36 @@ def test_which_ports_are_asked(
     made = World(tmp_path, pool_of((backend, {"m": groups})), {"device_memory": fixed})
     asyncio.run(made.devices._find_local_hosts())
     assert sorted(wanted.name for wanted in made.devices._wanted()) == ports
+
+
+def test_the_port_of_a_backend_of_this_host_is_asked_where_nvml_tells_nothing(
+    tmp_path: Path,
+) -> None:
+    made = World(tmp_path, pool_of((LOCAL, {"m": GPU_0})), {})
+
+    def wanted() -> list[str]:
+        return sorted(source.name for source in made.devices._wanted())
+
+    assert wanted() == ["nvml"]  # whether it is here is not known
+    asyncio.run(made.devices._find_local_hosts())
+    assert wanted() == ["nvml"]  # NVML may tell yet
+    ages = Ages(1, 2)
+    made.devices.table.take("nvml", 0, ages, [], SourceAbsent("no driver"))
+    assert wanted() == ["metrics of 127.0.0.1:8002", "nvml"]
+    made.devices.table.take("nvml", 0, ages, [A])
+    assert wanted() == ["nvml"]
+
+
+def test_more_devices_than_the_data_plane_knows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = World(tmp_path, pool_of((LOCAL, {"m": GPU_0})), {})
+    found = [DeviceReading(f"GPU-{n:02}", 1, ordinal=n) for n in range(DEVICES_MAX + 1)]
+    made.devices.table.take("nvml", 0, Ages(1, 2), found)
+    for _ in range(2):
+        made.devices.assign()
+    assert len(made.devices.index) == DEVICES_MAX
+    assert len([m for m in caplog.messages if "more than 64 devices" in m]) == 1
 
 
 class DataPlane:
