@@ -26,6 +26,7 @@ Nanos retry_after(const ModelState& model, Reason reason) {
         }
         case Reason::kDraining:
         case Reason::kNoBackend:
+        case Reason::kDeviceMemory:
             return kRetryAfterUnavailableNs;
         default:
             return 0;
@@ -136,6 +137,8 @@ Admission Core::submit(const Request& request, Nanos now) {
     if (forecast.reason != Reason::kNone) {
         return refuse_foreseen(model, request, arrival, forecast, now);
     }
+    Admission refused;
+    if (memory_.active() && short_of_memory(model, request, refused, now)) return refused;
 
     const std::uint32_t slot = requests_.add();
     RequestRecord& record = requests_[slot];
@@ -214,6 +217,8 @@ void Core::finish(std::uint32_t slot, const Ending& ending, Nanos now) {
     action.batch = ending.batch;
     action.rows = request.rows;
     action.queued_ns = std::max<Nanos>(now - request.arrival, 0);
+    action.predicted_bytes = ending.predicted_bytes;
+    action.free_bytes = ending.free_bytes;
     requests_.remove(slot);
     if (sequential) {
         sequence_answered(slot, dispatched, ending.outcome == Outcome::kCompleted, now);

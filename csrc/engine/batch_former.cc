@@ -49,6 +49,14 @@ std::uint32_t rows_limit(const ModelPolicy& policy) {
     return policy.mandatory_rows.empty() ? policy.rows_max : policy.mandatory_rows.back();
 }
 
+std::uint32_t rows_limit(const ModelPolicy& policy, std::uint32_t rows_allowed) {
+    const std::uint32_t limit = rows_limit(policy);
+    if (rows_allowed >= limit) return limit;
+    if (policy.mandatory_rows.empty()) return std::max(rows_allowed, 1u);
+    const std::uint32_t size = largest_filled(policy.mandatory_rows, rows_allowed);
+    return size > 0 ? size : policy.mandatory_rows.front();
+}
+
 std::uint32_t rows_enough(const ModelPolicy& policy) {
     const std::uint32_t limit = rows_limit(policy);
     return policy.preferred_rows.empty() ? limit : std::min(policy.preferred_rows.front(), limit);
@@ -59,8 +67,9 @@ std::uint32_t rows_full(const ModelPolicy& policy) {
     return policy.preferred_rows.empty() ? limit : std::min(policy.preferred_rows.back(), limit);
 }
 
-std::uint32_t fill_limit(const ModelPolicy& policy, std::uint64_t rows_queued) {
-    std::uint32_t limit = rows_limit(policy);
+std::uint32_t fill_limit(const ModelPolicy& policy, std::uint64_t rows_queued,
+                         std::uint32_t rows_allowed) {
+    std::uint32_t limit = rows_limit(policy, rows_allowed);
     const auto reachable = [&] { return std::min<std::uint64_t>(rows_queued, limit); };
     if (const std::uint32_t size = largest_filled(policy.preferred_rows, reachable())) limit = size;
     if (const std::uint32_t size = largest_filled(policy.mandatory_rows, reachable())) limit = size;

@@ -16,6 +16,10 @@ ModelPolicy normalised(ModelPolicy policy);
 // The largest batch that can be sent: rows_max, or the largest mandatory size.
 std::uint32_t rows_limit(const ModelPolicy& policy);
 
+// The same, where device memory allows no more than `rows_allowed`: the smallest mandatory size is
+// sent all the same.
+std::uint32_t rows_limit(const ModelPolicy& policy, std::uint32_t rows_allowed);
+
 // From this many queued rows on, waiting for more cannot make a better batch.
 std::uint32_t rows_enough(const ModelPolicy& policy);
 
@@ -23,8 +27,9 @@ std::uint32_t rows_enough(const ModelPolicy& policy);
 std::uint32_t rows_full(const ModelPolicy& policy);
 
 // Where to stop filling when `rows_queued` of one signature are there: the largest preferred size
-// they fill, then the largest mandatory size they fill, otherwise the limit.
-std::uint32_t fill_limit(const ModelPolicy& policy, std::uint64_t rows_queued);
+// they fill, then the largest mandatory size they fill, otherwise the limit, as allowed.
+std::uint32_t fill_limit(const ModelPolicy& policy, std::uint64_t rows_queued,
+                         std::uint32_t rows_allowed);
 
 // Rows to send for `rows` gathered: the next mandatory size.
 std::uint32_t padded_rows(const ModelPolicy& policy, std::uint32_t rows);

@@ -116,6 +116,7 @@ void Core::update_served(ModelState& model, Nanos now) {
         }
     };
     bool any = false;
+    memory_.placements_changed();
     for (PlacementState& p : model.placements) {
         update(p.pinned, usable(p));
         any |= usable(p);
@@ -138,7 +139,7 @@ void Core::set_backend(std::uint32_t backend, bool available, Nanos now) {
         if (available) {
             placement->recover();
             placement->memory.forget_marks();
-            memory_.touch();
+            memory_.placements_changed();
         }
         update_served(models_[index], now);
         update_reference(models_[index]);

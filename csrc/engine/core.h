@@ -89,6 +89,8 @@ class Core {
         StatusCode code;
         BatchHandle batch = 0;
         std::uint32_t backend = kNoBackend;
+        std::uint64_t predicted_bytes = 0;
+        std::uint64_t free_bytes = 0;
     };
 
     // A request as admission sees it.
@@ -183,21 +185,6 @@ class Core {
     void forget(std::uint32_t sequence);
 
     // dispatch.cc
-    struct Choice {
-        PlacementState* placement = nullptr;
-        Nanos blocked_until = kNever;  // when a rest or the staging rule may let it go
-    };
-    enum class Executors : std::uint8_t { kAll, kOwn };
-    struct Load {
-        Executors executors = Executors::kAll;
-        std::uint32_t rows = 0;          // of the batch to place
-        std::uint64_t rows_waiting = 0;  // that could still join it
-        bool merging = false;
-        bool stage = false;
-        bool planned = false;  // of a batch that learned latency formed
-        bool spread = false;   // of a sequence that is to be pinned: the fewest sequences count
-        std::uint32_t avoid = kNoBackend;
-    };
     bool usable(const PlacementState& placement) const;
     bool slot_free(const PlacementState& placement) const;
     Nanos stage_moment(const ModelState& model, const PlacementState& placement) const;
@@ -211,8 +198,10 @@ class Core {
     Choice choose_for_group(ModelState& model, const Pool& pool, Executors executors, Nanos now);
     Choice choose_for_retry(ModelState& model, const Pool& pool, Executors executors, Nanos now);
     bool splits(const ModelState& model, const Group& group) const;
-    std::uint32_t batch_limit(const ModelState& model, const Group& group, bool merging) const;
-    void form(ModelState& model, std::uint32_t group, std::uint32_t batch, Nanos now);
+    std::uint32_t batch_limit(const ModelState& model, const Group& group, bool merging,
+                              RowsAllowed allowed) const;
+    void form(ModelState& model, std::uint32_t group, std::uint32_t batch,
+              const PlacementState& placement, Nanos now);
     void take_members(ModelState& model, std::uint32_t index, std::uint32_t batch, Nanos now);
     std::uint32_t rows_sent(const ModelState& model, const BatchRecord& batch) const;
     void join_batch(std::uint32_t batch, std::uint32_t request, std::uint32_t rows);
@@ -386,7 +375,21 @@ class Core {
     void publish_queue(std::uint32_t model);
 
     // device_limits.cc
-    MemoryLimit memory_limit(const ModelState& model) const;
+    const MemoryLimit& memory_limit(const ModelState& model) const;
+    RowsAllowed rows_allowed(const ModelState& model, const Group& group) const;
+    RowsAllowed rows_allowed(const ModelState& model, const Group& group,
+                             const PlacementState& placement) const;
+    std::uint32_t rows_risked(const ModelState& model, const Group* group) const;
+    bool short_of_memory(ModelState& model, const Request& request, Admission& refused, Nanos now);
+    void publish_device(std::uint32_t device);
+    // memory_retries.cc
+    void cut_sizes(ModelState& model, const BatchRecord& failed);
+    void retry_smaller(ModelState& model, const BatchRecord& failed, const Ending& ending,
+                       Nanos now);
+    void retry_alone(ModelState& model, const BatchRecord& failed, const Ending& ending, Nanos now);
+    bool held_idle(BatchHandle batch) const;
+    void release_hold(std::uint32_t batch);
+    void note_others_left(const PlacementState& placement);
     void place_on_devices(std::uint32_t index, PlacementState& placement,
                           const std::vector<std::uint32_t>& devices, Nanos now);
     void prove_memory(ModelState& model, const BatchRecord& batch, Nanos now);

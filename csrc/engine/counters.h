@@ -9,10 +9,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "engine/memory_status.h"
+
 namespace infersched::engine {
 
 inline constexpr std::uint64_t kCountersMagic = 0x696e666572736368;  // "infersch"
-inline constexpr std::uint32_t kCountersVersion = 4;
+inline constexpr std::uint32_t kCountersVersion = 5;
 inline constexpr std::size_t kCountersModelsMax = 4096;
 inline constexpr std::size_t kCountersBackendsMax = 256;
 // Priority levels that are told apart; those beyond count as the last one.
@@ -41,6 +43,7 @@ enum class Reason : std::uint8_t {
     kPredictedLate,  // would be late by the learned latencies
     kPriorityShed,   // of a priority that overload leaves no room for
     kTenantQuota,    // the tenant is over its share
+    kDeviceMemory,   // fits no device, not even alone
     kCount,
 };
 
@@ -87,6 +90,8 @@ struct ModelCounters {
     std::uint64_t batch_rows_capacity;  // sum of the batch limits of the dispatched batches
     std::uint64_t retried_batches;      // dispatched again after a failure
     std::uint64_t bisected_batches;
+    std::uint64_t memory_limited_batches;  // that device memory kept smaller
+    std::uint64_t out_of_memory_replies;
     std::uint64_t slo_total;  // answered requests that had an objective or deadline
     std::uint64_t slo_good;   // of these, answered OK in time
     LevelCounters levels[kCountersLevelsMax];  // of level 1, 2, ...
@@ -106,6 +111,16 @@ struct BackendCounters {
     std::uint64_t connections_open;
 };
 
+// By the last reading.
+struct DeviceCounters {
+    std::uint64_t seen;   // 1 once a reading has come
+    std::uint64_t known;  // 1 while there is a source
+    std::uint64_t free_bytes;
+    std::uint64_t total_bytes;
+    std::uint64_t headroom_bytes;
+    std::uint64_t reserved_bytes;  // of batches that the reading may not show yet
+};
+
 struct CountersPage {
     std::uint64_t magic;
     std::uint32_t version;
@@ -123,6 +138,7 @@ struct CountersPage {
     std::uint64_t unknown_model_total;
     std::uint64_t undecodable_total;  // messages that are no ModelInferRequest
     std::uint64_t reserved[15];
+    DeviceCounters devices[kDevicesMax];
     BackendCounters backends[kCountersBackendsMax];
     ModelCounters models[kCountersModelsMax];
 };

@@ -7,11 +7,8 @@
 namespace infersched::engine {
 namespace {
 
-constexpr double kRowsShown = 0xffffffff;
-
-std::uint32_t whole_rows(double size) {
-    return static_cast<std::uint32_t>(std::min(std::floor(size), kRowsShown));
-}
+// What nothing fits is tried all the same this often: the prediction may be wrong.
+constexpr Nanos kProbeNs = kSecond;
 
 bool on_device(const PlacementState& placement, std::uint32_t device) {
     const std::vector<std::uint32_t>& all = placement.devices;
@@ -37,6 +34,7 @@ void Core::place_on_devices(std::uint32_t index, PlacementState& placement,
 
 void Core::set_device(std::uint32_t index, const DeviceMemory& reading, Nanos) {
     if (!memory_.read(index, reading)) return;
+    publish_device(index);
     for (const std::uint32_t named : memory_.device(index)->models) {
         ModelState& model = models_[named];
         for (PlacementState& p : model.placements) {
@@ -59,16 +57,78 @@ bool Core::prime_memory(std::uint32_t index, std::uint32_t device, double base_b
 }
 
 // What the placement of the most room allows: a batch goes there if it must.
-MemoryLimit Core::memory_limit(const ModelState& model) const {
-    if (!memory_.active()) return {};
-    MemoryLimit most{0, 0};
+const MemoryLimit& Core::memory_limit(const ModelState& model) const {
+    if (model.memory_stamp == memory_.stamp()) return model.memory_limit;
+    double single = 0;
+    double merged = 0;
     for (const PlacementState& p : model.placements) {
         if (!usable(p)) continue;
         const MemoryLimit& limit = memory_.limit(model.policy, p);
-        most.single = std::max(most.single, limit.single);
-        most.merged = std::max(most.merged, limit.merged);
+        single = std::max(single, limit.single);
+        merged = std::max(merged, limit.merged);
     }
-    return most.single > 0 ? most : MemoryLimit();
+    model.memory_limit = single > 0 ? MemoryLimit(single, merged) : MemoryLimit();
+    model.memory_stamp = memory_.stamp();
+    return model.memory_limit;
+}
+
+RowsAllowed Core::rows_allowed(const ModelState& model, const Group& group) const {
+    return memory_limit(model).allowed(group.row_size);
+}
+
+RowsAllowed Core::rows_allowed(const ModelState& model, const Group& group,
+                               const PlacementState& placement) const {
+    return memory_.limit(model.policy, placement).allowed(group.row_size);
+}
+
+// The largest batch that neither time nor memory speaks against.
+std::uint32_t Core::rows_risked(const ModelState& model, const Group* group) const {
+    const RowsAllowed allowed = memory_limit(model).allowed(group == nullptr ? 1 : group->row_size);
+    return std::min(model.rows_trusted, rows_limit(model.policy, allowed.merged));
+}
+
+// Whether a request that cannot be cut would find no room on any device, while nothing that is out
+// there will be seen to have taken less.
+bool Core::short_of_memory(ModelState& model, const Request& request, Admission& refused,
+                           Nanos now) {
+    const bool cuts = request.mergeable && model.merging();
+    if (cuts || request.rows <= memory_limit(model).single) return false;
+    const PlacementState* best = nullptr;
+    double most = 0;
+    for (const PlacementState& p : model.placements) {
+        if (!usable(p)) continue;
+        double least = kNoSizeLimit;
+        for (const std::uint32_t index : p.devices) {
+            const Device& device = *memory_.device(index);
+            if (!device.memory.known || !p.memory.confirmed()) return false;
+            if (device.reserved_bytes() > 0) return false;
+            least = std::min(least, static_cast<double>(device.memory.free_bytes));
+        }
+        if (p.devices.empty()) return false;
+        if (best != nullptr && least <= most) continue;
+        best = &p;
+        most = least;
+    }
+    if (best == nullptr) return false;
+    if (model.memory_probe_at <= now) {
+        model.memory_probe_at = now + kProbeNs;
+        return false;
+    }
+    refused = refuse(model, request.model, Reason::kDeviceMemory);
+    refused.predicted_bytes = static_cast<std::uint64_t>(best->memory.added_bytes(request.rows, 0));
+    refused.free_bytes = static_cast<std::uint64_t>(most);
+    return true;
+}
+
+void Core::publish_device(std::uint32_t index) {
+    const Device& device = *memory_.device(index);
+    DeviceCounters& page = page_->devices[index];
+    page.seen = device.seen;
+    page.known = device.memory.known;
+    page.free_bytes = device.memory.free_bytes;
+    page.total_bytes = device.memory.total_bytes;
+    page.headroom_bytes = device.memory.headroom_bytes;
+    page.reserved_bytes = device.reserved_bytes();
 }
 
 // A batch has ended well: what ran there at the same time, ran in other instances. It must have
@@ -112,7 +172,7 @@ MemoryStatus Core::memory_status(std::uint32_t index, std::uint32_t device) cons
         status.error = need.error();
         status.rows_high = whole_rows(need.mark());
         status.rows_limit = limit < rows_max ? whole_rows(limit) : 0;
-        status.rows_cap = need.cap() < kRowsShown ? whole_rows(need.cap()) : 0;
+        status.rows_cap = need.cap() < kNoSizeLimit ? whole_rows(need.cap()) : 0;
         const double added = need.added_bytes(std::min<double>(limit, rows_max), need.mark());
         status.added_bytes = static_cast<std::uint64_t>(added);
     }

@@ -27,7 +27,7 @@ Nanos Core::stage_moment(const ModelState& model, const PlacementState& placemen
 // The placement of least expected completion among those with a slot for this batch; of a direct
 // model, which the backend runs side by side, the one with the fewest out. Equal ones: fewer rows
 // out, then the order of configuration.
-Core::Choice Core::choose(ModelState& model, const Pool& pool, const Load& load, Nanos now) {
+Choice Core::choose(ModelState& model, const Pool& pool, const Load& load, Nanos now) {
     const auto eligible = [&](const PlacementState& p) {
         return usable(p) && (&pool == &model.shared || &pool == &p.pinned);
     };
@@ -43,6 +43,13 @@ Core::Choice Core::choose(ModelState& model, const Pool& pool, const Load& load,
     for (PlacementState& p : model.placements) {
         if (!eligible(p) || (alternative && p.backend == load.avoid)) continue;
         if (load.executors == Executors::kOwn && p.executor != kNoExecutor) continue;
+        if (p.held_for != 0) {
+            const bool waits = p.held_for != load.alone || !held_idle(load.alone);
+            if (waits && now < load.alone_until) {
+                choice.blocked_until = std::min(choice.blocked_until, load.alone_until);
+                continue;
+            }
+        }
         if (p.resting(now)) {
             choice.blocked_until = std::min(choice.blocked_until, p.rest_until);
             continue;
@@ -80,20 +87,20 @@ bool Core::splits(const ModelState& model, const Group& group) const {
 }
 
 // Rows the next batch of this group is filled up to. Its lead goes whole, unless it is oversize.
-std::uint32_t Core::batch_limit(const ModelState& model, const Group& group, bool merging) const {
+std::uint32_t Core::batch_limit(const ModelState& model, const Group& group, bool merging,
+                                RowsAllowed allowed) const {
     const std::uint32_t lead = requests_[group.head().slot].rows_left();
     const std::uint32_t part =
-        splits(model, group) ? std::min(lead, rows_limit(model.policy)) : lead;
-    return merging ? std::max(part, fill_limit(model.policy, group.rows)) : part;
+        splits(model, group) ? std::min(lead, rows_limit(model.policy, allowed.single)) : lead;
+    return merging ? std::max(part, fill_limit(model.policy, group.rows, allowed.merged)) : part;
 }
 
-Core::Choice Core::choose_for_group(ModelState& model, const Pool& pool, Executors executors,
-                                    Nanos now) {
+Choice Core::choose_for_group(ModelState& model, const Pool& pool, Executors executors, Nanos now) {
     const Group& group = model.groups[pool.ready.begin()->group];
     Load load;
     load.executors = executors;
     load.merging = merges(model, group, now);
-    const std::uint32_t limit = batch_limit(model, group, load.merging);
+    const std::uint32_t limit = batch_limit(model, group, load.merging, rows_allowed(model, group));
     load.rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(group.rows, limit));
     load.rows_waiting = group.rows;
     load.planned = planned(model, group);
@@ -107,8 +114,7 @@ Core::Choice Core::choose_for_group(ModelState& model, const Pool& pool, Executo
     return choose(model, pool, load, now);
 }
 
-Core::Choice Core::choose_for_retry(ModelState& model, const Pool& pool, Executors executors,
-                                    Nanos now) {
+Choice Core::choose_for_retry(ModelState& model, const Pool& pool, Executors executors, Nanos now) {
     const BatchRecord& batch = batches_[pool.retries.begin()->second];
     Load load;
     load.executors = executors;
@@ -119,6 +125,8 @@ Core::Choice Core::choose_for_retry(ModelState& model, const Pool& pool, Executo
         load.spread |= requests_[slot].sequential;
     }
     load.avoid = batch.avoid;
+    load.alone = batch.alone_until == kNever ? 0 : batches_.handle(pool.retries.begin()->second);
+    load.alone_until = batch.alone_until;
     return choose(model, pool, load, now);
 }
 
@@ -178,19 +186,26 @@ void Core::send_next(ModelState& model, Pool& pool, PlacementState& placement, N
     batch.pin = group.key.pin;
     batch.signature = group.key.signature;
     batch.mergeable = group.key.mergeable;
+    batch.row_size = group.row_size;
     if (planned(model, group)) {
         form_planned(model, index, batch_slot, placement, now);
     } else {
-        form(model, index, batch_slot, now);
+        form(model, index, batch_slot, placement, now);
     }
     send(model, batch_slot, placement, now);
     plan_stale(model, now);
 }
 
-void Core::form(ModelState& model, std::uint32_t group_index, std::uint32_t batch_slot, Nanos now) {
+void Core::form(ModelState& model, std::uint32_t group_index, std::uint32_t batch_slot,
+                const PlacementState& placement, Nanos now) {
     Group& group = model.groups[group_index];
     const bool merging = merges(model, group, now);
-    const std::uint32_t limit = held_rows(model, group, batch_limit(model, group, merging), now);
+    const RowsAllowed allowed = rows_allowed(model, group, placement);
+    const std::uint32_t fitting = batch_limit(model, group, merging, allowed);
+    const std::uint32_t limit = held_rows(model, group, fitting, now);
+    if (fitting < group.rows && fitting < batch_limit(model, group, merging, RowsAllowed())) {
+        ++counters(requests_[group.head().slot].model).memory_limited_batches;
+    }
     const BatchRecord& batch = batches_[batch_slot];
     std::uint32_t rows = 0;
     std::uint32_t passed_over = 0;
@@ -277,7 +292,9 @@ void Core::send(ModelState& model, std::uint32_t batch_slot, PlacementState& pla
     action.member_begin = static_cast<std::uint32_t>(members.size());
     action.member_count = static_cast<std::uint32_t>(batch.members.size());
     action.rows_padded = rows_sent(model, batch);
-    memory_.reserve(batch, placement, action.rows_padded * batch.row_size);
+    if (memory_.reserve(batch, placement, action.rows_padded * batch.row_size)) {
+        for (const std::uint32_t device : placement.devices) publish_device(device);
+    }
     members.insert(members.end(), batch.members.begin(), batch.members.end());
     actions.push_back(action);
     if (!batch.mergeable) sequence_sent(batch_slot, placement, now);

@@ -165,6 +165,9 @@ struct Admission {
     // model's floor when idle), and what there was until the deadline.
     Nanos predicted_ns = 0;
     Nanos budget_ns = 0;
+    // With kDeviceMemory: what the request takes, and what is free on the device of the most.
+    std::uint64_t predicted_bytes = 0;
+    std::uint64_t free_bytes = 0;
 };
 
 // One member of a batch: rows [row_begin, row_begin + rows) of the request.
@@ -200,6 +203,9 @@ struct Action {
     std::uint32_t rows_padded;  // kDispatch: rows to send (mandatory sizes), else = rows
     Nanos at;         // kWake; kDispatch: the batch's deadline (latest of its members', kNever)
     Nanos queued_ns;  // kAnswer: time from arrival to now, for expired requests
+    // kAnswer with kDeviceMemory.
+    std::uint64_t predicted_bytes;
+    std::uint64_t free_bytes;
 };
 
 enum class FailureKind : std::uint8_t {

@@ -175,7 +175,7 @@ Nanos Core::foreseen_end(const ModelState& model, const Arrival& arrival, std::u
     const Nanos head_ns = requests_[head.slot].backlog.work_ns;
     const Nanos lead_start =
         backlog.free_at(others(head.deadline - target_ns, head_ns), component.batch_ns, now);
-    const std::uint32_t cap = std::max(model.rows_trusted, rows);
+    const std::uint32_t cap = std::max(rows_risked(model, group), rows);
     const std::uint32_t fit = latency.largest_within(head.deadline - lead_start, cap);
     const std::uint32_t full = std::clamp(std::max(fit, group->target_of(level)), 1u, cap);
     const Nanos full_ns =

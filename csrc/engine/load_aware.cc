@@ -89,12 +89,13 @@ void Core::trust_rows(ModelState& model, const PlacementState& placement) {
 std::uint32_t Core::lead_rows(const ModelState& model, const Group& group,
                               std::uint32_t slot) const {
     const std::uint32_t rows = std::max(requests_[slot].rows_left(), 1u);
-    return splits(model, group) ? std::min(rows, rows_limit(model.policy)) : rows;
+    if (!splits(model, group)) return rows;
+    return std::min(rows, rows_limit(model.policy, rows_allowed(model, group).single));
 }
 
 std::uint32_t Core::rows_cap(const ModelState& model, const Group& group, std::uint32_t lead,
                              Nanos now) const {
-    return merges(model, group, now) ? std::max(lead, model.rows_trusted) : lead;
+    return merges(model, group, now) ? std::max(lead, rows_risked(model, &group)) : lead;
 }
 
 void Core::mark_stale(ModelState& model, std::uint32_t index) {
@@ -290,9 +291,15 @@ void Core::form_planned(ModelState& model, std::uint32_t index, std::uint32_t ba
                         const PlacementState& placement, Nanos now) {
     Group& group = model.groups[index];
     const LatencyModel& latency = latency_of(model, placement);
-    const std::uint32_t lead = lead_rows(model, group, group.head().slot);
-    const std::uint32_t cap = rows_cap(model, group, lead, now);
+    const RowsAllowed allowed = rows_allowed(model, group, placement);
+    std::uint32_t lead = lead_rows(model, group, group.head().slot);
+    if (splits(model, group)) lead = std::min(lead, rows_limit(model.policy, allowed.single));
+    const std::uint32_t cap = std::min(rows_cap(model, group, lead, now),
+                                       std::max(lead, rows_limit(model.policy, allowed.merged)));
     const bool merging = merges(model, group, now);
+    if (cap < group.rows && merging && cap < model.rows_trusted) {
+        ++counters(requests_[group.head().slot].model).memory_limited_batches;
+    }
     Nanos earliest = kNever;
     std::uint32_t rows = 0;
     std::uint32_t passed_over = 0;

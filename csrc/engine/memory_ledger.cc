@@ -80,27 +80,26 @@ const MemoryLimit& MemoryLedger::limit(const ModelPolicy& policy,
 MemoryLimit MemoryLedger::computed(const ModelPolicy& policy,
                                    const PlacementState& placement) const {
     const MemoryNeed& need = placement.memory;
-    MemoryLimit limit;
-    limit.single = limit.merged = need.cap();
+    double single = need.cap();
+    double merged = kNoSizeLimit;
     for (const std::uint32_t index : placement.devices) {
         const Device& device = devices_[index];
         // Where there never was a source, nothing is held back.
         if (!device.seen) continue;
         if (device.memory.known && need.confirmed()) {
-            limit.single = std::min(limit.single, need.size_within(device.available_bytes()));
+            single = std::min(single, need.size_within(device.available_bytes()));
         }
         const Nanos measured_at = device.memory.known ? device.memory.measured_at : kNever;
         const double next = need.next_size(measured_at);
-        limit.merged = std::min(limit.merged, next_padded(policy, need.largest(), next));
+        merged = std::min(merged, next_padded(policy, need.largest(), next));
     }
-    limit.single = std::max(limit.single, 1.0);
-    limit.merged = std::clamp(limit.merged, 1.0, limit.single);
-    return limit;
+    single = std::max(single, 1.0);
+    return MemoryLimit(single, std::clamp(merged, 1.0, single));
 }
 
-void MemoryLedger::reserve(BatchRecord& batch, const PlacementState& placement, double size) {
+bool MemoryLedger::reserve(BatchRecord& batch, PlacementState& placement, double size) {
     const MemoryNeed& need = placement.memory;
-    if (placement.devices.empty() || size <= need.mark()) return;
+    if (placement.devices.empty() || size <= need.mark()) return false;
     double mark = need.mark();
     // The one instance there is will have grown for those before it.
     if (placement.instances == 1) mark = std::max(mark, placement.growing_size);
@@ -108,15 +107,19 @@ void MemoryLedger::reserve(BatchRecord& batch, const PlacementState& placement, 
     batch.added_bytes = static_cast<std::uint64_t>(std::ceil(added));
     batch.grows = true;
     for (const std::uint32_t device : placement.devices) at(device).reserve(batch.added_bytes);
+    placement.growing_size = std::max(placement.growing_size, size);
     touch();
+    return true;
 }
 
-void MemoryLedger::settle(BatchRecord& batch, const PlacementState& placement, Nanos now) {
+void MemoryLedger::settle(BatchRecord& batch, PlacementState& placement, Nanos now) {
     if (!batch.grows) return;
     batch.grows = false;
     for (const std::uint32_t device : placement.devices) {
         at(device).settle(batch.added_bytes, now);
     }
+    // Of the others that grow, the largest is not looked for: they count whole.
+    placement.growing_size = 0;
     touch();
 }
 

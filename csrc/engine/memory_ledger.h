@@ -26,16 +26,19 @@ class MemoryLedger {
     bool read(std::uint32_t device, const DeviceMemory& reading);
     // Marks or caps of a placement have changed.
     void touch() { ++stamp_; }
+    // Which placements can be used has changed.
+    void placements_changed() { stamp_ += active(); }
     // Whether anything has ever set a limit.
     bool active() const { return stamp_ > 0; }
 
     const MemoryLimit& limit(const ModelPolicy& policy, const PlacementState& placement) const;
-    // A batch of `size` is sent there. One that adds nothing leaves no trace.
-    void reserve(BatchRecord& batch, const PlacementState& placement, double size);
-    void settle(BatchRecord& batch, const PlacementState& placement, Nanos now);
+    // A batch of `size` is sent there. One that adds nothing leaves no trace; false then.
+    bool reserve(BatchRecord& batch, PlacementState& placement, double size);
+    void settle(BatchRecord& batch, PlacementState& placement, Nanos now);
     // After a reading: what it says about the need at a placement on the device.
     void learn(std::uint32_t device, PlacementState& placement);
 
+    std::uint64_t stamp() const { return stamp_; }
     const Device* device(std::uint32_t index) const {
         return index < devices_.size() ? &devices_[index] : nullptr;
     }

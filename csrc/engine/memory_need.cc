@@ -24,6 +24,10 @@ constexpr double kBytesMax = 1e15;
 
 }  // namespace
 
+std::uint32_t whole_rows(double size) {
+    return static_cast<std::uint32_t>(std::clamp(std::floor(size), 0.0, 4294967295.0));
+}
+
 double size_after(double size) { return size + std::max(1.0, size * kStepShare); }
 
 void MemoryNeed::set_instances(std::uint32_t instances) {

@@ -104,6 +104,9 @@ class MemoryNeed {
     std::uint64_t takes_ = 0;
 };
 
+// As many rows of the usual size.
+std::uint32_t whole_rows(double size);
+
 // The next size to try after one that is proven.
 double size_after(double size);
 

@@ -51,12 +51,16 @@ struct ModelState {
     Nanos last_complete = 0;
     std::int32_t bisect_tenths = kBisectTenthsMax;
     std::vector<Suspect> suspects;
-    ModelStats stats;                   // batch_sizes[i] are those of i rows
-    bool learns = false;                // batches are formed by learned latency
-    bool shares = false;                // has shared executors
-    bool metered = false;               // in Component::metered
-    std::uint32_t reference = kNoSlot;  // the placement whose latency batches are planned with
-    std::uint32_t rows_trusted = 1;     // the largest batch to risk
+    ModelStats stats;                        // batch_sizes[i] are those of i rows
+    bool learns = false;                     // batches are formed by learned latency
+    bool shares = false;                     // has shared executors
+    bool metered = false;                    // in Component::metered
+    std::uint32_t reference = kNoSlot;       // the placement whose latency batches are planned with
+    std::uint32_t rows_trusted = 1;          // the largest batch to risk
+    mutable std::uint64_t memory_stamp = 0;  // MemoryLedger's, of memory_limit
+    mutable MemoryLimit memory_limit;        // of the placement that has the most room
+    // A request is let in against the prediction that it finds no room, once a while.
+    Nanos memory_probe_at = std::numeric_limits<Nanos>::min();
     std::uint32_t component = kNoSlot;
     std::vector<std::uint32_t> stale;  // groups to be planned anew
     // Since when all requests were foreseen to be late while nothing ran; kNever: not so.

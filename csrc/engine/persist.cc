@@ -86,6 +86,7 @@ void archive_placement(Archive& archive, PlacementState& p) {
     archive(p.devices);
     p.memory.archive(archive);
     archive(p.growing_size);
+    archive(p.held_for);
     archive(p.sequences.first);
     archive(p.sequences.last);
     archive(p.sequence_count);
@@ -129,6 +130,7 @@ void archive_model(Archive& archive, ModelState& m) {
     archive(m.metered);
     archive(m.reference);
     archive(m.rows_trusted);
+    archive(m.memory_probe_at);
     archive(m.refusing_since);
     archive.require(m.reference == kNoSlot || m.reference < m.placements.size());
     archive(m.bisect_tenths);
@@ -191,6 +193,7 @@ void archive_batch(Archive& archive, BatchRecord& b) {
     archive(b.grows);
     archive(b.added_bytes);
     archive(b.row_size);
+    archive(b.alone_until);
     archive(b.dispatched_at);
     archive(b.started_at);
     archive(b.ends_at);
@@ -255,7 +258,10 @@ void Core::restore_devices() {
         for (PlacementState& placement : models_[index].placements) {
             memory_.restore(index, placement);
         }
+        models_[index].memory_stamp = 0;
+        models_[index].memory_limit = {};
     }
+    for (std::uint32_t index = 0; index < memory_.devices().size(); ++index) publish_device(index);
 }
 
 template <class Archive>

@@ -19,10 +19,25 @@ inline constexpr Nanos kPlannedStageMaxNs = 2 * kStageAheadNs;
 inline constexpr Nanos kRestMinNs = 10 * kMillisecond;
 inline constexpr Nanos kRestMaxNs = kSecond;
 
-// Sizes of batches that device memory allows.
+// Rows of a batch that device memory allows.
+struct RowsAllowed {
+    std::uint32_t single = 0xffffffff;  // where requests are cut
+    std::uint32_t merged = 0xffffffff;  // up to which they are put together: no more than that
+};
+
+// The same as sizes, and in rows of the usual size.
 struct MemoryLimit {
-    double single = kNoSizeLimit;  // where requests are cut
-    double merged = kNoSizeLimit;  // up to which they are put together: no larger than that one
+    double single = kNoSizeLimit;
+    double merged = kNoSizeLimit;
+    RowsAllowed rows;
+
+    MemoryLimit() = default;
+    MemoryLimit(double of_one, double of_all)
+        : single(of_one), merged(of_all), rows{whole_rows(of_one), whole_rows(of_all)} {}
+    RowsAllowed allowed(double row_size) const {
+        if (row_size == 1) return rows;
+        return {whole_rows(single / row_size), whole_rows(merged / row_size)};
+    }
 };
 
 struct PlacementState {
@@ -39,6 +54,8 @@ struct PlacementState {
     LatencyModel latency;        // of models that are batched by it
     std::uint32_t failures = 0;  // in a row, of those that make it rest
     Nanos rest_until = std::numeric_limits<Nanos>::min();
+    // The batch that is to have the devices for itself (BatchRecord::alone_until); 0: none.
+    BatchHandle held_for = 0;
     Pool pinned;
     std::vector<std::uint32_t> devices;      // that its instances are on
     MemoryNeed memory;                       // on each of them
@@ -56,6 +73,28 @@ struct PlacementState {
     }
     // Accounts a reply after `ran_ns` of execution.
     void observe(Nanos ran_ns, std::uint32_t rows);
+};
+
+// The placement chosen for a batch.
+struct Choice {
+    PlacementState* placement = nullptr;
+    Nanos blocked_until = kNever;  // when a rest or the staging rule may let it go
+};
+
+enum class Executors : std::uint8_t { kAll, kOwn };
+
+// What is to be placed.
+struct Load {
+    Executors executors = Executors::kAll;
+    std::uint32_t rows = 0;          // of the batch to place
+    std::uint64_t rows_waiting = 0;  // that could still join it
+    bool merging = false;
+    bool stage = false;
+    bool planned = false;  // of a batch that learned latency formed
+    bool spread = false;   // of a sequence that is to be pinned: the fewest sequences count
+    std::uint32_t avoid = kNoBackend;
+    BatchHandle alone = 0;  // the batch, if nothing else may be there before alone_until
+    Nanos alone_until = kNever;
 };
 
 // The moving average of all times here: an eighth of the new sample.

@@ -80,6 +80,8 @@ struct BatchRecord {
     bool grows = false;   // larger than those before it: may take `added_bytes` of device memory
     std::uint64_t added_bytes = 0;
     double row_size = 1;  // Group::row_size
+    // Ran out of memory beside others: is sent when nothing else is out on the devices, or then.
+    Nanos alone_until = kNever;
     Nanos dispatched_at = 0;
     Nanos ends_at = kNever;     // once started: when its reply is expected
     Nanos started_at = kNever;  // when an instance was free for it; kNever: still staged
@@ -95,7 +97,7 @@ struct BatchRecord {
         retry_sequence = added_bytes = 0;
         row_size = 1;
         retried = formed = sealed = grows = false;
-        started_at = ends_at = release_at = kNever;
+        started_at = ends_at = release_at = alone_until = kNever;
         members.clear();
     }
 };

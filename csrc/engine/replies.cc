@@ -23,11 +23,16 @@ void Core::leave_placement(std::uint32_t batch_slot, Nanos now) {
     BatchRecord& batch = batches_[batch_slot];
     ModelState& model = models_[batch.model];
     PlacementState& placement = *model.placement(batch.backend);
-    memory_.settle(batch, placement, now);
+    if (batch.grows) {
+        memory_.settle(batch, placement, now);
+        for (const std::uint32_t device : placement.devices) publish_device(device);
+    }
     const auto place = std::find(placement.out.begin(), placement.out.end(), batch_slot);
     placement.out.erase(place);
     placement.rows_out -= batch.rows;
     note_left(batch);
+    if (placement.held_for != 0) note_others_left(placement);
+    if (batch.alone_until != kNever) release_hold(batch_slot);
     if (batch.executor == kNoExecutor) {
         promote(placement, now);
     } else {
@@ -134,6 +139,7 @@ void Core::dispatch_failed(BatchHandle handle, FailureKind kind, StatusCode code
     if (kind == FailureKind::kGivenUp && !model.policy.cancellable) {
         return give_up(batch_slot, code, now);
     }
+    if (kind == FailureKind::kOutOfMemory) cut_sizes(model, batches_[batch_slot]);
     leave_placement(batch_slot, now);
     if (kind == FailureKind::kNothingRan || kind == FailureKind::kConnection) {
         model.placement(batches_[batch_slot].backend)->rest(now);
@@ -223,6 +229,7 @@ void Core::resolve_failure(ModelState& model, const BatchRecord& failed, Failure
             if (!again || !bisect(model, failed)) fail_members(failed.members, ending, now);
             return;
         case FailureKind::kOutOfMemory:
+            return retry_smaller(model, failed, ending, now);
         case FailureKind::kFinal:
         case FailureKind::kGivenUp:
             return fail_members(failed.members, ending, now);

@@ -17,6 +17,7 @@ void Core::retry_group(ModelState& model, const BatchRecord& failed,
     batch.avoid = failed.backend;
     batch.signature = failed.signature;
     batch.mergeable = failed.mergeable;
+    batch.row_size = failed.row_size;
     batch.retried = true;
     batch.tries = tries;
     batch.retry_sequence = ++retry_sequence_;
@@ -32,7 +33,9 @@ void Core::retry_group(ModelState& model, const BatchRecord& failed,
 void Core::retry(ModelState& model, const BatchRecord& failed, std::size_t begin, std::size_t end,
                  std::uint32_t tries) {
     const bool together = failed.mergeable && model.merging();
-    const std::uint32_t limit = together ? rows_limit(model.policy) : 0xffffffffu;
+    const std::uint32_t limit =
+        together ? rows_limit(model.policy, memory_limit(model).allowed(failed.row_size).single)
+                 : 0xffffffffu;
     std::vector<BatchMember> group;
     std::uint32_t rows = 0;
     const auto close = [&] {
@@ -59,6 +62,7 @@ void Core::drop_retry(std::uint32_t slot) {
     const BatchRecord& batch = batches_[slot];
     models_[batch.model].pool(batch.pin).retries.erase({batch.retry_sequence, slot});
     mark_dirty(batch.model);
+    release_hold(slot);
     batches_.remove(slot);
 }
 
@@ -68,6 +72,7 @@ void Core::rebuild_retries(ModelState& model) {
         const auto waiting = pool.retries;
         pool.retries.clear();
         for (const auto& [sequence, slot] : waiting) {
+            release_hold(slot);
             BatchRecord old = batches_[slot];
             old.members = detach(slot);
             old.backend = old.avoid;

@@ -127,7 +127,7 @@ void Core::retarget(Component& component) {
              double root) {
         const ModelState& model = models_[index];
         const Group& group = model.groups[g];
-        const std::uint32_t limit = staggered_rows(latency, group, model.rows_trusted);
+        const std::uint32_t limit = staggered_rows(latency, group, rows_risked(model, &group));
         const double wanted = capacity > 0 ? std::ceil(root * roots / capacity) : limit;
         const auto target = static_cast<std::uint32_t>(std::clamp<double>(wanted, 1, limit));
         const double gather_ns = kGatherTurns / group.rate.per_s() * 1e9;

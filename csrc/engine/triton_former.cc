@@ -58,6 +58,7 @@ Core::TritonLook Core::triton_gather(ModelState& model, const BatchRecord* open,
     const TritonBatching& batching = *model.policy.triton;
     const auto& sizes = batching.preferred_rows;
     const std::uint64_t preferred_max = sizes.empty() ? 0 : sizes.back();
+    const std::uint32_t rows_max = rows_limit(model.policy, memory_limit(model).rows.merged);
     TritonLook look;
     TritonCursor cursor(requests_, model.triton, batching, now);
     while (!cursor.at_end()) {
@@ -70,7 +71,7 @@ Core::TritonLook Core::triton_gather(ModelState& model, const BatchRecord* open,
                 look.best_count = look.pending.size();
                 look.saturated = true;
             }
-            const bool fits = rows_with <= model.policy.rows_max;
+            const bool fits = rows_with <= rows_max;
             look.sealed = fits && !triton_joins(model, open, look.pending, request);
             look.send_now = !fits || look.sealed;
             if (look.send_now) break;
@@ -177,6 +178,7 @@ void Core::triton_merge(ModelState& model, std::uint32_t batch_slot, Nanos now) 
     TritonQueue& queue = model.triton;
     BatchRecord& batch = batches_[batch_slot];
     const Nanos delay = model.policy.triton->queue_delay_max_ns;
+    const std::uint32_t rows_max = rows_limit(model.policy, memory_limit(model).rows.merged);
     while (delay > 0 && !batch.sealed && !queue.formed.empty()) {
         const std::uint32_t next_slot = queue.formed.front();
         BatchRecord& next = batches_[next_slot];
@@ -188,7 +190,7 @@ void Core::triton_merge(ModelState& model, std::uint32_t batch_slot, Nanos now) 
         if (next.sealed || oldest == kNever || now - oldest <= delay) return;
         if (queue.formed.size() == 1) queue.growing = false;
         const bool joins = batch.mergeable && next.mergeable && batch.signature == next.signature;
-        if (batch.rows + next.rows > model.policy.rows_max || !joins) return;
+        if (batch.rows + next.rows > rows_max || !joins) return;
         queue.formed.erase(queue.formed.begin());
         const std::uint32_t rows = next.rows;
         const std::vector<BatchMember> moved = detach(next_slot);

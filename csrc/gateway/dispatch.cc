@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cassert>
 
+#include "gateway/out_of_memory.h"
 #include "gateway/state.h"
 
 namespace infersched::gateway {
@@ -40,6 +41,7 @@ bool given_up(const BatchRecord& batch, const Status& status, Nanos now) {
 
 engine::FailureKind failure_kind(const Status& status, bool nothing_ran) {
     if (nothing_ran) return engine::FailureKind::kNothingRan;
+    if (says_out_of_memory(status)) return engine::FailureKind::kOutOfMemory;
     switch (status.code) {
         case StatusCode::kUnavailable:
             return engine::FailureKind::kConnection;

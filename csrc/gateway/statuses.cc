@@ -41,6 +41,19 @@ Status predicted_late(const engine::Admission& admission, const std::string& pre
                     info, admission.retry_after_ns);
 }
 
+// It fits no device, not even alone.
+Status too_large_for_devices(const std::string& prefix, std::uint64_t predicted_bytes,
+                             std::uint64_t free_bytes, Nanos retry_after_ns) {
+    const std::string predicted = std::to_string(predicted_bytes);
+    const std::string free = std::to_string(free_bytes);
+    const auto info = ErrorDetails().error_info(
+        "DEVICE_MEMORY", {{"predictedBytes", predicted}, {"freeBytes", free}});
+    std::string text = prefix + "the request does not fit the memory of the device, not even alone";
+    if (predicted_bytes > 0)
+        text += ": it takes " + predicted + " bytes, " + free + " bytes are free";
+    return overload(StatusCode::kResourceExhausted, text, info, retry_after_ns);
+}
+
 Status over_quota(const std::string& prefix, std::string_view tenant, Nanos retry_after_ns) {
     std::string subject = "tenant:";
     subject.append(tenant);
@@ -129,6 +142,9 @@ Status refusal_status(const engine::Admission& admission, std::string_view reque
             return predicted_late(admission, request_id_prefix(request_id));
         case engine::Reason::kTenantQuota:
             return over_quota(request_id_prefix(request_id), tenant, admission.retry_after_ns);
+        case engine::Reason::kDeviceMemory:
+            return too_large_for_devices(request_id_prefix(request_id), admission.predicted_bytes,
+                                         admission.free_bytes, admission.retry_after_ns);
         default:
             break;
     }
@@ -143,6 +159,10 @@ Status answer_status(const engine::Action& action, const RequestRecord& request,
             return expired(action.code, "EXPIRED_IN_QUEUE", "queuedMs", action.queued_ns);
         case engine::Reason::kExpiredInFlight:
             return expired(action.code, "EXPIRED_IN_FLIGHT", "elapsedMs", action.queued_ns);
+        case engine::Reason::kDeviceMemory:
+            return too_large_for_devices(request_id_prefix(request.prepared.id()),
+                                         action.predicted_bytes, action.free_bytes,
+                                         kUnavailableRetryNs);
         case engine::Reason::kBackendError:
             if (request.failure && request.failure->code == action.code) return *request.failure;
             // Nothing ran, wherever it was sent.

@@ -9,6 +9,7 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
     const size_t kCountersModelsMax
     const size_t kCountersBackendsMax
     const size_t kCountersLevelsMax
+    const uint32_t kDevicesMax
     const size_t kDurationBuckets
     const int64_t kFirstDurationBoundNs
     const size_t kRowBuckets
@@ -37,7 +38,7 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
         uint64_t failed
         uint64_t in_flight
         uint64_t refused
-        uint64_t[5][18] outcomes
+        uint64_t[5][19] outcomes
         uint64_t queued_requests
         uint64_t queued_rows
         uint64_t queued_bytes
@@ -47,6 +48,8 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
         uint64_t batch_rows_capacity
         uint64_t retried_batches
         uint64_t bisected_batches
+        uint64_t memory_limited_batches
+        uint64_t out_of_memory_replies
         uint64_t slo_total
         uint64_t slo_good
         LevelCounters *levels
@@ -64,6 +67,14 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
         uint64_t inflight_rows
         uint64_t connections_open
 
+    cdef struct DeviceCounters:
+        uint64_t seen
+        uint64_t known
+        uint64_t free_bytes
+        uint64_t total_bytes
+        uint64_t headroom_bytes
+        uint64_t reserved_bytes
+
     cdef struct CCountersPage "infersched::engine::CountersPage":
         uint64_t magic
         uint32_t version
@@ -80,5 +91,6 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
         uint64_t host_bytes
         uint64_t unknown_model_total
         uint64_t undecodable_total
+        DeviceCounters *devices
         BackendCounters *backends
         ModelCounters *models

@@ -8,6 +8,7 @@ import os
 PAGE_BYTES = sizeof(CCountersPage)
 MODELS_MAX = kCountersModelsMax
 BACKENDS_MAX = kCountersBackendsMax
+DEVICES_MAX = kDevicesMax
 
 include "reasons.pxi"
 
@@ -92,6 +93,21 @@ cdef class CountersPage:
             "connections_open": backend.connections_open,
         }
 
+    def device(self, size_t index):
+        """The counters of one device, None before its first reading. Raises IndexError."""
+        if index >= kDevicesMax:
+            raise IndexError(index)
+        cdef const DeviceCounters *device = &self._page.devices[index]
+        if not device.seen:
+            return None
+        return {
+            "known": device.known,
+            "free_bytes": device.free_bytes,
+            "total_bytes": device.total_bytes,
+            "headroom_bytes": device.headroom_bytes,
+            "reserved_bytes": device.reserved_bytes,
+        }
+
     def batches_returned(self, size_t index):
         """Batches of one model version that have come back, 0 while it is not in use."""
         if index >= kCountersModelsMax:
@@ -137,6 +153,8 @@ cdef class CountersPage:
             "batch_rows_capacity": model.batch_rows_capacity,
             "retried_batches": model.retried_batches,
             "bisected_batches": model.bisected_batches,
+            "memory_limited_batches": model.memory_limited_batches,
+            "out_of_memory_replies": model.out_of_memory_replies,
             "slo_total": model.slo_total,
             "slo_good": model.slo_good,
             "levels": _levels(model),

@@ -31,9 +31,10 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
 
     cdef struct ModelCounters:
         uint64_t admitted, completed, expired, cancelled, failed, in_flight, refused
-        uint64_t outcomes[5][18]
+        uint64_t outcomes[5][19]
         uint64_t queued_requests, queued_rows, queued_bytes, oldest_arrival_ns
         uint64_t inflight_batches, batches, batch_rows_capacity, retried_batches, bisected_batches
+        uint64_t memory_limited_batches, out_of_memory_replies
         uint64_t slo_total, slo_good
         LevelCounters levels[32]
         RowHistogram batch_rows
@@ -93,6 +94,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         uint64_t handle
         Reason reason
         int64_t retry_after_ns, predicted_ns, budget_ns
+        uint64_t predicted_bytes, free_bytes
         StatusCode code
 
     cdef struct BatchMember:
@@ -113,6 +115,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         uint32_t model, backend, member_begin, member_count, rows, rows_padded
         uint64_t request, user, batch
         int64_t at, queued_ns
+        uint64_t predicted_bytes, free_bytes
 
     cdef enum class FailureKind(uint8_t):
         pass

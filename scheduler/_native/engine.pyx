@@ -17,10 +17,16 @@ FAILURE_KINDS = ("nothing_ran", "connection", "rejected", "unsplittable", "final
 
 Member = namedtuple("Member", "request user row_begin rows")
 Dispatch = namedtuple("Dispatch", "batch model backend rows rows_padded deadline_ns members")
-Answer = namedtuple("Answer", "request user model outcome reason code batch backend queued_ns")
+Answer = namedtuple(
+    "Answer", "request user model outcome reason code batch backend queued_ns predicted_bytes "
+    "free_bytes", defaults=(0, 0),
+)
 Abandon = namedtuple("Abandon", "batch model backend")
 Wake = namedtuple("Wake", "at")
-Admitted = namedtuple("Admitted", "handle reason retry_after_ns code predicted_ns budget_ns")
+Admitted = namedtuple(
+    "Admitted", "handle reason retry_after_ns code predicted_ns budget_ns predicted_bytes "
+    "free_bytes", defaults=(0, 0),
+)
 Level = namedtuple("Level", "slo_ns best_effort", defaults=(0, False))
 TritonPolicy = namedtuple(
     "TritonPolicy", "timeout_ns delay_timed_out timeout_override requests_max",
@@ -44,7 +50,7 @@ QueueState = namedtuple("QueueState", "requests rows bytes oldest_arrival inflig
 _WORDS = (
     "admitted completed expired cancelled failed in_flight refused queued_requests queued_rows "
     "queued_bytes oldest_arrival_ns inflight_batches batches batch_rows_capacity retried_batches "
-    "bisected_batches slo_total slo_good"
+    "bisected_batches memory_limited_batches out_of_memory_replies slo_total slo_good"
 ).split()
 
 
@@ -191,6 +197,7 @@ cdef class Engine:
         return Admitted(
             admission.handle, REASONS[<int>admission.reason], admission.retry_after_ns,
             <int>admission.code, admission.predicted_ns, admission.budget_ns,
+            admission.predicted_bytes, admission.free_bytes,
         )
 
     def cancel(self, request, now):
@@ -232,7 +239,8 @@ cdef class Engine:
                 taken.append(Answer(action.request, action.user, action.model,
                                     OUTCOMES[<int>action.outcome], REASONS[<int>action.reason],
                                     <int>action.code, action.batch, action.backend,
-                                    action.queued_ns))
+                                    action.queued_ns, action.predicted_bytes,
+                                    action.free_bytes))
             elif action.kind == ActionKind.kAbandon:
                 taken.append(Abandon(action.batch, action.model, action.backend))
             else:

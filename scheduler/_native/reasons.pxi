@@ -19,4 +19,5 @@ REASONS = (
     "predicted_late",
     "priority_shed",
     "tenant_quota",
+    "device_memory",
 )

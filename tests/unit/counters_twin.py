@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import os
 
-OUTCOMES, REASONS, DURATION_BUCKETS, ROW_BUCKETS = 5, 18, 20, 16
+OUTCOMES, REASONS, DURATION_BUCKETS, ROW_BUCKETS = 5, 19, 20, 16
 
 
 def _words(names: str) -> list[tuple[str, type]]:
@@ -30,7 +30,8 @@ class Model(ctypes.Structure):
         *_words("in_use admitted completed expired cancelled failed in_flight refused"),
         ("outcomes", ctypes.c_uint64 * REASONS * OUTCOMES),
         *_words("queued_requests queued_rows queued_bytes oldest_arrival_ns inflight_batches"),
-        *_words("batches batch_rows_capacity retried_batches bisected_batches slo_total slo_good"),
+        *_words("batches batch_rows_capacity retried_batches bisected_batches"),
+        *_words("memory_limited_batches out_of_memory_replies slo_total slo_good"),
         ("levels", Level * 32),
         ("batch_rows", Rows),
         ("queue_wait", Durations),
@@ -45,6 +46,10 @@ class Backend(ctypes.Structure):
     )
 
 
+class Device(ctypes.Structure):
+    _fields_ = _words("seen known free_bytes total_bytes headroom_bytes reserved_bytes")
+
+
 class Page(ctypes.Structure):
     _fields_ = [
         ("magic", ctypes.c_uint64),
@@ -54,6 +59,7 @@ class Page(ctypes.Structure):
         *_words("client_connections connections_total streams_reset_total"),
         *_words("forwarded_streams_total host_bytes unknown_model_total undecodable_total"),
         ("reserved", ctypes.c_uint64 * 15),
+        ("devices", Device * 64),
         ("backends", Backend * 256),
         ("models", Model * 4096),
     ]

@@ -15,7 +15,7 @@ SECOND = 1_000 * MS
 class Driver:
     """Every call moves the clock to `at` (ns) and keeps the actions it caused."""
 
-    def __init__(self, backends: int | Iterable[tuple[int, int, bool]] = 1, **policy: Any) -> None:
+    def __init__(self, backends: int | Iterable[tuple[Any, ...]] = 1, **policy: Any) -> None:
         self.engine = Engine()
         self.now = SECOND
         self.placements = (
@@ -24,10 +24,10 @@ class Driver:
         self.policy = policy
         self.actions: list[Any] = []
         self.engine.configure_model(0, self.placements, self.now, **policy)
-        for backend, _, _ in self.placements:
+        for backend, *_ in self.placements:
             self.engine.set_backend(backend, True, self.now)
 
-    def configure(self, placements: list[tuple[int, int, bool]] | None = None, **p: Any) -> None:
+    def configure(self, placements: list[tuple[Any, ...]] | None = None, **p: Any) -> None:
         self.placements = self.placements if placements is None else placements
         self.policy = self.policy | p
         self.engine.configure_model(0, self.placements, self.now, **self.policy)
