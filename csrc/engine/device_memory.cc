@@ -17,6 +17,12 @@ double Device::available_bytes() const {
            static_cast<double>(reserved_bytes_);
 }
 
+std::uint64_t Device::unseen_bytes() const {
+    std::uint64_t bytes = 0;
+    for (const Unseen& ended : unseen_) bytes += ended.bytes;
+    return bytes;
+}
+
 void Device::reserve(std::uint64_t bytes) {
     reserved_bytes_ += bytes;
     ++inflight_;

@@ -25,6 +25,8 @@ class Device {
     }
     // Whether the last reading shows all that batches have taken.
     bool settled() const { return inflight_ == 0 && unseen_.empty(); }
+    // Of batches that have ended; and how many have not.
+    std::uint64_t unseen_bytes() const;
     std::uint64_t inflight() const { return inflight_; }
 
     // A batch that is larger than those before was sent.

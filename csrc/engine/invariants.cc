@@ -169,8 +169,34 @@ void Core::check_ledger() const {
     must(in_flight == requests_.size(), "requests in flight are those that are kept");
 }
 
+void Core::check_devices() const {
+    std::vector<std::uint64_t> reserved(memory_.devices().size());
+    std::vector<std::uint64_t> inflight(reserved.size());
+    for (const ModelState& model : models_) {
+        for (const PlacementState& p : model.placements) {
+            const std::uint32_t held = p.held_for == 0 ? 0 : batches_.find(p.held_for);
+            must(held != kNoSlot && (p.held_for == 0 || batches_[held].alone_until != kNever),
+                 "devices are kept free for a batch that is to be alone there");
+            for (const std::uint32_t slot : p.out) {
+                if (!batches_[slot].grows) continue;
+                for (const std::uint32_t device : p.devices) {
+                    reserved[device] += batches_[slot].added_bytes;
+                    ++inflight[device];
+                }
+            }
+        }
+    }
+    for (std::size_t index = 0; index < reserved.size(); ++index) {
+        const Device& device = memory_.devices()[index];
+        must(device.reserved_bytes() == reserved[index] + device.unseen_bytes() &&
+                 device.inflight() == inflight[index],
+             "what is reserved on a device is what its batches may have taken");
+    }
+}
+
 void Core::check_invariants() const {
     check_ledger();
+    check_devices();
     for (std::uint32_t index = 0; index < models_.size(); ++index) check_model(index);
     check_sequences();
     must(deadlines_.consistent() && moments_.consistent() && idle_.consistent() &&

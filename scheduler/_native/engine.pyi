@@ -35,6 +35,8 @@ class Answer(NamedTuple):
     batch: int
     backend: int
     queued_ns: int
+    predicted_bytes: int = 0
+    free_bytes: int = 0
 
 class Abandon(NamedTuple):
     batch: int
@@ -51,6 +53,8 @@ class Admitted(NamedTuple):
     code: int
     predicted_ns: int
     budget_ns: int
+    predicted_bytes: int = 0
+    free_bytes: int = 0
 
 class Level(NamedTuple):
     slo_ns: int = 0

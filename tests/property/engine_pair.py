@@ -128,7 +128,7 @@ class Pair:
             number = self.request_numbers[action.request]
             self.answers[number] = self.answers.get(number, 0) + 1
             batch = self.batch_numbers[action.batch]
-            return ("answer", number, *action[1:6], batch, *action[7:])
+            return ("answer", number, *action[1:6], batch, *action[7:9])
         if isinstance(action, native.Abandon):
             return ("abandon", self.batch_numbers[action.batch], *action[1:])
         return ("wake", action.at)

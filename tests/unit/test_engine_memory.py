@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from scheduler._native.engine import OWN_EXECUTORS, Dispatch
@@ -75,7 +77,8 @@ def test_what_has_run_needs_nothing_new(policy: dict[str, object]) -> None:
         gpu.rows_of_next(200)
     gpu.submit_many(range(200))
     batch, *_ = gpu.step()
-    assert batch.rows == 40 and gpu.reserved() == 0
+    assert batch.rows == 40
+    assert gpu.reserved() == 0
 
 
 def test_padded_sizes_count_as_they_are_sent() -> None:
@@ -134,7 +137,8 @@ def test_the_need_is_learned_from_successive_largest_batches() -> None:
     gpu = Gpu()
     assert arena_run(gpu, 800 * MIB, 64 * MIB) == 64
     status = gpu.engine.memory_status(0, 0)
-    assert status.known and status.samples >= 4
+    assert status.known
+    assert status.samples >= 4
     assert status.bytes_per_row == pytest.approx(64 * MIB, rel=0.01)
     assert status.base_bytes == pytest.approx(800 * MIB, rel=0.01)
     assert status.error < 0.01
@@ -151,7 +155,7 @@ def test_sizes_grow_by_steps_while_the_need_is_not_known() -> None:
         gpu.after(100 * MS).read(gpu.free - 50 * MIB)
         seen.append(gpu.rows_of_next())
     assert seen[:4] == [2, 3, 4, 5]
-    assert all(after <= 2 * before for before, after in zip(seen, seen[1:], strict=False))
+    assert all(after <= 2 * before for before, after in itertools.pairwise(seen))
 
 
 def test_what_others_take_is_no_sample() -> None:
@@ -188,7 +192,8 @@ def test_a_request_larger_than_what_fits_goes_in_parts() -> None:
         (batch,) = batches
         sent.append(batch.rows)
         gpu.after(MS).complete(batch)
-    assert sent[0] == 10 and sum(sent) == 30
+    assert sent[0] == 10
+    assert sum(sent) == 30
     assert gpu.answers() == {1: ("completed", "none")}
 
 
@@ -296,7 +301,8 @@ def test_what_fits_no_device_is_refused_at_once() -> None:
     gpu.read(free=1_000 * MIB)
     gpu.submit(1, rows=20, mergeable=False)  # what the prediction says is tried once a second
     refused = gpu.engine.submit(gpu.now, rows=20, mergeable=False)
-    assert refused.reason == "device_memory" and refused.retry_after_ns > 0
+    assert refused.reason == "device_memory"
+    assert refused.retry_after_ns > 0
     assert (refused.predicted_bytes, refused.free_bytes) == (2_000 * MIB, 1_000 * MIB)
     gpu.after(SECOND).submit(2, rows=20, mergeable=False)
 
