@@ -348,6 +348,26 @@ class Core {
     void check_sequences() const;
     void check_group(const ModelState& model, const Group& group) const;
 
+    // device_limits.cc
+    const MemoryLimit& memory_limit(const ModelState& model) const;
+    RowsAllowed rows_allowed(const ModelState& model, const Group& group) const;
+    RowsAllowed rows_allowed(const ModelState& model, const Group& group,
+                             const PlacementState& placement) const;
+    std::uint32_t rows_risked(const ModelState& model, const Group* group) const;
+    bool short_of_memory(ModelState& model, const Request& request, Admission& refused, Nanos now);
+    void publish_device(std::uint32_t device);
+    // memory_retries.cc
+    void cut_sizes(ModelState& model, const BatchRecord& failed);
+    void retry_smaller(ModelState& model, const BatchRecord& failed, const Ending& ending,
+                       Nanos now);
+    void retry_alone(ModelState& model, const BatchRecord& failed, const Ending& ending, Nanos now);
+    bool held_idle(BatchHandle batch) const;
+    void release_hold(std::uint32_t batch);
+    void note_others_left(const PlacementState& placement);
+    void place_on_devices(std::uint32_t index, PlacementState& placement,
+                          const std::vector<std::uint32_t>& devices, Nanos now);
+    void prove_memory(ModelState& model, const BatchRecord& batch, Nanos now);
+
     // ledger.cc
     // Those of models beyond the page are kept here, seen by nobody.
     ModelCounters& counters(std::uint32_t model) {
@@ -374,26 +394,6 @@ class Core {
     void count_execution(ModelState& model, std::uint32_t rows, Nanos ran_ns);
     void count_failure(const BatchRecord& batch);
     void publish_queue(std::uint32_t model);
-
-    // device_limits.cc
-    const MemoryLimit& memory_limit(const ModelState& model) const;
-    RowsAllowed rows_allowed(const ModelState& model, const Group& group) const;
-    RowsAllowed rows_allowed(const ModelState& model, const Group& group,
-                             const PlacementState& placement) const;
-    std::uint32_t rows_risked(const ModelState& model, const Group* group) const;
-    bool short_of_memory(ModelState& model, const Request& request, Admission& refused, Nanos now);
-    void publish_device(std::uint32_t device);
-    // memory_retries.cc
-    void cut_sizes(ModelState& model, const BatchRecord& failed);
-    void retry_smaller(ModelState& model, const BatchRecord& failed, const Ending& ending,
-                       Nanos now);
-    void retry_alone(ModelState& model, const BatchRecord& failed, const Ending& ending, Nanos now);
-    bool held_idle(BatchHandle batch) const;
-    void release_hold(std::uint32_t batch);
-    void note_others_left(const PlacementState& placement);
-    void place_on_devices(std::uint32_t index, PlacementState& placement,
-                          const std::vector<std::uint32_t>& devices, Nanos now);
-    void prove_memory(ModelState& model, const BatchRecord& batch, Nanos now);
 
     CountersPage* page_;
     MemoryLedger memory_;
