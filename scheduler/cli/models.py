@@ -89,6 +89,8 @@ def _describe(model: pb.ModelStatus) -> None:
         print_table(["PRIORITY", "ANSWERED", "GOOD", "IN TIME"], rows)
     for placement in model.placements:
         _describe_placement(placement)
+    for memory in model.memory:
+        _describe_memory(memory)
 
 
 def _describe_placement(placement: pb.ModelPlacement) -> None:
@@ -110,6 +112,29 @@ def _describe_placement(placement: pb.ModelPlacement) -> None:
             if s.batches]  # fmt: skip
     if rows:
         print_table(["ROWS", "BATCHES", "EXPECTED MS"], rows)
+
+
+def _describe_memory(memory: pb.ModelMemory) -> None:
+    need = memory.need
+    largest = f"{need.rows_high} rows" if need.rows_high else "none yet"
+    limit = f"{need.rows_limit} rows, limited by device memory" if need.rows_limit else "none"
+    print_table(
+        ["DEVICE", memory.device],
+        [
+            ("memory of a batch", _need_line(need)),
+            ("mean error", f"{need.error:.1%} of {need.samples} steps" if need.samples else "-"),
+            ("largest batch so far", largest),
+            ("limit now", limit),
+            ("cut by failures to", f"{need.rows_cap} rows" if need.rows_cap else "-"),
+            ("out-of-memory replies", need.out_of_memory),
+        ],
+    )
+
+
+def _need_line(need: dataplane_pb2.MemorySnapshot) -> str:
+    if not need.known:
+        return "not known yet"
+    return f"{need.bytes_per_row / 2**20:.2f} b + {need.base_bytes / 2**20:.2f} MiB"
 
 
 def _line(learned: dataplane_pb2.LatencySnapshot) -> str:

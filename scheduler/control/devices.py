@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +30,9 @@ from scheduler.memory.poller import Pace, Poller
 from scheduler.memory.source import DeviceReading, MemorySource, SourceError
 from scheduler.memory.table import FALLBACK, DeviceMemory, DeviceTable, fixed_reading
 from scheduler.memory.triton_metrics import TritonMetricsSource
-from scheduler.telemetry.device_metrics import DeviceFigures, DeviceScope
+from scheduler.telemetry.device_metrics import DeviceFigures, DeviceScope, NeedFigures
 from scheduler.telemetry.logs import log
+from scheduler.v1 import dataplane_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class Devices:
         """The models with instances on the device, as of the last `assign`."""
         return self._models.get(device, [])
 
-    def metrics_scope(self) -> DeviceScope:
+    def metrics_scope(self, needs: Mapping[tuple[ModelKey, str], pb.MemorySnapshot]) -> DeviceScope:
         """What a scrape reads; called from other threads."""
         now_ns = time.monotonic_ns()
         sources = [poller.source for poller in list(self._pollers.values())]
@@ -172,6 +173,16 @@ class Devices:
             devices={key: _figures(device, now_ns) for key, device in self.current.items()},
             source_errors=self.table.source_errors,
             source_failing={n: bool(text) for n, text in self.table.source_problems.items()},
+            needs={
+                (*key, device): NeedFigures(
+                    predicted_bytes=need.added_bytes,
+                    bytes_per_row=need.bytes_per_row,
+                    error_ratio=need.error,
+                    rows_limit=need.rows_limit,
+                )
+                for (key, device), need in needs.items()
+                if need.known
+            },
             nvml_calls=sum(s.calls.total() for s in sources if isinstance(s, NvmlSource)),
         )
 

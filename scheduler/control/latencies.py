@@ -48,7 +48,9 @@ class Latencies:
         counters: CountersPage,
         settings: Callable[[], Settings],
         on_change: Callable[[], None],
+        on_snapshot: Callable[[pb.Snapshot], None] = lambda snapshot: None,
     ) -> None:
+        """`on_snapshot` gets what is read, for what it says of other things than latencies."""
         self.learned = LearnedLatencies(state_directory)
         self.priors = Priors(self.learned)
         # By model version and backend address, as last read.
@@ -62,6 +64,7 @@ class Latencies:
         # Batches that had come back when a model was read last.
         self._read_at: dict[int, int] = {}
         self._on_change = on_change
+        self._on_snapshot = on_snapshot
         self._stored_at_s = float("-inf")
         self._told: set[tuple[ModelKey, str, int]] = set()
 
@@ -85,6 +88,7 @@ class Latencies:
             except (ConnectionError, asyncio.TimeoutError):
                 return
             self.take(desired, snapshot)
+            self._on_snapshot(snapshot)
             self._read_at.update((index, ran[index]) for index in asked if index in ran)
 
     def keep(self) -> None:

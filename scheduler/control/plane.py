@@ -20,6 +20,7 @@ from scheduler.control.device_readings import DeviceReadings
 from scheduler.control.devices import Devices
 from scheduler.control.health import HealthServicer
 from scheduler.control.latencies import Latencies
+from scheduler.control.memory_needs import MemoryNeeds
 from scheduler.control.parameters import Parameters
 from scheduler.control.payload_memory import PayloadMemory
 from scheduler.control.readiness import Readiness
@@ -89,7 +90,9 @@ class ControlPlane:
             self.counters,
             lambda: self.settings,
             self.refresh_state,
+            lambda snapshot: self.needs.take(self.desired, self.devices.index, snapshot),
         )
+        self.needs = MemoryNeeds()
         self.desired.priors = self.latencies.priors
         # The data plane that was told the priors.
         self._told_pid = 0
@@ -129,7 +132,7 @@ class ControlPlane:
             ready=self.readiness.ready,
             learned=self.latencies.figures(),
             shared_memory={key: getattr(shared, key) for key in SHARED_MEMORY_GAUGES},
-            devices=self.devices.metrics_scope(),
+            devices=self.devices.metrics_scope(self.needs.current),
         )
 
     def refresh_state(self) -> None:

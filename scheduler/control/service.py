@@ -192,6 +192,8 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
                 executor_group=plane.desired.executor_groups.get((key, placement.address), 0),
                 latency=plane.latencies.current.get((key, placement.address)),
             )
+        for device, need in plane.needs.of_model(key).items():
+            status.memory.add(device=device, need=need)
         status.problems.extend(self._problems(entry))
         self._add_totals(status)
         return status

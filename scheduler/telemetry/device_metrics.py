@@ -25,12 +25,23 @@ class DeviceFigures:
 
 
 @dataclass(frozen=True)
+class NeedFigures:
+    """What batches of a model take on a device, as learned."""
+
+    predicted_bytes: int  # that a batch as large as is allowed now would add
+    bytes_per_row: float
+    error_ratio: float  # mean of |predicted / actual - 1|
+    rows_limit: int  # by device memory; 0: it sets none
+
+
+@dataclass(frozen=True)
 class DeviceScope:
     """All devices, and the sources by name: failed looks, and whether the last one failed."""
 
     devices: Mapping[str, DeviceFigures] = field(default_factory=dict)
     source_errors: Mapping[str, int] = field(default_factory=dict)
     source_failing: Mapping[str, bool] = field(default_factory=dict)
+    needs: Mapping[tuple[str, str, str], NeedFigures] = field(default_factory=dict)
     nvml_calls: int = 0
 
 
@@ -42,6 +53,21 @@ _GAUGES = {
     "headroom_bytes": ("device_memory_headroom_bytes", "Of the free bytes, kept; grows with age."),
     "age_seconds": ("device_memory_age_seconds", "Age of the last figures."),
     "slowed_by_heat": ("device_slowed_by_heat", "1 while the driver slows the device down."),
+}
+_NEED_GAUGES = {
+    "predicted_bytes": (
+        "device_memory_predicted_bytes",
+        "Device memory that a batch as large as is allowed now would add.",
+    ),
+    "bytes_per_row": ("device_memory_row_bytes", "Device memory of a row, as learned."),
+    "error_ratio": (
+        "device_memory_prediction_error_ratio",
+        "Mean of |predicted / actual - 1| of what batches added.",
+    ),
+    "rows_limit": (
+        "device_memory_rows_limit",
+        "Largest batch that device memory allows now; 0: it sets no limit.",
+    ),
 }
 
 
@@ -73,3 +99,8 @@ def device_families(scope: DeviceScope) -> Iterator[Metric]:
         for event, count in figures.events.items():
             events.add_metric([device, event], count)
     yield events
+    for key, (name, text) in _NEED_GAUGES.items():
+        gauge = GaugeMetricFamily(f"infersched_{name}", text, labels=["model", "version", *DEVICE])
+        for labels, need in scope.needs.items():
+            gauge.add_metric(labels, getattr(need, key))
+        yield gauge
