@@ -91,9 +91,25 @@ def simulate(
     """Simulate WORKLOAD: one of A, B, C, E, F, G, J, K, or a YAML file.
 
     The engine of the server runs under a virtual clock, beside policies it is compared with. At
-    load 1 a named workload offers the goodput of just_enough, a file the rates it names.
+    load 1 a named workload offers the goodput of just_enough, a file the rates it names:
+
+    \b
+      executors: 2
+      models:
+        - name: ranker
+          latency: {alpha: 1ms, beta: 5ms}  # or {profile: FILE}, {table: [6ms, 7ms]}
+          slo: 40ms
+          arrivals: {kind: poisson, rate: 200}
+        - name: embedder
+          latency: {table: [4ms, 5ms, 6ms]}
+          slo: 50ms
+          arrivals: {kind: trace, file: requests.csv}  # first column: seconds
+          # gamma: rate, shape; on_off: rate, on, off; series: rates, step
+      faults:
+        - {kind: down, start: 5s, end: 8s, executor: 0}
     """
     from scheduler.simulation.study import Plan, goodputs, over_time, points
+    from scheduler.simulation.workload_file import RATE_MAX
 
     if plot is not None and plot.suffix not in (".html", ".svg"):
         raise click.UsageError(f"--plot {plot}: the name ends in .html or .svg")
@@ -104,6 +120,8 @@ def simulate(
             f"reference policies know nothing of: {', '.join(world.only_engine)}"
         )
     factors = tuple(rate / world.per_s for rate in rates) or loads
+    if max(factors) * world.per_s > RATE_MAX:
+        raise click.UsageError(f"more than {RATE_MAX:,.0f} requests/s: too many to simulate")
     focus = min(factors, key=lambda factor: abs(factor - 1))
     numbers = (seed,) if seed is not None else tuple(range(1, seeds + 1))
     plan = Plan(chosen, factors, numbers, requests, focus)

@@ -16,6 +16,8 @@ from scheduler.simulation.scenario import Outcome, Policy, Scenario, simulate
 STEP = 1.02
 RESOLUTION = 0.003
 ATTAINMENT = 0.99
+# Fewer requests tell nothing. Recorded arrivals at many times their rate end with the warm-up.
+COUNTED_MIN = 100
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,15 @@ class Goodput:
 def holds(scenario: Scenario, policy: Policy, attainment: float = ATTAINMENT) -> Outcome | None:
     """The outcome when at least `attainment` of all requests were in time, else None.
 
-    A run that cannot hold any more is stopped.
+    None, too, where arrivals end before COUNTED_MIN of them were counted. A run that cannot hold
+    any more is stopped.
     """
     allowed = int(scenario.requests * (1 - attainment) + 1e-9)
     outcome = simulate(replace(scenario, misses_max=allowed), policy)
-    return None if outcome.stopped_early else outcome
+    if outcome.stopped_early or outcome.offered < min(COUNTED_MIN, scenario.requests):
+        return None
+    # There may have been fewer requests than were to be counted.
+    return outcome if outcome.attainment >= attainment - 1e-9 else None
 
 
 def search(

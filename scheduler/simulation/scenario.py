@@ -34,6 +34,16 @@ class Latency:
         if not any(times):
             raise ValueError("a batch must take time")
 
+    def at(self, rows: int) -> float:
+        """l(rows) in ms, rows from 1 on; a dip below an earlier point is raised to it."""
+        known = len(self.table_ms)
+        if not known:
+            return self.alpha_ms * rows + self.beta_ms
+        if rows <= known:
+            return max(self.table_ms[:rows])
+        step = self.at(known) - self.at(known - 1) if known > 1 else 0.0
+        return self.at(known) + step * (rows - known)
+
     def native(self) -> dict[str, Any]:
         """As the compiled module takes it, in ns."""
         if self.table_ms:
@@ -242,9 +252,14 @@ class Outcome:
     intervals: tuple[tuple[int, int], ...] = ()
 
     @property
+    def offered(self) -> int:
+        """Counted requests."""
+        return sum(model.offered for model in self.models)
+
+    @property
     def attainment(self) -> float:
         """The share of all counted requests that was answered in time."""
-        offered = sum(model.offered for model in self.models)
+        offered = self.offered
         return sum(model.in_time for model in self.models) / offered if offered else 1.0
 
     @property

@@ -101,6 +101,11 @@ def points(world: World, plan: Plan, on_run: Callable[[], None]) -> Iterable[Poi
                     scenario = replace(scenario, interval_ms=max(run_ms / INTERVALS, 1.0))
                 outcomes.append(simulate(scenario, policy))
                 on_run()
+                if not outcomes[-1].offered:
+                    raise ValueError(
+                        f"at load {factor:g} nothing arrives after the warm_up of "
+                        f"{scenario.warm_up_ms / 1000:g} s, in which nothing is counted"
+                    )
             yield Point(name, factor, world.per_s * factor, tuple(outcomes))
 
 

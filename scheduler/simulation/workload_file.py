@@ -30,8 +30,13 @@ from scheduler.simulation.engine import FAILURES, FAULTS
 
 Share = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Speed = Annotated[float, Field(ge=0.001, le=1000)]
-Rate = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+# More could not be simulated in a reasonable time.
+RATE_MAX = 1e7
+Rate = Annotated[float, Field(ge=0, le=RATE_MAX, allow_inf_nan=False)]
 Part = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+# Faults that do not last, and those whose factor is a part of what is there.
+ONCE = ("cancels", "clock_jump")
+PARTS = ("failing", "cancels", "nonsense")
 TRACE_REQUESTS_MAX = 20_000_000
 
 
@@ -45,7 +50,7 @@ def _signed_ms(value: object) -> float:
 
 
 Ms = Annotated[float, BeforeValidator(_ms)]
-SomeMs = Annotated[float, BeforeValidator(_ms), Field(gt=0)]
+SomeMs = Annotated[float, BeforeValidator(_ms), Field(gt=0, lt=1e9)]
 SignedMs = Annotated[float, BeforeValidator(_signed_ms)]
 
 
@@ -54,7 +59,7 @@ class LatencySpec(Section):
 
     alpha: Ms = 0.0
     beta: Ms = 0.0
-    table: tuple[Ms, ...] = ()
+    table: tuple[SomeMs, ...] = ()
     profile: Path | None = None
 
     @model_validator(mode="after")
@@ -81,6 +86,8 @@ class ArrivalsSpec(Section):
     def _complete(self) -> ArrivalsSpec:
         if self.kind == "series" and not self.rates:
             raise ValueError("a series needs rates, one for each step")
+        if self.kind == "series" and not any(self.rates):
+            raise ValueError("no request ever arrives: all rates are 0")
         if (self.kind == "trace") != (self.file is not None):
             raise ValueError("a trace needs its file, and nothing else has one")
         if self.kind in ("poisson", "gamma", "on_off") and self.rate == 0:
@@ -124,6 +131,12 @@ class ModelSpec(Section):
     def _sound(self) -> ModelSpec:
         if len(self.levels) > self.priority_levels:
             raise ValueError(f"there are only {self.priority_levels} priority_levels")
+        for at, kind in enumerate(self.classes):
+            if kind.priority > self.priority_levels:
+                raise ValueError(
+                    f"classes[{at}] has priority {kind.priority}, "
+                    f"but priority_levels is {self.priority_levels}"
+                )
         return self
 
 
@@ -138,11 +151,23 @@ class FaultSpec(Section):
     failure: Literal[FAILURES] = "connection"  # type: ignore[valid-type]
     code: Annotated[int, Field(ge=1, le=16)] = 14
 
+    @model_validator(mode="after")
+    def _sound(self) -> FaultSpec:
+        if self.kind not in ONCE and self.end <= self.start:
+            raise ValueError(f"{self.kind} needs an end after its start")
+        if self.kind in PARTS and self.factor > 1:
+            raise ValueError(f"the factor of {self.kind} is a part, at most 1")
+        if self.kind == "slow" and self.factor == 0:
+            raise ValueError("slow needs a factor above 0: 2 is half the speed")
+        if self.kind == "unplaced" and self.executor is None:
+            raise ValueError("unplaced needs an executor")
+        return self
+
 
 class WorkloadSpec(Section):
     """The file."""
 
-    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1, max_length=4096)]
+    models: Annotated[tuple[ModelSpec, ...], Field(max_length=4096)]
     executors: Annotated[int, Field(ge=1, le=256)] = 1
     exclusive: bool = True  # an executor runs one batch at a time, whatever models it holds
     speeds: tuple[Speed, ...] = ()
@@ -156,6 +181,8 @@ class WorkloadSpec(Section):
     @model_validator(mode="after")
     def _consistent(self) -> WorkloadSpec:
         names = [model.name for model in self.models]
+        if not names:
+            raise ValueError("models: name at least one")
         if len(set(names)) < len(names):
             raise ValueError("two models have one name")
         for model in self.models:
@@ -165,6 +192,8 @@ class WorkloadSpec(Section):
                 if kind.tenant and kind.tenant not in self.tenants:
                     raise ValueError(f"{model.name}: no tenant is called {kind.tenant}")
         for fault in self.faults:
+            if fault.kind in ("removed", "unplaced") and fault.model is None and len(names) > 1:
+                raise ValueError(f"a fault {fault.kind} needs a model, one of {', '.join(names)}")
             if fault.model is not None and fault.model not in names:
                 raise ValueError(f"a fault names {fault.model}, which is no model")
             if fault.executor is not None and fault.executor >= self.executors:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from scheduler.config.errors import ConfigError, ConfigProblem
 from scheduler.simulation.engine import (
     EngineSettings,
     Fault,
@@ -60,10 +62,13 @@ def from_file(path: Path) -> World:
     """The world of a YAML file. Raises ConfigError."""
     spec = read_workload(path)
     directory = path.parent
-    models = [
-        Model(_latency(model.latency, directory), model.slo, _arrivals(model.arrivals, directory))
-        for model in spec.models
-    ]
+    models = []
+    for place, model in enumerate(spec.models):
+        with _naming("models", place, "latency", "profile"):
+            latency = _latency(model.latency, directory)
+        with _naming("models", place, "arrivals", "file"):
+            models.append(Model(latency, model.slo, _arrivals(model.arrivals, directory)))
+    _check_objectives(spec, models, path)
     rates = [_per_s(model.arrivals) for model in models]
 
     def at(factor: float) -> Scenario:
@@ -86,6 +91,41 @@ def from_file(path: Path) -> World:
         settings=_settings(spec),
         only_engine=_only_engine(spec),
     )
+
+
+@contextmanager
+def _naming(*key: str | int) -> Iterator[None]:
+    """Problems with another file are those of the key that names it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(replace(problem, path=key) for problem in error.problems) from error
+
+
+def _check_objectives(spec: WorkloadSpec, models: list[Model], path: Path) -> None:
+    """Raises ConfigError for objectives that not even an idle executor can meet."""
+    speed = max([*spec.speeds, *[1.0] * (spec.executors > len(spec.speeds))])
+    problems = []
+    for at, (model, timed) in enumerate(zip(spec.models, models, strict=True)):
+
+        def check(
+            slo_ms: float, rows: int, *key: str | int, at: int = at, timed: Model = timed
+        ) -> None:
+            needs_ms = timed.latency.at(rows) / speed + 2 * spec.wire
+            if slo_ms < needs_ms:
+                batch = f"a batch of {rows} rows" if rows > 1 else "one row"
+                problem = f"{slo_ms:g} ms cannot be met: {batch} takes {needs_ms:.4g} ms"
+                problems.append(ConfigProblem(("models", at, *key), problem, str(path)))
+
+        check(model.slo, 1, "slo")
+        for level, asked in enumerate(model.levels):
+            check(asked.slo or model.slo, 1, "levels", level, "slo")
+        for place, kind in enumerate(model.classes):
+            if kind.slo != "none":
+                rows = min(kind.rows, model.max_batch_size)
+                check(kind.slo or model.slo, rows, "classes", place, "slo")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _latency(spec: LatencySpec, directory: Path) -> Latency:
@@ -122,12 +162,7 @@ def _capacity_per_s(spec: WorkloadSpec, models: list[Model], rates: list[float])
     busy = 0.0
     for model, rows, rate in zip(models, spec.models, rates, strict=True):
         size = rows.max_batch_size
-        table = model.latency.table_ms
-        whole_ms = (
-            table[min(size, len(table)) - 1]
-            if table
-            else model.latency.alpha_ms * size + model.latency.beta_ms
-        )
+        whole_ms = model.latency.at(size)
         busy += rate * whole_ms / size / 1000
     speed = sum(spec.speeds) + max(spec.executors - len(spec.speeds), 0)
     instances = 1 if spec.exclusive else max(model.instances for model in spec.models)

@@ -175,6 +175,27 @@ def test_a_picture_needs_nothing_else(runner: CliRunner, tmp_path: Path, name: s
         (("alpha: 1ms, beta: 5ms", "profile: no.json"), "no.json"),
         (("noise: 0.05", "noise: .nan"), "noise"),
         (("models:", "models: ["), "not valid YAML"),
+        (("slo: 40ms", "slo: 5900us"), "models[0].slo (w.yaml): 5.9 ms cannot be met: one row"),
+        (("slo: none", "slo: 5ms"), "models[0].classes[1].slo (w.yaml): 5 ms cannot be met"),
+        (("slo: none", "rows: 60"), "models[0].classes[1].slo (w.yaml): 40 ms cannot be met: a b"),
+        (("priority: 2", "priority: 3"), "classes[1] has priority 3, but priority_levels is 2"),
+        (("table: [8ms, 9ms, 11ms]", "table: [8ms, 0ms]"), "models[1].latency.table[1]"),
+        (("table: [8ms, 9ms, 11ms]", "profile: no.json"), "models[1].latency.profile (no.json)"),
+        (
+            ("{kind: on_off, rate: 20, on: 100ms, off: 50ms}", "{kind: trace, file: no.csv}"),
+            "models[1].arrivals.file (no.csv)",
+        ),
+        (
+            ("kind: on_off, rate: 20, on: 100ms, off: 50ms", "kind: series, rates: [0, 0]"),
+            "no request ever arrives",
+        ),
+        (("rate: 100", "rate: 2e7"), "models[0].arrivals.rate"),
+        (("end: 700ms", "end: 400ms"), "down needs an end after its start"),
+        (("end: 700ms, ", ""), "down needs an end after its start"),
+        (("kind: down", "kind: failing, factor: 2"), "a part, at most 1"),
+        (("kind: down", "kind: slow, factor: 0"), "a factor above 0"),
+        (("kind: down", "kind: removed"), "needs a model, one of small, large"),
+        (("executor: 0", "executor: 7"), "executor 7 of 2"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[1],
 )
@@ -184,6 +205,26 @@ def test_a_bad_file_exits_2_and_says_what_is_wrong(
     (tmp_path / "w.yaml").write_text(FILE.replace(*change))
     result = simulate(runner, "w.yaml")
     assert (result.exit_code, told in result.output) == (2, True), result.output
+
+
+def test_a_mistake_is_told_once(runner: CliRunner, tmp_path: Path) -> None:
+    (tmp_path / "w.yaml").write_text(FILE.replace("rate: 100", "rate: -1"))
+    assert len(simulate(runner, "w.yaml").output.splitlines()) == 1
+    (tmp_path / "w.yaml").write_text("models: []\n")
+    assert "name at least one" in simulate(runner, "w.yaml").output
+
+
+def test_a_trace_that_ends_with_the_warm_up_is_no_perfect_run(
+    runner: CliRunner, tmp_path: Path
+) -> None:
+    (tmp_path / "t.csv").write_text("0\n0.5\n2.5\n")
+    (tmp_path / "w.yaml").write_text(
+        "models: [{name: a, latency: {alpha: 1ms}, slo: 9ms, arrivals: {kind: trace, file: t.csv}}]"
+    )
+    assert simulate(runner, "w.yaml", "--load", "1").exit_code == 0
+    result = simulate(runner, "w.yaml", "--load", "1,2")
+    assert result.exit_code == 2
+    assert "at load 2 nothing arrives after the warm_up of 2 s" in result.output
 
 
 @pytest.mark.parametrize("text", ["", "time\n", "1\nsoon\n", "1\nnan\n"])
@@ -204,6 +245,7 @@ def test_a_bad_trace_exits_2(runner: CliRunner, tmp_path: Path, text: str) -> No
         ["A", "--load", "0"],
         ["A", "--load", "half"],
         ["A", "--rate", "-1"],
+        ["A", "--rate", "1e9"],
         ["A", "--noise", "-1"],
         ["A", "--requests", "1"],
         ["A", "--plot", "picture.png"],

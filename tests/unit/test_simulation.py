@@ -8,7 +8,7 @@ from statistics import fmean, pvariance
 
 import pytest
 
-from scheduler.simulation.goodput import RESOLUTION, search
+from scheduler.simulation.goodput import RESOLUTION, holds, search
 from scheduler.simulation.scenario import (
     BENTOML,
     JUST_ENOUGH,
@@ -69,6 +69,43 @@ def test_the_bound_of_a_slow_model() -> None:
 
 def test_uncoordinated_executors_serve_less() -> None:
     assert uncoordinated(SMALL, 25, 8) == pytest.approx(4501, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    "latency", [Latency(1, 5), Latency(table_ms=(6, 5, 9, 8)), Latency(table_ms=(7,))]
+)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 40])
+def test_a_batch_takes_what_its_latency_says(latency: Latency, rows: int) -> None:
+    scenario = recorded([0.0] * rows, latency, 1e3)
+    preferred = StaticSettings(rows_max=rows, rows_preferred=rows, delay_ms=900)
+    for objective_ms, in_time in ((latency.at(rows), rows), (latency.at(rows) - 0.001, 0)):
+        model = replace(scenario.models[0], objective_ms=objective_ms)
+        run = replace(scenario, models=[model], requests=rows)
+        assert simulate(run, static(preferred)).models[0].in_time == in_time
+
+
+def test_a_rate_only_holds_by_the_requests_that_came() -> None:
+    """Recorded arrivals may be fewer than were to be counted: 1 % of those may miss."""
+    times_ms = [10.0 * i for i in range(400)]
+    late = [4000.0 + i / 1000 for i in range(8)]  # seven wait too long
+    scenario = recorded(times_ms + late, Latency(0, 5), 9)
+    one_a_batch = static(StaticSettings(rows_max=1))
+    assert simulate(scenario, one_a_batch).models[0].in_time == 401
+    assert holds(replace(scenario, requests=1000), one_a_batch) is None
+    assert holds(replace(scenario, requests=1000), one_a_batch, 0.98) is not None
+
+
+def test_a_rate_at_which_next_to_nothing_is_counted_does_not_hold() -> None:
+    times_ms = tuple(2.0 * i for i in range(1000))
+    model = Model(Latency(0, 1), 9, Arrivals("recorded", times_ms=times_ms))
+    found = search(
+        lambda rate: Scenario([replace(model, arrivals=model.arrivals.scaled(rate / 500))], 1),
+        static(),
+        from_per_s=64_000,
+        to_per_s=100,
+    )
+    assert found.outcome is not None
+    assert found.outcome.offered >= 100
 
 
 def test_no_batch_in_time_is_no_goodput() -> None:
