@@ -9,9 +9,12 @@ it learns, are not counted. Medians over `--rounds` seeds; the worst workload co
 * requests in time at two and three times the goodput load, as a part of the goodput (A, C, F)
 * the top class in time when at twice the goodput load 30 % of the requests are of it (A, C, F)
 * median wait, beyond the execution, at a fifth of the goodput load (A, C, F)
-* false refusals at the goodput load of A: 1,000 refused requests, each in a run of its own in which
-  only it is admitted all the same; false when it then is in time and no other becomes late that
-  arrived before its deadline
+* false refusals at the goodput load of A, C and F: 1,000 refused requests, each in a run of its own
+  in which only it is admitted all the same; false when it then is in time and no other becomes late
+  that arrived before its deadline. Where models share executors hardly any are refused: all those
+  of forty runs are taken then. What was admitted and is given up in the queue is no refusal; so
+  that the one is not had at the price of the other, it is told as well, with the part of it that
+  was wrong in the same sense: kept until its deadline, it is in time and no other becomes late
 * requests that the simulator puts through the engine a second, the slowest of all workloads at 0.9
   and twice the known goodput; CPU time, the best of the rounds
 """
@@ -19,8 +22,9 @@ it learns, are not counted. Medians over `--rounds` seeds; the worst workload co
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from statistics import median
 
@@ -35,7 +39,8 @@ LETTERS = ("A", "C", "F")
 NOISE = 0.1
 TOP_PART = 0.3
 SAMPLES = 1_000
-IN_TIME, REFUSED = FATES.index("in_time"), FATES.index("refused")
+IN_TIME, REFUSED, EXPIRED = (FATES.index(fate) for fate in ("in_time", "refused", "expired"))
+SEEDS_MAX = 40
 
 
 @dataclass(frozen=True)
@@ -113,21 +118,40 @@ def wait_ms(workload: Workload, rate: float, size: Size) -> float:
     return median(waits)
 
 
-def refusals(workload: Workload, rate: float, size: Size, seed: int, wanted: int) -> list[bool]:
-    """Whether each of at most `wanted` refused requests of one run was refused wrongly."""
-    scenario = workload.scenario(rate, seed=seed, requests=min(size.requests, 20_000))
+@dataclass
+class Denied:
+    """Requests that were not answered for reasons of load, in runs of one workload."""
+
+    fate: int  # REFUSED at arrival or EXPIRED: given up in the queue
+    total: int = 0
+    offered: int = 0
+    wrongly: list[bool] = field(default_factory=list)  # of each sampled one
+
+    def __str__(self) -> str:
+        part = self.total / max(self.offered, 1)
+        return f"{part:.2%}, of {len(self.wrongly)} sampled {sum(self.wrongly)} wrongly"
+
+
+def look_at(
+    denied: Denied, workload: Workload, rate: float, requests: int, seed: int, wanted: int
+) -> None:
+    """Adds one run, and at most `wanted` samples of it."""
+    scenario = workload.scenario(rate, seed=seed, requests=requests)
     base = simulate(scenario, engine(EngineSettings(keep_fates=True))).engine
     assert base is not None
-    refused = [n for n, fate in enumerate(base.fates) if fate == REFUSED]
     # Those of the warm-up tell nothing.
-    warm_up_ns = round(scenario.warm_up_ms * 1e6)
-    refused = [n for n in refused if base.arrivals_ns[n] >= warm_up_ns]
+    first = bisect_left(base.arrivals_ns, round(scenario.warm_up_ms * 1e6))
+    found = [n for n in range(first, len(base.fates)) if base.fates[n] == denied.fate]
+    denied.total += len(found)
+    denied.offered += len(base.fates) - first
     objective_ns = round(workload.objective_ms * 1e6)
-    found = []
-    for ordinal in Random(seed).sample(refused, min(wanted, len(refused))):
+    for ordinal in Random(seed).sample(found, min(wanted, len(found))):
         deadline_ns = base.arrivals_ns[ordinal] + objective_ns
         settings = EngineSettings(
-            keep_fates=True, forced=ordinal, stop_ns=deadline_ns + objective_ns + 1
+            keep_fates=True,
+            forced=ordinal if denied.fate == REFUSED else None,
+            kept=ordinal if denied.fate == EXPIRED else None,
+            stop_ns=deadline_ns + objective_ns + 1,
         )
         other = simulate(scenario, engine(settings)).engine
         assert other is not None
@@ -136,18 +160,35 @@ def refusals(workload: Workload, rate: float, size: Size, seed: int, wanted: int
             for before, after, at in zip(base.fates, other.fates, other.arrivals_ns, strict=False)
             if at <= deadline_ns
         )
-        found.append(other.fates[ordinal] == IN_TIME and not harmed)
-    return found
+        denied.wrongly.append(other.fates[ordinal] == IN_TIME and not harmed)
 
 
-def false_refusals(workload: Workload, rate: float, size: Size) -> float:
-    """The part of sampled refusals that was wrong; over as many seeds as it takes, at most 40."""
-    found: list[bool] = []
-    for seed in range(size.seeds[0], size.seeds[0] + 40):
-        if len(found) < size.samples:
-            found += refusals(workload, rate, size, seed, size.samples - len(found))
-    say(f"{len(found)} refusals sampled at {rate:.0f} requests/s, {sum(found)} false")
-    return sum(found) / max(len(found), 1)
+def denied_wrongly(
+    fate: int, workload: Workload, rate: float, size: Size, samples: int | None = None
+) -> Denied:
+    """Over as many seeds as it takes, at most SEEDS_MAX."""
+    denied = Denied(fate)
+    wanted = size.samples if samples is None else samples
+    for seed in range(size.seeds[0], size.seeds[0] + SEEDS_MAX):
+        missing = wanted - len(denied.wrongly)
+        if missing <= 0:
+            break
+        look_at(denied, workload, rate, min(size.requests, 20_000), seed, missing)
+    return denied
+
+
+def false_refusals(goodputs: dict[str, float], size: Size) -> float:
+    """The part of the sampled refusals that was wrong; requests/s by workload."""
+    wrongly: list[bool] = []
+    for letter, rate in goodputs.items():
+        if not rate:
+            continue
+        workload = WORKLOADS[letter]
+        refused = denied_wrongly(REFUSED, workload, rate, size)
+        given_up = denied_wrongly(EXPIRED, workload, rate, size, size.samples // 5)
+        say(f"{letter} at {rate:.0f}/s: refused {refused}; given up {given_up}")
+        wrongly += refused.wrongly
+    return sum(wrongly) / max(len(wrongly), 1)
 
 
 def simulated_per_s(letter: str, factor: float, size: Size) -> float:
@@ -185,7 +226,7 @@ def run(options: Options) -> list[Figure]:
             f"median wait at a fifth {found['wait'][-1]:.3f} ms"
         )
     problem = "" if all(base.values()) else "no goodput was found"
-    wrong = false_refusals(WORKLOADS["A"], base["A"], size) if base["A"] else 0.0
+    wrong = false_refusals(base, size)
     simulated = min(
         (simulated_per_s(letter, factor, size), letter, factor)
         for letter in WORKLOADS

@@ -152,6 +152,7 @@ Admission Core::submit(const Request& request, Nanos now) {
     record.level = arrival.level;
     record.tenant = arrival.tenant;
     record.over_share = arrival.over_share;
+    record.kept = request.kept;
     record.share_ns = arrival.share_ns;
     ModelCounters& page = counters(request.model);
     ++page.admitted;

@@ -30,6 +30,7 @@ bool Backlog::sound(const BacklogPlace& place) {
 }
 
 void Backlog::add(const BacklogPlace& place) {
+    ++changes_;
     queued_ns_ += place.work_ns;
     if (place.bucket == kNowhere) return;
     if (place.level >= rings_.size()) rings_.resize(place.level + 1u, Rings{});
@@ -37,6 +38,7 @@ void Backlog::add(const BacklogPlace& place) {
 }
 
 void Backlog::remove(const BacklogPlace& place) {
+    ++changes_;
     queued_ns_ -= place.work_ns;
     if (place.bucket != kNowhere) rings_[place.level][place.bucket] -= place.work_ns;
 }
@@ -76,10 +78,12 @@ Nanos Backlog::room(std::size_t level, Nanos horizon_ns, Nanos now) const {
 }
 
 void Backlog::start(Nanos end) {
+    ++changes_;
     ends_.insert(std::upper_bound(ends_.begin(), ends_.end(), end), end);
 }
 
 void Backlog::end(Nanos end) {
+    ++changes_;
     const auto place = std::lower_bound(ends_.begin(), ends_.end(), end);
     if (place != ends_.end() && *place == end) ends_.erase(place);
 }

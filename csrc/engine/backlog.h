@@ -56,6 +56,19 @@ class Backlog {
     // When an executor is free for a batch behind `batches` others that take `batch_ns` each.
     Nanos free_at(std::uint32_t batches, Nanos batch_ns, Nanos now) const;
     std::uint32_t slots() const { return slots_; }
+    // Goes up with every change.
+    std::uint64_t changes() const { return changes_; }
+    void set_changes(std::uint64_t changes) { changes_ = changes; }
+    // When each executor is free, at most kEndsMax of them: the first ones.
+    template <class Visit>
+    void each_free(Nanos now, Visit visit) const {
+        const std::size_t busy = std::min<std::size_t>(ends_.size(), slots_);
+        const std::size_t idle = slots_ - busy;
+        const std::size_t count = std::min<std::size_t>(slots_, kEndsMax);
+        for (std::size_t i = 0; i < count; ++i) {
+            visit(i < idle ? now : std::max(ends_[i - idle], now));
+        }
+    }
 
   private:
     static constexpr std::uint32_t kBuckets = 64;
@@ -76,6 +89,7 @@ class Backlog {
     Nanos queued_ns_ = 0;
     std::vector<Nanos> ends_;  // sorted
     std::uint32_t slots_ = 0;
+    std::uint64_t changes_ = 0;
 };
 
 }  // namespace infersched::engine

@@ -27,6 +27,7 @@
 #include "engine/core_limits.h"
 #include "engine/engine.h"
 #include "engine/executors.h"
+#include "engine/lookahead.h"
 #include "engine/memory_ledger.h"
 #include "engine/model_state.h"
 #include "engine/placements.h"
@@ -134,6 +135,9 @@ class Core {
                               Nanos now) const;
     Nanos foreseen_end(const ModelState& model, const Arrival& arrival, std::uint32_t rows,
                        Nanos now) const;
+    bool list_ahead(const ModelState& model, const Group& group, Lookahead::Waiting* asked);
+    bool list_others_ahead(const Component& component, const Group& own);
+    bool surely_late(ModelState& model, const Arrival& arrival, std::uint32_t rows, Nanos now);
     Forecast foresee(ModelState& model, const Request& request, const Arrival& arrival, Nanos now);
     Admission refuse_foreseen(ModelState& model, const Request& request, const Arrival& arrival,
                               const Forecast& forecast, Nanos now);
@@ -422,6 +426,7 @@ class Core {
     std::vector<std::uint32_t> dirty_;
     std::uint64_t sequence_ = 0;
     std::uint64_t retry_sequence_ = 0;
+    Lookahead lookahead_;  // of one question; kept for its memory
     Nanos wake_ = kNever;  // as last told to the caller
 };
 

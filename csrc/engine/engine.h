@@ -137,6 +137,8 @@ struct Request {
     bool mergeable = true;
     // Admitted whatever is predicted, if there is room: to find out whether a refusal was right.
     bool unconditional = false;
+    // Not given up for others before its deadline: to find out whether that was right.
+    bool kept = false;
     std::uint32_t pinned_backend = kNoBackend;
     // Requests of one sequence go to one backend, in the order of their admission. One is sent when
     // the reply to the one before has come, or at once when both came by the same ordered path

@@ -106,6 +106,7 @@ void Core::arrange_component(ModelState& model, std::uint32_t index) {
         model.component = static_cast<std::uint32_t>(components_.size());
         components_.emplace_back();
     }
+    model.refused = RefusedLook();
     Component& component = components_[model.component];
     component.levels |= model.policy.priority_levels > 1;
     for (const PlacementState& p : model.placements) {

@@ -56,6 +56,8 @@ struct Component {
     PriorityCursor cursor;
     FairShares shares;
     Nanos batch_ns = 0;  // moving average of the time that its batches take
+    // Effort that close looks at what would be refused may take (feasibility.cc).
+    std::int64_t look_credit = 0;
 };
 
 }  // namespace infersched::engine

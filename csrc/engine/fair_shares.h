@@ -29,6 +29,8 @@ class FairShares {
     // a tenant is not.
     bool over(std::uint32_t tenant, double weight, Nanos patience_ns, std::uint32_t slots,
               Nanos now);
+    // Whether there are others beside one tenant.
+    bool contended() const { return active_.size() > 1; }
     // A request that was asked about is admitted; it takes `work_ns` of device time.
     void enter(std::uint32_t tenant, Nanos work_ns);
     // A request that was asked about is refused for want of executors.

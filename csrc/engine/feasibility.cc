@@ -17,6 +17,12 @@ namespace {
 // What refuses all there is lets one through this often: latencies are only learned from what runs.
 constexpr Nanos kProbeNs = kSecond;
 constexpr Nanos kRetryMinNs = kMillisecond;
+// What was found late by a close look stands for others like it so long while nothing changes.
+constexpr Nanos kLookKeptNs = kMillisecond;
+// Effort for close looks that every request brings, and how much is saved up: a refusal must not
+// cost more than an admission, however much is offered.
+constexpr std::int64_t kLookCredit = 32;
+constexpr std::int64_t kLookCreditMax = 1 << 17;
 
 // Of RequestRecord::queue_level: eight levels in two parts each, lower ones, those without an
 // objective.
@@ -196,6 +202,94 @@ Nanos Core::foreseen_end(const ModelState& model, const Arrival& arrival, std::u
     return std::min(joined, done(backlog.free_at(batches + 1, full_ns, now), rows));
 }
 
+// The queue of a group as the batch former will find it; false: there is more than it looks at.
+bool Core::list_ahead(const ModelState& model, const Group& group, Lookahead::Waiting* asked) {
+    Lookahead::Group& ahead = lookahead_.add_group();
+    ahead.policy = &model.policy;
+    ahead.latency = &model.placements[model.reference].latency;
+    ahead.rows_trusted = model.rows_trusted;
+    ahead.merges = splits(model, group);
+    ahead.target = group.target;
+    ahead.gather_ns = group.gather_ns;
+    ahead.rate = group.rate;
+    if (!group.order.empty()) ahead.last_arrival = requests_[group.by_age.last].arrival;
+    if (asked != nullptr) ahead.last_arrival = asked->arrival;
+    for (const QueueKey& queued : group.order) {
+        if (asked != nullptr && asked->key < queued) {
+            lookahead_.add(*asked);
+            asked = nullptr;
+        }
+        const RequestRecord& record = requests_[queued.slot];
+        lookahead_.add({queued, record.arrival, std::max(record.rows_left(), 1u),
+                        group.target_of(queued.level), false});
+        if (lookahead_.full()) return false;
+    }
+    if (asked != nullptr) lookahead_.add(*asked);
+    return true;
+}
+
+// What is queued for the executors of a component, beside the group of the request.
+bool Core::list_others_ahead(const Component& component, const Group& own) {
+    if (component.metered.size() > Lookahead::kModelsMax) return false;
+    for (const std::uint32_t index : component.metered) {
+        const ModelState& model = models_[index];
+        if (model.reference == kNoSlot) continue;
+        const auto list = [&](std::uint32_t g) {
+            const Group& group = model.groups[g];
+            return &group == &own || !planned(model, group) || list_ahead(model, group, nullptr);
+        };
+        for (const Pool::Ready& ready : model.shared.ready) {
+            if (!list(ready.group)) return false;
+        }
+        for (const auto& waiting : model.shared.waiting) {
+            if (!list(waiting.second)) return false;
+        }
+    }
+    return true;
+}
+
+// Whether the batch former, run ahead over what is queued now, has no place for a request of
+// `rows` rows that was foreseen to be late. Where that is not looked at, the forecast stands: where
+// tenants share, or priorities above this one have load, it stands behind more than is queued now.
+bool Core::surely_late(ModelState& model, const Arrival& arrival, std::uint32_t rows, Nanos now) {
+    Component& component = components_[model.component];
+    const std::uint32_t level = arrival.level << 1;
+    RefusedLook& refused = model.refused;
+    const bool alike = refused.changes == component.backlog.changes() && now < refused.until &&
+                       refused.group == arrival.group && refused.level == level &&
+                       rows >= refused.rows && arrival.deadline >= refused.deadline &&
+                       arrival.deadline < refused.fits_from;
+    if (alike || component.look_credit <= 0 || yields(model, level)) return true;
+    if (FairShares* shares = shares_of(model); shares != nullptr && shares->contended())
+        return true;
+    Group none;
+    none.key = arrival.key;
+    const Group& own = arrival.group == kNoSlot ? none : model.groups[arrival.group];
+    Lookahead::Waiting asked;
+    asked.key = {level, kNoSlot, arrival.deadline, std::numeric_limits<std::uint64_t>::max()};
+    asked.arrival = arrival.at;
+    asked.rows = rows;
+    asked.target = own.target_of(level);
+    asked.asked_for = true;
+    lookahead_.start(now, component.tick_at);
+    component.backlog.each_free(now, [&](Nanos at) { lookahead_.add_executor(at); });
+    Lookahead::Verdict verdict = Lookahead::Verdict::kUnknown;
+    if (list_ahead(model, own, &asked) && list_others_ahead(component, own)) {
+        verdict = lookahead_.run();
+    }
+    component.look_credit -= lookahead_.effort();
+    if (verdict == Lookahead::Verdict::kLate) {
+        refused = {component.backlog.changes(),
+                   add_saturating(now, kLookKeptNs),
+                   arrival.deadline,
+                   lookahead_.fits_from(),
+                   arrival.group,
+                   level,
+                   rows};
+    }
+    return verdict != Lookahead::Verdict::kInTime;
+}
+
 // Only what has an objective is refused, and only by what is known.
 Core::Forecast Core::foresee(ModelState& model, const Request& request, const Arrival& arrival,
                              Nanos now) {
@@ -203,6 +297,7 @@ Core::Forecast Core::foresee(ModelState& model, const Request& request, const Ar
     const bool objective = arrival.deadline != kNever && (arrival.level & kBestEffortBit) == 0;
     if (!objective || !model.learns || model.component == kNoSlot || rearrange_) return forecast;
     Component& component = components_[model.component];
+    component.look_credit = std::min(component.look_credit + kLookCredit, kLookCreditMax);
     // Where an executor is free, nothing has to make room.
     const bool let_in = !component.levels ||
                         component.cursor.offer(arrival.level, now, model.policy.attainment) ||
@@ -224,7 +319,8 @@ Core::Forecast Core::foresee(ModelState& model, const Request& request, const Ar
         forecast.retry_after_ns = 0;
     } else if (!shed && arrival.key.pin == kNoBackend) {
         const Nanos end = foreseen_end(model, arrival, rows, now);
-        if (end <= arrival.deadline) {
+        const bool in_time = end <= arrival.deadline;
+        if (in_time || (request.rows <= rows && !surely_late(model, arrival, rows, now))) {
             if (component.levels) component.cursor.let_in();
             return forecast;
         }

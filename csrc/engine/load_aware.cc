@@ -7,33 +7,16 @@
 #include <algorithm>
 
 #include "engine/core.h"
+#include "engine/load_rules.h"
 
 namespace infersched::engine {
 namespace {
 
-// A batch that is smaller than its target goes this part of the lead's time before it must.
-constexpr Nanos kSlackShare = 10;
 // Something is run this often, however late it is predicted to be: only what runs is learned from.
 constexpr Nanos kProbeNs = 100 * kMillisecond;
 // Backends whose batches of so many rows differ by less than this part take the same.
 constexpr std::uint32_t kRowsCompared = 8;
 constexpr Nanos kAlikeShare = 20;
-
-Nanos bound_ns(const ModelState& model, const LatencyModel& latency, std::uint32_t rows) {
-    return latency.bound(padded_rows(model.policy, rows));
-}
-
-// The most rows up to `rows_max` that are done within `budget_ns`; 0: none.
-std::uint32_t rows_within(const ModelState& model, const LatencyModel& latency, Nanos budget_ns,
-                          std::uint32_t rows_max) {
-    const std::vector<std::uint32_t>& sizes = model.policy.mandatory_rows;
-    if (budget_ns <= 0) return 0;
-    if (sizes.empty()) return latency.largest_within(budget_ns, rows_max);
-    for (auto size = sizes.rbegin(); size != sizes.rend(); ++size) {
-        if (latency.bound(*size) <= budget_ns) return std::min(*size, rows_max);
-    }
-    return 0;
-}
 
 }  // namespace
 
@@ -180,7 +163,7 @@ std::uint32_t Core::window_rows(const ModelState& model, const Group& group, Que
         rows += requests_[next->slot].rows_left();
         if (rows > wanted) break;
         const auto taken = static_cast<std::uint32_t>(rows);
-        if (add_saturating(now, bound_ns(model, latency, taken)) > next->deadline) break;
+        if (add_saturating(now, bound_ns(model.policy, latency, taken)) > next->deadline) break;
         window = taken;
     }
     return window;
@@ -226,6 +209,7 @@ void Core::give_up_late(ModelState& model, std::uint32_t index, Nanos now) {
             continue;
         }
         if (model.inflight_batches == 0 && now - model.last_complete > kProbeNs) return;
+        if (requests_[first.slot].kept) return;
         const Reason reason =
             requests_[first.slot].dispatched ? Reason::kExpiredInFlight : Reason::kExpiredInQueue;
         finish(first.slot, {Outcome::kExpired, reason, StatusCode::kDeadlineExceeded}, now);
@@ -248,11 +232,11 @@ void Core::plan(ModelState& model, std::uint32_t index, Nanos now) {
     const std::uint32_t cap = rows_cap(model, group, lead, now);
     const auto queued = static_cast<std::uint32_t>(std::min<std::uint64_t>(group.rows, cap));
     const std::uint32_t rows =
-        std::max(lead, rows_within(model, latency, head.deadline - now, queued));
+        std::max(lead, rows_within(model.policy, latency, head.deadline - now, queued));
     group.rows_planned = group.rows;
     if (rows < std::min(group.target, cap)) {
         const Nanos slack = (head.deadline - requests_[head.slot].arrival) / kSlackShare;
-        const Nanos must_go = head.deadline - bound_ns(model, latency, rows + 1) - slack;
+        const Nanos must_go = head.deadline - bound_ns(model.policy, latency, rows + 1) - slack;
         const Nanos last = requests_[group.by_age.last].arrival;
         // What is waited for must not take longer than running without it.
         const Nanos patience = std::min(static_cast<Nanos>(group.target - rows) * group.gather_ns,
@@ -261,7 +245,7 @@ void Core::plan(ModelState& model, std::uint32_t index, Nanos now) {
         if (go_at > now) return index_waiting(model, index, go_at);
     }
     QueueKey key = head;
-    key.deadline = head.deadline - bound_ns(model, latency, rows);
+    key.deadline = head.deadline - bound_ns(model.policy, latency, rows);
     index_ready(model, index, key);
 }
 
@@ -282,7 +266,8 @@ std::uint32_t Core::held_rows(const ModelState& model, const Group& group, std::
                               Nanos now) const {
     const Nanos hold = hold_limit(model, group.head().level, now);
     if (hold == kNever) return limit;
-    const std::uint32_t rows = rows_within(model, planning_latency(model, group), hold, limit);
+    const std::uint32_t rows =
+        rows_within(model.policy, planning_latency(model, group), hold, limit);
     return std::max(rows, std::min(limit, lead_rows(model, group, group.head().slot)));
 }
 
@@ -318,10 +303,12 @@ void Core::form_planned(ModelState& model, std::uint32_t index, std::uint32_t ba
         if (rows == 0) {
             part = std::min(part, cap);
         } else {
-            const bool holds = hold == kNever || bound_ns(model, latency, rows + part) <= hold;
+            const bool holds =
+                hold == kNever || bound_ns(model.policy, latency, rows + part) <= hold;
             const bool fits = part <= cap - rows && holds;
             const Nanos deadline = std::min(earliest, key.deadline);
-            if (!fits || add_saturating(now, bound_ns(model, latency, rows + part)) > deadline) {
+            if (!fits ||
+                add_saturating(now, bound_ns(model.policy, latency, rows + part)) > deadline) {
                 if (++passed_over > kPassedOverMax) break;
                 continue;
             }

@@ -29,6 +29,17 @@ inline constexpr std::int32_t kSuspectFailure = 8;
 inline constexpr std::int32_t kSuspectUnmerged = 32;
 inline constexpr Nanos kUnmergedNs = 5 * kSecond;
 
+// A close look at a request that found it late, for others like it.
+struct RefusedLook {
+    std::uint64_t changes = 0;  // of its component's backlog
+    Nanos until = std::numeric_limits<Nanos>::min();
+    Nanos deadline = 0;   // its own
+    Nanos fits_from = 0;  // the deadline from which on it would have been in time
+    std::uint32_t group = kNoSlot;
+    std::uint32_t level = 0;
+    std::uint32_t rows = 0;
+};
+
 struct ModelState {
     ModelPolicy policy;        // normalised
     bool known = false;        // was configured once
@@ -63,6 +74,7 @@ struct ModelState {
     Nanos memory_probe_at = std::numeric_limits<Nanos>::min();
     std::uint32_t component = kNoSlot;
     std::vector<std::uint32_t> stale;  // groups to be planned anew
+    RefusedLook refused;
     // Since when all requests were foreseen to be late while nothing ran; kNever: not so.
     Nanos refusing_since = kNever;
 

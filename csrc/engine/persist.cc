@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x34656e69676e65;  // "engine4"
+constexpr std::uint64_t kStateMagic = 0x35656e69676e65;  // "engine5"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {
@@ -155,6 +155,7 @@ void archive_request(Archive& archive, RequestRecord& r) {
     archive(r.level);
     archive(r.tenant);
     archive(r.over_share);
+    archive(r.kept);
     archive(r.share_ns);
     archive(r.backlog.work_ns);
     archive(r.backlog.level);

@@ -175,6 +175,17 @@ void Core::archive_executors(Archive& archive) {
     }
 }
 
+template <class Archive>
+void archive_refused(Archive& archive, RefusedLook& refused) {
+    archive(refused.changes);
+    archive(refused.until);
+    archive(refused.deadline);
+    archive(refused.fits_from);
+    archive(refused.group);
+    archive(refused.level);
+    archive(refused.rows);
+}
+
 // Domains, components and offers follow from the placements and pools; ticks and rates do not.
 template <class Archive>
 void Core::archive_components(Archive& archive) {
@@ -198,6 +209,10 @@ void Core::archive_components(Archive& archive) {
             archive(hold.alone_ns);
             archive(hold.horizon_ns);
         }
+        archive(component.look_credit);
+        std::uint64_t changes = component.backlog.changes();
+        archive(changes);
+        component.backlog.set_changes(changes);
         component.cursor.archive(archive);
         component.shares.archive(archive);
         for (const std::uint32_t model : component.metered) {
@@ -205,6 +220,7 @@ void Core::archive_components(Archive& archive) {
         }
         if constexpr (Archive::kReads) ticks_.set({component.tick_at, index, index});
     }
+    for (ModelState& model : models_) archive_refused(archive, model.refused);
     archive(dirty_components_);
     for (const std::uint32_t index : dirty_components_) {
         if (!archive.require(index < components_.size())) return;

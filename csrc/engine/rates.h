@@ -1,6 +1,7 @@
 // Rows a second, as an average that follows a rise faster than a fall.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -25,9 +26,21 @@ class RateMeter {
         // What the count of a Poisson process varies by must not draw the average up.
         const double deviation = std::sqrt(per_s_ * kPerSecond);
         const bool rises = seen > per_s_ + kRiseDeviations * deviation;
+        // Of counts: their mean square around the mean, over the mean.
+        const double mean = std::max(per_s_ / kPerSecond, 1.0);
+        const double apart = (seen - per_s_) / kPerSecond;
+        dispersion_ += kFollow * (apart * apart / mean - dispersion_);
         per_s_ += (rises ? kRise : kFollow) * (seen - per_s_);
     }
     double per_s() const { return per_s_; }
+    // By how much counts vary more than those of a Poisson process, which has 1; at least that.
+    double dispersion() const { return std::max(dispersion_, 1.0); }
+    // Rows that come within `ns`, and those that come almost certainly.
+    double coming(double ns) const { return per_s_ * ns / static_cast<double>(kSecond); }
+    double coming_surely(double ns) const {
+        const double mean = coming(ns);
+        return std::max(mean - kFewerDeviations * std::sqrt(mean * dispersion()), 0.0);
+    }
     bool idle() const { return rows_ == 0 && per_s_ < kIdlePerS; }
     void reset() { *this = RateMeter(); }
 
@@ -35,6 +48,7 @@ class RateMeter {
     void archive(Archive& archive) {
         archive(rows_);
         archive(per_s_);
+        archive(dispersion_);
         archive(started_);
     }
 
@@ -42,12 +56,14 @@ class RateMeter {
     static constexpr double kPerSecond =
         static_cast<double>(kSecond) / static_cast<double>(kTickNs);
     static constexpr double kRiseDeviations = 4;
+    static constexpr double kFewerDeviations = 3;
     static constexpr double kRise = 0.3;
     static constexpr double kFollow = 0.05;
     static constexpr double kIdlePerS = 0.1;
 
     std::uint64_t rows_ = 0;  // in this tick
     double per_s_ = 0;
+    double dispersion_ = 1;
     bool started_ = false;
 };
 

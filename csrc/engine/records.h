@@ -34,6 +34,7 @@ struct RequestRecord {
     bool queued = false;      // rows are left in its queue
     bool dispatched = false;  // some rows have been sent to a backend
     bool sequential = false;  // of a sequence: has a SequenceMember
+    bool kept = false;        // not given up before its deadline
     bool over_share = false;  // of its tenant: behind those of its level that are not
     bool held = false;        // of a sequence: queued behind others, in no group
     // Of a model with TritonBatching. `in_levels`: queued in its level, linked there and in no

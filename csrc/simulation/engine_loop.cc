@@ -166,6 +166,7 @@ void EngineLoop::arrive(std::uint32_t model) {
     request.arrival = engine_now();
     request.deadline = add_saturating(requests_[id].deadline_ns, epoch_ns_);
     request.unconditional = requests_[id].ordinal == settings_.forced_ordinal;
+    request.kept = requests_[id].ordinal == settings_.kept_ordinal;
     if (of.signatures > 1) request.signature = classes_random_.next() % of.signatures;
     if (absurd_ > 0 && faults_random_.unit() <= absurd_) make_absurd(request);
     const engine::Admission admission = engine_.submit(request, engine_now());

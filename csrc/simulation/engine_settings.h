@@ -73,7 +73,8 @@ struct EngineSettings {
     bool keep_fates = false;  // EngineMetrics::fates
     // The request of this number, in the order of arrival, is admitted whatever is predicted.
     std::uint64_t forced_ordinal = kNoOrdinal;
-    Nanos stop_ns = kNever;  // the run ends then, at the latest
+    std::uint64_t kept_ordinal = kNoOrdinal;  // the one that is not given up
+    Nanos stop_ns = kNever;                   // the run ends then, at the latest
 };
 
 }  // namespace infersched::simulation

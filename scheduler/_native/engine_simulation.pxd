@@ -67,6 +67,7 @@ cdef extern from "simulation/engine_settings.h" namespace "infersched::simulatio
         vector[Fault] faults
         cbool check_truths, keep_fates
         uint64_t forced_ordinal
+        uint64_t kept_ordinal
         int64_t stop_ns
 
 

@@ -70,6 +70,8 @@ cdef EngineSettings engine_settings_of(dict wanted) except *:
     settings.keep_fates = wanted["keep_fates"]
     if wanted["forced"] is not None:
         settings.forced_ordinal = wanted["forced"]
+    if wanted["kept"] is not None:
+        settings.kept_ordinal = wanted["kept"]
     if wanted["stop_ns"] is not None:
         settings.stop_ns = wanted["stop_ns"]
     for one in wanted["faults"]:

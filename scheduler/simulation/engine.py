@@ -180,6 +180,7 @@ class EngineSettings:
     check_truths: bool = False
     keep_fates: bool = False  # EngineOutcome.fates and arrivals_ns
     forced: int | None = None  # the request, by its arrival, that is admitted unconditionally
+    kept: int | None = None  # the one that is not given up before its deadline
     stop_ns: int | None = None  # the run ends then
 
     def native(self) -> dict[str, Any]:
@@ -195,6 +196,7 @@ class EngineSettings:
             "check_truths": self.check_truths,
             "keep_fates": self.keep_fates,
             "forced": self.forced,
+            "kept": self.kept,
             "stop_ns": self.stop_ns,
         }
 

@@ -64,3 +64,24 @@ def test_fates_follow_the_arrivals_and_a_run_can_be_cut() -> None:
     assert whole.arrivals_ns[: len(cut.arrivals_ns)] == cut.arrivals_ns
     assert max(cut.arrivals_ns) <= 2_100_000_000
     assert {FATES[fate] for fate in whole.fates} >= {"in_time"}
+
+
+@pytest.mark.parametrize(("letter", "rate"), [("A", 5500), ("G", 4150), ("B", 970)])
+def test_what_is_refused_could_not_have_been_answered(letter: str, rate: float) -> None:
+    size = overload.Size(requests=20_000, seeds=(1,), samples=40)
+    refused = overload.denied_wrongly(overload.REFUSED, WORKLOADS[letter], rate, size)
+    assert len(refused.wrongly) == 40, "there is something to look at"
+    assert sum(refused.wrongly) == 0
+
+
+def test_a_request_is_kept_in_the_queue_to_find_out_whether_giving_it_up_was_right() -> None:
+    scenario = WORKLOADS["A"].scenario(5500, requests=20_000)
+    base = simulate(scenario, engine(EngineSettings(keep_fates=True))).engine
+    assert base is not None
+    given_up = [n for n, fate in enumerate(base.fates) if fate == overload.EXPIRED]
+    fates = set()
+    for ordinal in given_up[-8:]:
+        kept = simulate(scenario, engine(EngineSettings(keep_fates=True, kept=ordinal))).engine
+        assert kept is not None
+        fates.add(FATES[kept.fates[ordinal]])
+    assert "in_time" in fates
