@@ -1,9 +1,9 @@
 """Two models of different speed and two priorities on one executor, on a real Triton.
 
 Both models hold one process-shared lock while they sleep, as models on one GPU do. The figure is
-the share of requests in time of the class that fares worst, at nine tenths of the goodput that the
-simulator predicts for the mix: ours, which is told which backend is one executor, against the best
-of Triton's batcher with priority levels, queue time-outs and its rate limiter.
+the share of requests in time of the class that fares worst, at twice the goodput that the simulator
+predicts for the mix without priorities: ours, which is told which backend is one executor, against
+the best of Triton's batcher with priority levels, queue time-outs and its rate limiter.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HEAVY = Sleeper("heavy", 2.5, 12.0, objective_ms=80.0, instances=2)
 # Of the requests.
 SHARES = {QUICK: 0.8, HEAVY: 0.2}
 TOP_SHARE = 0.3
-LOAD_PART = 0.9
+OVERLOAD = 2.0
 # What Triton's round trip and the lock add to a batch, for the prediction.
 OVERHEAD_MS = 0.7
 # Of the rate limiter: one resource, which an execution of either model takes.
@@ -45,22 +45,25 @@ RESOURCES = [{"name": "device", "global": True, "count": 1}]
 
 @dataclass(frozen=True)
 class Setting:
-    """Triton's batchers of both models, with or without its rate limiter."""
+    """Triton's batchers of both models, without or with its rate limiter and the heavy one's turns.
+
+    The rate limiter gives the heavy model one turn in `limiter` of the quick one's; 0 is off.
+    """
 
     quick: Batcher
     heavy: Batcher
-    limited: bool
+    limiter: int
 
     def __str__(self) -> str:
-        limiter = ", rate limiter" if self.limited else ""
+        limiter = f", rate limiter 1:{self.limiter}" if self.limiter else ""
         return f"quick {self.quick}, heavy {self.heavy}{limiter}"
 
 
 def settings() -> list[Setting]:
     """The grid: sizes, delays, time-outs that leave room for a batch, priorities, rate limiter."""
     found = []
-    for limited in (False, True):
-        for quick_rows, heavy_rows in ((64, 64), (16, 8), (24, 12)):
+    for limiter in (0, 1, 4):
+        for quick_rows, heavy_rows in ((64, 64), (32, 12), (24, 8), (16, 4)):
             for timed in (False, True):
                 quick, heavy = (
                     Batcher(
@@ -70,28 +73,28 @@ def settings() -> list[Setting]:
                     )
                     for model, rows in ((QUICK, quick_rows), (HEAVY, heavy_rows))
                 )
-                found.append(Setting(quick, heavy, limited))
-    delayed = replace(found[2], quick=replace(found[2].quick, delay_ms=5.0),
-                      heavy=replace(found[2].heavy, delay_ms=10.0))  # fmt: skip
+                found.append(Setting(quick, heavy, limiter))
+    delayed = replace(found[4], quick=replace(found[4].quick, delay_ms=5.0),
+                      heavy=replace(found[4].heavy, delay_ms=10.0))  # fmt: skip
     return [*found, delayed]
 
 
 def run(options: Options) -> list[Figure]:
-    grid = settings()[9:10] if options.short else settings()
+    grid = settings()[19:20] if options.short else settings()
     requests = 5_000 if options.short else 40_000
-    rate = LOAD_PART * predicted(requests)
+    rate = OVERLOAD * predicted(requests)
     say(f"two models on one executor: {rate:.0f} requests/s are offered")
     rounds = 1 if options.short else max(options.rounds, 3)
     with tempfile.TemporaryDirectory(prefix="infersched-shared-") as directory:
         repository, lock = Path(directory) / "models", Path(directory) / "device"
         for model in SHARES:
             model.write(repository, model.name, lock)
-        ours = [through_scheduler(repository, rate, options) for _ in range(rounds)]
+        ours = [through_scheduler(repository, rate, options, turn) for turn in range(rounds)]
         theirs = [
             loads
             for limited in (False, True)
             for loads in by_triton(
-                repository, [s for s in grid if s.limited is limited], limited, rate, options
+                repository, [s for s in grid if bool(s.limiter) is limited], limited, rate, options
             )
         ]
     problem = first_problem([load for loads in (*ours, *theirs) for load in loads])
@@ -131,7 +134,7 @@ def worst_class(loads: Sequence[Measured]) -> float:
     return min(load.attainment for load in loads)
 
 
-def through_scheduler(repository: Path, rate: float, options: Options) -> list[Measured]:
+def through_scheduler(repository: Path, rate: float, options: Options, turn: int) -> list[Measured]:
     config: dict[str, Any] = {
         "backend": {"executor": "device"},
         "models": {
@@ -143,7 +146,7 @@ def through_scheduler(repository: Path, rate: float, options: Options) -> list[M
         for model in SHARES:
             triton.load(model.name, None)
         with scheduler_before(triton, config) as address:
-            loads = offer(triton, address, classes(rate), options)
+            loads = offer(triton, address, classes(rate), options, turn)
     told("scheduler", loads)
     return loads
 
@@ -166,8 +169,11 @@ def by_triton(
 
 
 def load_setting(triton: TunableTriton, setting: Setting) -> None:
-    for model, batcher in ((QUICK, setting.quick), (HEAVY, setting.heavy)):
-        limiter = {"resources": RESOURCES, "priority": 1} if setting.limited else None
+    for model, batcher, turns in (
+        (QUICK, setting.quick, 1),
+        (HEAVY, setting.heavy, setting.limiter),
+    ):
+        limiter = {"resources": RESOURCES, "priority": turns} if setting.limiter else None
         triton.load(model.name, batcher, limiter)
 
 

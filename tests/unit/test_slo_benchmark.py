@@ -82,7 +82,7 @@ def test_every_setting_is_a_block_that_triton_knows(batcher: Batcher) -> None:
 
 def answering(limit_per_s: float, problem: str = "") -> Any:
     """A load that holds up to a rate."""
-    return lambda rate: Measured(1.0 if rate <= limit_per_s else 0.9, rate, 6, 24, 0, problem)
+    return lambda rate, turn: Measured(1.0 if rate <= limit_per_s else 0.9, rate, 6, 24, 0, problem)
 
 
 def test_the_search_comes_down_to_the_first_rate_that_holds() -> None:
