@@ -4,8 +4,8 @@
 
 namespace infersched::engine {
 
-void Backlog::reset(std::uint32_t slots) {
-    *this = Backlog();
+void Backlog::set_slots(std::uint32_t slots) {
+    if (slots != slots_) ++changes_;
     slots_ = slots;
 }
 

@@ -28,8 +28,9 @@ class Backlog {
     // Queue levels told apart; the last one stands for all below it.
     static constexpr std::size_t kLevels = 18;
 
-    // `slots` executors, of which none runs anything yet, and nothing queued.
-    void reset(std::uint32_t slots);
+    // No executors, nothing runs and nothing is queued.
+    void reset() { *this = Backlog(); }
+    void set_slots(std::uint32_t slots);
 
     // -- queued ----------------------------------------------------------------------------------
     static BacklogPlace place(std::size_t level, Nanos deadline, Nanos work_ns, Nanos now);

@@ -1,6 +1,7 @@
 // Policies, placements and backends as they change.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "engine/core.h"
 
@@ -20,6 +21,29 @@ bool same_levels(const ModelPolicy& a, const ModelPolicy& b) {
 bool named(const std::vector<Placement>& placements, std::uint32_t backend) {
     return std::any_of(placements.begin(), placements.end(),
                        [=](const Placement& p) { return p.backend == backend; });
+}
+
+// What domains and components are made of.
+struct Arrangement {
+    bool in_use = false;
+    bool levels = false;
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> placements;  // backend, executor
+
+    bool operator!=(const Arrangement& other) const {
+        return in_use != other.in_use || levels != other.levels || placements != other.placements;
+    }
+};
+
+// Of a model that was never arranged: that of none.
+Arrangement arrangement(const ModelState& model) {
+    Arrangement found;
+    if (!model.known) return found;
+    found.in_use = model.policy.in_use;
+    found.levels = model.policy.priority_levels > 1;
+    for (const PlacementState& p : model.placements) {
+        found.placements.push_back({p.backend, p.configured ? p.executor : kNoExecutor - 1});
+    }
+    return found;
 }
 
 }  // namespace
@@ -71,6 +95,7 @@ void Core::configure_model(std::uint32_t index, const ModelPolicy& policy,
     }
     ModelState& model = models_[index];
     const ModelPolicy next = normalised(policy);
+    const auto arranged = arrangement(model);
     // A change of how the model batches is a new chance to merge.
     if (!same_batching(model.policy, next)) model.merging_off = false;
     if (next.in_use && !model.policy.in_use) model.holding = true;
@@ -101,10 +126,15 @@ void Core::configure_model(std::uint32_t index, const ModelPolicy& policy,
                                               [](const PlacementState& p) {
                                                   return p.configured && p.executor != kNoExecutor;
                                               });
-    rearrange_ = true;
+    if (arranged != arrangement(model)) {
+        rearrange_ = true;
+    } else {
+        count_slots();
+    }
     rebuild_retries(model);
     refresh_all(model, now);
     update_served(model, now);
+    if (!rearrange_ && model.shares) offer_all(model, index);
 }
 
 void Core::update_served(ModelState& model, Nanos now) {
@@ -145,11 +175,13 @@ void Core::set_backend(std::uint32_t backend, bool available, Nanos now) {
         update_reference(models_[index]);
         mark_dirty(index);
     }
+    count_slots();
 }
 
 // Accounts are opened anew.
 void Core::set_tenants(const std::vector<double>& weights) {
     rearrange_ = true;
+    for (Component& component : components_) component.shares = FairShares();
     tenant_weights_ = {1.0};
     for (std::size_t i = 0; i < weights.size() && i < kTenantsMax; ++i) {
         tenant_weights_.resize(std::max(tenant_weights_.size(), i + 1), 1.0);

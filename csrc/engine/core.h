@@ -257,6 +257,8 @@ class Core {
     std::uint32_t executor_of(std::uint32_t group);
     void arrange(Nanos now);
     std::uint32_t domain_of(std::vector<std::uint32_t> executors);
+    void carry_over(std::deque<Component>& former, const std::vector<std::uint32_t>& formerly);
+    void count_slots();
     void arrange_component(ModelState& model, std::uint32_t index);
     void touch_component(std::uint32_t component);
     void offer(std::uint32_t index, Pool& pool, std::uint32_t pin);

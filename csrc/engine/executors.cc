@@ -42,7 +42,6 @@ std::uint32_t Core::domain_of(std::vector<std::uint32_t> wanted) {
         if (other == component) continue;
         if (other == kNoSlot) {
             executors_[executor].component = component;
-            ++components_[component].slots;
             continue;
         }
         for (Executor& moved : executors_) {
@@ -52,7 +51,6 @@ std::uint32_t Core::domain_of(std::vector<std::uint32_t> wanted) {
             domains_[moved].component = component;
             components_[component].domains.push_back(moved);
         }
-        components_[component].slots += components_[other].slots;
         components_[other] = Component();
     }
     const auto index = static_cast<std::uint32_t>(domains_.size());
@@ -63,13 +61,17 @@ std::uint32_t Core::domain_of(std::vector<std::uint32_t> wanted) {
     return index;
 }
 
-// Makes domains and components anew. Offers follow from the pools, control ticks start again.
+// Makes domains and components anew. Offers follow from the pools. A component of the same models
+// as before goes on with what it has learned and its control ticks.
 void Core::arrange(Nanos now) {
     if (!rearrange_) return;
     rearrange_ = false;
     for (std::uint32_t c = 0; c < components_.size(); ++c) ticks_.erase(c);
+    std::deque<Component> former;
+    former.swap(components_);
+    std::vector<std::uint32_t> formerly;
+    for (const ModelState& model : models_) formerly.push_back(model.component);
     domains_.clear();
-    components_.clear();
     dirty_components_.clear();
     for (Executor& executor : executors_) executor.component = kNoSlot;
     for (ModelState& model : models_) {
@@ -90,13 +92,67 @@ void Core::arrange(Nanos now) {
         if (!model.shares) continue;
         offer_all(model, index);
     }
+    carry_over(former, formerly);
     rebuild_backlogs(now);
+    count_slots();
     for (std::uint32_t c = 0; c < components_.size(); ++c) {
-        if (!components_[c].domains.empty()) touch_component(c);
-        if (components_[c].metered.empty()) continue;
-        components_[c].tick_at = now + RateMeter::kTickNs;
-        ticks_.set({components_[c].tick_at, c, c});
+        Component& component = components_[c];
+        if (!component.domains.empty()) touch_component(c);
+        if (component.metered.empty()) {
+            component.tick_at = kNever;
+            continue;
+        }
+        if (component.tick_at == kNever) component.tick_at = now + RateMeter::kTickNs;
+        ticks_.set({component.tick_at, c, c});
     }
+}
+
+// Hands what components have learned to those that have the same models now.
+void Core::carry_over(std::deque<Component>& former, const std::vector<std::uint32_t>& formerly) {
+    constexpr std::uint32_t kMixed = kNoSlot - 1;
+    std::vector<std::uint32_t> heirs(former.size(), kNoSlot);         // of former components
+    std::vector<std::uint32_t> sources(components_.size(), kNoSlot);  // of those there are now
+    const auto link = [](std::uint32_t& known, std::uint32_t other) {
+        known = known == kNoSlot || known == other ? other : kMixed;
+    };
+    for (std::uint32_t index = 0; index < models_.size(); ++index) {
+        const std::uint32_t from = formerly[index];
+        const std::uint32_t to = models_[index].component;
+        link(sources[to], from < former.size() ? from : kMixed);
+        if (from < former.size()) link(heirs[from], to);
+    }
+    for (std::uint32_t c = 0; c < components_.size(); ++c) {
+        const std::uint32_t from = sources[c];
+        if (from >= former.size() || heirs[from] != c) continue;
+        Component& component = components_[c];
+        component.tick_at = former[from].tick_at;
+        component.cursor = former[from].cursor;
+        component.batch_ns = former[from].batch_ns;
+        component.holds = former[from].holds;
+        component.look_credit = former[from].look_credit;
+        component.shares = std::move(former[from].shares);
+        component.shares.leave_all();
+    }
+}
+
+// Batches that can run at once: on executors and instances that something can be sent to.
+void Core::count_slots() {
+    if (rearrange_) return;
+    std::vector<bool> counted(executors_.size());
+    for (Component& component : components_) component.slots = 0;
+    for (const ModelState& model : models_) {
+        if (!model.policy.in_use) continue;
+        for (const PlacementState& p : model.placements) {
+            if (!usable(p)) continue;
+            if (p.executor == kNoExecutor) {
+                components_[model.component].slots += p.slots;
+            } else if (!counted[p.executor]) {
+                counted[p.executor] = true;
+                ++components_[executors_[p.executor].component].slots;
+            }
+        }
+    }
+    for (Component& component : components_) component.backlog.set_slots(component.slots);
 }
 
 void Core::arrange_component(ModelState& model, std::uint32_t index) {
@@ -109,9 +165,6 @@ void Core::arrange_component(ModelState& model, std::uint32_t index) {
     model.refused = RefusedLook();
     Component& component = components_[model.component];
     component.levels |= model.policy.priority_levels > 1;
-    for (const PlacementState& p : model.placements) {
-        if (p.configured && p.executor == kNoExecutor) component.slots += p.slots;
-    }
     if (model.metered) component.metered.push_back(index);
 }
 

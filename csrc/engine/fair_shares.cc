@@ -86,6 +86,16 @@ void FairShares::leave(std::uint32_t tenant) {
     if (own.waiting == 0 && own.hungry_until == 0) want(tenant, false);
 }
 
+void FairShares::leave_all() {
+    for (std::uint32_t tenant = 0; tenant < accounts_.size(); ++tenant) {
+        Account& own = accounts_[tenant];
+        if (own.waiting == 0) continue;
+        own.waiting = 0;
+        own.counter_ns = own.place_ns;
+        want(tenant, false);
+    }
+}
+
 void FairShares::serve(std::uint32_t tenant, Nanos work_ns) {
     move(tenant, static_cast<double>(work_ns) / account(tenant).weight);
     leave(tenant);

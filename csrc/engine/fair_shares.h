@@ -39,6 +39,8 @@ class FairShares {
     void serve(std::uint32_t tenant, Nanos work_ns);
     // What was served took so much more, in the batch that it was in.
     void correct(std::uint32_t tenant, Nanos work_ns);
+    // Nothing waits any more: what does enters again.
+    void leave_all();
     // It ends without having run.
     void give_back(std::uint32_t tenant, Nanos work_ns);
 

@@ -114,7 +114,7 @@ void Core::note_left(const BatchRecord& batch) {
 
 // After components were made anew.
 void Core::rebuild_backlogs(Nanos now) {
-    for (Component& component : components_) component.backlog.reset(component.slots);
+    for (Component& component : components_) component.backlog.reset();
     for (std::uint32_t slot = 0; slot < batches_.slots(); ++slot) {
         if (!batches_.live(slot)) continue;
         const BatchRecord& batch = batches_[slot];
@@ -297,6 +297,8 @@ Core::Forecast Core::foresee(ModelState& model, const Request& request, const Ar
     const bool objective = arrival.deadline != kNever && (arrival.level & kBestEffortBit) == 0;
     if (!objective || !model.learns || model.component == kNoSlot || rearrange_) return forecast;
     Component& component = components_[model.component];
+    // Nothing that it could go to: for how long is not known.
+    if (component.slots == 0) return forecast;
     component.look_credit = std::min(component.look_credit + kLookCredit, kLookCreditMax);
     // Where an executor is free, nothing has to make room.
     const bool let_in = !component.levels ||

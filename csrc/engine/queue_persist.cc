@@ -187,18 +187,27 @@ void archive_refused(Archive& archive, RefusedLook& refused) {
 }
 
 // Domains, components and offers follow from the placements and pools; ticks and rates do not.
+// While a change of placements is pending, components are those that the models had before it.
 template <class Archive>
 void Core::archive_components(Archive& archive) {
-    archive(rearrange_);
-    if (rearrange_) return;
-    if constexpr (Archive::kReads) {
+    bool pending = rearrange_;
+    archive(pending);
+    if (Archive::kReads && !pending) {
         rearrange_ = true;
         arrange(0);
         dirty_components_.clear();
     }
+    rearrange_ = pending;
     auto count = static_cast<std::uint64_t>(components_.size());
     archive(count);
+    if (!archive.require(count <= models_.size() + executors_.size())) return;
+    if (Archive::kReads && pending) components_.resize(count);
     if (!archive.require(count == components_.size())) return;
+    for (ModelState& model : models_) {
+        if (!pending) break;
+        archive(model.component);
+        if (!archive.require(model.component == kNoSlot || model.component < count)) return;
+    }
     for (std::uint32_t index = 0; index < components_.size(); ++index) {
         Component& component = components_[index];
         archive(component.dirty);

@@ -1,0 +1,97 @@
+"""What a change of placements, policies and backends means for the forecasts of others."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler._native.engine import Engine
+from tests.unit.engine_driver import MS, SECOND, Driver
+from tests.unit.engine_load import Stream, latency, learned, run
+
+pytestmark = pytest.mark.native
+
+
+def fits_beside_a_batch(driver: Driver) -> bool:
+    """Whether a request that can wait for nothing is let in while one backend is busy."""
+    driver.submit(rows=32, deadline=driver.now + SECOND)
+    assert len(driver.step()) == 1
+    asked = driver.engine.submit(driver.now, deadline=driver.now + latency(1))
+    assert asked.handle or asked.predicted_ns == latency(32) + latency(1)
+    return asked.handle != 0
+
+
+@pytest.mark.parametrize("how", ["backend away", "placement not ready"])
+def test_what_is_down_is_no_capacity(how: str) -> None:
+    driver = learned(2)
+    assert fits_beside_a_batch(learned(2))
+    if how == "backend away":
+        driver.engine.set_backend(1, False, driver.now)
+    else:
+        driver.configure([(0, 1, True), (1, 1, False)])
+    assert not fits_beside_a_batch(driver)
+
+
+def test_what_comes_back_is_capacity_at_once() -> None:
+    driver = learned(2)
+    driver.engine.set_backend(1, False, driver.now)
+    driver.step()
+    driver.engine.set_backend(1, True, driver.now)
+    assert fits_beside_a_batch(driver)
+
+
+def test_after_the_loss_of_all_backends_nothing_is_foreseen() -> None:
+    driver = learned(2)
+    for backend in range(2):
+        driver.engine.set_backend(backend, False, driver.now)
+    assert driver.submit(deadline=driver.now + latency(1))
+
+
+def test_half_of_the_backends_answer_as_many_in_time_as_if_there_were_no_others() -> None:
+    halved, half = learned(8), learned(4)
+    for backend in range(4, 8):
+        halved.engine.set_backend(backend, False, halved.now)
+    in_time = []
+    for driver in (halved, half):
+        stream = Stream(8_000, {}, 40 * MS)
+        run(driver, [stream], SECOND)
+        in_time.append(stream.counts["in_time"])
+    assert in_time[0] > 0.97 * in_time[1]
+
+
+def loaded_with_levels() -> Driver:
+    """Its cursor has learned to shed."""
+    driver = learned(1, priority_levels=2)
+    streams = [Stream(2_000, {"priority": 1}, 20 * MS), Stream(2_000, {"priority": 2}, 20 * MS)]
+    run(driver, streams, 2 * SECOND)
+    return driver
+
+
+def shed(driver: Driver, again: bool) -> int:
+    streams = [Stream(2_000, {"priority": 1}, 20 * MS), Stream(2_000, {"priority": 2}, 20 * MS)]
+    if again:
+        driver.engine.configure_model(1, [(9, 1, True)], driver.now, rows_max=4, load_aware=True)
+        driver.step()
+    run(driver, streams, SECOND // 5)
+    return streams[1].counts["priority_shed"]
+
+
+def test_a_new_model_leaves_alone_what_was_learned_of_others() -> None:
+    alone, beside = (shed(loaded_with_levels(), again) for again in (False, True))
+    assert alone > 0
+    assert beside == alone
+
+
+def test_a_state_saved_between_a_change_and_its_step_is_whole() -> None:
+    driver = loaded_with_levels()
+    driver.engine.configure_model(1, [(9, 1, True)], driver.now, rows_max=4, load_aware=True)
+    state = driver.engine.save()
+    twin = Engine()
+    assert twin.load(state)
+    assert twin.save() == state
+    for _ in range(300):
+        driver.after(MS // 4)
+        request = {"deadline": driver.now + 20 * MS, "priority": 2}
+        assert twin.submit(driver.now, **request) == driver.engine.submit(driver.now, **request)
+        twin.step(driver.now)
+        driver.engine.step(driver.now)
+        assert twin.take_actions() == driver.engine.take_actions()
