@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "engine/core.h"
 #include "engine/priorities.h"
@@ -13,14 +14,39 @@ namespace {
 constexpr double kDeviations = 1;
 constexpr double kTargetMax = 1e9;
 
+// What comes of one group within its objective.
+struct GroupLoad {
+    double budget_ns = 0;
+    double busy = 0;      // executors that its rows keep busy
+    double batch_ns = 0;  // of the first row of its batch, as often as one comes
+    bool of_level = false;
+};
+
 // The load of one metered level of a component and those above it.
 struct LevelLoad {
+    std::vector<GroupLoad> groups;
     double busy = 0;           // executors that its rows keep busy
-    double batches_ns = 0;     // of the first rows of all batches that come within the objectives
     double roots = 0;          // sum of sqrt(rate * beta)
     double alone_ns = kNever;  // the least of its models
     double horizon_ns = 0;     // the longest objective
 };
+
+// How long one batch may hold an executor so that the others are through with all groups in time:
+// by the end of an objective, those whose objectives are no longer must have run.
+double least_for_all(LevelLoad& load, double slots) {
+    std::sort(load.groups.begin(), load.groups.end(),
+              [](const GroupLoad& a, const GroupLoad& b) { return a.budget_ns < b.budget_ns; });
+    double least = kNever;
+    double busy = 0;
+    double batches_ns = 0;
+    for (const GroupLoad& group : load.groups) {
+        busy += group.busy;
+        batches_ns += group.batch_ns;
+        if (!group.of_level) continue;
+        least = std::min(least, (group.budget_ns - batches_ns / slots) / (1 + busy / slots));
+    }
+    return least;
+}
 
 }  // namespace
 
@@ -59,9 +85,11 @@ void Core::plan_levels(Component& component) {
     const double slots = std::max(component.slots, 1u);
     using Each = const LatencyModel&;
     each_metered_level(component, [&](std::size_t l, Group& group, Each latency, double rate) {
-        const double alone = std::min(rate * group.mix.budget_ns(l), 1.0);
-        loads[l].busy += rate * latency.alpha_ns();
-        loads[l].batches_ns += alone * latency.beta_ns();
+        const double budget = group.mix.budget_ns(l);
+        const double busy = rate * latency.alpha_ns();
+        const double batch_ns = std::min(rate * budget, 1.0) * latency.beta_ns();
+        loads[l].groups.push_back({budget, busy, batch_ns, group.mix.part(l) > 0});
+        loads[l].busy += busy;
         loads[l].roots += std::sqrt(rate * latency.beta_ns());
     });
     each_metered_level(component, [&](std::size_t l, Group& group, Each latency, double rate) {
@@ -76,14 +104,14 @@ void Core::plan_levels(Component& component) {
         const double rows = 1 + rate * row_ns;
         const double varies = kDeviations * std::sqrt(rate * budget / 2) * row_ns;
         const double own = (budget - static_cast<double>(latency.bound(1)) - varies) / rows;
-        const double all = (budget - load.batches_ns / slots) / (1 + load.busy / slots);
-        load.alone_ns = std::min({load.alone_ns, own, all});
+        load.alone_ns = std::min(load.alone_ns, own);
         load.horizon_ns = std::max(load.horizon_ns, budget);
     });
     Hold above;
     for (std::size_t l = 0; l < kMeteredLevels; ++l) {
         if (loads[l].horizon_ns > 0) {
-            const auto alone = static_cast<Nanos>(std::max(loads[l].alone_ns, 1.0));
+            const double least = std::min(loads[l].alone_ns, least_for_all(loads[l], slots));
+            const auto alone = static_cast<Nanos>(std::max(least, 1.0));
             above.alone_ns = std::min(above.alone_ns, alone);
             above.horizon_ns = std::max(above.horizon_ns, static_cast<Nanos>(loads[l].horizon_ns));
         }

@@ -13,7 +13,16 @@ from scheduler.simulation.engine import (
     Placement,
     RequestClass,
 )
-from scheduler.simulation.scenario import EngineOutcome, Outcome, Scenario, engine, simulate
+from scheduler.simulation.scenario import (
+    Arrivals,
+    EngineOutcome,
+    Latency,
+    Model,
+    Outcome,
+    Scenario,
+    engine,
+    simulate,
+)
 from scheduler.simulation.workloads import WORKLOADS, Workload
 
 pytestmark = pytest.mark.native
@@ -73,6 +82,35 @@ def test_batches_without_an_objective_do_not_keep_the_top_class_out() -> None:
     assert in_time(outcome, 0) >= 0.99
     rest = counted(outcome).classes[0][1]
     assert rest.in_time > 0.3 * rest.offered, "what the top class leaves is theirs"
+
+
+def test_a_slow_model_beside_a_quick_one_is_not_kept_out_at_loads_that_both_bear() -> None:
+    """Between the quick one's deadlines there is no time for two batches of the slow one.
+
+    Those of its top class have the time that their own objective gives them: a lower one goes.
+    """
+    quick, slow = (Latency(0.5, 3.5), 30.0, 0.8), (Latency(2.5, 12.5), 80.0, 0.2)
+    models = [
+        Model(latency, slo_ms, Arrivals(rate_per_s=240 * share))
+        for latency, slo_ms, share in (quick, slow)
+    ]
+    setups = tuple(
+        ModelSetup(
+            placements=(Placement(0, 1, 0),),
+            classes=(
+                RequestClass(TOP_PART, priority=1),
+                RequestClass(1 - TOP_PART, priority=2),
+            ),
+            slo_ms=model.objective_ms,
+            priority_levels=2,
+        )
+        for model in models
+    )
+    scenario = Scenario(models, 1, requests=12_000, seed=3)
+    outcome = simulate(scenario, engine(EngineSettings(models=setups)))
+    for top, low in counted(outcome).classes:
+        assert top.in_time >= 0.99 * top.offered
+        assert low.in_time >= 0.95 * low.offered
 
 
 def test_a_burst_of_low_priority_is_not_shed_for_long() -> None:
