@@ -172,10 +172,10 @@ Admission Core::submit(const Request& request, Nanos now) {
 
 // Takes a request out of its batches; those that nobody waits for any more end here.
 inline void Core::leave_batches(std::uint32_t slot, Nanos now) {
-    std::vector<std::uint32_t>& carriers = requests_[slot].batches;
+    Carriers& carriers = requests_[slot].batches;
     while (!carriers.empty()) {
         const std::uint32_t batch_slot = carriers.back();
-        carriers.pop_back();
+        carriers.remove(batch_slot);
         BatchRecord& batch = batches_[batch_slot];
         if (batch.formed) batch.rows -= requests_[slot].rows;
         if (--batch.live > 0) continue;

@@ -27,6 +27,7 @@
 #include "engine/core_limits.h"
 #include "engine/engine.h"
 #include "engine/executors.h"
+#include "engine/fetch_ahead.h"
 #include "engine/lookahead.h"
 #include "engine/memory_ledger.h"
 #include "engine/model_state.h"
@@ -206,6 +207,7 @@ class Core {
                               RowsAllowed allowed) const;
     void form(ModelState& model, std::uint32_t group, std::uint32_t batch,
               const PlacementState& placement, Nanos now);
+    FetchAhead fetch_ahead(const Group& group) const;
     void take_members(ModelState& model, std::uint32_t index, std::uint32_t batch, Nanos now);
     std::uint32_t rows_sent(const ModelState& model, const BatchRecord& batch) const;
     void join_batch(std::uint32_t batch, std::uint32_t request, std::uint32_t rows);

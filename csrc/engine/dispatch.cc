@@ -209,7 +209,9 @@ void Core::form(ModelState& model, std::uint32_t group_index, std::uint32_t batc
     const BatchRecord& batch = batches_[batch_slot];
     std::uint32_t rows = 0;
     std::uint32_t passed_over = 0;
+    FetchAhead ahead = fetch_ahead(group);
     for (const QueueKey& key : group.order) {
+        ahead.advance();
         const std::uint32_t slot = key.slot;
         std::uint32_t part = requests_[slot].rows_left();
         if (batch.members.empty()) {
@@ -230,13 +232,29 @@ void Core::form(ModelState& model, std::uint32_t group_index, std::uint32_t batc
 void Core::take_members(ModelState& model, std::uint32_t index, std::uint32_t batch_slot,
                         Nanos now) {
     BatchRecord& batch = batches_[batch_slot];
-    for (; batch.taken < batch.members.size(); ++batch.taken) {
-        const BatchMember& member = batch.members[batch.taken];
+    const std::vector<BatchMember>& added = batch.members;
+    // Requests that came before and after them are touched as well, wherever they are.
+    const auto fetch_neighbours = [&](std::size_t i) {
+        if (i >= added.size()) return;
+        const RequestRecord& request = requests_[static_cast<std::uint32_t>(added[i].request)];
+        for (const Links& links : {request.in_group, request.in_model}) {
+            if (links.previous != kNoSlot) requests_.prefetch(links.previous);
+            if (links.next != kNoSlot) requests_.prefetch(links.next);
+        }
+    };
+    for (std::size_t i = 0; i < kFetchAhead; ++i) fetch_neighbours(batch.taken + i);
+    for (; batch.taken < added.size(); ++batch.taken) {
+        fetch_neighbours(batch.taken + kFetchAhead);
+        const BatchMember& member = added[batch.taken];
         const auto slot = static_cast<std::uint32_t>(member.request);
         mark_dispatched(slot, now);
         take(model, model.groups[index], slot, member.rows);
         if (!requests_[slot].queued) time_alone(slot);
     }
+}
+
+FetchAhead Core::fetch_ahead(const Group& group) const {
+    return {requests_, deadlines_, group.order};
 }
 
 void Core::join_batch(std::uint32_t batch_slot, std::uint32_t slot, std::uint32_t rows) {

@@ -212,8 +212,8 @@ void Core::check_invariants() const {
         timed += deadlines_.contains(slot);
         must(request.queued || !request.batches.empty(), "a request is queued or in a batch");
         carried += request.batches.size();
-        for (const std::uint32_t batch : request.batches) {
-            must(batches_.live(batch), "a request is carried by live batches");
+        for (std::size_t i = 0; i < request.batches.size(); ++i) {
+            must(batches_.live(request.batches[i]), "a request is carried by live batches");
         }
     }
     must(timed == deadlines_.size(), "a timer belongs to a request");

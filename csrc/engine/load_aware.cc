@@ -288,6 +288,7 @@ void Core::form_planned(ModelState& model, std::uint32_t index, std::uint32_t ba
     Nanos earliest = kNever;
     std::uint32_t rows = 0;
     std::uint32_t passed_over = 0;
+    FetchAhead ahead;
     std::uint32_t hold_level = 0;
     Nanos hold = kNever;
     for (auto next = group.order.begin(); next != group.order.end(); ++next) {
@@ -297,9 +298,11 @@ void Core::form_planned(ModelState& model, std::uint32_t index, std::uint32_t ba
             // What goes with this batch needs no room beside it.
             take_members(model, index, batch_slot, now);
             next = group.order.lower_bound(key);
+            ahead = fetch_ahead(group);
             hold_level = key.level;
             hold = hold_limit(model, key.level, now);
         }
+        ahead.advance();
         if (rows == 0) {
             part = std::min(part, cap);
         } else {

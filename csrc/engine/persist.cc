@@ -162,7 +162,7 @@ void archive_request(Archive& archive, RequestRecord& r) {
     archive(r.backlog.bucket);
     archive(r.queued);
     archive(r.dispatched);
-    archive(r.batches);
+    r.batches.archive(archive);
     archive(r.sequential);
     archive(r.held);
     archive(r.in_levels);

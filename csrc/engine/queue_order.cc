@@ -34,17 +34,23 @@ std::uint32_t keys_up_to(const QueueKey* keys, std::uint32_t count, const QueueK
     return low;
 }
 
-std::uint32_t child_of(const QueueInner& inner, const QueueKey& key) {
-    return keys_up_to(inner.firsts + 1, inner.count - 1, key);
+// Level and deadline in one word: of two keys the lower one has no higher rank. Levels are small
+// numbers, with or without the highest bit; of others there is one rank.
+std::uint64_t rank_of(const QueueKey& key) {
+    constexpr std::uint32_t kOthers = 127;
+    const std::uint64_t high = key.level >> 31;
+    const std::uint32_t low = key.level & 0x7fff'ffff;
+    if (low >= kOthers) return (high << 7 | kOthers) << 56;
+    const auto since_first = static_cast<std::uint64_t>(key.deadline) ^ 1ull << 63;
+    return (high << 7 | low) << 56 | since_first >> 8;
 }
 
-// A search reads a few lines of a leaf one after the other, an insertion half of it: they are
-// fetched all at once.
-void prefetch_leaf(const void* leaf) {
+void prefetch_ranks(const void* inner) {
     constexpr std::size_t kLine = 64;
-    constexpr std::size_t kBytes = sizeof(QueueLeaf) + QueueLeaf::kLarge * sizeof(QueueKey);
-    const auto* bytes = static_cast<const char*>(leaf);
-    for (std::size_t line = 0; line < kBytes; line += kLine) __builtin_prefetch(bytes + line, 1);
+    const auto* bytes = static_cast<const char*>(inner);
+    for (std::size_t line = 0; line < sizeof(QueueInner::ranks); line += kLine) {
+        __builtin_prefetch(bytes + line);
+    }
 }
 
 template <class T>
@@ -63,6 +69,44 @@ void copy(T* to, const T* from, std::uint32_t count) {
 }
 
 }  // namespace
+
+std::uint32_t QueueInner::find(const QueueKey& key) const {
+    const std::uint64_t rank = rank_of(key);
+    std::uint32_t child = 0;
+    for (std::uint32_t left = count - 1; left > 0;) {
+        const std::uint32_t half = (left + 1) / 2;
+        child += half * static_cast<std::uint32_t>(ranks[child + half] < rank);
+        left -= half;
+    }
+    while (child + 1 < count && ranks[child + 1] == rank && !(key < firsts[child + 1])) ++child;
+    return child;
+}
+
+void QueueInner::insert(std::uint32_t place, const QueueKey& first, void* child) {
+    open_gap(ranks, count, place);
+    open_gap(firsts, count, place);
+    open_gap(children, count, place);
+    ranks[place] = rank_of(first);
+    firsts[place] = first;
+    children[place] = child;
+    ++count;
+}
+
+void QueueInner::erase(std::uint32_t place) {
+    close_gap(ranks, count, place);
+    close_gap(firsts, count, place);
+    close_gap(children, count, place);
+    --count;
+}
+
+void QueueInner::take_from(QueueInner& other, std::uint32_t begin) {
+    const std::uint32_t taken = other.count - begin;
+    copy(ranks + count, other.ranks + begin, taken);
+    copy(firsts + count, other.firsts + begin, taken);
+    copy(children + count, other.children + begin, taken);
+    count += taken;
+    other.count = begin;
+}
 
 void* QueueNodes::take_block(std::size_t bytes, std::vector<void*>& spare) {
     if (spare.empty()) {
@@ -100,7 +144,7 @@ QueueLeaf* QueueOrder::find_leaf(const QueueKey& key) const {
     void* node = root_;
     for (std::uint32_t depth = 0; depth < height_; ++depth) {
         const auto& inner = *static_cast<QueueInner*>(node);
-        node = inner.children[child_of(inner, key)];
+        node = inner.children[inner.find(key)];
     }
     return static_cast<QueueLeaf*>(node);
 }
@@ -110,39 +154,61 @@ QueueOrder::Path QueueOrder::find_path(const QueueKey& key) const {
     void* node = root_;
     for (std::uint32_t depth = 0; depth < height_; ++depth) {
         path.inner[depth] = static_cast<QueueInner*>(node);
-        path.child[depth] = child_of(*path.inner[depth], key);
+        path.child[depth] = path.inner[depth]->find(key);
         node = path.inner[depth]->children[path.child[depth]];
-        if (depth + 1 == height_) prefetch_leaf(node);
+        if (depth + 1 < height_) prefetch_ranks(node);
     }
     path.leaf = static_cast<QueueLeaf*>(node);
     return path;
 }
 
+void QueueLeaf::sort_all() {
+    constexpr std::uint32_t kFew = 8;
+    QueueKey* all = keys();
+    if (count - sorted > kFew) {
+        std::sort(all, all + count);
+        sorted = count;
+        return;
+    }
+    for (; sorted < count; ++sorted) {
+        const QueueKey key = all[sorted];
+        const std::uint32_t place = keys_below(all, sorted, key);
+        open_gap(all, sorted, place);
+        all[place] = key;
+    }
+}
+
 // Behind the last key of a leaf is the first one of the next.
 QueueOrder::Iterator QueueOrder::at(QueueLeaf* leaf, std::uint32_t index) const {
-    if (index == leaf->count && leaf->next != nullptr) return {leaf->next, 0};
-    return {leaf, index};
+    if (index < leaf->count || leaf->next == nullptr) return {leaf, index};
+    leaf->next->sort();
+    return {leaf->next, 0};
 }
 
 QueueOrder::Iterator QueueOrder::lower_bound(const QueueKey& key) const {
     if (empty()) return end();
     if (!(front() < key)) return begin();
     QueueLeaf* leaf = find_leaf(key);
+    leaf->sort();
     return at(leaf, keys_below(leaf->keys(), leaf->count, key));
 }
 
 QueueOrder::Iterator QueueOrder::upper_bound(const QueueKey& key) const {
     if (empty() || back() < key) return end();
     QueueLeaf* leaf = find_leaf(key);
+    leaf->sort();
     return at(leaf, keys_up_to(leaf->keys(), leaf->count, key));
 }
 
 void QueueOrder::insert_into(QueueLeaf* leaf, const QueueKey& key) {
-    QueueKey* keys = leaf->keys();
-    const std::uint32_t place = keys_below(keys, leaf->count, key);
-    open_gap(keys, leaf->count, place);
-    keys[place] = key;
-    ++leaf->count;
+    leaf->keys()[leaf->count++] = key;
+    if (leaf == first_ || leaf == last_) leaf->sort();
+}
+
+void QueueOrder::sort_ends() {
+    if (first_ == nullptr) return;
+    first_->sort();
+    last_->sort();
 }
 
 void QueueOrder::insert(QueueNodes& nodes, const QueueKey& key) {
@@ -151,13 +217,14 @@ void QueueOrder::insert(QueueNodes& nodes, const QueueKey& key) {
     // Deadlines mostly grow with time: the end is the usual place and costs no search.
     if (last_->count < last_->capacity && (last_->count == 0 || back() < key)) {
         last_->keys()[last_->count++] = key;
+        ++last_->sorted;
         return;
     }
     const Path path = find_path(key);
     QueueLeaf* leaf = path.leaf;
     if (leaf->capacity == QueueLeaf::kSmall && leaf->count == leaf->capacity) {
         QueueLeaf* larger = nodes.take_leaf(QueueLeaf::kLarge);
-        larger->count = leaf->count;
+        larger->count = larger->sorted = leaf->count;
         copy(larger->keys(), leaf->keys(), leaf->count);
         nodes.give_back(leaf);
         root_ = first_ = last_ = leaf = larger;  // small ones are alone
@@ -169,13 +236,14 @@ void QueueOrder::insert(QueueNodes& nodes, const QueueKey& key) {
 // Makes two leaves of a full one; the one that `key` belongs to.
 QueueLeaf* QueueOrder::split(QueueNodes& nodes, const Path& path, const QueueKey& key) {
     QueueLeaf* left = path.leaf;
+    left->sort();
     QueueLeaf* right = nodes.take_leaf(QueueLeaf::kLarge);
     // What only grows at its end is left full.
     const bool at_end = left == last_ && back() < key;
     const std::uint32_t kept = at_end ? left->count : left->count / 2;
-    right->count = left->count - kept;
+    right->count = right->sorted = left->count - kept;
     copy(right->keys(), left->keys() + kept, right->count);
-    left->count = kept;
+    left->count = left->sorted = kept;
     right->previous = left;
     right->next = left->next;
     (right->next == nullptr ? last_ : right->next->previous) = right;
@@ -196,31 +264,21 @@ void QueueOrder::add_child(QueueNodes& nodes, const Path& path, QueueKey first, 
         if (inner->count == QueueInner::kCapacity) {
             right = nodes.take_inner();
             const std::uint32_t kept = inner->count / 2;
-            right->count = inner->count - kept;
-            copy(right->firsts, inner->firsts + kept, right->count);
-            copy(right->children, inner->children + kept, right->count);
-            inner->count = kept;
+            right->take_from(*inner, kept);
             right_first = right->firsts[0];
             if (place > kept) {
                 into = right;
                 place -= kept;
             }
         }
-        open_gap(into->firsts, into->count, place);
-        open_gap(into->children, into->count, place);
-        into->firsts[place] = first;
-        into->children[place] = child;
-        ++into->count;
+        into->insert(place, first, child);
         if (right == nullptr) return;
         first = right_first;
         child = right;
     }
     QueueInner* root = nodes.take_inner();
-    root->count = 2;
-    root->firsts[0] = QueueKey();
-    root->firsts[1] = first;
-    root->children[0] = root_;
-    root->children[1] = child;
+    root->insert(0, QueueKey(), root_);
+    root->insert(1, first, child);
     root_ = root;
     ++height_;
 }
@@ -228,8 +286,10 @@ void QueueOrder::add_child(QueueNodes& nodes, const Path& path, QueueKey first, 
 void QueueOrder::erase(QueueNodes& nodes, const QueueKey& key) {
     QueueLeaf* leaf = first_;
     if (leaf->keys()[leaf->count - 1] < key) leaf = find_leaf(key);
+    leaf->sort();
     close_gap(leaf->keys(), leaf->count, keys_below(leaf->keys(), leaf->count, key));
     --leaf->count;
+    --leaf->sorted;
     --size_;
     if (height_ == 0) {
         if (leaf->count == 0) drop_leaf(nodes, leaf);
@@ -246,6 +306,7 @@ void QueueOrder::drop_leaf(QueueNodes& nodes, QueueLeaf* leaf) {
     (leaf->next == nullptr ? last_ : leaf->next->previous) = leaf->previous;
     if (height_ == 0) root_ = nullptr;
     nodes.give_back(leaf);
+    sort_ends();
 }
 
 // Joins the leaf of `key` with a neighbour below the same inner node, or drops it when it is empty.
@@ -260,13 +321,14 @@ void QueueOrder::join_leaves(QueueNodes& nodes, const QueueKey& key) {
         auto* left = static_cast<QueueLeaf*>(inner->children[gone - 1]);
         auto* right = static_cast<QueueLeaf*>(inner->children[gone]);
         if (left->count + right->count > kJoinedLeafMax) return;
+        left->sort();
+        right->sort();
         copy(left->keys() + left->count, right->keys(), right->count);
         left->count += right->count;
+        left->sorted = left->count;
     }
     drop_leaf(nodes, static_cast<QueueLeaf*>(inner->children[gone]));
-    close_gap(inner->firsts, inner->count, gone);
-    close_gap(inner->children, inner->count, gone);
-    --inner->count;
+    inner->erase(gone);
     join_inners(nodes, path, depth);
 }
 
@@ -283,15 +345,13 @@ void QueueOrder::join_inners(QueueNodes& nodes, const Path& path, std::uint32_t 
             auto* left = static_cast<QueueInner*>(above->children[gone - 1]);
             auto* right = static_cast<QueueInner*>(above->children[gone]);
             if (left->count + right->count > kJoinedInnerMax) break;
-            right->firsts[0] = above->firsts[gone];
-            copy(left->firsts + left->count, right->firsts, right->count);
-            copy(left->children + left->count, right->children, right->count);
-            left->count += right->count;
+            const std::uint32_t joined = left->count;
+            left->take_from(*right, 0);
+            left->firsts[joined] = above->firsts[gone];
+            left->ranks[joined] = above->ranks[gone];
         }
         nodes.give_back(static_cast<QueueInner*>(above->children[gone]));
-        close_gap(above->firsts, above->count, gone);
-        close_gap(above->children, above->count, gone);
-        --above->count;
+        above->erase(gone);
     }
     lower_root(nodes);
 }
@@ -308,11 +368,11 @@ void QueueOrder::lower_root(QueueNodes& nodes) {
 }
 
 // The keys below a node, all of them in order and below `below`; ~0: something is wrong.
-std::size_t QueueOrder::count_keys(const void* node, std::uint32_t height,
-                                   const QueueKey* below) const {
+std::size_t QueueOrder::count_keys(void* node, std::uint32_t height, const QueueKey* below) const {
     constexpr auto kWrong = ~std::size_t{0};
     if (height == 0) {
-        const auto& leaf = *static_cast<const QueueLeaf*>(node);
+        auto& leaf = *static_cast<QueueLeaf*>(node);
+        leaf.sort();
         for (std::uint32_t i = 1; i < leaf.count; ++i) {
             if (!(leaf.keys()[i - 1] < leaf.keys()[i])) return kWrong;
         }
@@ -320,7 +380,7 @@ std::size_t QueueOrder::count_keys(const void* node, std::uint32_t height,
         const bool last_fits = below == nullptr || leaf.keys()[leaf.count - 1] < *below;
         return last_fits ? leaf.count : kWrong;
     }
-    const auto& inner = *static_cast<const QueueInner*>(node);
+    const auto& inner = *static_cast<QueueInner*>(node);
     if (inner.count == 0 || inner.count > QueueInner::kCapacity) return kWrong;
     std::size_t keys = 0;
     for (std::uint32_t i = 0; i < inner.count; ++i) {
@@ -334,6 +394,7 @@ std::size_t QueueOrder::count_keys(const void* node, std::uint32_t height,
 
 bool QueueOrder::consistent() const {
     if (empty()) return root_ == nullptr && first_ == nullptr && last_ == nullptr && height_ == 0;
+    if (first_->sorted != first_->count || last_->sorted != last_->count) return false;
     if (count_keys(root_, height_, nullptr) != size_) return false;
     std::size_t listed = 0;
     const QueueLeaf* previous = nullptr;

@@ -23,27 +23,32 @@ struct QueueKey {
     Nanos deadline = kNever;
     std::uint64_t sequence = 0;
 
-    // Without branches: which way a search goes cannot be foretold.
     bool operator<(const QueueKey& other) const {
-        const bool sooner =
-            (deadline < other.deadline) |
-            (static_cast<int>(deadline == other.deadline) & (sequence < other.sequence));
-        return (level < other.level) | (static_cast<int>(level == other.level) & sooner);
+        if (__builtin_expect(level != other.level, 0)) return level < other.level;
+        if (__builtin_expect(deadline == other.deadline, 0)) return sequence < other.sequence;
+        return deadline < other.deadline;
     }
 };
 
-// Keys in order. Small queues have one leaf of a few keys.
+// Keys of which the first `sorted` are in order. What comes between the ends of a queue is only
+// added: it is put in order when the leaf is looked at, mostly when it has become the first. Small
+// queues have one leaf of a few keys.
 struct QueueLeaf {
     static constexpr std::uint32_t kSmall = 7;
     static constexpr std::uint32_t kLarge = 63;
 
     std::uint32_t count = 0;
+    std::uint32_t sorted = 0;
     std::uint32_t capacity = 0;
     QueueLeaf* previous = nullptr;
     QueueLeaf* next = nullptr;
 
     QueueKey* keys() { return reinterpret_cast<QueueKey*>(this + 1); }
     const QueueKey* keys() const { return reinterpret_cast<const QueueKey*>(this + 1); }
+    void sort() {
+        if (sorted < count) sort_all();
+    }
+    void sort_all();
 };
 
 // The keys of children[i] are not below firsts[i] and below firsts[i + 1]; firsts[0] says nothing.
@@ -51,8 +56,16 @@ struct QueueInner {
     static constexpr std::uint32_t kCapacity = 40;
 
     std::uint32_t count = 0;
+    std::uint64_t ranks[kCapacity];  // of firsts, near each other: enough to find most places
     QueueKey firsts[kCapacity];
     void* children[kCapacity];  // QueueLeaf on the lowest level, else QueueInner
+
+    // The child that `key` belongs to.
+    std::uint32_t find(const QueueKey& key) const;
+    void insert(std::uint32_t place, const QueueKey& first, void* child);
+    void erase(std::uint32_t place);
+    // Moves the children of `other` from `begin` on to the end of this one.
+    void take_from(QueueInner& other, std::uint32_t begin);
 };
 
 // Nodes out of use, so that queues in steady state allocate nothing. Memory is bounded by the most
@@ -75,35 +88,22 @@ class QueueNodes {
 
 class QueueOrder {
   public:
-    // Valid until the next insert or erase.
+    // In order, sorting the leaves that it comes to. Valid until the next insert or erase.
     class Iterator {
       public:
         Iterator() = default;
-        Iterator(const QueueLeaf* leaf, std::uint32_t index) : leaf_(leaf), index_(index) {}
+        Iterator(QueueLeaf* leaf, std::uint32_t index) : leaf_(leaf), index_(index) {}
         const QueueKey& operator*() const { return leaf_->keys()[index_]; }
         const QueueKey* operator->() const { return &leaf_->keys()[index_]; }
-        Iterator& operator++() {
-            if (++index_ == leaf_->count && leaf_->next != nullptr) {
-                leaf_ = leaf_->next;
-                index_ = 0;
-            }
-            return *this;
-        }
-        Iterator& operator--() {
-            if (index_ == 0) {
-                leaf_ = leaf_->previous;
-                index_ = leaf_->count;
-            }
-            --index_;
-            return *this;
-        }
+        Iterator& operator++();
+        Iterator& operator--();
         bool operator==(const Iterator& other) const {
             return leaf_ == other.leaf_ && index_ == other.index_;
         }
         bool operator!=(const Iterator& other) const { return !(*this == other); }
 
       private:
-        const QueueLeaf* leaf_ = nullptr;
+        QueueLeaf* leaf_ = nullptr;
         std::uint32_t index_ = 0;
     };
 
@@ -137,6 +137,7 @@ class QueueOrder {
     QueueLeaf* find_leaf(const QueueKey& key) const;
     Path find_path(const QueueKey& key) const;
     Iterator at(QueueLeaf* leaf, std::uint32_t index) const;
+    void sort_ends();
     void insert_into(QueueLeaf* leaf, const QueueKey& key);
     QueueLeaf* split(QueueNodes& nodes, const Path& path, const QueueKey& key);
     void add_child(QueueNodes& nodes, const Path& path, QueueKey first, void* child);
@@ -144,13 +145,32 @@ class QueueOrder {
     void join_inners(QueueNodes& nodes, const Path& path, std::uint32_t depth);
     void drop_leaf(QueueNodes& nodes, QueueLeaf* leaf);
     void lower_root(QueueNodes& nodes);
-    std::size_t count_keys(const void* node, std::uint32_t height, const QueueKey* below) const;
+    std::size_t count_keys(void* node, std::uint32_t height, const QueueKey* below) const;
 
-    void* root_ = nullptr;  // QueueLeaf when height_ is 0
-    QueueLeaf* first_ = nullptr;
+    void* root_ = nullptr;        // QueueLeaf when height_ is 0
+    QueueLeaf* first_ = nullptr;  // always sorted, as the last one
     QueueLeaf* last_ = nullptr;
     std::uint32_t height_ = 0;  // inner nodes above a leaf
     std::size_t size_ = 0;
 };
+
+inline QueueOrder::Iterator& QueueOrder::Iterator::operator++() {
+    if (++index_ == leaf_->count && leaf_->next != nullptr) {
+        leaf_ = leaf_->next;
+        leaf_->sort();
+        index_ = 0;
+    }
+    return *this;
+}
+
+inline QueueOrder::Iterator& QueueOrder::Iterator::operator--() {
+    if (index_ == 0) {
+        leaf_ = leaf_->previous;
+        leaf_->sort();
+        index_ = leaf_->count;
+    }
+    --index_;
+    return *this;
+}
 
 }  // namespace infersched::engine

@@ -17,6 +17,48 @@ struct Links {
     std::uint32_t next = kNoSlot;
 };
 
+// The batches that carry rows of a request, by slot: one, unless it goes in parts.
+class Carriers {
+  public:
+    bool empty() const { return first_ == kNoSlot; }
+    std::size_t size() const { return empty() ? 0 : 1 + more_.size(); }
+    std::uint32_t operator[](std::size_t i) const { return i == 0 ? first_ : more_[i - 1]; }
+    std::uint32_t back() const { return more_.empty() ? first_ : more_.back(); }
+    void push_back(std::uint32_t batch) {
+        if (empty()) {
+            first_ = batch;
+        } else {
+            more_.push_back(batch);
+        }
+    }
+    void remove(std::uint32_t batch) {
+        if (first_ != batch) {
+            more_.erase(std::find(more_.begin(), more_.end(), batch));
+        } else if (more_.empty()) {
+            first_ = kNoSlot;
+        } else {
+            first_ = more_.front();
+            more_.erase(more_.begin());
+        }
+    }
+    void clear() {
+        first_ = kNoSlot;
+        more_.clear();
+    }
+
+    template <class Archive>
+    void archive(Archive& archive) {
+        archive(first_);
+        archive(more_);
+        archive.require(!empty() || more_.empty());
+    }
+
+  private:
+    std::uint32_t first_ = kNoSlot;
+    std::vector<std::uint32_t> more_;
+};
+
+// What a dispatch needs of it comes first: in a long queue every line of it is a cache miss.
 struct RequestRecord {
     std::uint64_t user = 0;
     std::uint64_t sequence = 0;  // of its admission
@@ -29,24 +71,24 @@ struct RequestRecord {
     std::uint32_t level = 1;      // 1 = highest; with kBestEffortBit
     std::uint32_t tenant = 0;
     std::uint32_t group = kNoSlot;
-    BacklogPlace backlog;     // while in a group
-    Nanos share_ns = 0;       // device time that its tenant is charged
-    bool queued = false;      // rows are left in its queue
-    bool dispatched = false;  // some rows have been sent to a backend
-    bool sequential = false;  // of a sequence: has a SequenceMember
-    bool kept = false;        // not given up before its deadline
-    bool over_share = false;  // of its tenant: behind those of its level that are not
-    bool held = false;        // of a sequence: queued behind others, in no group
+    BacklogPlace backlog;      // while in a group
+    Links in_group, in_model;  // submission order of what is queued
+    bool queued = false;       // rows are left in its queue
+    bool dispatched = false;   // some rows have been sent to a backend
+    bool sequential = false;   // of a sequence: has a SequenceMember
+    bool kept = false;         // not given up before its deadline
+    bool over_share = false;   // of its tenant: behind those of its level that are not
+    bool held = false;         // of a sequence: queued behind others, in no group
     // Of a model with TritonBatching. `in_levels`: queued in its level, linked there and in no
     // group.
     bool in_levels = false;
     bool delayed = false;  // timed out, behind the others of its level
-    bool mergeable = true;
+    Carriers batches;
+    Nanos share_ns = 0;  // device time that its tenant is charged
     std::uint64_t signature = 0;
     Nanos enqueued_at = 0;
     Nanos timeout_at = kNever;
-    Links in_group, in_model;            // submission order of what is queued
-    std::vector<std::uint32_t> batches;  // slots of the batches that carry rows of it
+    bool mergeable = true;
 
     std::uint32_t rows_left() const { return rows - rows_sent; }
     bool grouped() const { return queued && !held && !in_levels; }

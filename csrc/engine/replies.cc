@@ -68,8 +68,7 @@ std::vector<BatchMember> Core::detach(std::uint32_t batch_slot) {
     const auto stale = [&](const BatchMember& m) { return requests_.find(m.request) == kNoSlot; };
     live.erase(std::remove_if(live.begin(), live.end(), stale), live.end());
     for (const BatchMember& member : live) {
-        auto& carriers = requests_[static_cast<std::uint32_t>(member.request)].batches;
-        carriers.erase(std::find(carriers.begin(), carriers.end(), batch_slot));
+        requests_[static_cast<std::uint32_t>(member.request)].batches.remove(batch_slot);
     }
     return live;
 }
@@ -103,8 +102,7 @@ void Core::complete(BatchHandle handle, Nanos now) {
         const std::uint32_t slot = requests_.find(member.request);
         if (slot == kNoSlot) continue;
         RequestRecord& request = requests_[slot];
-        request.batches.erase(
-            std::find(request.batches.begin(), request.batches.end(), batch_slot));
+        request.batches.remove(batch_slot);
         if (request.queued || !request.batches.empty()) continue;  // other parts are still out
         completions.rows += request.rows;
         completions.waited_ns += now - request.arrival;

@@ -25,6 +25,9 @@ class TimerHeap {
     bool contains(std::uint32_t slot) const {
         return slot < positions_.size() && positions_[slot] != kNoSlot;
     }
+    void prefetch(std::uint32_t slot) const {
+        if (slot < positions_.size()) __builtin_prefetch(&positions_[slot], 1);
+    }
     Nanos at(std::uint32_t slot) const { return timers_[positions_[slot]].at; }
 
     void push(const Timer& timer);

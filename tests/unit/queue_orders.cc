@@ -17,6 +17,7 @@ using infersched::engine::QueueNodes;
 using infersched::engine::QueueOrder;
 using Twin = std::set<QueueKey>;
 
+constexpr std::uint32_t kLevels[] = {0, 2, 3, 126, 127, 300, 0x8000'0002, 0xffff'ffff};
 constexpr int kSteps = 120'000;
 constexpr int kPhase = 12'000;
 
@@ -37,7 +38,7 @@ QueueKey random_key(std::mt19937_64& random, int phase, std::uint64_t sequence) 
     key.slot = static_cast<std::uint32_t>(random());
     switch (phase % 4) {
         case 0:  // anywhere, with the extremes
-            key.level = static_cast<std::uint32_t>(random() % 3);
+            key.level = kLevels[random() % 8];
             key.deadline = static_cast<std::int64_t>(random());
             if (random() % 8 == 0) key.deadline = infersched::kNever;
             break;
