@@ -4,6 +4,7 @@
 //     admission.cc   submit, cancel, expiry: how requests come and go
 //     feasibility.cc what admission foresees
 //     grouping.cc    where a request waits, when its group is ready
+//     aging.cc       what has waited long
 //     sequences.cc   requests of a sequence: their order and their backend
 //     triton_*.cc    models whose requests are batched as Triton's batcher does
 //     dispatch.cc    which batch goes where
@@ -168,6 +169,11 @@ class Core {
     Nanos ready_time(const ModelState& model, const Group& group) const;
     void ripen(ModelState& model, Nanos now);
     bool merges(const ModelState& model, const Group& group, Nanos now) const;
+
+    // aging.cc
+    void age(ModelState& model, Nanos now);
+    void make_first(ModelState& model, std::uint32_t slot, Nanos now);
+    Nanos aging_moment(const ModelState& model, Nanos now) const;
 
     // sequences.cc
     bool known_sequence(const ModelState& model, const Request& request) const;

@@ -18,6 +18,8 @@ inline constexpr Nanos kUnservedAdmitNs = kSecond;
 inline constexpr Nanos kGivenUpMinNs = kMillisecond;
 // Attempts of one batch, the first included, before its members get the error.
 inline constexpr std::uint32_t kTriesMax = 8;
+// Of these batches of a model one may be led by a request of a low level that has aged.
+inline constexpr std::uint32_t kBatchesPerAged = 8;
 inline constexpr std::int32_t kBisectCostTenths = 10;
 
 }  // namespace infersched::engine

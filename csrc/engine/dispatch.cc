@@ -187,7 +187,8 @@ void Core::send_next(ModelState& model, Pool& pool, PlacementState& placement, N
     batch.signature = group.key.signature;
     batch.mergeable = group.key.mergeable;
     batch.row_size = group.row_size;
-    if (planned(model, group)) {
+    const bool aged = model.reference != kNoSlot && group.head().level == 0;
+    if (planned(model, group) || aged) {
         form_planned(model, index, batch_slot, placement, now);
     } else {
         form(model, index, batch_slot, placement, now);
@@ -300,6 +301,7 @@ void Core::send(ModelState& model, std::uint32_t batch_slot, PlacementState& pla
         start_first(executors_[batch.executor], now);
     }
     ++model.inflight_batches;
+    ++model.batches_since_aged;
     if (!batch.retried && model.bisect_tenths < kBisectTenthsMax) ++model.bisect_tenths;
     count_dispatch(model, batch);
     if (!batch.retried) charge_batch(model, batch);
@@ -336,6 +338,7 @@ void Core::run_model(std::uint32_t index, Nanos now) {
         if (given_up(p.pinned)) fail_pool(model, p.pinned, p.backend, now);
     }
     fail_doomed(model, now);
+    age(model, now);
     ripen(model, now);
     plan_stale(model, now);
     model.holding = model.holding && model.queued_requests < model.policy.hold_requests;
@@ -354,7 +357,7 @@ void Core::run_own(ModelState& model, Nanos now) {
 
 // When this model must be looked at again although nothing happens to it.
 Nanos Core::next_moment(ModelState& model, Nanos now) {
-    Nanos next = triton_moment(model, now);
+    Nanos next = std::min(triton_moment(model, now), aging_moment(model, now));
     model.each_pool([&](Pool& pool) {
         if (!pool.has_work()) return;
         if (pool.unserved_since != kNever) {

@@ -78,7 +78,8 @@ struct ModelPolicy {
     bool load_aware = true;
     // What a request answered in time is worth against those of other models on shared executors.
     double value = 1.0;
-    // A request of a low level that has waited this long leads like one of level 1; 0: never.
+    // A request below level 1 that has waited this long goes before all levels, the oldest first;
+    // one batch in eight may be led so. 0: never.
     Nanos aging_ns = 0;
     std::uint64_t queue_requests_max = 10'000;
     std::uint64_t queue_bytes_max = 1ull << 30;

@@ -28,7 +28,7 @@ constexpr std::int64_t kLookCreditMax = 1 << 17;
 // objective.
 std::size_t backlog_level(std::uint32_t queue_level) {
     if ((queue_level & kBestEffortBit << 1) != 0) return Backlog::kLevels - 1;
-    return std::min<std::size_t>(queue_level - 2, Backlog::kLevels - 2);
+    return std::min<std::size_t>(std::max(queue_level, 2u) - 2, Backlog::kLevels - 2);
 }
 
 // Rows of a batch of `rows` that starts in `wait_ns`: those that come until then join it, up to the

@@ -9,6 +9,7 @@ namespace infersched::engine {
 void Core::list_queued(ModelState& model, std::uint32_t slot) {
     RequestRecord& request = requests_[slot];
     request.queued = true;
+    if (model.young == kNoSlot) model.young = slot;
     model.by_age.append<&RequestRecord::in_model>(requests_, slot);
     ++model.queued_requests;
     model.queued_rows += request.rows;
@@ -20,6 +21,7 @@ void Core::list_queued(ModelState& model, std::uint32_t slot) {
 void Core::unlist(ModelState& model, std::uint32_t slot) {
     RequestRecord& request = requests_[slot];
     request.queued = false;
+    if (model.young == slot) model.young = request.in_model.next;
     model.by_age.unlink<&RequestRecord::in_model>(requests_, slot);
     --model.queued_requests;
     model.queued_bytes -= request.bytes;

@@ -135,7 +135,7 @@ void Core::index_waiting(ModelState& model, std::uint32_t index, Nanos ready_at)
 }
 
 // Under which a group that is not planned is ready. Where models compete, and beside work with a
-// deadline, one without a deadline is last until it has aged.
+// deadline, one without a deadline is last of its level.
 QueueKey Core::rank(const ModelState& model, const Group& group) const {
     QueueKey key = group.head();
     if (!model.learns && !model.shares) return key;
@@ -143,11 +143,6 @@ QueueKey Core::rank(const ModelState& model, const Group& group) const {
         key.level = 0;
         key.deadline -= model.batch_ns;
         return key;
-    }
-    const Nanos aging_ns = model.policy.aging_ns;
-    if (aging_ns > 0) {
-        key.level = 0;
-        key.deadline = add_saturating(requests_[group.by_age.first].arrival, aging_ns);
     }
     return key;
 }

@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engine/core_limits.h"
 #include "engine/engine.h"
 #include "engine/placements.h"
 #include "engine/queue.h"
@@ -51,6 +52,8 @@ struct ModelState {
     GroupTable groups;
     TritonQueue triton;  // empty without policy.triton
     RequestList by_age;
+    std::uint32_t young = kNoSlot;  // the oldest of them that has not come of age
+    std::uint32_t batches_since_aged = kBatchesPerAged;
     std::unordered_map<std::uint64_t, std::uint32_t> sequences;  // by key; looked up, never walked
     std::vector<std::uint32_t> doomed;  // sequences whose queued requests are to be failed
     std::uint64_t queued_requests = 0;

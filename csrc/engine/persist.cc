@@ -132,6 +132,7 @@ void archive_model(Archive& archive, ModelState& m) {
     archive(m.rows_trusted);
     archive(m.memory_probe_at);
     archive(m.refusing_since);
+    archive(m.batches_since_aged);
     archive.require(m.reference == kNoSlot || m.reference < m.placements.size());
     archive(m.bisect_tenths);
     archive.vector_size(m.suspects, 20);
@@ -154,6 +155,7 @@ void archive_request(Archive& archive, RequestRecord& r) {
     archive(r.rows_sent);
     archive(r.level);
     archive(r.tenant);
+    archive(r.aged);
     archive(r.over_share);
     archive(r.kept);
     archive(r.share_ns);

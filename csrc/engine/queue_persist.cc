@@ -74,6 +74,14 @@ void Core::archive_queued(Archive& archive) {
             restore_queued(slot);
         }
     }
+    for (std::uint32_t index = 0; index < models_.size(); ++index) {
+        std::uint32_t& young = models_[index].young;
+        archive(young);
+        const bool sound =
+            young == kNoSlot || (young < requests_.slots() && requests_.live(young) &&
+                                 requests_[young].queued && requests_[young].model == index);
+        if (!archive.require(sound)) return;
+    }
 }
 
 // Links a loaded request into its queue; requests come in the order of their admission.

@@ -77,6 +77,7 @@ struct RequestRecord {
     bool dispatched = false;   // some rows have been sent to a backend
     bool sequential = false;   // of a sequence: has a SequenceMember
     bool kept = false;         // not given up before its deadline
+    bool aged = false;         // goes before all levels
     bool over_share = false;   // of its tenant: behind those of its level that are not
     bool held = false;         // of a sequence: queued behind others, in no group
     // Of a model with TritonBatching. `in_levels`: queued in its level, linked there and in no
@@ -93,13 +94,13 @@ struct RequestRecord {
     std::uint32_t rows_left() const { return rows - rows_sent; }
     bool grouped() const { return queued && !held && !in_levels; }
     // Within a level, what is over the share of its tenant makes a level below.
-    std::uint32_t queue_level() const { return level << 1 | (over_share ? 1u : 0u); }
+    std::uint32_t queue_level() const { return aged ? 0 : level << 1 | (over_share ? 1u : 0u); }
     QueueKey key(std::uint32_t slot) const { return {queue_level(), slot, deadline, sequence}; }
 
     void recycle() {
         batches.clear();
         rows_sent = 0;
-        queued = dispatched = sequential = held = in_levels = delayed = false;
+        queued = dispatched = aged = sequential = held = in_levels = delayed = false;
     }
 };
 
