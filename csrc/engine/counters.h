@@ -14,8 +14,9 @@
 namespace infersched::engine {
 
 inline constexpr std::uint64_t kCountersMagic = 0x696e666572736368;  // "infersch"
-inline constexpr std::uint32_t kCountersVersion = 5;
-inline constexpr std::size_t kCountersModelsMax = 4096;
+inline constexpr std::uint32_t kCountersVersion = 6;
+// The page is sparse: models that are not in use take no memory.
+inline constexpr std::size_t kCountersModelsMax = 16'384;
 inline constexpr std::size_t kCountersBackendsMax = 256;
 // Priority levels that are told apart; those beyond count as the last one.
 inline constexpr std::size_t kCountersLevelsMax = 32;

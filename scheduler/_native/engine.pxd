@@ -45,7 +45,7 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
 
     cdef struct CountersPage:
         BackendCounters backends[256]
-        ModelCounters models[4096]
+        ModelCounters models[16384]
 
 
 cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:

@@ -299,7 +299,7 @@ cdef class Engine:
 
     def counters(self, model):
         """The model's counters as a dict; outcomes by (outcome, reason), only those not zero."""
-        if not 0 <= model < 4096:
+        if not 0 <= model < 16384:
             raise IndexError(model)
         cdef ModelCounters* page = &self._page.models[model]
         cdef ModelCounters words = page[0]

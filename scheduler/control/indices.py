@@ -10,8 +10,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-MODELS_MAX = 4096
-BACKENDS_MAX = 256
+from scheduler._native.counters import BACKENDS_MAX, MODELS_MAX
+
+__all__ = ["BACKENDS_MAX", "MODELS_MAX", "IndexBook"]
 
 
 class IndexBook:

@@ -61,7 +61,7 @@ class Page(ctypes.Structure):
         ("reserved", ctypes.c_uint64 * 15),
         ("devices", Device * 64),
         ("backends", Backend * 256),
-        ("models", Model * 4096),
+        ("models", Model * 16_384),
     ]
 
 

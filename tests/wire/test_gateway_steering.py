@@ -184,3 +184,20 @@ def test_a_control_plane_that_reads_nothing_is_let_go(
             mute.sendall(request * 100_000)
     response = stub.ModelInfer(infer_request(rows(1)), timeout=10)
     np.testing.assert_array_equal(output(response), rows(1))
+
+
+def test_ten_thousand_models_are_served_and_counted(plane: DataPlane, fake: FakeTriton) -> None:
+    models = [identity_model(n, f"model-{n}") for n in range(10_000)]
+    assert plane.apply(models, [fake.address]) == ""
+    with connected(plane.address) as client:
+        for number in (0, 4_095, 4_096, 9_999):
+            request = infer_request(rows(number), model=f"model-{number}")
+            np.testing.assert_array_equal(
+                output(client.ModelInfer(request, timeout=20)), rows(number)
+            )
+            assert plane.counters(number)["completed"] == 1
+    models[5_000].batching.queue_requests_max = 0
+    assert plane.apply(models, [fake.address]) == ""
+    with connected(plane.address) as client:
+        refused = infer_error(client, infer_request(rows(1), model="model-5000"))
+        assert error_info(refused).reason == "QUEUE_FULL"
