@@ -26,21 +26,30 @@ pytestmark = pytest.mark.native
 TOLERANCE = 0.03
 REQUESTS = 100_000
 
-# Goodput of ours over the nearer end of the known range, median of five seeds.
-# * G: bursts make a run's result vary by up to 10 %, and every policy with deadlines is a little
-#   below its known figure, in the known order; the known figures may be of shorter, kinder runs.
+# Goodput of ours over the nearer end of the known range, median of five seeds, and why.
 # * A and B, shepherd: a burst can leave all executors with small batches from which it does not
-#   recover; the known figures are those of runs without one, which shorter runs are.
-# * B, clockwork: how far ahead of an executor it commits decides, which depends on when it looks.
+#   recover, so longer runs give less. In runs of 20,000 requests it is 0.5 % above the known figure
+#   on A and 2 % on B, so those will be of such runs.
+# * B, clockwork: when it looks whether an executor may be committed. At arrivals and ends of
+#   batches, as here, it is 4 % below; with a timer for the very moment it would be 3 % above, and
+#   below elsewhere.
+# * K, tuned static: the grid behind the known figure had other sizes or delays.
+# * G: bursts make a run's result vary by up to 10 %, and every policy is below its known figure.
+#   Not the cause: the gamma law (numpy's gives the same), the number of requests, the warm-up,
+#   other arrivals for every rate searched, lognormal or Weibull gaps, a superposition of sources.
+#   Were no gap shorter than 10 us, by which 2 % fewer requests arrive than asked for, all would be
+#   within 2 % of the known figures (shepherd: 4 %, as on A).
 DIFFERENT: dict[tuple[str, str], float] = {
     ("A", "shepherd"): 0.96,
     ("B", "clockwork"): 0.96,
     ("B", "shepherd"): 0.975,
     ("G", "clockwork"): 0.93,
     ("G", "nexus"): 0.93,
+    ("G", "static_tuned"): 0.91,
     ("G", "shepherd"): 0.91,
     ("G", "symphony"): 0.97,
     ("G", "just_enough"): 0.935,
+    ("K", "static_tuned"): 0.975,
 }
 
 
@@ -61,14 +70,24 @@ def test_goodput_is_the_known_one(letter: str, name: str) -> None:
     assert holds(workload.scenario(above, requests=REQUESTS), REFERENCES[name]) is None
 
 
-@pytest.mark.parametrize("letter", ["A", "C"])
-def test_the_best_static_setting_of_the_grid_has_the_known_goodput(letter: str) -> None:
+@pytest.mark.parametrize("letter", WORKLOADS)
+def test_the_best_static_setting_without_timeout_has_the_known_goodput(letter: str) -> None:
     below, above = expected(letter, "static_tuned")
     workload = WORKLOADS[letter]
-    policies = [static(settings) for settings in static_grid(workload)]
+    policies = [static(settings) for settings in static_grid(workload, timeouts=False)]
     low, high = (workload.scenario(rate, requests=REQUESTS) for rate in (below, above))
     assert any(holds(low, policy) is not None for policy in policies)
     assert [policy for policy in policies if holds(high, policy) is not None] == []
+
+
+@pytest.mark.parametrize("letter", ["A", "B", "G"])
+def test_a_queue_timeout_makes_the_best_static_setting_better(letter: str) -> None:
+    """By 3 to 5 %: so the benchmark has both."""
+    _, above = expected(letter, "static_tuned")
+    workload = WORKLOADS[letter]
+    load = workload.scenario(above * (0.99 if letter == "A" else 1), requests=REQUESTS)
+    policies = [static(settings) for settings in static_grid(workload, timeouts=True)]
+    assert any(holds(load, policy) is not None for policy in policies)
 
 
 def test_committing_ahead_costs_clockwork_goodput() -> None:
