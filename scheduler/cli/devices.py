@@ -22,8 +22,8 @@ from scheduler.v1 import control_pb2 as pb
 if TYPE_CHECKING:
     from rich.console import Group
 
-COLUMNS = ("DEVICE", "MEMORY", "USED", "FREE", "HEADROOM", "AGE", "PROCESSES", "SOURCE", "MODELS",
-           "STATE")  # fmt: skip
+COLUMNS = ("DEVICE", "MEMORY", "USED", "FREE", "HEADROOM", "RESERVED", "AGE", "PROCESSES", "SOURCE",
+           "MODELS", "STATE")  # fmt: skip
 
 
 @click.command()
@@ -84,6 +84,7 @@ def _row(device: pb.DeviceStatus) -> tuple[object, ...]:
         else "-",
         _size(device.free_bytes) if known else "-",
         _size(device.headroom_bytes) if known else "-",
+        _size(device.reserved_bytes) if known else "-",
         f"{device.age_ns / 1e9:.1f} s" if device.age_ns else "-",
         len(device.processes) or "-",
         device.source,

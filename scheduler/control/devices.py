@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scheduler._native.counters import CountersPage
 from scheduler.backends.catalog import ModelSpec
 from scheduler.backends.local import is_local
 from scheduler.backends.pool import BackendPool
@@ -161,16 +162,27 @@ class Devices:
             if device.problem and not failing.get(device.source)
         ]
 
+    def reserved_bytes(self, device: str, counters: CountersPage) -> int:
+        """What the data plane holds there for batches that the figures may not show yet."""
+        number = self.index.get(device)
+        found = counters.device(number) if number is not None else None
+        return int(found["reserved_bytes"]) if found is not None else 0
+
     def models_on(self, device: str) -> list[ModelKey]:
         """The models with instances on the device, as of the last `assign`."""
         return self._models.get(device, [])
 
-    def metrics_scope(self, needs: Mapping[tuple[ModelKey, str], pb.MemorySnapshot]) -> DeviceScope:
+    def metrics_scope(
+        self, needs: Mapping[tuple[ModelKey, str], pb.MemorySnapshot], counters: CountersPage
+    ) -> DeviceScope:
         """What a scrape reads; called from other threads."""
         now_ns = time.monotonic_ns()
         sources = [poller.source for poller in list(self._pollers.values())]
         return DeviceScope(
-            devices={key: _figures(device, now_ns) for key, device in self.current.items()},
+            devices={
+                key: _figures(device, now_ns, self.reserved_bytes(key, counters))
+                for key, device in self.current.items()
+            },
             source_errors=self.table.source_errors,
             source_failing={n: bool(text) for n, text in self.table.source_problems.items()},
             needs={
@@ -343,7 +355,7 @@ class Devices:
             log(logger, logging.WARNING, f"{what}: {problem}", **fields)
 
 
-def _figures(device: DeviceMemory, now_ns: int) -> DeviceFigures:
+def _figures(device: DeviceMemory, now_ns: int, reserved_bytes: int) -> DeviceFigures:
     reading = device.reading
     return DeviceFigures(
         known=device.known,
@@ -351,6 +363,7 @@ def _figures(device: DeviceMemory, now_ns: int) -> DeviceFigures:
         free_bytes=reading.free_bytes,
         used_bytes=reading.used_bytes,
         headroom_bytes=device.headroom_bytes,
+        reserved_bytes=reserved_bytes,
         age_seconds=(now_ns - reading.measured_at_ns) / 1e9 if reading.measured_at_ns else 0.0,
         slowed_by_heat=reading.slowed_by_heat,
         events=reading.events,

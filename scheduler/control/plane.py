@@ -132,7 +132,7 @@ class ControlPlane:
             ready=self.readiness.ready,
             learned=self.latencies.figures(),
             shared_memory={key: getattr(shared, key) for key in SHARED_MEMORY_GAUGES},
-            devices=self.devices.metrics_scope(self.needs.current),
+            devices=self.devices.metrics_scope(self.needs.current, self.counters),
         )
 
     def refresh_state(self) -> None:

@@ -102,7 +102,9 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
         devices, now_ns = self._plane.devices, time.monotonic_ns()
         answer = pb.ListDevicesResponse()
         for key, device in sorted(devices.table.devices(now_ns).items()):
-            answer.devices.append(device_status(device, devices.models_on(key)))
+            status = device_status(device, devices.models_on(key))
+            status.reserved_bytes = devices.reserved_bytes(key, self._plane.counters)
+            answer.devices.append(status)
         for name, problem in devices.table.source_problems.items():
             answer.sources.add(name=name, problem=problem)
         return answer

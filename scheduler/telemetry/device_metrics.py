@@ -19,6 +19,7 @@ class DeviceFigures:
     free_bytes: int
     used_bytes: int
     headroom_bytes: int
+    reserved_bytes: int
     age_seconds: float
     slowed_by_heat: bool = False
     events: Mapping[str, int] = field(default_factory=dict)
@@ -51,6 +52,10 @@ _GAUGES = {
     "free_bytes": ("device_memory_free_bytes", "Free, by the last figures."),
     "used_bytes": ("device_memory_used_bytes", "Used by anybody, by the last figures."),
     "headroom_bytes": ("device_memory_headroom_bytes", "Of the free bytes, kept; grows with age."),
+    "reserved_bytes": (
+        "device_memory_reserved_bytes",
+        "Held for batches that the last figures may not show yet.",
+    ),
     "age_seconds": ("device_memory_age_seconds", "Age of the last figures."),
     "slowed_by_heat": ("device_slowed_by_heat", "1 while the driver slows the device down."),
 }

@@ -40,6 +40,8 @@ _MODEL_COUNTERS = {
     "batch_rows_capacity": ("batch_rows_capacity", "Sum of the batch limits of these batches."),
     "retried_batches": ("retries", "Batches dispatched again after a failure."),
     "bisected_batches": ("bisected_batches", "Failed batches that were run again in halves."),
+    "memory_limited_batches": ("memory_limited_batches", "Batches limited by device memory."),
+    "out_of_memory_replies": ("out_of_memory_replies", "Batches that ran out of device memory."),
 }
 _MODEL_HISTOGRAMS = {
     "batch_rows": ("batch_rows", "Rows of a dispatched batch."),

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import subprocess
 import sys
+import threading
+import urllib.request
 from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +112,65 @@ def test_infersched_shows_what_models_take(
         )
         assert shown["source"] == "nvml"
         assert sorted(devices(scheduler)["GPU-aaaa"]["models"]) == ["onnx 1", "torch 1"]
+
+
+def scraped(scheduler: ServedScheduler, name: str) -> float:
+    """The sum of a metric."""
+    with urllib.request.urlopen(scheduler.metrics_url, timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(li.split()[-1]) for li in lines if li.startswith(f"infersched_{name}{{"))
+
+
+class Tenant:
+    """Takes and frees what the models leave, all of it now and then."""
+
+    def __init__(self, figures: Figures, seed: int) -> None:
+        self._figures, self._random = figures, random.Random(seed)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Tenant:
+        self._take(0.6)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._figures.devices[0].other_bytes = 0
+
+    def _take(self, part: float) -> None:
+        with self._figures.locked():
+            device = self._figures.devices[0]
+            device.other_bytes = int((device.free_bytes + device.other_bytes) * part)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._random.uniform(0.2, 0.6)):
+            self._take(self._random.choice([1.0, 0.95, 0.8, 0.5]))
+
+
+@pytest.mark.parametrize("model", ["torch", "onnx"])
+def test_no_client_sees_that_memory_ran_out_beside_another_tenant(
+    arena_triton: EmbeddedTriton, figures: Figures, tmp_path: Path, model: str
+) -> None:
+    seed = int(os.environ.get("INFERSCHED_TEST_SEED", "5"))
+    print(f"seed {seed}")
+    config = tmp_path / "infersched.yaml"
+    config.write_text("defaults: {gpus: [0]}\n")
+    nvml = {"LD_LIBRARY_PATH": str(library_folder()), FILE_VARIABLE: str(figures.path)}
+    arguments = ["--backend", arena_triton.grpc_address, "--config", str(config)]
+
+    def client(requests: int) -> None:
+        for _ in range(requests):
+            infer(scheduler.address, model, 1)
+
+    with (
+        ServedScheduler(arguments, environment=nvml) as scheduler,
+        Tenant(figures, seed),
+        futures.ThreadPoolExecutor(48) as pool,
+    ):
+        wait_until(lambda: devices(scheduler).get("GPU-aaaa"), "it", START_TIMEOUT_S)
+        for done in [pool.submit(client, 30) for _ in range(48)]:
+            done.result()
+        assert scraped(scheduler, "batches_total") < 48 * 30  # they were merged
+        assert scraped(scheduler, "memory_limited_batches_total") > 0

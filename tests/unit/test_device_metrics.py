@@ -31,7 +31,7 @@ def samples(scope: DeviceScope) -> dict[str, float]:
 
 
 def test_devices_sources_and_needs() -> None:
-    figures = DeviceFigures(True, 100, 60, 40, 5, 0.25, True, {"xid 79": 2})
+    figures = DeviceFigures(True, 100, 60, 40, 5, 7, 0.25, True, {"xid 79": 2})
     found = samples(
         DeviceScope(
             devices={"GPU-a": figures},
@@ -48,6 +48,7 @@ def test_devices_sources_and_needs() -> None:
         "device_memory_free_bytes": 60,
         "device_memory_used_bytes": 40,
         "device_memory_headroom_bytes": 5,
+        "device_memory_reserved_bytes": 7,
         "device_memory_age_seconds": 0.25,
         "device_slowed_by_heat": 1,
         "device_events_total[device=GPU-a,event=xid 79]": 2,

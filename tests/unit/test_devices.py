@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from scheduler._native.counters import CountersPage
 from scheduler.backends.pool import BackendPool
 from scheduler.config import Backend, Settings
 from scheduler.config.device_memory import DEVICES_MAX
@@ -27,6 +28,7 @@ from scheduler.v1 import dataplane_pb2 as pb
 from tests.nvml import figures as nvml
 from tests.nvml.figures import Figures, gpu
 from tests.nvml.loaded import load, unload
+from tests.unit.counters_twin import WrittenPage
 from tests.unit.test_device_metrics_port import HEAD, answering, port, told
 from tests.unit.triton_answers import pool_of, spec
 
@@ -152,7 +154,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Figures:
 def test_nvml_tells_and_models_have_their_devices(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    figures = two_gpus(monkeypatch, tmp_path)
+    figures, page = two_gpus(monkeypatch, tmp_path), WrittenPage()
     pool = pool_of((LOCAL, {"left": GPU_0, "right": GPU_1, "both": BOTH, "cpu": CPU}))
 
     async def scenario() -> None:
@@ -175,8 +177,14 @@ def test_nvml_tells_and_models_have_their_devices(
             await made.until(
                 lambda: devices.current["GPU-b"].headroom_bytes == 2 * GIB, "the new headroom"
             )
-            assert devices.metrics_scope().nvml_calls > 0
-            assert devices.metrics_scope().devices["GPU-a"].free_bytes == 10 * GIB
+            page.page.devices[0].seen = 1
+            page.page.devices[0].reserved_bytes = 3 * GIB
+            scope = devices.metrics_scope({}, CountersPage(page.fd))
+            assert scope.nvml_calls > 0
+            assert scope.devices["GPU-a"].free_bytes == 10 * GIB
+            assert scope.devices["GPU-a"].reserved_bytes == 3 * GIB
+            assert scope.devices["GPU-b"].reserved_bytes == 0
+            page.close()
             moves = made.moves
             figures.devices[1].error = nvml.GPU_IS_LOST
             await made.until(lambda: not devices.current["GPU-b"].known, "the loss")

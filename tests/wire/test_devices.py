@@ -98,7 +98,7 @@ def test_the_table(control: ControlPlane) -> None:
     arguments = ["devices", "--once", "--control", control.control_address]
     output = CliRunner().invoke(main, arguments).output
     assert output.splitlines()[0].split() == [
-        *("DEVICE", "MEMORY", "USED", "FREE", "HEADROOM", "AGE"),
+        *("DEVICE", "MEMORY", "USED", "FREE", "HEADROOM", "RESERVED", "AGE"),
         *("PROCESSES", "SOURCE", "MODELS", "STATE"),
     ]
     assert "GPU-aaaa" in output
