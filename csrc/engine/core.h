@@ -241,6 +241,7 @@ class Core {
     std::uint32_t held_rows(const ModelState& model, const Group& group, std::uint32_t limit,
                             Nanos now) const;
     bool settle(ModelState& model, Pool& pool, Nanos now);
+    std::uint32_t spread_rows(const ModelState& model, const Group& group, Nanos now) const;
     void form_planned(ModelState& model, std::uint32_t group, std::uint32_t batch,
                       const PlacementState& placement, Nanos now);
     void update_reference(ModelState& model);

@@ -266,6 +266,29 @@ std::uint32_t Core::held_rows(const ModelState& model, const Group& group, std::
     return std::max(rows, std::min(limit, lead_rows(model, group, group.head().slot)));
 }
 
+// Rows of the next batch, so that what is beyond the target goes to all executors that would be
+// idle otherwise: clients that wait for their answers may send nothing more until then.
+std::uint32_t Core::spread_rows(const ModelState& model, const Group& group, Nanos now) const {
+    constexpr std::uint32_t kAll = std::numeric_limits<std::uint32_t>::max();
+    if (group.rows <= group.target || !model.policy.mandatory_rows.empty()) return kAll;
+    std::uint64_t idle = 0;
+    for (const PlacementState& p : model.placements) {
+        if (!usable(p) || p.resting(now) || !slot_free(p)) continue;
+        if (group.key.pin != kNoBackend && group.key.pin != p.backend) continue;
+        idle += p.executor != kNoExecutor ? 1 : p.slots - p.out.size();
+    }
+    const Pool& pool = const_cast<ModelState&>(model).pool(group.key.pin);
+    // Of this model, and of others that share the executors.
+    std::uint64_t ready = std::max<std::uint64_t>(pool.ready.size(), 1);
+    if (pool.domain != kNoSlot) {
+        ready += std::max<std::uint64_t>(domains_[pool.domain].offers.size(), 1) - 1;
+    }
+    if (idle <= ready) return kAll;
+    const std::uint64_t executors = idle - ready + 1;
+    const std::uint64_t each = (group.rows + executors - 1) / executors;
+    return std::max(group.target, static_cast<std::uint32_t>(std::min<std::uint64_t>(each, kAll)));
+}
+
 // The lead, and behind it what does not make any member late.
 void Core::form_planned(ModelState& model, std::uint32_t index, std::uint32_t batch_slot,
                         const PlacementState& placement, Nanos now) {
@@ -274,12 +297,13 @@ void Core::form_planned(ModelState& model, std::uint32_t index, std::uint32_t ba
     const RowsAllowed allowed = rows_allowed(model, group, placement);
     std::uint32_t lead = lead_rows(model, group, group.head().slot);
     if (splits(model, group)) lead = std::min(lead, rows_limit(model.policy, allowed.single));
-    const std::uint32_t cap = std::min(rows_cap(model, group, lead, now),
-                                       std::max(lead, rows_limit(model.policy, allowed.merged)));
+    std::uint32_t cap = std::min(rows_cap(model, group, lead, now),
+                                 std::max(lead, rows_limit(model.policy, allowed.merged)));
     const bool merging = merges(model, group, now);
     if (cap < group.rows && merging && cap < model.rows_trusted) {
         ++counters(requests_[group.head().slot].model).memory_limited_batches;
     }
+    cap = std::min(cap, std::max(lead, spread_rows(model, group, now)));
     Nanos earliest = kNever;
     std::uint32_t rows = 0;
     std::uint32_t passed_over = 0;
