@@ -18,7 +18,8 @@ constexpr Nanos kArrivalAgeMaxNs = 24 * 3600 * kSecond;
 Nanos retry_after(const ModelState& model, Reason reason) {
     switch (reason) {
         case Reason::kQueueFull:
-        case Reason::kQueueAge: {
+        case Reason::kQueueAge:
+        case Reason::kTenantQuota: {
             Nanos drain = 0;
             const auto requests = static_cast<Nanos>(model.queued_requests);
             if (__builtin_mul_overflow(model.drain_ns, requests, &drain)) drain = kNever;
@@ -130,7 +131,11 @@ Admission Core::submit(const Request& request, Nanos now) {
     ModelState& model = models_[request.model];
     const ModelPolicy& policy = model.policy;
     Arrival arrival = arrival_of(model, request, now);
-    const Reason reason = refusal(model, request, arrival.deadline, now);
+    Reason reason = refusal(model, request, arrival.deadline, now);
+    if (reason == Reason::kQueueFull && policy.triton == nullptr &&
+        over_share_of_queue(model, request, arrival, now)) {
+        reason = Reason::kTenantQuota;
+    }
     if (reason != Reason::kNone) return refuse(model, request.model, reason);
     weigh(model, request, arrival, now);
     const Forecast forecast = foresee(model, request, arrival, now);

@@ -150,6 +150,8 @@ class Core {
     FairShares* shares_of(const ModelState& model);
     double weight_of(std::uint32_t tenant) const;
     void weigh(ModelState& model, const Request& request, Arrival& arrival, Nanos now);
+    bool over_share_of_queue(ModelState& model, const Request& request, Arrival& arrival,
+                             Nanos now);
     void charge_batch(const ModelState& model, const BatchRecord& batch);
 
     // grouping.cc

@@ -39,6 +39,23 @@ void Core::weigh(ModelState& model, const Request& request, Arrival& arrival, Na
         shares->over(arrival.tenant, weight_of(arrival.tenant), patience, slots, now);
 }
 
+// Of a request for which a queue is full: whether its tenant would, served fairly, wait longer than
+// for all that is queued.
+bool Core::over_share_of_queue(ModelState& model, const Request& request, Arrival& arrival,
+                               Nanos now) {
+    weigh(model, request, arrival, now);
+    FairShares* shares = shares_of(model);
+    if (shares == nullptr) return false;
+    const std::uint32_t slots = std::max(components_[model.component].slots, 1u);
+    Nanos queued_ns = 0;
+    const auto queued = static_cast<Nanos>(model.queued_requests);
+    if (__builtin_mul_overflow(arrival.share_ns, queued, &queued_ns)) queued_ns = kNever;
+    const bool over =
+        shares->over(arrival.tenant, weight_of(arrival.tenant), queued_ns / slots, slots, now);
+    shares->refuse(arrival.tenant, now);
+    return over;
+}
+
 // Every member pays its part of the batch that it is in.
 void Core::charge_batch(const ModelState& model, const BatchRecord& batch) {
     if (tenant_weights_.size() < 2 || rearrange_ || model.reference == kNoSlot) return;

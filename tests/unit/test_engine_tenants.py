@@ -81,3 +81,25 @@ def test_without_deadlines_a_tenant_over_its_share_goes_behind() -> None:
             break
     assert driver.answers()[99_999] == ("completed", "none")
     assert len(driver.answers()) < 6_000
+
+
+def test_who_filled_a_queue_is_told_that_it_is_over_its_share() -> None:
+    driver = learned(1, queue_requests_max=50)
+    driver.engine.set_tenants([1, 1, 1])
+    driver.step()
+    driver.submit(tenant=2)
+    for _ in range(49):
+        driver.submit(tenant=1)
+    refused = driver.engine.submit(driver.now, tenant=1)
+    assert refused.reason == "tenant_quota"
+    assert refused.retry_after_ns > 0
+    assert driver.refusal(tenant=2) == "queue_full"
+
+
+def test_alone_a_tenant_is_told_that_the_queue_is_full() -> None:
+    driver = learned(1, queue_requests_max=50)
+    driver.engine.set_tenants([1, 1, 1])
+    driver.step()
+    for _ in range(50):
+        driver.submit(tenant=1)
+    assert driver.refusal(tenant=1) == "queue_full"
