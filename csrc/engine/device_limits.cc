@@ -141,7 +141,6 @@ void Core::prove_memory(ModelState& model, const BatchRecord& batch, Nanos now) 
     need.count_good();
     if (need.cap() != cap) memory_.touch();
     if (placement.devices.empty() || size <= need.mark()) return;
-    need.count_take();
     std::vector<double> running = {size};
     const Nanos ran_ns = now - batch.dispatched_at;
     for (const std::uint32_t slot : placement.out) {

@@ -44,7 +44,8 @@ Choice Core::choose(ModelState& model, const Pool& pool, const Load& load, Nanos
         if (!eligible(p) || (alternative && p.backend == load.avoid)) continue;
         if (load.executors == Executors::kOwn && p.executor != kNoExecutor) continue;
         if (p.held_for != 0) {
-            const bool waits = p.held_for != load.alone || !held_idle(load.alone);
+            // What is sent again is not held back: it may be before the one that waits.
+            const bool waits = !load.again || (p.held_for == load.alone && !held_idle(load.alone));
             if (waits && now < load.alone_until) {
                 choice.blocked_until = std::min(choice.blocked_until, load.alone_until);
                 continue;
@@ -125,6 +126,7 @@ Choice Core::choose_for_retry(ModelState& model, const Pool& pool, Executors exe
         load.spread |= requests_[slot].sequential;
     }
     load.avoid = batch.avoid;
+    load.again = true;
     load.alone = batch.alone_until == kNever ? 0 : batches_.handle(pool.retries.begin()->second);
     load.alone_until = batch.alone_until;
     return choose(model, pool, load, now);

@@ -115,6 +115,7 @@ bool MemoryLedger::reserve(BatchRecord& batch, PlacementState& placement, double
 void MemoryLedger::settle(BatchRecord& batch, PlacementState& placement, Nanos now) {
     if (!batch.grows) return;
     batch.grows = false;
+    placement.memory.count_take();
     for (const std::uint32_t device : placement.devices) {
         at(device).settle(batch.added_bytes, now);
     }

@@ -37,8 +37,8 @@ void MemoryNeed::set_instances(std::uint32_t instances) {
 }
 
 void MemoryNeed::forget_marks() {
+    if (largest() > 0) measured_ = false;
     std::fill(marks_.begin(), marks_.end(), 0.0);
-    measured_ = false;
     cap_ = kNoSizeLimit;
     raised_at_ = std::numeric_limits<Nanos>::min();
 }
@@ -131,8 +131,8 @@ void MemoryNeed::measure(double used_bytes, std::uint64_t foreign) {
             first_size_ = size;
         }
     }
+    measured_size_ = measured_ ? std::max(measured_size_, size) : size;
     measured_ = true;
-    measured_size_ = std::max(measured_size_, size);
     measured_used_ = used_bytes;
     measured_foreign_ = foreign;
 }

@@ -93,6 +93,7 @@ struct Load {
     bool planned = false;  // of a batch that learned latency formed
     bool spread = false;   // of a sequence that is to be pinned: the fewest sequences count
     std::uint32_t avoid = kNoBackend;
+    bool again = false;     // after a failure
     BatchHandle alone = 0;  // the batch, if nothing else may be there before alone_until
     Nanos alone_until = kNever;
 };

@@ -10,6 +10,8 @@ namespace {
 
 // How long a backend takes to say that it runs nothing.
 constexpr Nanos kRefusalNs = 50 * kMicrosecond;
+// The part of an execution after which it runs out of memory.
+constexpr Nanos kOutOfMemoryShare = 4;
 constexpr std::uint32_t kNoStation = 0xffffffff;
 
 }  // namespace
@@ -20,6 +22,7 @@ Backends::Backends(const Scenario& scenario, const EngineSettings& settings,
       settings_(settings),
       events_(events),
       random_(scenario.seed ^ kNoiseStream),
+      arenas_(settings, models),
       counts_(scenario.models.size()) {
     for (const ModelSetup& model : models) {
         for (const engine::Placement& p : model.placements) {
@@ -37,7 +40,9 @@ Backends::Backends(const Scenario& scenario, const EngineSettings& settings,
             station_of_[m * backends_ + p.backend] = known == groups.end() ? own : known->second;
             if (known != groups.end()) continue;
             stations_.emplace_back();
-            stations_.back().servers = alone ? std::max(p.instances, 1u) : 1;
+            Station& station = stations_.back();
+            station.servers = alone ? std::max(p.instances, 1u) : 1;
+            for (std::uint32_t s = station.servers; s > 0; --s) station.idle.push_back(s - 1);
             if (!alone) groups.emplace(p.executor_group, own);
         }
     }
@@ -56,7 +61,7 @@ void Backends::send(const Batch& batch, Nanos now) {
     sent.order = ++order_;
     sent.station = station_of_[batch.model * backends_ + batch.backend];
     sent.where = Where::kOnTheWay;
-    sent.refused = false;
+    sent.refused = sent.out_of_memory = false;
     sent.held_ns = 0;
     ++out_;
     if (settings_.wire_ns > 0) {
@@ -76,17 +81,19 @@ void Backends::arrive(std::uint32_t slot, Nanos now) {
         return;
     }
     Station& station = stations_[sent.station];
-    if (station.busy < station.servers) {
-        ++station.busy;
-        start(slot, now);
+    if (!station.idle.empty()) {
+        const std::uint32_t server = station.idle.back();
+        station.idle.pop_back();
+        start(slot, server, now);
     } else {
         sent.where = Where::kWaiting;
         station.waiting.push_back(slot);
     }
 }
 
-void Backends::start(std::uint32_t slot, Nanos now) {
+void Backends::start(std::uint32_t slot, std::uint32_t server, Nanos now) {
     Sent& sent = sent_[slot];
+    sent.server = server;
     const Batch& batch = sent.batch;
     const Trouble& trouble = troubles_[batch.backend];
     const Latency& latency = scenario_.models[batch.model].latency;
@@ -98,6 +105,8 @@ void Backends::start(std::uint32_t slot, Nanos now) {
         holds = std::max<Nanos>(static_cast<Nanos>(static_cast<double>(holds) * factor), 1);
     }
     sent.where = Where::kRunning;
+    sent.out_of_memory = !arenas_.take(batch.model, batch.backend, server, batch.rows, now);
+    if (sent.out_of_memory) holds = std::max<Nanos>(holds / kOutOfMemoryShare, 1);
     sent.held_ns = std::max(trouble.hangs_until_ns - now, holds);
     events_.push(now + sent.held_ns, EventKind::kBatchEnd, slot, sent.generation);
     if (now < scenario_.warm_up_ns) return;
@@ -108,12 +117,12 @@ void Backends::start(std::uint32_t slot, Nanos now) {
 void Backends::leave_station(const Sent& sent, Nanos now) {
     Station& station = stations_[sent.station];
     if (station.waiting.empty()) {
-        --station.busy;
+        station.idle.push_back(sent.server);
         return;
     }
     const std::uint32_t next = station.waiting.front();
     station.waiting.pop_front();
-    start(next, now);
+    start(next, sent.server, now);
 }
 
 bool Backends::handle(const Event& event, Nanos now, Reply* reply) {
@@ -146,6 +155,10 @@ void Backends::finish(std::uint32_t slot, Reply* reply) {
         reply->failed = true;
         reply->failure = engine::FailureKind::kNothingRan;
         reply->code = StatusCode::kUnavailable;
+    } else if (sent.out_of_memory) {
+        reply->failed = true;
+        reply->failure = engine::FailureKind::kOutOfMemory;
+        reply->code = StatusCode::kInternal;
     } else if (trouble.failing > 0 && random_.unit() <= trouble.failing) {
         reply->failed = true;
         reply->failure = trouble.failure;
@@ -196,6 +209,7 @@ std::vector<engine::BatchHandle> Backends::lose(std::uint32_t backend, Nanos now
         if (sent_[slot].where == Where::kRunning) leave_station(sent_[slot], now);
         release(slot);
     }
+    arenas_.forget(backend);
     return handles;
 }
 

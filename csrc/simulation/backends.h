@@ -6,6 +6,7 @@
 #include <deque>
 #include <vector>
 
+#include "simulation/device_arenas.h"
 #include "simulation/engine_settings.h"
 #include "simulation/event_heap.h"
 #include "simulation/execution.h"
@@ -48,6 +49,7 @@ class Backends {
     // Of batches that started after the warm-up.
     const std::vector<ModelMetrics>& counts() const { return counts_; }
     std::size_t out() const { return out_; }
+    DeviceArenas& arenas() { return arenas_; }
 
   private:
     enum class Where : std::uint8_t { kNowhere, kOnTheWay, kWaiting, kRunning, kReplying };
@@ -58,11 +60,13 @@ class Backends {
         std::uint32_t station = 0;
         Where where = Where::kNowhere;
         bool refused = false;
+        bool out_of_memory = false;
+        std::uint32_t server = 0;
         Nanos held_ns = 0;
     };
     struct Station {
         std::uint32_t servers = 1;
-        std::uint32_t busy = 0;
+        std::vector<std::uint32_t> idle;
         std::deque<std::uint32_t> waiting;
     };
     // The faults that are on, of one backend.
@@ -76,7 +80,7 @@ class Backends {
     };
 
     void arrive(std::uint32_t slot, Nanos now);
-    void start(std::uint32_t slot, Nanos now);
+    void start(std::uint32_t slot, std::uint32_t server, Nanos now);
     void leave_station(const Sent& sent, Nanos now);
     void finish(std::uint32_t slot, Reply* reply);
     void release(std::uint32_t slot);
@@ -87,6 +91,7 @@ class Backends {
     const EngineSettings& settings_;
     EventHeap& events_;
     Random random_;
+    DeviceArenas arenas_;
     std::size_t backends_ = 0;
     std::vector<std::uint32_t> station_of_;  // by model * backends_ + backend
     std::vector<Station> stations_;

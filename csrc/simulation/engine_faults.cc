@@ -19,8 +19,16 @@ void EngineLoop::configure_model(std::uint32_t model) {
                                        [=](const engine::Placement& p) { return p.backend == b; });
         truths_.placed(model, b, here != setup.placements.end() && here->ready);
     }
+    std::vector<engine::Placement> told = setup.placements;
+    for (engine::Placement& placement : told) {
+        const auto hidden = [&](std::uint32_t device) {
+            return settings_.devices[device].poll_ns == 0;
+        };
+        std::vector<std::uint32_t>& all = placement.devices;
+        all.erase(std::remove_if(all.begin(), all.end(), hidden), all.end());
+    }
     engine_.event([&](engine::Engine& engine) {
-        engine.configure_model(model, setup.policy, setup.placements, engine_now());
+        engine.configure_model(model, setup.policy, told, engine_now());
     });
 }
 

@@ -59,6 +59,9 @@ void EngineLoop::configure() {
         engine_.event([&](engine::Engine& engine) { engine.set_tenants(settings_.tenants); });
     }
     for (std::uint32_t m = 0; m < setups_.size(); ++m) configure_model(m);
+    for (std::uint32_t d = 0; d < settings_.devices.size(); ++d) {
+        if (settings_.devices[d].poll_ns > 0) read_device(d);
+    }
     for (std::uint32_t b = 0; b < backends; ++b) {
         engine_.event([&](engine::Engine& engine) { engine.set_backend(b, true, engine_now()); });
     }
@@ -108,9 +111,28 @@ void EngineLoop::handle(const Event& event) {
         case EventKind::kFaultEnds:
             end(settings_.faults[event.index]);
             break;
+        case EventKind::kReading:
+            --readings_;
+            read_device(event.index);
+            break;
         default:
             if (backends_.handle(event, now_, &reply)) back(reply);
     }
+}
+
+void EngineLoop::read_device(std::uint32_t device) {
+    const DeviceSetup& setup = settings_.devices[device];
+    engine::DeviceMemory memory;
+    memory.known = true;
+    memory.free_bytes = backends_.arenas().free_bytes(device, now_);
+    memory.total_bytes = setup.total_bytes;
+    memory.headroom_bytes = setup.headroom_bytes;
+    memory.measured_at = engine_now();
+    engine_.event([&](engine::Engine& engine) { engine.set_device(device, memory, engine_now()); });
+    // When nothing else will happen, the run is over.
+    if (events_.size() <= readings_ && engine_.get().requests_inflight() == 0) return;
+    ++readings_;
+    events_.push(now_ + setup.poll_ns, EventKind::kReading, device);
 }
 
 std::uint32_t EngineLoop::pick_class(std::uint32_t model) {
@@ -222,6 +244,7 @@ void EngineLoop::answer(const engine::Action& action) {
         case engine::Outcome::kCancelled:
             return settle(action.user, Fate::kLeft);
         default:
+            note_memory_failure(action);
             return settle(action.user, Fate::kFailed);
     }
     if (request.counted) {
@@ -234,6 +257,14 @@ void EngineLoop::answer(const engine::Action& action) {
         metrics_.waits.add(took - held - 2 * settings_.wire_ns);
     }
     settle(action.user, now_ <= request.deadline_ns ? Fate::kInTime : Fate::kLate);
+}
+
+// What the request needs at the least: a row, or all of them where it cannot be cut.
+void EngineLoop::note_memory_failure(const engine::Action& action) {
+    if (action.reason != engine::Reason::kDeviceMemory) return;
+    ++metrics_.memory_failures;
+    const std::uint32_t rows = setups_[action.model].policy.merge ? 1 : action.rows;
+    metrics_.memory_failures_fitting += backends_.arenas().fits(action.model, rows, now_);
 }
 
 void EngineLoop::settle(std::uint64_t user, Fate fate) {
@@ -282,6 +313,9 @@ void EngineLoop::close() {
     for (std::size_t m = 0; m < setups_.size(); ++m) {
         metrics_.totals.models[m].batches = backends_.counts()[m].batches;
         metrics_.totals.models[m].batched_rows = backends_.counts()[m].batched_rows;
+        for (std::uint32_t d = 0; d < settings_.devices.size(); ++d) {
+            metrics_.memory.push_back(engine_.get().memory_status(m, d));
+        }
     }
     metrics_.totals.ended_ns = now_;
 }

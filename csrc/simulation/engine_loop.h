@@ -44,6 +44,8 @@ class EngineLoop {
     bool turn();
     void handle(const Event& event);
     void arrive(std::uint32_t model);
+    void read_device(std::uint32_t device);
+    void note_memory_failure(const engine::Action& action);
     std::uint32_t pick_class(std::uint32_t model);
     std::uint32_t add_request(std::uint32_t model, std::uint32_t kind);
     void back(const Backends::Reply& reply);
@@ -79,6 +81,7 @@ class EngineLoop {
     std::vector<Ended> ended_;        // in this turn
     std::vector<int> outages_;        // by backend: kDown faults that are on
     std::vector<double> share_sums_;  // by model
+    std::size_t readings_ = 0;        // that are to come
     double absurd_ = 0;               // part of the requests
     bool arriving_ = true;
     EngineMetrics metrics_;

@@ -12,8 +12,11 @@ namespace {
 constexpr std::size_t kClassesMax = 64;
 constexpr std::size_t kFaultsMax = 10'000;
 
-std::string problem_of(const ModelSetup& setup) {
+std::string problem_of(const ModelSetup& setup, std::size_t devices) {
     for (const engine::Placement& placement : setup.placements) {
+        for (const std::uint32_t device : placement.devices) {
+            if (device >= devices) return "a placement names devices that are set up";
+        }
         if (placement.backend >= engine::kCountersBackendsMax) {
             return "the engine has at most 256 backends";
         }
@@ -112,13 +115,16 @@ std::string problem_of(const Scenario& scenario, const EngineSettings& settings)
         return "a drift must not be negative";
     }
     if (settings.wire_ns < 0) return "a wire takes no negative time";
+    for (const DeviceSetup& device : settings.devices) {
+        if (device.poll_ns < 0) return "readings take no negative time";
+    }
     if (settings.faults.size() > kFaultsMax) return "there are at most 10000 faults";
     for (const Fault& fault : settings.faults) {
         problem = problem_of(fault, scenario.models.size());
         if (!problem.empty()) return problem;
     }
     for (const ModelSetup& setup : setups_of(scenario, settings)) {
-        problem = problem_of(setup);
+        problem = problem_of(setup, settings.devices.size());
         if (!problem.empty()) return problem;
     }
     return "";

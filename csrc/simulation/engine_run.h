@@ -37,7 +37,11 @@ struct EngineMetrics {
     std::uint64_t steps = 0;
     std::uint64_t failed_batches = 0;
     std::uint64_t cancels = 0;
-    std::string broken;  // the first truth that did not hold
+    // Requests that were failed for device memory; of these, those that would have found room.
+    std::uint64_t memory_failures = 0;
+    std::uint64_t memory_failures_fitting = 0;
+    std::vector<engine::MemoryStatus> memory;  // in the end, by model and device
+    std::string broken;                        // the first truth that did not hold
 };
 
 // Deterministic, and comparable with the reference policies: the same scenario has the same

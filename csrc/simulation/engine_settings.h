@@ -24,6 +24,23 @@ struct ModelSetup {
     engine::ModelPolicy policy;
     std::vector<engine::Placement> placements;
     std::vector<RequestClass> classes;  // none: one of the defaults
+    // What batches really take of the devices of the placements: an instance keeps its largest.
+    std::uint64_t base_bytes = 0;
+    std::uint64_t bytes_per_row = 0;
+};
+
+// What another tenant of a device wants to hold from a moment on.
+struct TenantUse {
+    Nanos from_ns = 0;
+    std::uint64_t bytes = 0;
+};
+
+// One that the placements name.
+struct DeviceSetup {
+    std::uint64_t total_bytes = 0;
+    std::uint64_t headroom_bytes = 0;
+    Nanos poll_ns = 100 * kMillisecond;  // readings come so often; 0: the engine is not told of it
+    std::vector<TenantUse> tenant;       // by time
 };
 
 enum class FaultKind : std::uint8_t {
@@ -66,6 +83,7 @@ struct EngineSettings {
     double drift_per_s = 0;       // executions take 1 + drift * t as long
     Nanos wire_ns = 0;            // to a backend, and back
     std::vector<Fault> faults;
+    std::vector<DeviceSetup> devices;
     // The truths of the engine, after every event: its invariants, one answer for each request,
     // nothing kept after its deadline, nothing sent where it must not go, a copy from save() and
     // load() that acts alike, and everything answered in the end. Slow.

@@ -15,6 +15,7 @@ enum class EventKind : std::uint8_t {
     kBatchEnd,
     kFaultBegins,
     kFaultEnds,
+    kReading,  // of a device
     // Of the engine's backends.
     kBatchArrives,
     kReply,
@@ -40,6 +41,7 @@ class EventHeap {
         events_.pop_back();
         return event;
     }
+    std::size_t size() const { return events_.size(); }
     // kNever when there is none.
     Nanos next() const { return events_.empty() ? kNever : events_.front().at; }
 

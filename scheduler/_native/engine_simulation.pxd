@@ -33,6 +33,13 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
     cdef cppclass Placement:
         uint32_t backend, instances, executor_group
         cbool ready
+        vector[uint32_t] devices
+
+    cdef cppclass MemoryStatus:
+        cbool known
+        double base_bytes, bytes_per_row, error
+        uint64_t samples, out_of_memory
+        uint32_t rows_high
 
 
 cdef extern from "simulation/engine_settings.h" namespace "infersched::simulation" nogil:
@@ -46,6 +53,16 @@ cdef extern from "simulation/engine_settings.h" namespace "infersched::simulatio
         ModelPolicy policy
         vector[Placement] placements
         vector[RequestClass] classes
+        uint64_t base_bytes, bytes_per_row
+
+    cdef cppclass TenantUse:
+        int64_t from_ns
+        uint64_t bytes
+
+    cdef cppclass DeviceSetup:
+        uint64_t total_bytes, headroom_bytes
+        int64_t poll_ns
+        vector[TenantUse] tenant
 
     cdef enum class FaultKind(uint8_t):
         pass
@@ -65,6 +82,7 @@ cdef extern from "simulation/engine_settings.h" namespace "infersched::simulatio
         double drift_per_s
         int64_t wire_ns
         vector[Fault] faults
+        vector[DeviceSetup] devices
         cbool check_truths, keep_fates
         uint64_t forced_ordinal
         uint64_t kept_ordinal
@@ -102,7 +120,8 @@ cdef extern from "simulation/engine_run.h" namespace "infersched::simulation" no
         Histogram waits, latencies
         vector[Fate] fates
         vector[int64_t] arrivals_ns
-        uint64_t steps, failed_batches, cancels
+        uint64_t steps, failed_batches, cancels, memory_failures, memory_failures_fitting
+        vector[MemoryStatus] memory
         string broken
 
     EngineMetrics simulate_engine(

@@ -39,11 +39,14 @@ cdef ModelSetup model_setup_of(dict wanted) except *:
     cdef Placement placement
     cdef RequestClass kind
     setup.policy = engine_policy_of(wanted["policy"])
-    for backend, instances, group in wanted["placements"]:
+    setup.base_bytes = wanted["base_bytes"]
+    setup.bytes_per_row = wanted["bytes_per_row"]
+    for backend, instances, group, devices in wanted["placements"]:
         placement.backend = backend
         placement.instances = instances
         placement.executor_group = 0xFFFFFFFF if group is None else group
         placement.ready = True
+        placement.devices = list(devices)
         setup.placements.push_back(placement)
     for one in wanted["classes"]:
         kind.share = one["share"]
@@ -56,12 +59,25 @@ cdef ModelSetup model_setup_of(dict wanted) except *:
     return setup
 
 
+cdef DeviceSetup device_setup_of(dict wanted) except *:
+    cdef DeviceSetup setup
+    cdef TenantUse use
+    setup.total_bytes = wanted["total_bytes"]
+    setup.headroom_bytes = wanted["headroom_bytes"]
+    setup.poll_ns = wanted["poll_ns"]
+    for use.from_ns, use.bytes in wanted["tenant"]:
+        setup.tenant.push_back(use)
+    return setup
+
+
 cdef EngineSettings engine_settings_of(dict wanted) except *:
     cdef EngineSettings settings
     cdef Fault fault
     settings.rows_max = wanted["rows_max"]
     for model in wanted["models"]:
         settings.models.push_back(model_setup_of(model))
+    for device in wanted["devices"]:
+        settings.devices.push_back(device_setup_of(device))
     settings.tenants = wanted["tenants"]
     settings.speeds = wanted["speeds"]
     settings.drift_per_s = wanted["drift_per_s"]
@@ -117,6 +133,20 @@ cdef dict engine_counted(EngineMetrics& metrics):
         "steps": metrics.steps,
         "failed_batches": metrics.failed_batches,
         "cancels": metrics.cancels,
+        "memory_failures": metrics.memory_failures,
+        "memory_failures_fitting": metrics.memory_failures_fitting,
+        "memory": [
+            {
+                "known": need.known,
+                "base_bytes": need.base_bytes,
+                "bytes_per_row": need.bytes_per_row,
+                "samples": need.samples,
+                "error": need.error,
+                "rows_high": need.rows_high,
+                "out_of_memory": need.out_of_memory,
+            }
+            for need in metrics.memory
+        ],
         "broken": metrics.broken.decode(),
     }
     return found

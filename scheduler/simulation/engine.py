@@ -27,7 +27,15 @@ FAULTS = (
     "unplaced",
     "instances",
 )
-FAILURES = ("nothing_ran", "connection", "rejected", "unsplittable", "final", "given_up")
+FAILURES = (
+    "nothing_ran",
+    "connection",
+    "rejected",
+    "unsplittable",
+    "final",
+    "given_up",
+    "out_of_memory",
+)
 FATES = ("uncounted", "in_time", "late", "refused", "expired", "failed", "cancelled")
 
 # gRPC's.
@@ -71,6 +79,7 @@ class Placement:
     backend: int
     instances: int = 1
     executor_group: int | None = None
+    devices: tuple[int, ...] = ()  # of EngineSettings.devices, that the instances are on in turn
 
 
 @dataclass(frozen=True)
@@ -98,20 +107,28 @@ class ModelSetup:
     queue_age_ms: float = 0.0
     queue_requests_max: int = 10_000
     queue_bytes_max: int = 1 << 30
+    # Of device memory, that batches really take: an instance keeps its largest.
+    base_bytes: int = 0
+    bytes_per_row: int = 0
 
     def native(self) -> dict[str, Any]:
         """As the compiled module takes it, in ns."""
         policy = {
             name: getattr(self, name)
             for name in self.__dataclass_fields__
-            if name not in ("placements", "classes", "levels") and not name.endswith("_ms")
+            if name not in ("placements", "classes", "levels", "base_bytes", "bytes_per_row")
+            and not name.endswith("_ms")
         }
         for name in ("slo", "aging", "queue_delay", "queue_age"):
             policy[f"{name}_ns"] = round(getattr(self, f"{name}_ms") * MS)
         policy["levels"] = [(round(level.slo_ms * MS), level.best_effort) for level in self.levels]
         return {
             "policy": policy,
-            "placements": [(p.backend, p.instances, p.executor_group) for p in self.placements],
+            "placements": [
+                (p.backend, p.instances, p.executor_group, p.devices) for p in self.placements
+            ],
+            "base_bytes": self.base_bytes,
+            "bytes_per_row": self.bytes_per_row,
             "classes": [kind.native() for kind in self.classes],
         }
 
@@ -166,6 +183,40 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Device:
+    """A device whose memory batches take, and another tenant of it.
+
+    `tenant`: from so many ms on it wants to hold so many bytes, and gets what is left of them.
+    """
+
+    total_bytes: int
+    headroom_bytes: int = 0
+    poll_ms: float = 100.0  # of readings; 0: the engine is not told of the device
+    tenant: tuple[tuple[float, int], ...] = ()
+
+    def native(self) -> dict[str, Any]:
+        return {
+            "total_bytes": self.total_bytes,
+            "headroom_bytes": self.headroom_bytes,
+            "poll_ns": round(self.poll_ms * MS),
+            "tenant": [(round(at_ms * MS), held) for at_ms, held in self.tenant],
+        }
+
+
+@dataclass(frozen=True)
+class LearnedNeed:
+    """What the engine knew in the end of the memory that a model's batches take on a device."""
+
+    known: bool
+    base_bytes: float
+    bytes_per_row: float
+    samples: int
+    error: float
+    rows_high: int
+    out_of_memory: int
+
+
+@dataclass(frozen=True)
 class EngineSettings:
     """A run of the engine. Without `models` every executor is a backend that holds all models."""
 
@@ -176,6 +227,7 @@ class EngineSettings:
     drift_per_s: float = 0.0  # executions take 1 + drift * t as long
     wire_ms: float = 0.0  # to a backend, and back
     faults: tuple[Fault, ...] = ()
+    devices: tuple[Device, ...] = ()
     # Invariants and truths after every event, slow; simulate raises BrokenTruth.
     check_truths: bool = False
     keep_fates: bool = False  # EngineOutcome.fates and arrivals_ns
@@ -193,6 +245,7 @@ class EngineSettings:
             "drift_per_s": self.drift_per_s,
             "wire_ns": round(self.wire_ms * MS),
             "faults": [fault.native() for fault in self.faults],
+            "devices": [device.native() for device in self.devices],
             "check_truths": self.check_truths,
             "keep_fates": self.keep_fates,
             "forced": self.forced,
@@ -234,6 +287,10 @@ class EngineOutcome:
     steps: int
     failed_batches: int
     cancels: int
+    # Failed for device memory; of these, those for which there would have been room alone.
+    memory_failures: int = 0
+    memory_failures_fitting: int = 0
+    memory: tuple[LearnedNeed, ...] = ()  # by model and device
     fates: bytes = field(default=b"", repr=False)  # indices of FATES, by arrival
     arrivals_ns: tuple[int, ...] = field(default=(), repr=False)
 
@@ -248,6 +305,9 @@ class EngineOutcome:
             steps=counted["steps"],
             failed_batches=counted["failed_batches"],
             cancels=counted["cancels"],
+            memory_failures=counted["memory_failures"],
+            memory_failures_fitting=counted["memory_failures_fitting"],
+            memory=tuple(LearnedNeed(**need) for need in counted["memory"]),
             fates=counted["fates"],
             arrivals_ns=tuple(counted["arrivals_ns"]),
         )

@@ -23,6 +23,7 @@ from scheduler.simulation.engine import (
     FAILURES,
     FAULTS,
     BrokenTruth,
+    Device,
     EngineSettings,
     Fault,
     Level,
@@ -147,6 +148,30 @@ def random_faults(random: Random, backends: int, models: int) -> tuple[Fault, ..
     return tuple(faults)
 
 
+def random_devices(random: Random) -> tuple[Device, ...]:
+    """One or two GPUs of 1 GiB, with other tenants that come and go."""
+    total = 1 << 30
+    devices = []
+    for _ in range(random.choice([1, 1, 2])):
+        moments = sorted(random.uniform(0, RUN_MS) for _ in range(random.choice([0, 3, 20])))
+        wanted = [random.randint(0, 4) * (total // 4) for _ in moments]
+        poll_ms = random.choice([0.0, 5.0, 20.0, 300.0])
+        uses = tuple(zip(moments, wanted, strict=True))
+        devices.append(Device(total, random.choice([0, total // 20]), poll_ms, uses))
+    return tuple(devices)
+
+
+def on_devices(random: Random, setup: ModelSetup, devices: int) -> ModelSetup:
+    """The backends are spread over the devices."""
+    placements = (replace(p, devices=(p.backend % devices,)) for p in setup.placements)
+    return replace(
+        setup,
+        placements=tuple(placements),
+        base_bytes=random.choice([0, 50 << 20]),
+        bytes_per_row=random.choice([0, 1, 4, 30]) << 20,
+    )
+
+
 def random_world(seed: int) -> tuple[Scenario, EngineSettings]:
     """The scenario and the settings of a seed."""
     random = Random(seed)
@@ -169,6 +194,11 @@ def random_world(seed: int) -> tuple[Scenario, EngineSettings]:
         faults=random_faults(random, backends, count),
         check_truths=True,
     )
+    memory = Random(f"memory {seed}")
+    if memory.random() < 0.5:
+        devices = random_devices(memory)
+        setups = [on_devices(memory, setup, len(devices)) for setup in setups]
+        settings = replace(settings, models=tuple(setups), devices=devices)
     scenario = Scenario(
         models,
         executors=backends,
@@ -183,7 +213,12 @@ def random_world(seed: int) -> tuple[Scenario, EngineSettings]:
 def run(seed: int) -> Outcome:
     """Raises BrokenTruth; a broken invariant ends the process."""
     scenario, settings = random_world(seed)
-    return simulate(scenario, engine(settings))
+    outcome = simulate(scenario, engine(settings))
+    assert outcome.engine is not None
+    made_up = any(fault.failure == "out_of_memory" for fault in settings.faults)
+    if outcome.engine.memory_failures_fitting and not made_up:
+        raise BrokenTruth("what fits a device alone is not refused for its memory")
+    return outcome
 
 
 def show(seed: int) -> None:

@@ -267,6 +267,20 @@ def test_what_cannot_be_cut_runs_again_when_the_others_are_done() -> None:
     assert users(held) == [3]
 
 
+def test_what_waits_to_be_alone_does_not_wait_for_what_is_sent_again_before_it() -> None:
+    gpu = Gpu(instances=2)
+    gpu.submit_many([1, 2, 3], rows=1, mergeable=False)
+    sent = gpu.step()
+    assert len(sent) == 2
+    for batch in sent:
+        gpu.after(MS).fail(batch, "out_of_memory", INTERNAL)
+    run_out(gpu, 1)
+    gpu.after(SECOND)
+    run_out(gpu, 1)
+    assert set(gpu.answers().values()) == {("completed", "none")}
+    assert gpu.engine.requests_inflight == 0
+
+
 def test_what_runs_out_of_memory_alone_is_refused_with_its_bytes() -> None:
     gpu = Gpu()
     gpu.prime(per_row=100 * MIB, base=200 * MIB)

@@ -1,10 +1,10 @@
-"""The benchmarks that need no Triton: overload and decisions, in their smallest runs."""
+"""The benchmarks that need no Triton: overload, decisions and device_memory, in their smallest runs."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks import decisions, overload
+from benchmarks import decisions, device_memory, overload
 from benchmarks.options import Options
 from scheduler._native.simulation import DecisionLoad
 from scheduler.simulation.engine import FATES, EngineSettings
@@ -27,6 +27,18 @@ def test_overload_gives_every_figure() -> None:
         "simulated_requests",
     ]
     assert all(figure.verified for figure in figures.values())
+
+
+def test_device_memory_gives_every_figure() -> None:
+    figures = device_memory.run(SHORT)
+    assert [figure.figure for figure in figures] == [
+        "device_memory_client_errors",
+        "device_memory_part_of_best_cap",
+        "device_memory_ratio_to_safe_cap",
+        "device_memory_prediction_error",
+    ]
+    assert figures[0].reaches(figures[0].must)
+    assert figures[3].reaches(figures[3].must)
 
 
 def test_decisions_gives_every_figure() -> None:

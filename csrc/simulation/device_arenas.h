@@ -1,0 +1,51 @@
+// Devices whose memory batches take: allocators that keep their largest batch, and another tenant.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/engine.h"
+#include "simulation/engine_settings.h"
+
+namespace infersched::simulation {
+
+class DeviceArenas {
+  public:
+    DeviceArenas(const EngineSettings& settings, const std::vector<ModelSetup>& models);
+
+    bool empty() const { return devices_.empty(); }
+    // A batch starts in an instance of the model. False: its device has no room for it.
+    bool take(std::uint32_t model, std::uint32_t backend, std::uint32_t instance,
+              std::uint32_t rows, Nanos now);
+    // Whether a request of so many rows would find room alone, in every instance there.
+    bool fits(std::uint32_t model, std::uint32_t rows, Nanos now);
+    // The backend is started anew.
+    void forget(std::uint32_t backend);
+    std::uint64_t free_bytes(std::uint32_t device, Nanos now);
+
+  private:
+    struct Arena {
+        std::uint32_t device = 0;
+        std::uint64_t bytes = 0;
+    };
+    struct Placed {
+        std::uint32_t model = 0;
+        std::uint32_t backend = 0;
+        std::vector<Arena> arenas;  // by instance
+    };
+    struct State {
+        std::uint64_t arenas_bytes = 0;
+        std::uint64_t tenant_bytes = 0;
+        std::size_t next = 0;  // of the tenant's changes
+    };
+
+    void bring_up(std::uint32_t device, Nanos now);
+    std::uint64_t need(std::uint32_t model, std::uint32_t rows) const;
+
+    const EngineSettings& settings_;
+    const std::vector<ModelSetup>& models_;
+    std::vector<State> devices_;
+    std::vector<Placed> placed_;
+};
+
+}  // namespace infersched::simulation
