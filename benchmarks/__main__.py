@@ -1,8 +1,8 @@
 """`python -m benchmarks [NAME ...]`: runs benchmarks, prints one JSON object a figure, keeps them.
 
 Names: frontend, throughput, latency, memory, payload, stream, connections, slo_triton, overload,
-decisions, device_memory; without a name all of them. Exit status 0: every figure reached its "must", 3: one did
-not or was not verified, 2: usage.
+decisions, device_memory; without a name all of them. Exit status 0: every figure reached its
+"must", 3: one did not or was not verified, 2: usage.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The benchmarks that need no Triton: overload, decisions and device_memory, in their smallest runs."""
+"""The benchmarks that need no Triton, in their smallest runs."""
 
 from __future__ import annotations
 
