@@ -80,6 +80,7 @@ void Core::configure_placements(std::uint32_t index, const std::vector<Placement
     for (PlacementState& old : model.placements) {
         if (named(placements, old.backend)) continue;
         old.configured = false;
+        memory_.forget(old);
         if (!old.out.empty() || old.pinned.has_work()) next.push_back(std::move(old));
     }
     model.placements = std::move(next);
@@ -168,7 +169,7 @@ void Core::set_backend(std::uint32_t backend, bool available, Nanos now) {
         if (placement == nullptr) continue;
         if (available) {
             placement->recover();
-            placement->memory.forget_marks();
+            memory_.forget(*placement);
             memory_.placements_changed();
         }
         update_served(models_[index], now);

@@ -51,6 +51,7 @@ bool Core::prime_memory(std::uint32_t index, std::uint32_t device, double base_b
     for (PlacementState& p : models_[index].placements) {
         if (!on_device(p, device)) continue;
         primed |= p.memory.prime(base_bytes, bytes_per_row, rows_high, fixed);
+        memory_.update_held(p);
     }
     memory_.touch();
     return primed;
@@ -102,7 +103,10 @@ bool Core::short_of_memory(ModelState& model, const Request& request, Admission&
             const Device& device = *memory_.device(index);
             if (!device.memory.known || !p.memory.confirmed()) return false;
             if (device.reserved_bytes() > 0) return false;
-            least = std::min(least, static_cast<double>(device.memory.free_bytes));
+            const std::uint64_t others =
+                device.held_bytes() > 0 ? device.held_bytes() - p.held_bytes : 0;
+            const auto free = static_cast<double>(device.memory.free_bytes);
+            least = std::min(least, std::max(free - static_cast<double>(others), 0.0));
         }
         if (p.devices.empty()) return false;
         if (best != nullptr && least <= most) continue;
@@ -128,7 +132,7 @@ void Core::publish_device(std::uint32_t index) {
     page.free_bytes = device.memory.free_bytes;
     page.total_bytes = device.memory.total_bytes;
     page.headroom_bytes = device.memory.headroom_bytes;
-    page.reserved_bytes = device.reserved_bytes();
+    page.reserved_bytes = device.reserved_bytes() + device.held_bytes();
 }
 
 // A batch has ended well: what ran there at the same time, ran in other instances. It must have
@@ -141,6 +145,7 @@ void Core::prove_memory(ModelState& model, const BatchRecord& batch, Nanos now) 
     need.count_good();
     if (need.cap() != cap) memory_.touch();
     if (placement.devices.empty() || size <= need.mark()) return;
+    if (!placement.configured || memory_.hold(placement, size)) return;
     std::vector<double> running = {size};
     const Nanos ran_ns = now - batch.dispatched_at;
     for (const std::uint32_t slot : placement.out) {
@@ -150,6 +155,7 @@ void Core::prove_memory(ModelState& model, const BatchRecord& batch, Nanos now) 
         running.push_back(rows_sent(model, other) * other.row_size);
     }
     need.raise(running, now);
+    memory_.update_held(placement);
     memory_.touch();
 }
 
@@ -181,7 +187,7 @@ MemoryStatus Core::memory_status(std::uint32_t index, std::uint32_t device) cons
 DeviceStatus Core::device_status(std::uint32_t index) const {
     const Device* device = memory_.device(index);
     if (device == nullptr) return {};
-    return {device->seen, device->memory, device->reserved_bytes()};
+    return {device->seen, device->memory, device->reserved_bytes() + device->held_bytes()};
 }
 
 }  // namespace infersched::engine

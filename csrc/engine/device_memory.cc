@@ -14,7 +14,7 @@ constexpr std::size_t kUnseenMax = 64;
 
 double Device::available_bytes() const {
     return static_cast<double>(memory.free_bytes) - static_cast<double>(memory.headroom_bytes) -
-           static_cast<double>(reserved_bytes_);
+           static_cast<double>(reserved_bytes_) - static_cast<double>(held_bytes());
 }
 
 std::uint64_t Device::unseen_bytes() const {
@@ -31,6 +31,10 @@ void Device::reserve(std::uint64_t bytes) {
 void Device::settle(std::uint64_t bytes, Nanos now) {
     --inflight_;
     ++takers;
+    if (memory.fixed) {
+        reserved_bytes_ -= bytes;
+        return;
+    }
     if (unseen_.size() < kUnseenMax) {
         unseen_.push_back({now, bytes});
     } else {
@@ -44,7 +48,7 @@ void Device::read(const DeviceMemory& reading) {
     seen |= reading.known;
     // Nothing more will be learned of them where there are no readings.
     const auto shown = [&](const Unseen& ended) {
-        return !reading.known || ended.since < reading.measured_at;
+        return !reading.known || reading.fixed || ended.since < reading.measured_at;
     };
     for (const Unseen& ended : unseen_) {
         if (shown(ended)) reserved_bytes_ -= ended.bytes;
@@ -59,9 +63,11 @@ void Device::archive(Archive& archive) {
     archive(memory.total_bytes);
     archive(memory.headroom_bytes);
     archive(memory.measured_at);
+    archive(memory.fixed);
     archive(seen);
     archive(takers);
     archive(reserved_bytes_);
+    archive(held_bytes_);
     archive(inflight_);
     archive.vector_size(unseen_, 16);
     for (Unseen& ended : unseen_) {

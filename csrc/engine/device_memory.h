@@ -18,6 +18,8 @@ class Device {
     std::uint64_t takers = 0;        // batches that have taken memory, as far as is known
 
     std::uint64_t reserved_bytes() const { return reserved_bytes_; }
+    // What frameworks keep of what batches took: no figure will ever show it where they are fixed.
+    std::uint64_t held_bytes() const { return memory.fixed ? held_bytes_ : 0; }
     // What batches may take besides those that are there. May be negative.
     double available_bytes() const;
     double used_bytes() const {
@@ -34,6 +36,9 @@ class Device {
     // It has ended. It stays reserved until a reading is newer.
     void settle(std::uint64_t bytes, Nanos now);
     void read(const DeviceMemory& reading);
+    // The frameworks of a placement keep `now` bytes, instead of `before`.
+    void hold(std::uint64_t before, std::uint64_t now) { held_bytes_ += now - before; }
+    std::uint64_t kept_bytes() const { return held_bytes_; }
 
     template <class Archive>
     void archive(Archive& archive);
@@ -45,8 +50,9 @@ class Device {
     };
 
     std::uint64_t reserved_bytes_ = 0;
-    std::uint64_t inflight_ = 0;  // batches that are larger than those before
-    std::vector<Unseen> unseen_;  // what has ended since the last reading
+    std::uint64_t held_bytes_ = 0;  // kept, by what is known of it
+    std::uint64_t inflight_ = 0;    // batches that are larger than those before
+    std::vector<Unseen> unseen_;    // what has ended since the last reading
 };
 
 }  // namespace infersched::engine

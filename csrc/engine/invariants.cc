@@ -172,11 +172,16 @@ void Core::check_ledger() const {
 void Core::check_devices() const {
     std::vector<std::uint64_t> reserved(memory_.devices().size());
     std::vector<std::uint64_t> inflight(reserved.size());
+    std::vector<std::uint64_t> kept(reserved.size());
     for (const ModelState& model : models_) {
         for (const PlacementState& p : model.placements) {
             const std::uint32_t held = p.held_for == 0 ? 0 : batches_.find(p.held_for);
             must(held != kNoSlot && (p.held_for == 0 || batches_[held].alone_until != kNever),
                  "devices are kept free for a batch that is to be alone there");
+            for (const std::uint32_t device : p.devices) kept[device] += p.held_bytes;
+            must(p.devices.empty() ||
+                     p.held_bytes == static_cast<std::uint64_t>(std::ceil(p.memory.held_bytes())),
+                 "what is counted as kept is what the largest batches took");
             for (const std::uint32_t slot : p.out) {
                 if (!batches_[slot].grows) continue;
                 for (const std::uint32_t device : p.devices) {
@@ -189,7 +194,7 @@ void Core::check_devices() const {
     for (std::size_t index = 0; index < reserved.size(); ++index) {
         const Device& device = memory_.devices()[index];
         must(device.reserved_bytes() == reserved[index] + device.unseen_bytes() &&
-                 device.inflight() == inflight[index],
+                 device.inflight() == inflight[index] && device.kept_bytes() == kept[index],
              "what is reserved on a device is what its batches may have taken");
     }
 }

@@ -33,9 +33,10 @@ void MemoryLedger::place(std::uint32_t model, PlacementState& placement,
     wanted.erase(std::remove_if(wanted.begin(), wanted.end(), beyond), wanted.end());
     placement.memory.set_instances(placement.instances);
     touch();
+    update_held(placement);
     if (wanted == placement.devices) return;
+    forget(placement);
     placement.devices = std::move(wanted);
-    placement.memory.forget_marks();
     for (const std::uint32_t device : placement.devices) at(device).models.insert(model);
 }
 
@@ -59,13 +60,14 @@ bool MemoryLedger::read(std::uint32_t index, const DeviceMemory& reading) {
 
 void MemoryLedger::learn(std::uint32_t index, PlacementState& placement) {
     const Device& device = devices_[index];
-    if (!device.memory.known) return;
+    if (!device.memory.known || device.memory.fixed) return;
     const auto free_bytes = static_cast<double>(device.memory.free_bytes);
     placement.memory.note_free(free_bytes, static_cast<double>(device.memory.headroom_bytes));
     if (!device.settled()) return;
     // Of several devices it is not known which one has taken how much.
     if (placement.devices.size() > 1) return;
     placement.memory.measure(device.used_bytes(), device.takers - placement.memory.takes());
+    update_held(placement);
 }
 
 const MemoryLimit& MemoryLedger::limit(const ModelPolicy& policy,
@@ -89,7 +91,8 @@ MemoryLimit MemoryLedger::computed(const ModelPolicy& policy,
         if (device.memory.known && need.confirmed()) {
             single = std::min(single, need.size_within(device.available_bytes()));
         }
-        const Nanos measured_at = device.memory.known ? device.memory.measured_at : kNever;
+        const bool shows = device.memory.known && !device.memory.fixed;
+        const Nanos measured_at = shows ? device.memory.measured_at : kNever;
         const double next = need.next_size(measured_at);
         merged = std::min(merged, next_padded(policy, need.largest(), next));
     }
@@ -122,6 +125,31 @@ void MemoryLedger::settle(BatchRecord& batch, PlacementState& placement, Nanos n
     // Of the others that grow, the largest is not looked for: they count whole.
     placement.growing_size = 0;
     touch();
+}
+
+bool MemoryLedger::hold(PlacementState& placement, double size) {
+    const auto fixed = [&](std::uint32_t device) { return at(device).memory.fixed; };
+    const std::vector<std::uint32_t>& devices = placement.devices;
+    if (std::none_of(devices.begin(), devices.end(), fixed)) return false;
+    placement.memory.hold(size);
+    update_held(placement);
+    return true;
+}
+
+void MemoryLedger::update_held(PlacementState& placement) {
+    if (placement.devices.empty()) return;
+    const auto held = static_cast<std::uint64_t>(std::ceil(placement.memory.held_bytes()));
+    if (held == placement.held_bytes) return;
+    for (const std::uint32_t device : placement.devices) {
+        at(device).hold(placement.held_bytes, held);
+    }
+    placement.held_bytes = held;
+    touch();
+}
+
+void MemoryLedger::forget(PlacementState& placement) {
+    placement.memory.forget_marks();
+    update_held(placement);
 }
 
 void MemoryLedger::restore(std::uint32_t model, PlacementState& placement) {

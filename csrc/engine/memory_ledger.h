@@ -35,6 +35,12 @@ class MemoryLedger {
     // A batch of `size` is sent there. One that adds nothing leaves no trace; false then.
     bool reserve(BatchRecord& batch, PlacementState& placement, double size);
     void settle(BatchRecord& batch, PlacementState& placement, Nanos now);
+    // One of this size has ended well where no reading will show what it took. False: one will.
+    bool hold(PlacementState& placement, double size);
+    // What is kept there may have changed: after every change of its need.
+    void update_held(PlacementState& placement);
+    // The server was started anew, or the model is no more there: nothing is kept.
+    void forget(PlacementState& placement);
     // After a reading: what it says about the need at a placement on the device.
     void learn(std::uint32_t device, PlacementState& placement);
 

@@ -89,6 +89,19 @@ bool MemoryNeed::raise(std::vector<double>& running, Nanos now) {
     return raised;
 }
 
+// All that may be there is counted: the largest sizes, one for each instance. A size that is not
+// beyond the least of them adds nothing to that.
+void MemoryNeed::hold(double size) {
+    marks_.back() = std::max(marks_.back(), size);
+    std::sort(marks_.begin(), marks_.end(), std::greater<>());
+}
+
+double MemoryNeed::held_bytes() const {
+    double bytes = 0;
+    for (const double mark : marks_) bytes += added_bytes(mark, 0);
+    return bytes;
+}
+
 void MemoryNeed::count_good() {
     if (cap_ == kNoSizeLimit || ++good_ < kGoodPerRow) return;
     good_ = 0;

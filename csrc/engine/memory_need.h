@@ -49,10 +49,14 @@ class MemoryNeed {
     double added_bytes(double size, double mark) const;
     // The largest size that adds no more than `bytes`.
     double size_within(double bytes) const;
-    // The largest size that may be tried. `measured_at`: of the last reading; kNever: there are no
-    // readings any more.
+    // The largest size that may be tried. `measured_at`: of the last reading; kNever: there are
+    // none that show what batches take.
     double next_size(Nanos measured_at) const;
 
+    // A batch of this size ended well where no reading shows it: any instance may have run it.
+    void hold(double size);
+    // What the allocators keep.
+    double held_bytes() const;
     // A batch ended well; `running`: the sizes of those that ran at the same time, itself included.
     // Whether a mark has risen.
     bool raise(std::vector<double>& running, Nanos now);

@@ -23,7 +23,9 @@ bool share_devices(const PlacementState& a, const PlacementState& b) {
 void Core::cut_sizes(ModelState& model, const BatchRecord& failed) {
     ++counters(failed.model).out_of_memory_replies;
     const double size = rows_sent(model, failed) * failed.row_size;
-    model.placement(failed.backend)->memory.cut(size);
+    PlacementState& placement = *model.placement(failed.backend);
+    placement.memory.cut(size);
+    memory_.update_held(placement);
     memory_.touch();
 }
 

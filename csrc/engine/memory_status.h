@@ -17,6 +17,8 @@ struct DeviceMemory {
     std::uint64_t total_bytes = 0;
     std::uint64_t headroom_bytes = 0;  // of the free ones, not to be used
     Nanos measured_at = 0;
+    // Nothing that batches do changes the figures, which are of a device without them.
+    bool fixed = false;
 };
 
 // What the batches of a model take on a device, at its placements there. A batch of b rows adds

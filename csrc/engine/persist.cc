@@ -85,6 +85,7 @@ void archive_placement(Archive& archive, PlacementState& p) {
     archive(p.pinned.unserved_since);
     archive(p.devices);
     p.memory.archive(archive);
+    archive(p.held_bytes);
     archive(p.growing_size);
     archive(p.held_for);
     archive(p.sequences.first);

@@ -59,6 +59,7 @@ struct PlacementState {
     Pool pinned;
     std::vector<std::uint32_t> devices;      // that its instances are on
     MemoryNeed memory;                       // on each of them
+    std::uint64_t held_bytes = 0;            // that they keep of what batches took, on each
     double growing_size = 0;                 // the largest one out that is beyond its mark
     mutable std::uint64_t memory_stamp = 0;  // MemoryLedger's, of memory_limit
     mutable MemoryLimit memory_limit;

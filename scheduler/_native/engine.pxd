@@ -145,7 +145,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         vector[BatchSizeStats] sizes
 
     cdef cppclass DeviceMemory:
-        cbool known
+        cbool known, fixed
         uint64_t free_bytes, total_bytes, headroom_bytes
         int64_t measured_at
 

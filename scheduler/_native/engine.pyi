@@ -162,6 +162,7 @@ class Engine:
         headroom_bytes: int = 0,
         measured_at: int | None = None,
         known: bool = True,
+        fixed: bool = False,
     ) -> None: ...
     def prime_memory(
         self,

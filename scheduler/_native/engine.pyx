@@ -139,9 +139,10 @@ cdef class Engine:
 
     def set_device(
         self, device, now, *, free_bytes=0, total_bytes=0, headroom_bytes=0, measured_at=None,
-        known=True,
+        known=True, fixed=False,
     ):
         cdef DeviceMemory memory
+        memory.fixed = fixed
         memory.known = known
         memory.free_bytes = free_bytes
         memory.total_bytes = total_bytes

@@ -148,6 +148,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
 
     cdef cppclass DeviceMemory:
         cbool known
+        cbool fixed
         uint64_t free_bytes
         uint64_t total_bytes
         uint64_t headroom_bytes

@@ -5,6 +5,7 @@
 cdef DeviceMemory device_memory(message) except *:
     cdef DeviceMemory memory
     memory.known = message.known
+    memory.fixed = message.fixed
     memory.free_bytes = message.free_bytes
     memory.total_bytes = message.total_bytes
     memory.headroom_bytes = message.headroom_bytes
@@ -30,7 +31,8 @@ cdef list learned_needs(CppGateway* core, uint32_t model):
 
 
 cdef list device_states(CppGateway* core):
-    """(index, known, free, total, headroom, measured_at_ns, reserved) of the devices with readings.
+    """(index, known, free, total, headroom, measured_at_ns, fixed, reserved) of the devices with
+    readings.
     """
     cdef uint32_t index
     cdef DeviceStatus status
@@ -40,6 +42,7 @@ cdef list device_states(CppGateway* core):
         if status.seen:
             states.append((
                 index, status.memory.known, status.memory.free_bytes, status.memory.total_bytes,
-                status.memory.headroom_bytes, status.memory.measured_at, status.reserved_bytes,
+                status.memory.headroom_bytes, status.memory.measured_at,
+                status.memory.fixed, status.reserved_bytes,
             ))
     return states

@@ -6,7 +6,6 @@ at rest what has changed, so that nobody is woken for nothing.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 
 from scheduler.memory.table import DeviceMemory
@@ -44,7 +43,7 @@ class DeviceReadings:
 
 
 def message(number: int, device: DeviceMemory) -> pb.DeviceMemory:
-    """One that is not known has no figures; fixed ones are always as of now."""
+    """One that is not known has no figures; fixed ones are of no time."""
     reading = device.reading
     if not device.known:
         return pb.DeviceMemory(index=number)
@@ -54,14 +53,15 @@ def message(number: int, device: DeviceMemory) -> pb.DeviceMemory:
         free_bytes=reading.free_bytes,
         total_bytes=reading.total_bytes,
         headroom_bytes=device.headroom_bytes,
-        measured_at_ns=reading.measured_at_ns or time.monotonic_ns(),
+        measured_at_ns=reading.measured_at_ns,
+        fixed=reading.measured_at_ns == 0,
     )
 
 
 def _is_news(told: pb.DeviceMemory | None, now: pb.DeviceMemory, busy: bool) -> bool:
     if told is None:
         return now.known
-    if told.known != now.known or told.total_bytes != now.total_bytes:
+    if (told.known, told.fixed, told.total_bytes) != (now.known, now.fixed, now.total_bytes):
         return True
     if busy and told.measured_at_ns != now.measured_at_ns:
         return True

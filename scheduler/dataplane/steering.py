@@ -220,7 +220,7 @@ def snapshot(gateway: Gateway, model_indices: Collection[int] = ()) -> pb.Snapsh
         message.batches.add(
             model_index=number, backend_index=backend, requests=requests, rows=rows, age_ns=age_ns
         )
-    for index, known, free, total, headroom, measured_at_ns, reserved in gateway.devices():
+    for index, known, free, total, headroom, measured_at_ns, fixed, reserved in gateway.devices():
         device = message.devices.add(reserved_bytes=reserved)
         device.memory.index = index
         device.memory.known = known
@@ -228,6 +228,7 @@ def snapshot(gateway: Gateway, model_indices: Collection[int] = ()) -> pb.Snapsh
         device.memory.total_bytes = total
         device.memory.headroom_bytes = headroom
         device.memory.measured_at_ns = measured_at_ns
+        device.memory.fixed = fixed
     return message
 
 

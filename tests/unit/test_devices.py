@@ -21,9 +21,9 @@ from scheduler.control.device_readings import CHANGE_BYTES, DeviceReadings
 from scheduler.control.devices import Devices
 from scheduler.control.regions import Regions
 from scheduler.dataplane import steering
-from scheduler.memory.headroom import Ages
+from scheduler.memory.headroom import Ages, Headroom
 from scheduler.memory.source import DeviceReading, SourceAbsent
-from scheduler.memory.table import DeviceMemory, fixed_reading
+from scheduler.memory.table import DeviceMemory, DeviceTable, fixed_reading
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.nvml import figures as nvml
 from tests.nvml.figures import Figures, gpu
@@ -398,3 +398,20 @@ def test_figures_outlive_the_last_control_plane_for_a_while_only(
         assert [(d.index, d.known) for d in gateway.told[0].devices] == [(0, False), (5, False)]
 
     asyncio.run(scenario())
+
+
+def test_fixed_figures_are_told_as_such_and_once() -> None:
+    sent: list[pb.MemoryReadings] = []
+
+    def send(readings: pb.MemoryReadings) -> bool:
+        sent.append(readings)
+        return True
+
+    readings = DeviceReadings(send, busy=lambda: True)
+    table = DeviceTable(lambda key: Headroom())
+    table.take("the configuration", 0, Ages(1, 2), [fixed_reading("left", 4 * GIB, GIB)])
+    for now_ns in (1, 10**12):
+        readings.tell(table.devices(now_ns), {"left": 3})
+    ((told,),) = (readings.devices for readings in sent)
+    assert (told.index, told.known, told.fixed) == (3, True, True)
+    assert (told.free_bytes, told.total_bytes) == (3 * GIB, 4 * GIB)
