@@ -302,7 +302,8 @@ Core::Forecast Core::foresee(ModelState& model, const Request& request, const Ar
     component.look_credit = std::min(component.look_credit + kLookCredit, kLookCreditMax);
     // Where an executor is free, nothing has to make room.
     const bool let_in = !component.levels ||
-                        component.cursor.offer(arrival.level, now, model.policy.attainment) ||
+                        component.cursor.offer(arrival.level, now, arrival.deadline - now,
+                                               model.policy.attainment) ||
                         component.backlog.idle();
     const bool shed = !let_in && !request.unconditional;
     if (shed) {

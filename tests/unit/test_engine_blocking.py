@@ -84,14 +84,28 @@ def test_batches_without_an_objective_do_not_keep_the_top_class_out() -> None:
     assert rest.in_time > 0.3 * rest.offered, "what the top class leaves is theirs"
 
 
-def test_a_slow_model_beside_a_quick_one_is_not_kept_out_at_loads_that_both_bear() -> None:
-    """Between the quick one's deadlines there is no time for two batches of the slow one.
+def test_shedding_that_helps_the_top_class_little_is_not_kept_up() -> None:
+    """The top class alone takes nine tenths of the executors: what it misses, it misses itself."""
+    settings = two_classes(workload("C"), RequestClass(1 - TOP_PART, priority=2))
+    scenario = workload("C").scenario(3 * GOODPUT["C"], seed=1, requests=20_000)
+    outcome = simulate(scenario, engine(settings))
+    assert in_time(outcome, 0) >= 0.98
+    assert 3 * outcome.attainment >= 0.97, "of the goodput"
 
-    Those of its top class have the time that their own objective gives them: a lower one goes.
-    """
+
+def test_shedding_that_does_not_help_the_top_class_is_given_up() -> None:
+    """At twice what a quick and a slow model bear on one executor, tops wait for slow tops."""
+    scenario, settings = quick_and_slow(600, requests=8_000, seed=1)
+    for top, low in counted(simulate(scenario, engine(settings))).classes:
+        assert top.in_time >= 0.93 * top.offered
+        assert low.in_time >= 0.45 * low.offered
+
+
+def quick_and_slow(rate_per_s: float, requests: int, seed: int) -> tuple[Scenario, EngineSettings]:
+    """Two models on one executor, each with a top class."""
     quick, slow = (Latency(0.5, 3.5), 30.0, 0.8), (Latency(2.5, 12.5), 80.0, 0.2)
     models = [
-        Model(latency, slo_ms, Arrivals(rate_per_s=240 * share))
+        Model(latency, slo_ms, Arrivals(rate_per_s=rate_per_s * share))
         for latency, slo_ms, share in (quick, slow)
     ]
     setups = tuple(
@@ -106,8 +120,16 @@ def test_a_slow_model_beside_a_quick_one_is_not_kept_out_at_loads_that_both_bear
         )
         for model in models
     )
-    scenario = Scenario(models, 1, requests=12_000, seed=3)
-    outcome = simulate(scenario, engine(EngineSettings(models=setups)))
+    return Scenario(models, 1, requests=requests, seed=seed), EngineSettings(models=setups)
+
+
+def test_a_slow_model_beside_a_quick_one_is_not_kept_out_at_loads_that_both_bear() -> None:
+    """Between the quick one's deadlines there is no time for two batches of the slow one.
+
+    Those of its top class have the time that their own objective gives them: a lower one goes.
+    """
+    scenario, settings = quick_and_slow(240, requests=12_000, seed=3)
+    outcome = simulate(scenario, engine(settings))
     for top, low in counted(outcome).classes:
         assert top.in_time >= 0.99 * top.offered
         assert low.in_time >= 0.95 * low.offered
