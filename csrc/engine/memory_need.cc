@@ -13,10 +13,11 @@ namespace {
 constexpr std::uint64_t kGoodPerRow = 1000;
 constexpr double kCapShare = 0.8;
 constexpr double kStepShare = 0.1;
-// A sample without which the estimate would be so many times larger or smaller is left out, up to
-// one in kOutlierShare: another tenant of the device took or freed memory just then.
-constexpr double kOutlierFactor = 1.5;
-constexpr std::size_t kOutlierShare = 4;
+// Samples agree that differ by no more than this share and a piece of an allocator, a small one if
+// enough do.
+constexpr double kAgreeShare = 0.05;
+constexpr double kSmallPieceBytes = 2.0 * (1 << 20);
+constexpr double kPieceBytes = 20.0 * (1 << 20);
 // Marks that differ less are taken as alike.
 constexpr double kAlike = 0.05;
 constexpr double kErrorShare = 0.25;
@@ -47,7 +48,7 @@ bool MemoryNeed::prime(double base_bytes, double bytes_per_row, double size_high
     const auto sound = [](double bytes) { return bytes >= 0 && bytes <= kBytesMax; };
     if (!sound(base_bytes) || !sound(bytes_per_row) || !(size_high >= 0)) return false;
     // What was learned here is better than what was known before.
-    if (fixed || samples_ < kSamplesConfirmed) {
+    if (fixed || agreeing_ < kSamplesConfirmed) {
         base_bytes_ = base_bytes;
         bytes_per_row_ = bytes_per_row;
         primed_ = true;
@@ -56,6 +57,11 @@ bool MemoryNeed::prime(double base_bytes, double bytes_per_row, double size_high
     for (double& mark : marks_) mark = std::max(mark, size_high);
     measured_ = false;
     return true;
+}
+
+// When others never rest, so many samples must do.
+bool MemoryNeed::confirmed() const {
+    return primed_ || agreeing_ >= kSamplesConfirmed || samples_ >= kSamplesMax;
 }
 
 double MemoryNeed::added_bytes(double size, double mark) const {
@@ -144,10 +150,21 @@ void MemoryNeed::measure(double used_bytes, std::uint64_t foreign) {
             first_size_ = size;
         }
     }
+    if (!measured_ || size > measured_size_) least_used_ = kNoSizeLimit;
+    least_used_ = std::min(least_used_, used_bytes);
     measured_size_ = measured_ ? std::max(measured_size_, size) : size;
     measured_ = true;
     measured_used_ = used_bytes;
     measured_foreign_ = foreign;
+    bound_base();
+}
+
+// What the first batch took, of which all instances together have taken no more than is used.
+void MemoryNeed::bound_base() {
+    if (fixed_ || primed_ || first_size_ <= 0) return;
+    const double used = least_used_ / static_cast<double>(marks_.size());
+    const double most = used - bytes_per_row_ * measured_size_;
+    base_bytes_ = std::max(std::min(first_bytes_ - bytes_per_row_ * first_size_, most), 0.0);
 }
 
 void MemoryNeed::add_sample(double bytes, double size) {
@@ -157,39 +174,46 @@ void MemoryNeed::add_sample(double bytes, double size) {
     }
     ring_[samples_ % kSamplesMax] = {bytes, size};
     ++samples_;
-    if (fixed_ || (primed_ && samples_ < kSamplesConfirmed)) return;
+    const double per_row = fitted();
+    if (fixed_ || (primed_ && agreeing_ < kSamplesConfirmed)) return;
     primed_ = false;
-    bytes_per_row_ = fitted();
-    if (first_size_ > 0) base_bytes_ = std::max(first_bytes_ - bytes_per_row_ * first_size_, 0.0);
+    bytes_per_row_ = per_row;
 }
 
-// All bytes over all rows: allocators take memory in large pieces, single samples say little.
-double MemoryNeed::fitted() const {
-    const std::size_t count = std::min<std::uint64_t>(samples_, kSamplesMax);
-    std::array<Sample, kSamplesMax> kept = ring_;
-    Sample sum;
-    for (std::size_t i = 0; i < count; ++i) {
-        sum.bytes += kept[i].bytes;
-        sum.size += kept[i].size;
-    }
-    for (std::size_t left_out = 0; left_out < count / kOutlierShare; ++left_out) {
-        std::size_t worst = count;
-        double most = kOutlierFactor;
-        for (std::size_t i = 0; i < count; ++i) {
-            if (kept[i].size <= 0 || kept[i].size >= sum.size) continue;
-            const double without = (sum.bytes - kept[i].bytes) / (sum.size - kept[i].size);
-            const double with = sum.bytes / sum.size;
-            const double factor = std::max(with, without) / std::max(std::min(with, without), 1.0);
-            if (factor <= most) continue;
-            most = factor;
-            worst = i;
+// All bytes over all rows of the samples that agree with one of them, of which there are the most:
+// what another tenant took or freed meanwhile differs every time. Allocators take memory in large
+// pieces, so that single samples say little.
+double MemoryNeed::fitted() {
+    const std::size_t ring = std::min<std::uint64_t>(samples_, kSamplesMax);
+    Sample best;
+    for (const double piece : {kSmallPieceBytes, kPieceBytes}) {
+        best = {};
+        agreeing_ = 0;
+        for (std::size_t i = 0; i < ring; ++i) {
+            std::uint64_t count = 0;
+            const Sample sum = agreeing_with(ring_[i].bytes / ring_[i].size, piece, count);
+            if (count < agreeing_ || (count == agreeing_ && sum.size <= best.size)) continue;
+            agreeing_ = count;
+            best = sum;
         }
-        if (worst == count) break;
-        sum.bytes -= kept[worst].bytes;
-        sum.size -= kept[worst].size;
-        kept[worst] = Sample();
+        if (agreeing_ >= kSamplesConfirmed) break;
     }
-    return sum.bytes / sum.size;
+    return best.bytes / best.size;
+}
+
+// Their sum, and how many they are.
+MemoryNeed::Sample MemoryNeed::agreeing_with(double per_row, double piece,
+                                             std::uint64_t& count) const {
+    const double off = piece / static_cast<double>(marks_.size());
+    Sample sum;
+    for (std::size_t i = 0; i < std::min<std::uint64_t>(samples_, kSamplesMax); ++i) {
+        const double expected = per_row * ring_[i].size;
+        if (std::abs(ring_[i].bytes - expected) > expected * kAgreeShare + off) continue;
+        ++count;
+        sum.bytes += ring_[i].bytes;
+        sum.size += ring_[i].size;
+    }
+    return sum;
 }
 
 template <class Archive>
@@ -197,8 +221,9 @@ void MemoryNeed::archive(Archive& archive) {
     archive(marks_);
     archive(primed_);
     archive(fixed_);
-    for (double* number : {&base_bytes_, &bytes_per_row_, &first_bytes_, &first_size_, &error_,
-                           &measured_size_, &measured_used_, &cap_, &failed_size_, &free_least_}) {
+    for (double* number :
+         {&base_bytes_, &bytes_per_row_, &first_bytes_, &first_size_, &error_, &measured_size_,
+          &measured_used_, &least_used_, &cap_, &failed_size_, &free_least_}) {
         archive(*number);
     }
     for (Sample& sample : ring_) {
@@ -206,6 +231,7 @@ void MemoryNeed::archive(Archive& archive) {
         archive(sample.size);
     }
     archive(samples_);
+    archive(agreeing_);
     archive(measured_);
     archive(measured_foreign_);
     archive(raised_at_);

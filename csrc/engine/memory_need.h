@@ -32,7 +32,7 @@ class MemoryNeed {
 
     bool known() const { return primed_ || samples_ > 0; }
     // Known well enough to trust in: sizes are limited by it.
-    bool confirmed() const { return primed_ || samples_ >= kSamplesConfirmed; }
+    bool confirmed() const;
     double base_bytes() const { return base_bytes_; }
     double bytes_per_row() const { return bytes_per_row_; }
     std::uint64_t samples() const { return samples_; }
@@ -82,7 +82,9 @@ class MemoryNeed {
     };
 
     void add_sample(double bytes, double size);
-    double fitted() const;
+    double fitted();
+    Sample agreeing_with(double per_row, double piece, std::uint64_t& count) const;
+    void bound_base();
 
     std::vector<double> marks_;  // by instance, falling
     bool primed_ = false;
@@ -93,11 +95,13 @@ class MemoryNeed {
     double first_size_ = 0;
     std::array<Sample, kSamplesMax> ring_;  // what successive largest sizes took
     std::uint64_t samples_ = 0;
+    std::uint64_t agreeing_ = 0;  // of those in the ring, with what is believed
     double error_ = 0;
     // The last reading at a time when all marks were alike.
     bool measured_ = false;
     double measured_size_ = 0;
     double measured_used_ = 0;
+    double least_used_ = kNoSizeLimit;  // since the marks are of that size
     std::uint64_t measured_foreign_ = 0;
     Nanos raised_at_ = std::numeric_limits<Nanos>::min();
     double cap_ = kNoSizeLimit;

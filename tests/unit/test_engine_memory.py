@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from random import Random
 
 import pytest
 
@@ -120,11 +122,14 @@ def test_two_models_do_not_overcommit_a_device() -> None:
     assert sent == {0: 16, 1: 8}
 
 
-def arena_run(gpu: Gpu, base: int, per_row: int, other: int = 0) -> int:
-    """Batches of an allocator that keeps its largest, a reading after each. The largest batch."""
+def arena_run(gpu: Gpu, base: int, per_row: int, others: Callable[[], int] = lambda: 0) -> int:
+    """Batches of an allocator that keeps its largest, a reading after each. The largest batch.
+
+    `others`: what another tenant has at a reading.
+    """
     high = 0
     for _ in range(40):
-        gpu.after(100 * MS).read(TOTAL - other - (base + per_row * high if high else 0))
+        gpu.after(100 * MS).read(TOTAL - others() - (base + per_row * high if high else 0))
         gpu.submit_many(range(64))
         while batches := gpu.step():
             for batch in batches:
@@ -143,6 +148,42 @@ def test_the_need_is_learned_from_successive_largest_batches() -> None:
     assert status.base_bytes == pytest.approx(800 * MIB, rel=0.01)
     assert status.error < 0.01
     assert status.rows_high == 64
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_another_tenant_takes_and_frees_is_not_learned(seed: int) -> None:
+    random = Random(seed)
+    gpu, has = Gpu(), [0]
+    start = gpu.now
+
+    def others() -> int:
+        # The first batch is seen alone: what it takes beyond its rows is seen once.
+        if gpu.now > start + 300 * MS and random.random() < 0.4:
+            has[0] = random.randrange(0, 4_000 * MIB)
+        return has[0]
+
+    arena_run(gpu, 800 * MIB, 64 * MIB, others)
+    status = gpu.engine.memory_status(0, 0)
+    assert status.bytes_per_row == pytest.approx(64 * MIB, rel=0.03)
+    assert status.base_bytes == pytest.approx(800 * MIB, rel=0.1)
+
+
+def test_what_all_instances_use_bounds_what_the_first_batch_took() -> None:
+    gpu, left = Gpu(), iter([0, 3_000 * MIB, 3_000 * MIB])
+    arena_run(gpu, 800 * MIB, 64 * MIB, lambda: next(left, 0))
+    assert gpu.engine.memory_status(0, 0).base_bytes == pytest.approx(800 * MIB, rel=0.01)
+
+
+def test_a_need_is_not_trusted_before_enough_samples_agree() -> None:
+    gpu, high, taken = Gpu(), 0, 0
+    for turn in range(7):
+        taken += 100 * MIB * 4**turn // 100
+        gpu.after(100 * MS).read(TOTAL - taken)
+        high = gpu.rows_of_next()
+    status = gpu.engine.memory_status(0, 0)
+    assert status.samples >= 5
+    # By steps still: sizes do not double.
+    assert high == 7
 
 
 def test_sizes_grow_by_steps_while_the_need_is_not_known() -> None:
@@ -365,71 +406,3 @@ def test_the_ledger_is_saved_and_loaded() -> None:
     assert copy.save() == state
     assert copy.memory_status(0, 0) == gpu.engine.memory_status(0, 0)
     assert copy.device_status(0) == gpu.engine.device_status(0)
-
-
-class FixedGpu(Gpu):
-    """Figures of the configuration: nothing that runs changes them."""
-
-    def fix(self, free: int) -> None:
-        self.free = free
-        self.engine.set_device(
-            0, self.now, free_bytes=free, total_bytes=TOTAL, measured_at=0, fixed=True
-        )
-        self.engine.check_invariants()
-
-
-def test_fixed_figures_teach_nothing() -> None:
-    gpu = FixedGpu()
-    for _ in range(40):
-        gpu.after(100 * MS).fix(TOTAL)
-        gpu.rows_of_next()
-    status = gpu.engine.memory_status(0, 0)
-    assert (status.known, status.samples) == (False, 0)
-    # Nothing but the answers can prove a size: sizes climb by steps.
-    assert status.rows_high == 64
-
-
-def test_what_batches_took_stays_counted_where_figures_are_fixed() -> None:
-    gpu = FixedGpu()
-    gpu.engine.configure_model(1, [(0, 1, True, OWN_EXECUTORS, [0])], gpu.now, rows_max=64)
-    gpu.prime(per_row=100 * MIB, base=200 * MIB)
-    gpu.engine.prime_memory(1, 0, 0, 50 * MIB, 0, True)
-    gpu.fix(free=2_000 * MIB)
-    assert gpu.rows_of_next(16) == 16
-    assert gpu.reserved() == 1_800 * MIB
-    gpu.after(SECOND).fix(free=2_000 * MIB)
-    assert gpu.reserved() == 1_800 * MIB
-    # The other model has the rest; what has run here needs nothing new.
-    gpu.submit_many(range(100, 164), model=1)
-    (batch,) = gpu.step()
-    assert batch.rows == 4
-    gpu.after(MS).complete(batch)
-    assert gpu.rows_of_next(16) == 16
-    assert gpu.reserved() == 2_000 * MIB
-    gpu.engine.set_backend(0, False, gpu.now)
-    gpu.engine.set_backend(0, True, gpu.now)
-    assert gpu.reserved() == 0
-
-
-def test_every_instance_may_hold_what_ran_where_figures_are_fixed() -> None:
-    gpu = FixedGpu(instances=2)
-    gpu.prime(per_row=100 * MIB)
-    gpu.fix(free=1_000 * MIB)
-    assert gpu.rows_of_next(6) == 6
-    # Another one may come to the other instance.
-    assert gpu.rows_of_next(6) == 4
-    assert gpu.reserved() == 1_000 * MIB
-    assert gpu.rows_of_next(6) == 4
-
-
-def test_a_batch_that_ran_out_of_memory_holds_none_where_figures_are_fixed() -> None:
-    gpu = FixedGpu()
-    gpu.prime(per_row=100 * MIB)
-    gpu.fix(free=6_400 * MIB)
-    gpu.submit_many(range(64))
-    (batch,) = gpu.step()
-    gpu.after(MS).fail(batch, "out_of_memory", INTERNAL)
-    halves = gpu.step()
-    assert [half.rows for half in halves] == [32]
-    assert gpu.reserved() == 3_200 * MIB
-    gpu.engine.check_invariants()
