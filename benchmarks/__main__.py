@@ -1,8 +1,8 @@
 """`python -m benchmarks [NAME ...]`: runs benchmarks, prints one JSON object a figure, keeps them.
 
 Names: frontend, throughput, latency, memory, payload, stream, connections, slo_triton, overload,
-decisions, device_memory; without a name all of them. Exit status 0: every figure reached its
-"must", 3: one did not or was not verified, 2: usage.
+decisions, device_memory, gpu_memory; without a name all of them. Exit status 0: every figure
+reached its "must", 3: one did not or was not verified, 2: usage.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ NAMES = (
     "overload",
     "decisions",
     "device_memory",
+    "gpu_memory",
 )
 
 
@@ -41,7 +42,7 @@ def parse_arguments() -> tuple[list[str], Options, Path | None, bool]:
     parser.add_argument(
         "--short",
         action="store_true",
-        help="only see whether slo_triton, overload and decisions run",
+        help="only see whether slo_triton, overload, decisions and gpu_memory run",
     )
     parser.add_argument("--output", type=Path, help="default: a new file in benchmarks/results")
     parser.add_argument("--no-file", action="store_true", help="print only")

@@ -63,6 +63,8 @@ GOALS: dict[str, Goal] = {
     "device_memory_part_of_best_cap": Goal(0.95, 1.0, "x", "higher"),
     "device_memory_ratio_to_safe_cap": Goal(1.3, 1.6, "x", "higher"),
     "device_memory_prediction_error": Goal(10, 3, "%", "lower"),
+    "gpu_memory_client_errors": Goal(SMALLEST_VALUE, SMALLEST_VALUE, "requests", "lower"),
+    "gpu_memory_prediction_error": Goal(10, 3, "%", "lower"),
     "slo_prediction_attainment_error": Goal(3, 1.5, "points", "lower"),
     "slo_prediction_batch_error": Goal(10, 5, "%", "lower"),
     "slo_goodput_ratio_default": Goal(1.8, 2.2, "x", "higher"),

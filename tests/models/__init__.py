@@ -395,3 +395,28 @@ def arena(
     )
     shutil.copyfile(_FIGURES, Path(repository) / name / "1" / "figures.py")
     return name
+
+
+def activations(
+    repository: Path,
+    name: str = "activations",
+    *,
+    base_bytes: int,
+    bytes_per_row: int,
+    device: int = 0,
+    max_batch_size: int = 64,
+) -> str:
+    """An identity that takes memory of a real GPU, by PyTorch."""
+    return write_model(
+        repository,
+        name,
+        source="activations",
+        inputs=[Tensor("INPUT0", "FP32", (16,))],
+        outputs=[Tensor("OUTPUT0", "FP32", (16,))],
+        max_batch_size=max_batch_size,
+        parameters={
+            "base_bytes": str(base_bytes),
+            "bytes_per_row": str(bytes_per_row),
+            "device": str(device),
+        },
+    )
