@@ -6,7 +6,7 @@ at rest what has changed, so that nobody is woken for nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from scheduler.memory.table import DeviceMemory
 from scheduler.v1 import dataplane_pb2 as pb
@@ -16,30 +16,49 @@ CHANGE_BYTES = 2**20
 
 
 class DeviceReadings:
-    """`send` returns whether there is a data plane that it went to."""
+    """`send` returns whether there is a data plane that it went to. `inherited` are numbers that
+    the data plane may know of a control plane before this one."""
 
-    def __init__(self, send: Callable[[pb.MemoryReadings], bool], busy: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        send: Callable[[pb.MemoryReadings], bool],
+        busy: Callable[[], bool],
+        inherited: Iterable[int] = (),
+    ) -> None:
         self._send = send
         self._busy = busy
         self._told: dict[int, pb.DeviceMemory] = {}
+        # Whatever data plane there is: this one has not been told anything else of them.
+        self._may_know = set(inherited)
 
     def forget(self) -> None:
         """The data plane is away: another one has been told nothing."""
         self._told.clear()
 
-    def tell(self, devices: Mapping[str, DeviceMemory], numbers: Mapping[str, int]) -> None:
-        """The figures as of now, of the devices that have a number."""
+    def tell(
+        self, devices: Mapping[str, DeviceMemory], numbers: Mapping[str, int], heard: bool = True
+    ) -> None:
+        """The figures as of now, of the devices that have a number. `heard`: every source has
+        told; the numbers that a data plane may know from before are no devices' else."""
         now = {
             numbers[key]: message(numbers[key], device)
             for key, device in devices.items()
             if key in numbers
         }
-        for number in self._told.keys() - now.keys():
+        gone = self._told.keys() | (self._may_know if heard else set())
+        for number in gone - now.keys():
             now[number] = pb.DeviceMemory(index=number)
         busy = self._busy()
-        news = [m for n, m in sorted(now.items()) if _is_news(self._told.get(n), m, busy)]
+        news = [m for n, m in sorted(now.items()) if self._is_news(n, m, busy)]
         if news and self._send(pb.MemoryReadings(devices=news)):
             self._told.update((m.index, m) for m in news)
+            self._may_know.update(m.index for m in news)
+
+    def _is_news(self, number: int, now: pb.DeviceMemory, busy: bool) -> bool:
+        told = self._told.get(number)
+        if told is None:
+            return now.known or number in self._may_know
+        return _differs(told, now, busy)
 
 
 def message(number: int, device: DeviceMemory) -> pb.DeviceMemory:
@@ -58,9 +77,7 @@ def message(number: int, device: DeviceMemory) -> pb.DeviceMemory:
     )
 
 
-def _is_news(told: pb.DeviceMemory | None, now: pb.DeviceMemory, busy: bool) -> bool:
-    if told is None:
-        return now.known
+def _differs(told: pb.DeviceMemory, now: pb.DeviceMemory, busy: bool) -> bool:
     if (told.known, told.fixed, told.total_bytes) != (now.known, now.fixed, now.total_bytes):
         return True
     if busy and told.measured_at_ns != now.measured_at_ns:

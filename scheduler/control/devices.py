@@ -22,7 +22,7 @@ from scheduler.backends.remembered import ModelKey
 from scheduler.config import Backend, Settings
 from scheduler.config.address import parse_address
 from scheduler.config.device_memory import DEVICES_MAX
-from scheduler.control.device_places import Places, places_of
+from scheduler.control.device_places import LastPlaces, Places, places_of
 from scheduler.control.executors import gpus_of
 from scheduler.control.indices import IndexBook
 from scheduler.memory.headroom import Ages, Headroom
@@ -44,7 +44,10 @@ _PORT_RANK = 1
 TRITON_METRICS_PORT = 8002
 # How often ages are looked at while nothing is heard.
 AGE_PERIOD_S = 0.25
+# Of all threads together.
 JOIN_TIMEOUT_S = 0.5
+# So long the first state waits for the sources' first looks; loading a driver takes its time.
+SOURCES_WAIT_S = 3.0
 # Of what was said once; models may come and go without end.
 SAID_MAX = 4096
 
@@ -75,8 +78,13 @@ class Devices:
         self.table = DeviceTable(self._headroom_of)
         # As of the last look; replaced as a whole, for other threads to read.
         self.current: dict[str, DeviceMemory] = {}
-        self.index: dict[str, int] = {}
         self._book = IndexBook(runtime_directory / "devices.json", DEVICES_MAX)
+        self.index = self._book.index
+        self.inherited = self._book.given  # numbers that a control plane before this one gave
+        self._last = LastPlaces()
+        self._awaited_since_s: float | None = None
+        self._was_ready = False
+        self.assigned_heard = False  # as of the last `assign`
         self._pool = pool
         self._settings = settings
         self._busy = busy
@@ -86,9 +94,9 @@ class Devices:
         self._pollers: dict[_Wanted, Poller] = {}
         self._local: dict[str, bool] = {}  # by host, as far as it has been found out
         self._keys: frozenset[str] = frozenset()
-        self._models: dict[str, list[ModelKey]] = {}
+        self._models: dict[str, dict[ModelKey, None]] = {}
         self._gpus: tuple[Settings | None, dict[str, tuple[int, ...]]] = (None, {})
-        self._said: set[tuple[str, str]] = set()
+        self._said: dict[tuple[str, str], None] = {}  # the latest last
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
@@ -99,13 +107,40 @@ class Devices:
             self._choose_sources()  # finding out may take its time
             await self._find_local_hosts()
             self._choose_sources()
+            await self._follow_ages()
+
+    async def _follow_ages(self) -> None:
+        """Until the pool or the settings have changed."""
+        while True:
             self._aged()
+            waits = self._awaited_since_s is not None and not self._was_ready
+            if waits and self.ready:
+                self._was_ready, waits = True, False
+                self._on_places()
+            # Nobody looks at the clock where there is nothing that ages.
+            timeout_s = AGE_PERIOD_S if waits or (self._pollers and self.current) else None
             try:
-                # Nobody looks at the clock where there is nothing that ages.
-                timeout_s = AGE_PERIOD_S if self._pollers and self.current else None
                 await asyncio.wait_for(self._changed.wait(), timeout_s)
+                return
             except asyncio.TimeoutError:
                 continue
+
+    @property
+    def heard(self) -> bool:
+        """Whether every source that is wanted has been looked at: what none tells of is not there
+        then."""
+        hosts = {backend.address.host for backend in self._pool.backends.values()}
+        if not hosts <= self._local.keys():
+            return False  # which ones are wanted is being found out
+        return self.table.heard_of([wanted.name for wanted in self._wanted()])
+
+    @property
+    def ready(self) -> bool:
+        """Whether the first state can be built: all is heard, or has been waited for."""
+        now_s = time.monotonic()
+        if self._awaited_since_s is None:
+            self._awaited_since_s = now_s
+        return now_s - self._awaited_since_s >= SOURCES_WAIT_S or self.heard
 
     def look(self) -> None:
         """The pool has changed, or the settings."""
@@ -115,8 +150,9 @@ class Devices:
         """Ends the looks; one that hangs is left to itself."""
         for poller in self._pollers.values():
             poller.stop()
+        end_s = time.monotonic() + JOIN_TIMEOUT_S
         for poller in self._pollers.values():
-            poller.join(JOIN_TIMEOUT_S)
+            poller.join(max(end_s - time.monotonic(), 0.0))
         self._pollers.clear()
 
     def places(self, backend: Backend, spec: ModelSpec) -> Places:
@@ -134,17 +170,25 @@ class Devices:
     def assign(self) -> dict[tuple[ModelKey, str], tuple[int, ...]]:
         """The devices' numbers by model and backend address; also says what is not known."""
         found: dict[tuple[ModelKey, str], Places] = {}
+        asked: dict[tuple[ModelKey, str], object] = {}
         for address, watch in self._pool.watches.items():
+            backend = self._pool.backends[address]
             for key, spec in watch.models.items():
-                found[key, address] = self.places(self._pool.backends[address], spec)
+                found[key, address] = self.places(backend, spec)
+                gpus = self._gpus_told(spec.name), gpus_of(spec.config)
+                asked[key, address] = (backend.devices, *gpus)
+        found = self._last.kept(found, asked)
         self._models = {}
         for (model, _), places in found.items():
             for device in places.keys:
-                if model not in self._models.setdefault(device, []):
-                    self._models[device].append(model)
+                self._models.setdefault(device, {})[model] = None
         used = set(self._models)
         self.table.forget_gone(used)
-        self.index = self._book.assign(sorted(used | self.table.keys))
+        # What is gone and not used needs no number; what may be told of yet keeps its own.
+        numbered = used | self.table.told
+        self.assigned_heard = self.heard
+        kept = () if self.assigned_heard else self._book.index
+        self.index = self._book.assign([*sorted(numbered), *kept])
         self._say_unknown(found, used)
         return {
             placement: tuple(self.index[key] for key in places.keys if key in self.index)
@@ -170,7 +214,7 @@ class Devices:
 
     def models_on(self, device: str) -> list[ModelKey]:
         """The models with instances on the device, as of the last `assign`."""
-        return self._models.get(device, [])
+        return list(self._models.get(device, ()))
 
     def metrics_scope(
         self, needs: Mapping[tuple[ModelKey, str], pb.MemorySnapshot], counters: CountersPage
@@ -339,20 +383,26 @@ class Devices:
         for address, backend in self._pool.backends.items():
             named.update(dict.fromkeys(backend.devices, f"devices of backend {address}"))
         there = ", ".join(sorted(self.table.keys)) or "none"
-        for device in sorted((used | self.table.keys) - self.index.keys()):
+        for device in sorted((used | self.table.told) - self.index.keys()):
             self._say(f"device {device}", f"there are more than {DEVICES_MAX} devices; {FALLBACK}")
         for device, place in named.items():
             if device not in self.table.keys:
                 effect = FALLBACK if device in used else "it has no effect"
-                self._say(f"device {device}", f"{place} names it, and no source tells of it (there "
-                          f"are: {there}); {effect}")  # fmt: skip
+                self._say(f"device {device}", f"{place} names it, and no source tells of it",
+                          f" (there are: {there}); {effect}")  # fmt: skip
 
-    def _say(self, what: str, problem: str, **fields: str) -> None:
-        if len(self._said) > SAID_MAX:
-            self._said.clear()
-        if (what, problem) not in self._said:
-            self._said.add((what, problem))
-            log(logger, logging.WARNING, f"{what}: {problem}", **fields)
+        # Of what is wrong now nothing is forgotten, however much it is.
+        kept = max(SAID_MAX, len(found) + len(named) + len(used | self.table.told))
+        for old in list(self._said)[: max(len(self._said) - kept, 0)]:
+            del self._said[old]
+
+    def _say(self, what: str, problem: str, more: str = "", **fields: str) -> None:
+        """Once, whatever becomes of `more`."""
+        is_news = (what, problem) not in self._said
+        self._said.pop((what, problem), None)
+        self._said[what, problem] = None
+        if is_news:
+            log(logger, logging.WARNING, f"{what}: {problem}{more}", **fields)
 
 
 def _figures(device: DeviceMemory, now_ns: int, reserved_bytes: int) -> DeviceFigures:

@@ -26,6 +26,16 @@ class IndexBook:
         self._next = 0
         self._load()
 
+    @property
+    def index(self) -> dict[str, int]:
+        """The numbers as they were assigned last, also by the process before this one."""
+        return dict(self._index_of)
+
+    @property
+    def given(self) -> range:
+        """All numbers that were ever given, freed ones too."""
+        return range(self._next)
+
     def assign(self, keys: Iterable[str]) -> dict[str, int]:
         """The numbers of exactly these keys; keys beyond the limit get none."""
         wanted = dict.fromkeys(keys)

@@ -65,7 +65,6 @@ class ControlPlane:
         self.pool = BackendPool(self.refresh_state, self._replies_of, parameters.runtime_directory)
         self.payload = PayloadMemory(self.pool, self.refresh_state)
         activity = Activity(self.counters, lambda: self.desired.backend_index.values())
-        self._readings = DeviceReadings(self.steering.tell_memory, activity.busy)
         self.devices = Devices(
             parameters.runtime_directory,
             self.pool,
@@ -73,6 +72,9 @@ class ControlPlane:
             activity.busy,
             self._tell_devices,
             self.refresh_state,
+        )
+        self._readings = DeviceReadings(
+            self.steering.tell_memory, activity.busy, self.devices.inherited
         )
         self._looked_around = False
         self.readiness = Readiness(
@@ -138,10 +140,11 @@ class ControlPlane:
     def refresh_state(self) -> None:
         """Computes the wanted state again and says it to the data plane if it changed.
 
-        Nothing is said before every backend has been looked at once: the data plane may serve with
-        the state of a control plane that died, and ignorance must not take that away.
+        Nothing is said before every backend has been looked at once, and every source of device
+        memory, if it does not hang: the data plane may serve with the state of a control plane that
+        died, and ignorance must not take that away.
         """
-        self._looked_around = self._looked_around or self.pool.settled
+        self._looked_around = self._looked_around or (self.pool.settled and self.devices.ready)
         self._note_rejoins()
         if self._looked_around:
             self.steering.want(
@@ -266,7 +269,8 @@ class ControlPlane:
         self.refresh_state()
 
     def _tell_devices(self) -> None:
-        self._readings.tell(self.devices.current, self.devices.index)
+        devices = self.devices
+        self._readings.tell(devices.current, devices.index, devices.assigned_heard)
 
     def _data_plane_changed(self) -> None:
         if not self.steering.connected:

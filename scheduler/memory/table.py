@@ -121,6 +121,11 @@ class DeviceTable:
         return set(self._entries)
 
     @property
+    def told(self) -> set[str]:
+        """The keys that a source told of at its last look that did not fail."""
+        return {key for state in self._sources.values() for key in state.keys}
+
+    @property
     def source_errors(self) -> dict[str, int]:
         """Failed looks by source, of those that are there."""
         sources = list(self._sources.items())

@@ -3,44 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scheduler._native.counters import CountersPage
-from scheduler.backends.pool import BackendPool
 from scheduler.config import Backend, Settings
 from scheduler.config.device_memory import DEVICES_MAX
 from scheduler.control.desired import DesiredState
 from scheduler.control.device_places import Places, places_of
 from scheduler.control.device_readings import CHANGE_BYTES, DeviceReadings
-from scheduler.control.devices import Devices
 from scheduler.control.regions import Regions
 from scheduler.dataplane import steering
 from scheduler.memory.headroom import Ages, Headroom
 from scheduler.memory.source import DeviceReading, SourceAbsent
-from scheduler.memory.table import DeviceMemory, DeviceTable, fixed_reading
+from scheduler.memory.table import DeviceTable, fixed_reading
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.nvml import figures as nvml
-from tests.nvml.figures import Figures, gpu
-from tests.nvml.loaded import load, unload
+from tests.nvml.loaded import unload
 from tests.unit.counters_twin import WrittenPage
+from tests.unit.devices_world import (
+    BOTH,
+    CPU,
+    ENSEMBLE,
+    GIB,
+    GPU_0,
+    GPU_1,
+    LOCAL,
+    REMOTE,
+    UNSAID,
+    A,
+    B,
+    DataPlane,
+    World,
+    device,
+    two_gpus,
+    world,
+)
 from tests.unit.test_device_metrics_port import HEAD, answering, port, told
 from tests.unit.triton_answers import pool_of, spec
 
-GIB = 2**30
-GPU_0 = "instance_group { kind: KIND_GPU count: 2 gpus: 0 }"
-GPU_1 = "instance_group { kind: KIND_GPU count: 1 gpus: 1 }"
-BOTH = "instance_group { kind: KIND_GPU count: 1 gpus: [0, 1] }"
-CPU = "instance_group { kind: KIND_CPU count: 4 }"
-UNSAID = "instance_group { kind: KIND_MODEL count: 1 }"
-ENSEMBLE = "ensemble_scheduling { step { model_name: 'a' } }"
-
-A, B = DeviceReading("GPU-a", 1, ordinal=0), DeviceReading("GPU-b", 1, ordinal=1)
 MIG_1, MIG_2 = (DeviceReading(f"MIG-{n}", 1, ordinal=0, mig=True) for n in (1, 2))
 
 
@@ -103,54 +107,6 @@ def test_a_model_that_uses_a_gpu_beside_its_instance_group() -> None:
     assert places_of(backend, spec(f'name: "m" {CPU}'), (1,), [A, B], ()).keys == ("GPU-b",)
 
 
-class World:
-    """Devices over a pool that a test describes."""
-
-    def __init__(self, folder: Path, pool: BackendPool, settings: dict[str, Any]) -> None:
-        self.pool = pool
-        self.settings = Settings.model_validate(settings)
-        self.looks = self.moves = 0
-        self.devices = Devices(
-            folder, pool, lambda: self.settings, lambda: True, self._looked, self._moved
-        )
-
-    def _looked(self) -> None:
-        self.looks += 1
-
-    def _moved(self) -> None:
-        self.moves += 1
-
-    def configure(self, settings: dict[str, Any]) -> None:
-        self.settings = Settings.model_validate(settings)
-        self.devices.look()
-
-    async def until(self, condition: Callable[[], Any], what: str) -> None:
-        for _ in range(2000):
-            if condition():
-                return
-            await asyncio.sleep(0.005)
-        raise AssertionError(f"waited in vain: {what}: {self.devices.current}")
-
-
-@contextlib.asynccontextmanager
-async def world(folder: Path, pool: BackendPool, **settings: Any) -> AsyncIterator[World]:
-    made = World(folder, pool, {"device_memory": settings})
-    task = asyncio.create_task(made.devices.run())
-    try:
-        yield made
-    finally:
-        task.cancel()
-        made.devices.stop()
-
-
-LOCAL = {"address": "127.0.0.1:1"}
-REMOTE = {"address": "192.0.2.1:1", "metrics": "off"}
-
-
-def two_gpus(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Figures:
-    return load(monkeypatch, folder, [gpu("GPU-a", 16 * GIB), gpu("GPU-b", 8 * GIB)])
-
-
 def test_nvml_tells_and_models_have_their_devices(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -158,7 +114,8 @@ def test_nvml_tells_and_models_have_their_devices(
     pool = pool_of((LOCAL, {"left": GPU_0, "right": GPU_1, "both": BOTH, "cpu": CPU}))
 
     async def scenario() -> None:
-        async with world(tmp_path, pool, headroom_min="1GiB") as made:
+        ages = {"stale_after": "1h", "lost_after": "2h"}  # however long a look stalls
+        async with world(tmp_path, pool, headroom_min="1GiB", **ages) as made:
             devices = made.devices
             await made.until(lambda: len(devices.current) == 2, "two devices")
             assert devices.assign() == {
@@ -173,7 +130,8 @@ def test_nvml_tells_and_models_have_their_devices(
                 lambda: devices.current["GPU-a"].reading.free_bytes == 10 * GIB, "the new figure"
             )
             assert devices.current["GPU-b"].headroom_bytes == GIB
-            made.configure({"device_memory": {"devices": {"GPU-b": {"headroom_min": "2GiB"}}}})
+            own = {"GPU-b": {"headroom_min": "2GiB"}}
+            made.configure({"device_memory": {**ages, "devices": own}})
             await made.until(
                 lambda: devices.current["GPU-b"].headroom_bytes == 2 * GIB, "the new headroom"
             )
@@ -306,24 +264,6 @@ def test_more_devices_than_the_data_plane_knows(
         made.devices.assign()
     assert len(made.devices.index) == DEVICES_MAX
     assert len([m for m in caplog.messages if "more than 64 devices" in m]) == 1
-
-
-class DataPlane:
-    """Notes what it is told."""
-
-    def __init__(self) -> None:
-        self.there = True
-        self.told: list[dict[int, tuple[bool, int]]] = []
-
-    def send(self, readings: pb.MemoryReadings) -> bool:
-        if self.there:
-            self.told.append({d.index: (d.known, d.free_bytes) for d in readings.devices})
-        return self.there
-
-
-def device(free_bytes: int, at_ns: int = 1, known: bool = True) -> DeviceMemory:
-    reading = DeviceReading("GPU-a", at_ns, total_bytes=16 * GIB, free_bytes=free_bytes)
-    return DeviceMemory("GPU-a", known, "nvml", "", 0, GIB, reading)
 
 
 def test_the_data_plane_is_told_of_changes_at_rest_and_of_every_look_when_busy() -> None:

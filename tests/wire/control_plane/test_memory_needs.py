@@ -13,6 +13,8 @@ from scheduler.backends.embedded_triton import EmbeddedTriton
 from scheduler.cli.main import main
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.control_plane import ControlPlane, FakeDataPlane, wait_until
+from tests.nvml.figures import FILE_VARIABLE, Figures, gpu
+from tests.nvml.loaded import library_folder
 from tests.wire.control_plane.words import START_TIMEOUT_S, all_ready
 
 pytestmark = pytest.mark.e2e
@@ -70,3 +72,31 @@ def test_a_model_of_a_device_is_told_and_shown_with_its_need(
         labels = '{device="right",model="identity",version="1"}'
         assert f"infersched_device_memory_rows_limit{labels} 31.0" in metrics
         assert f"infersched_device_memory_predicted_bytes{labels}" in metrics
+
+
+def test_a_control_plane_that_was_killed_leaves_placements_on_their_devices(
+    data_plane: FakeDataPlane,
+    triton: EmbeddedTriton,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    figures = Figures.create(tmp_path / "figures", [gpu("GPU-a", 16 * GIB), gpu("GPU-b", GIB)])
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(library_folder()))
+    monkeypatch.setenv(FILE_VARIABLE, str(figures.path))
+    config = tmp_path / "infersched.yaml"
+    config.write_text(f"backends: ['{triton.grpc_address}']\nmodels: {{identity: {{gpus: [1]}}}}\n")
+
+    def devices(apply: pb.Apply) -> list[list[int]]:
+        named = (model for model in apply.models if model.name == "identity")
+        return [list(p.device_indices) for model in named for p in model.placements]
+
+    with ControlPlane(data_plane, config_file=config) as control:
+        first = data_plane.wait_apply(all_ready, "every model ready", START_TIMEOUT_S)
+        ((number,),) = devices(first)
+        for _ in range(2):
+            control.kill()
+            data_plane.applies.clear()
+            control.start()
+            data_plane.wait_apply(all_ready, "every model ready again", START_TIMEOUT_S)
+            said = [devices(apply) for apply in data_plane.applies]
+            assert [found for found in said if found != [[number]]] == []
