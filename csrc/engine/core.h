@@ -277,6 +277,8 @@ class Core {
     void withdraw(std::uint32_t index, Pool& pool, std::uint32_t pin);
     bool executor_free(const Domain& domain) const;
     Domain* best_offer(const Component& component);
+    const Offer* urgent_below(const Domain& domain, Nanos now);
+    bool brought_up_to_date(Domain& domain, const Offer& offered, Nanos now);
     void serve(std::uint32_t component, Nanos now);
     bool serve_offer(const Offer& offer, Nanos now);
 

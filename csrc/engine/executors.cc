@@ -244,21 +244,63 @@ bool Core::serve_offer(const Offer& offered, Nanos now) {
     return true;
 }
 
+// A batch of a lower level that would be late behind the first offer, which itself would not be
+// late behind that batch. nullptr: there is none, levels decide.
+const Offer* Core::urgent_below(const Domain& domain, Nanos now) {
+    const Offer& first = *domain.offers.begin();
+    const Nanos free_beside = components_[domain.component].backlog.free_beside(now);
+    const auto batch_ns = [&](const Offer& offer) -> Nanos {
+        const ModelState& model = models_[offer.model];
+        const Pool& pool = const_cast<ModelState&>(model).pool(offer.pin);
+        if (!pool.retries.empty() || pool.ready.empty()) return kNever;
+        const Group& group = model.groups[pool.ready.begin()->group];
+        if (!planned(model, group)) return kNever;
+        return group.head().deadline - pool.ready.begin()->key.deadline;
+    };
+    const auto waits_for = [&](const Offer& other) {
+        return std::min(free_beside, add_saturating(now, batch_ns(other)));
+    };
+    if (batch_ns(first) == kNever) return nullptr;
+    const Nanos behind_first = waits_for(first);
+    QueueKey next;
+    next.deadline = std::numeric_limits<Nanos>::min();
+    next.level = first.key.level + 1;
+    for (auto at = domain.offers.lower_bound({next, 0, 0}); at != domain.offers.end();
+         at = domain.offers.lower_bound({next, 0, 0})) {
+        const bool urgent = at->key.deadline < behind_first && at->key.deadline >= now;
+        const Nanos ns = urgent ? batch_ns(*at) : kNever;
+        const bool holds = ns != kNever && waits_for(*at) <= first.key.deadline &&
+                           ns <= hold_limit(models_[at->model], at->key.level, now);
+        if (holds) return &*at;
+        next.level = at->key.level + 1;
+    }
+    return nullptr;
+}
+
+// False: what was offered is another batch now, or none.
+bool Core::brought_up_to_date(Domain& domain, const Offer& offered, Nanos now) {
+    ModelState& model = models_[offered.model];
+    Pool& pool = model.pool(offered.pin);
+    settle(model, pool, now);
+    plan_stale(model, now);
+    offer(offered.model, pool, offered.pin);
+    return domain.offers.count(offered) > 0;
+}
+
 // Gives free executors to the most urgent offers. An offer was made some time ago: it is brought up
 // to date before it is taken, and can only have become less urgent.
 void Core::serve(std::uint32_t index, Nanos now) {
     Component& component = components_[index];
     std::vector<Offer> blocked;
     while (Domain* domain = best_offer(component)) {
-        const Offer offered = *domain->offers.begin();
-        ModelState& model = models_[offered.model];
-        Pool& pool = model.pool(offered.pin);
-        settle(model, pool, now);
-        plan_stale(model, now);
-        offer(offered.model, pool, offered.pin);
-        if (domain->offers.empty()) continue;
-        const Offer& first = *domain->offers.begin();
-        if (offered < first || first < offered) continue;
+        Offer offered = *domain->offers.begin();
+        if (!brought_up_to_date(*domain, offered, now)) continue;
+        if (*domain->offers.begin() < offered) continue;
+        if (const Offer* urgent = component.levels ? urgent_below(*domain, now) : nullptr) {
+            offered = *urgent;
+            if (!brought_up_to_date(*domain, offered, now)) continue;
+        }
+        Pool& pool = models_[offered.model].pool(offered.pin);
         if (serve_offer(offered, now)) {
             offer(offered.model, pool, offered.pin);
         } else {

@@ -138,7 +138,6 @@ void PriorityCursor::adjust(Nanos now, double attainment) {
         shed(top, now);
     } else if (share_ < 1) {
         share_ = std::min(share_ + kGrow * ++calm_, 1.0);
-        if (share_ == 1) turn(now, before_);
     }
     place();
     window_start_ = now;

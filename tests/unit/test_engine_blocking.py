@@ -87,10 +87,10 @@ def test_batches_without_an_objective_do_not_keep_the_top_class_out() -> None:
 def test_shedding_that_helps_the_top_class_little_is_not_kept_up() -> None:
     """The top class alone takes nine tenths of the executors: what it misses, it misses itself."""
     settings = two_classes(workload("C"), RequestClass(1 - TOP_PART, priority=2))
-    scenario = workload("C").scenario(3 * GOODPUT["C"], seed=1, requests=20_000)
+    scenario = workload("C").scenario(3 * GOODPUT["C"], seed=1, requests=40_000)
     outcome = simulate(scenario, engine(settings))
     assert in_time(outcome, 0) >= 0.98
-    assert 3 * outcome.attainment >= 0.97, "of the goodput"
+    assert 3 * outcome.attainment >= 0.96, "of the goodput"
 
 
 def test_shedding_that_does_not_help_the_top_class_is_given_up() -> None:
@@ -98,7 +98,7 @@ def test_shedding_that_does_not_help_the_top_class_is_given_up() -> None:
     scenario, settings = quick_and_slow(600, requests=8_000, seed=1)
     for top, low in counted(simulate(scenario, engine(settings))).classes:
         assert top.in_time >= 0.93 * top.offered
-        assert low.in_time >= 0.45 * low.offered
+        assert low.in_time >= 0.4 * low.offered
 
 
 def quick_and_slow(rate_per_s: float, requests: int, seed: int) -> tuple[Scenario, EngineSettings]:
@@ -132,7 +132,7 @@ def test_a_slow_model_beside_a_quick_one_is_not_kept_out_at_loads_that_both_bear
     outcome = simulate(scenario, engine(settings))
     for top, low in counted(outcome).classes:
         assert top.in_time >= 0.99 * top.offered
-        assert low.in_time >= 0.95 * low.offered
+        assert low.in_time >= 0.99 * low.offered, "those of the top class that can wait do"
 
 
 def test_a_burst_of_low_priority_is_not_shed_for_long() -> None:
