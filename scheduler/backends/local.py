@@ -13,7 +13,7 @@ async def is_local(host: str) -> bool:
     """
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
-    except OSError:
+    except (OSError, UnicodeError):  # the latter: no name at all, as `a..b`
         return False
     return any(_can_bind(family, address) for family, _, _, _, address in found)
 

@@ -93,11 +93,12 @@ class DeviceMemory(Section):
     stale_after: Annotated[Duration, Field(ge=1 * MILLISECOND)] = Field(
         default=500 * MILLISECOND,
         description="figures of this age widen the headroom, in proportion to age / stale_after; "
-        "of metrics ports at least three of their periods",
+        "of metrics ports at least three of their periods, and 2 s more, Triton's own period",
     )
     lost_after: Annotated[Duration, Field(ge=1 * MILLISECOND)] = Field(
         default=5_000 * MILLISECOND,
-        description="figures of this age say nothing; of metrics ports at least ten periods",
+        description="figures of this age say nothing; of metrics ports at least ten periods, and "
+        "2 s more",
     )
     headroom_part: HeadroomPart = Field(
         default=HEADROOM_PART_DEFAULT, description="of a device's total memory, kept free"

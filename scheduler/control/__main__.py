@@ -18,9 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 async def run(parameters: Parameters) -> int:
-    """Serves until SIGTERM, then drains. Returns the exit status."""
+    """Serves until SIGTERM, then drains, or until it fails. Returns the exit status."""
     from scheduler.control.plane import ControlPlane
     from scheduler.control.servers import Servers
+    from scheduler.control.tasks import watch
 
     plane = ControlPlane(parameters, parameters.load())
     servers = Servers(plane)
@@ -30,8 +31,17 @@ async def run(parameters: Parameters) -> int:
     loop.add_signal_handler(signal.SIGHUP, plane.reload)
     await servers.start()
     tasks = plane.start()
+    failed = asyncio.Event()
+
+    def fail() -> None:
+        failed.set()
+        stop.set()
+
+    watch(tasks, fail)
     try:
         await stop.wait()
+        if failed.is_set():
+            return 1  # the data plane goes on meanwhile
         await plane.drain()
     except (ConnectionError, asyncio.TimeoutError) as error:
         log(logger, logging.WARNING, "drain was not confirmed", reason=repr(error))

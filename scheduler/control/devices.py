@@ -30,7 +30,7 @@ from scheduler.memory.nvml import NvmlSource
 from scheduler.memory.poller import Pace, Poller
 from scheduler.memory.source import DeviceReading, MemorySource, SourceError
 from scheduler.memory.table import FALLBACK, DeviceMemory, DeviceTable, fixed_reading
-from scheduler.memory.triton_metrics import TritonMetricsSource
+from scheduler.memory.triton_metrics import READING_PERIOD_NS, TritonMetricsSource
 from scheduler.telemetry.device_metrics import DeviceFigures, DeviceScope, NeedFigures
 from scheduler.telemetry.logs import log
 from scheduler.v1 import dataplane_pb2 as pb
@@ -274,7 +274,17 @@ class Devices:
         told = [key in fixed and fixed[key].total > 0 for key in backend.devices]
         if seen_here or not has_gpus or (told and all(told)):
             return None
+        if here and self._is_own_listener(backend.address.host):
+            return None
         return backend.address.host, TRITON_METRICS_PORT
+
+    def _is_own_listener(self, host: str) -> bool:
+        """Whether the metrics port that a Triton has is our own there."""
+        listen = self._settings().server.metrics_listen
+        if listen is None or listen.port != TRITON_METRICS_PORT:
+            return False
+        loopback = {"localhost", "127.0.0.1", "::1"}
+        return listen.host in {"", "0.0.0.0", "::", host} or {listen.host, host} <= loopback
 
     def _is_seen_by_nvml(self) -> bool:
         """Also while NVML has not told anything yet."""
@@ -346,7 +356,10 @@ class Devices:
         if source in _RANKS:
             return Ages(memory.stale_after, memory.lost_after)
         period = memory.metrics_poll_period
-        return Ages(max(memory.stale_after, 3 * period), max(memory.lost_after, 10 * period))
+        return Ages(
+            max(memory.stale_after, 3 * period) + READING_PERIOD_NS,
+            max(memory.lost_after, 10 * period) + READING_PERIOD_NS,
+        )
 
     def _take(
         self, wanted: _Wanted, readings: Sequence[DeviceReading], error: SourceError | None

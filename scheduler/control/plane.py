@@ -111,9 +111,9 @@ class ControlPlane:
         """Starts discovery and steering."""
         self.pool.configure(self.parameters.backends(self.settings), self.settings.discovery)
         return [
-            asyncio.create_task(self.steering.run()),
-            asyncio.create_task(self.latencies.run(self.desired)),
-            asyncio.create_task(self.devices.run()),
+            asyncio.create_task(self.steering.run(), name="steering"),
+            asyncio.create_task(self.latencies.run(self.desired), name="latencies"),
+            asyncio.create_task(self.devices.run(), name="devices"),
         ]
 
     def batching_for(self, model_name: str) -> Batching:

@@ -1,4 +1,4 @@
-"""What NVML's event sets tell: ECC errors, Xid errors and changes of the clocks."""
+"""What NVML's event sets tell: ECC errors and Xid errors."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from scheduler.telemetry.logs import log
 logger = logging.getLogger(__name__)
 
 # Read at once; more wait for the next time.
-EVENTS_AT_ONCE = 16
+EVENTS_AT_ONCE = 3
 
 _KINDS = {
     pynvml.nvmlEventTypeSingleBitEccError: "ecc corrected",
     pynvml.nvmlEventTypeDoubleBitEccError: "ecc uncorrected event",
     pynvml.nvmlEventTypeXidCriticalError: "xid",
-    pynvml.nvmlEventTypeClock: "clock changed",
 }
 _WANTED = sum(_KINDS)
 

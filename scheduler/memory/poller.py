@@ -41,11 +41,13 @@ class Poller:
         pace: Pace,
         busy: Callable[[], bool],
         on_look: Callable[[Sequence[DeviceReading], SourceError | None], None],
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.source = source
         self._pace = pace
         self._busy = busy
         self._on_look = on_look
+        self._clock_s = clock_s
         self._stop = threading.Event()
         self._free: dict[str, int] = {}
         self._moved_at_s = float("-inf")
@@ -65,10 +67,14 @@ class Poller:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            began_s = time.monotonic()
-            period_s = self._look() or self._period_s(began_s)
-            self._stop.wait(max(began_s + period_s - time.monotonic(), period_s / 4))
+            self._stop.wait(self.look())
         self.source.close()
+
+    def look(self) -> float:
+        """One look; returns the seconds until the next one."""
+        began_s = self._clock_s()
+        period_s = self._look() or self._period_s(began_s)
+        return max(began_s + period_s - self._clock_s(), period_s / 4)
 
     def _look(self) -> float:
         """Returns the time to the next one where it failed, else 0."""
@@ -96,7 +102,7 @@ class Poller:
             if before is not None and reading.key in now:
                 moved = abs(now[reading.key] - before)
                 if moved > reading.total_bytes * MOVE_PART:
-                    self._moved_at_s = time.monotonic()
+                    self._moved_at_s = self._clock_s()
         self._free = now
 
     def _period_s(self, now_s: float) -> float:

@@ -214,7 +214,7 @@ class DeviceTable:
 
     def _say_source(self, source: str, state: _Source, error: SourceError | None) -> None:
         text = str(error) or "it fails" if error is not None else ""
-        if text and not state.error and self._may_say(f"source {source}"):
+        if text and not state.told and self._may_say(f"source {source}"):
             state.told = True
             level = logging.INFO if isinstance(error, SourceAbsent) else logging.WARNING
             log(logger, level, f"no device memory is known by {source}: {text}; {FALLBACK}")

@@ -1,8 +1,9 @@
 """Device memory by the metrics port of a Triton: `nv_gpu_memory_{total,used}_bytes{gpu_uuid}`.
 
 For GPUs of other hosts. Triton itself reads them every two seconds (`--metrics-interval-ms`), so
-the figures are older than their scrape; MIG instances are not told apart there. The port is not
-trusted: one answer may take so long and be so large, and what cannot be true is told as a problem.
+the figures are told as that much older than their scrape; MIG instances are not told apart there.
+The port is not trusted: one answer may take so long and be so large, and what cannot be true is
+told as a problem.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from scheduler.memory.source import DeviceReading, SourceError, figures_problem
 
 ANSWER_BYTES_MAX = 8 * 2**20
 RETRY_PERIOD_S = 1.0
+# Of Triton's own reading of the GPUs (--metrics-interval-ms): a scrape may tell one so old.
+READING_PERIOD_NS = 2_000_000_000
 _CHUNK_BYTES = 65_536
 
 _SAMPLE = re.compile(
@@ -50,7 +53,8 @@ class TritonMetricsSource:
             answer = self._fetch()
         except OSError as error:  # a time-out is one
             raise SourceError(f"it does not answer: {error or type(error).__name__}") from error
-        return device_readings(_body(answer), asked_at_ns)
+        # Batches that ended since then may not show in the figures yet.
+        return device_readings(_body(answer), max(asked_at_ns - READING_PERIOD_NS, 1))
 
     def close(self) -> None:
         """Nothing is held."""

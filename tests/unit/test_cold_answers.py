@@ -220,6 +220,8 @@ def test_the_bound_of_direct_models_can_be_set() -> None:
         ("127.0.0.1", True),
         ("localhost", True),
         ("192.0.2.1", False),
+        ("a..b", False),  # no name at all
+        ("a" * 64, False),
     ],
 )
 def test_backends_of_this_host_are_known(host: str, local: bool) -> None:

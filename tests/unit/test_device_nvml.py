@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from scheduler.memory.nvml import ENUMERATE_EVERY, REOPEN_PERIOD_NS, NvmlSource
+from scheduler.memory.nvml_events import EVENTS_AT_ONCE
 from scheduler.memory.source import DeviceReading, ProcessMemory, SourceAbsent, SourceError
 from tests.nvml import figures as nvml
 from tests.nvml.figures import gpu
@@ -210,12 +211,19 @@ def test_at_most_twenty_calls_a_second_and_device(
     figures = load(monkeypatch, tmp_path, devices)
     figures.set_process(0, 5, GIB)
     figures.set_process(3, 6, GIB)
+    for _ in range(EVENTS_AT_ONCE):
+        figures.happen(0, nvml.XID, 63)
     looked: list[tuple[int, list[int]]] = []
+    waited: list[int] = []  # calls of no device, which the event set takes
     while clock.now_ns < (2 * ENUMERATE_EVERY + 2) * SECOND_NS:
+        without = source.calls[""]
         source.poll()
+        waited.append(source.calls[""] - without)
         looked.append((clock.now_ns, [device.calls for device in figures.devices]))
         clock.pass_s(period_s)
     for at_ns, calls in looked:
         before = [c for t, c in looked if t <= at_ns - SECOND_NS]
         earlier = before[-1] if before else [0] * len(calls)
         assert max(now - then for now, then in zip(calls, earlier, strict=True)) <= 20
+    # Those of the event set, once a second.
+    assert max(waited[1:]) <= EVENTS_AT_ONCE

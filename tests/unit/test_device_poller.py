@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scheduler.memory.nvml import NvmlSource
-from scheduler.memory.poller import Pace, Poller
+from scheduler.memory.poller import MOVING_S, Pace, Poller
 from scheduler.memory.source import DeviceReading, SourceError
 from tests.control_plane import wait_until
 from tests.nvml import figures as nvml
@@ -60,20 +60,55 @@ def polled(
         poller.join(10)
 
 
+class Clock:
+    """Stands still but for what a test or a look takes."""
+
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def still(source: Scripted, clock: Clock, busy: Callable[[], bool] = lambda: False) -> Poller:
+    """A poller without its thread: the test looks."""
+    return Poller(source, Pace(1.0, 8.0), busy, lambda readings, error: None, clock)
+
+
 def test_slow_at_rest_and_fast_while_batches_run() -> None:
-    source, busy = Scripted(), threading.Event()
-    with polled(source, Pace(busy_s=0.001, idle_s=0.2), busy.is_set) as looks:
-        wait_until(lambda: len(looks) >= 2, "looks at rest")
-        busy.set()
-        wait_until(lambda: len(looks) >= 40, "looks while it is busy")
+    busy = threading.Event()
+    poller = still(Scripted(), Clock(), busy.is_set)
+    assert [poller.look(), poller.look()] == [8.0, 8.0]
+    busy.set()
+    assert [poller.look(), poller.look()] == [1.0, 1.0]
+    busy.clear()
+    assert poller.look() == 8.0
 
 
 def test_fast_while_memory_moves() -> None:
-    source = Scripted()
-    with polled(source, Pace(busy_s=0.001, idle_s=0.2)) as looks:
-        wait_until(lambda: len(looks) >= 2, "looks at rest")
-        source.free_bytes -= GIB // 2
-        wait_until(lambda: len(looks) >= 40, "looks after memory moved")
+    source, clock = Scripted(), Clock()
+    poller = still(source, clock)
+    assert [poller.look(), poller.look()] == [8.0, 8.0]
+    source.free_bytes -= GIB // 2
+    assert poller.look() == 1.0
+    clock.now_s += MOVING_S / 2
+    assert poller.look() == 1.0
+    clock.now_s += MOVING_S
+    assert poller.look() == 8.0
+
+
+def test_a_look_that_takes_long_shortens_the_rest_after_it() -> None:
+    source, clock = Scripted(), Clock()
+    took_s = 3.0
+
+    def slow() -> list[DeviceReading]:
+        clock.now_s += took_s
+        return []
+
+    source.poll = slow  # type: ignore[method-assign]
+    poller = still(source, clock)
+    assert poller.look() == 5.0
+    took_s = 9.0
+    assert poller.look() == 2.0  # some rest there always is
 
 
 def test_failures_are_told_and_end() -> None:
@@ -90,13 +125,17 @@ def test_failures_are_told_and_end() -> None:
 
 def test_a_look_that_hangs_tells_nothing_after_the_end() -> None:
     source = Scripted()
-    with polled(source, Pace(0.001, 0.001)) as looks:
-        wait_until(lambda: looks, "a look")
-        source.may_go_on.clear()
-        looked = source.looks
-        wait_until(lambda: source.looks > looked, "a look that hangs")
-        told = len(looks)
-        threading.Timer(0.05, source.may_go_on.set).start()
+    looks: list[object] = []
+    poller = Poller(source, Pace(0.001, 0.001), lambda: False, lambda *look: looks.append(look))
+    poller.start()
+    wait_until(lambda: looks, "a look")
+    source.may_go_on.clear()
+    looked = source.looks
+    wait_until(lambda: source.looks > looked, "a look that hangs")
+    told = len(looks)
+    poller.stop()
+    source.may_go_on.set()
+    poller.join(10)
     assert len(looks) == told
     assert source.closed.is_set()
 

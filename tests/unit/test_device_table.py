@@ -142,6 +142,21 @@ def test_what_comes_and_goes_is_said_once_a_while(caplog: pytest.LogCaptureFixtu
     assert len(warnings(caplog)) == 3
 
 
+def test_a_source_that_fails_for_good_soon_after_a_failure_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now_s = 0.0
+    table = DeviceTable(lambda key: Headroom(), clock_s=lambda: now_s)
+    for error in (SourceError("it is away"), None, SourceError("it is gone")):
+        table.take("nvml", 0, AGES, [], error)
+    assert len(warnings(caplog)) == 1
+    for _ in range(3):
+        now_s += SAY_PERIOD_S
+        table.take("nvml", 0, AGES, [], SourceError("it is gone"))
+    assert len(warnings(caplog)) == 2
+    assert "it is gone" in warnings(caplog)[-1]
+
+
 def test_what_changes_in_a_problem_is_no_news(
     table: DeviceTable, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,6 +20,7 @@ from scheduler.dataplane import steering
 from scheduler.memory.headroom import Ages, Headroom
 from scheduler.memory.source import DeviceReading, SourceAbsent
 from scheduler.memory.table import DeviceTable, fixed_reading
+from scheduler.memory.triton_metrics import READING_PERIOD_NS
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.nvml import figures as nvml
 from tests.nvml.loaded import unload
@@ -201,11 +202,15 @@ def test_a_metrics_port_is_asked_for_a_backend_elsewhere(
 
     async def scenario(address: str) -> None:
         pool = pool_of(({"address": "192.0.2.1:1", "metrics": address}, {"m": GPU_0}))
-        async with world(tmp_path, pool, metrics_poll_period="100ms") as made:
+        async with world(tmp_path, pool, metrics_poll_period="500ms") as made:
             devices = made.devices
             await made.until(lambda: "GPU-a" in devices.current, "the device of the port")
             assert devices.current["GPU-a"].source == f"metrics of {address}"
             assert devices.current["GPU-a"].reading.free_bytes == 15 * GIB
+            assert devices.current["GPU-a"].age_ns >= READING_PERIOD_NS
+            assert devices._ages(f"metrics of {address}") == Ages(
+                1_500_000_000 + READING_PERIOD_NS, 5_000_000_000 + READING_PERIOD_NS
+            )
             assert list(devices.assign().values()) == [(0,)]
             pool.backends["192.0.2.1:1"] = Backend.model_validate(REMOTE)
             devices.look()
@@ -239,7 +244,8 @@ def test_which_ports_are_asked(
 def test_the_port_of_a_backend_of_this_host_is_asked_where_nvml_tells_nothing(
     tmp_path: Path,
 ) -> None:
-    made = World(tmp_path, pool_of((LOCAL, {"m": GPU_0})), {})
+    listen = {"server": {"metrics_listen": "127.0.0.1:9002"}}
+    made = World(tmp_path, pool_of((LOCAL, {"m": GPU_0})), listen)
 
     def wanted() -> list[str]:
         return sorted(source.name for source in made.devices._wanted())
@@ -250,6 +256,10 @@ def test_the_port_of_a_backend_of_this_host_is_asked_where_nvml_tells_nothing(
     ages = Ages(1, 2)
     made.devices.table.take("nvml", 0, ages, [], SourceAbsent("no driver"))
     assert wanted() == ["metrics of 127.0.0.1:8002", "nvml"]
+    for own in ("127.0.0.1:8002", "localhost:8002", ":8002"):
+        made.configure({"server": {"metrics_listen": own}})
+        assert wanted() == ["nvml"]  # that one is not a Triton's
+    made.configure(listen)
     made.devices.table.take("nvml", 0, ages, [A])
     assert wanted() == ["nvml"]
 
