@@ -14,6 +14,7 @@ class MemoryNeeds:
 
     def __init__(self) -> None:
         self.current: dict[tuple[ModelKey, str], pb.MemorySnapshot] = {}
+        self._by_model: dict[ModelKey, dict[str, pb.MemorySnapshot]] = {}
 
     def take(
         self, desired: DesiredState, numbers: Mapping[str, int], snapshot: pb.Snapshot
@@ -32,7 +33,10 @@ class MemoryNeeds:
                 if name is not None and need.device_index in keys:
                     kept[name, keys[need.device_index]] = need
         self.current = kept
+        self._by_model = {}
+        for (key, device), need in kept.items():
+            self._by_model.setdefault(key, {})[device] = need
 
     def of_model(self, key: ModelKey) -> dict[str, pb.MemorySnapshot]:
         """By device."""
-        return {device: need for (model, device), need in self.current.items() if model == key}
+        return self._by_model.get(key, {})
