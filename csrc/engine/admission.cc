@@ -143,7 +143,8 @@ Admission Core::submit(const Request& request, Nanos now) {
         return refuse_foreseen(model, request, arrival, forecast, now);
     }
     Admission refused;
-    if (memory_.active() && short_of_memory(model, request, refused, now)) return refused;
+    const float row_size = request.row_bytes == 0 ? 1 : row_size_of(model, request);
+    if (memory_.active() && short_of_memory(model, request, row_size, refused, now)) return refused;
 
     const std::uint32_t slot = requests_.add();
     RequestRecord& record = requests_[slot];
@@ -154,6 +155,7 @@ Admission Core::submit(const Request& request, Nanos now) {
     record.deadline = arrival.deadline;
     record.model = request.model;
     record.rows = request.rows;
+    record.row_size = row_size;
     record.level = arrival.level;
     record.tenant = arrival.tenant;
     record.over_share = arrival.over_share;

@@ -368,12 +368,15 @@ class Core {
     void check_group(const ModelState& model, const Group& group) const;
 
     // device_limits.cc
-    const MemoryLimit& memory_limit(const ModelState& model) const;
+    const MemoryLimit& memory_limit(const ModelState& model, double row_size) const;
     RowsAllowed rows_allowed(const ModelState& model, const Group& group) const;
     RowsAllowed rows_allowed(const ModelState& model, const Group& group,
                              const PlacementState& placement) const;
     std::uint32_t rows_risked(const ModelState& model, const Group* group) const;
-    bool short_of_memory(ModelState& model, const Request& request, Admission& refused, Nanos now);
+    float row_size_of(ModelState& model, const Request& request);
+    double size_sent(const ModelState& model, const BatchRecord& batch) const;
+    bool short_of_memory(ModelState& model, const Request& request, float row_size,
+                         Admission& refused, Nanos now);
     void publish_device(std::uint32_t device);
     // memory_retries.cc
     void cut_sizes(ModelState& model, const BatchRecord& failed);

@@ -58,42 +58,61 @@ bool Core::prime_memory(std::uint32_t index, std::uint32_t device, double base_b
 }
 
 // What the placement of the most room allows: a batch goes there if it must.
-const MemoryLimit& Core::memory_limit(const ModelState& model) const {
-    if (model.memory_stamp == memory_.stamp()) return model.memory_limit;
+const MemoryLimit& Core::memory_limit(const ModelState& model, double row_size) const {
+    const bool known = model.memory_stamp == memory_.stamp();
+    if (known && model.memory_limit.row_size == row_size) return model.memory_limit;
     double single = 0;
     double merged = 0;
     for (const PlacementState& p : model.placements) {
         if (!usable(p)) continue;
-        const MemoryLimit& limit = memory_.limit(model.policy, p);
+        const MemoryLimit& limit = memory_.limit(model.policy, p, row_size);
         single = std::max(single, limit.single);
         merged = std::max(merged, limit.merged);
     }
-    model.memory_limit = single > 0 ? MemoryLimit(single, merged) : MemoryLimit();
+    const bool none = single == 0;
+    model.memory_limit =
+        MemoryLimit(none ? kNoSizeLimit : single, none ? kNoSizeLimit : merged, row_size);
     model.memory_stamp = memory_.stamp();
     return model.memory_limit;
 }
 
 RowsAllowed Core::rows_allowed(const ModelState& model, const Group& group) const {
-    return memory_limit(model).allowed(group.row_size);
+    return memory_limit(model, group.row_size).rows;
 }
 
 RowsAllowed Core::rows_allowed(const ModelState& model, const Group& group,
                                const PlacementState& placement) const {
-    return memory_.limit(model.policy, placement).allowed(group.row_size);
+    return memory_.limit(model.policy, placement, group.row_size).rows;
 }
 
 // The largest batch that neither time nor memory speaks against.
 std::uint32_t Core::rows_risked(const ModelState& model, const Group* group) const {
-    const RowsAllowed allowed = memory_limit(model).allowed(group == nullptr ? 1 : group->row_size);
+    const RowsAllowed allowed = memory_limit(model, group == nullptr ? 1 : group->row_size).rows;
     return std::min(model.rows_trusted, rows_limit(model.policy, allowed.merged));
+}
+
+// Of a row of this request. The unit is what came first: only ratios matter.
+float Core::row_size_of(ModelState& model, const Request& request) {
+    if (request.row_bytes == model.row_bytes) return 1;
+    if (model.row_bytes == 0) {
+        model.row_bytes = request.row_bytes;
+        return 1;
+    }
+    const auto usual = static_cast<double>(model.row_bytes);
+    return static_cast<float>(static_cast<double>(request.row_bytes) / usual);
+}
+
+double Core::size_sent(const ModelState& model, const BatchRecord& batch) const {
+    return static_cast<double>(rows_sent(model, batch)) * batch.row_size;
 }
 
 // Whether a request that cannot be cut would find no room on any device, while nothing that is out
 // there will be seen to have taken less.
-bool Core::short_of_memory(ModelState& model, const Request& request, Admission& refused,
-                           Nanos now) {
+bool Core::short_of_memory(ModelState& model, const Request& request, float row_size,
+                           Admission& refused, Nanos now) {
     const bool cuts = request.mergeable && model.merging();
-    if (cuts || request.rows <= memory_limit(model).single) return false;
+    const double size = static_cast<double>(request.rows) * row_size;
+    if (cuts || size <= memory_limit(model, row_size).single) return false;
     const PlacementState* best = nullptr;
     double most = 0;
     for (const PlacementState& p : model.placements) {
@@ -119,7 +138,7 @@ bool Core::short_of_memory(ModelState& model, const Request& request, Admission&
         return false;
     }
     refused = refuse(model, request.model, Reason::kDeviceMemory);
-    refused.predicted_bytes = static_cast<std::uint64_t>(best->memory.added_bytes(request.rows, 0));
+    refused.predicted_bytes = static_cast<std::uint64_t>(best->memory.added_bytes(size, 0));
     refused.free_bytes = static_cast<std::uint64_t>(most);
     return true;
 }
@@ -140,7 +159,7 @@ void Core::publish_device(std::uint32_t index) {
 void Core::prove_memory(ModelState& model, const BatchRecord& batch, Nanos now) {
     PlacementState& placement = *model.placement(batch.backend);
     MemoryNeed& need = placement.memory;
-    const double size = rows_sent(model, batch) * batch.row_size;
+    const double size = size_sent(model, batch);
     const double cap = need.cap();
     need.count_good();
     if (need.cap() != cap) memory_.touch();
@@ -152,7 +171,7 @@ void Core::prove_memory(ModelState& model, const BatchRecord& batch, Nanos now) 
         const BatchRecord& other = batches_[slot];
         if (&other == &batch || other.started_at == kNever) continue;
         if (now - other.started_at < ran_ns / 4) continue;
-        running.push_back(rows_sent(model, other) * other.row_size);
+        running.push_back(size_sent(model, other));
     }
     need.raise(running, now);
     memory_.update_held(placement);
@@ -167,7 +186,7 @@ MemoryStatus Core::memory_status(std::uint32_t index, std::uint32_t device) cons
     for (const PlacementState& p : model.placements) {
         if (!on_device(p, device)) continue;
         const MemoryNeed& need = p.memory;
-        const double limit = memory_.limit(model.policy, p).merged;
+        const double limit = memory_.limit(model.policy, p, 1).merged;
         status.out_of_memory += need.out_of_memory();
         if (status.known && need.samples() <= status.samples) continue;
         status.known = need.known();

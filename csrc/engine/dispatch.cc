@@ -188,7 +188,7 @@ void Core::send_next(ModelState& model, Pool& pool, PlacementState& placement, N
     batch.pin = group.key.pin;
     batch.signature = group.key.signature;
     batch.mergeable = group.key.mergeable;
-    batch.row_size = group.row_size;
+    batch.row_size = requests_[group.head().slot].row_size;
     const bool aged = model.reference != kNoSlot && group.head().level == 0;
     if (planned(model, group) || aged) {
         form_planned(model, index, batch_slot, placement, now);
@@ -314,7 +314,7 @@ void Core::send(ModelState& model, std::uint32_t batch_slot, PlacementState& pla
     action.member_begin = static_cast<std::uint32_t>(members.size());
     action.member_count = static_cast<std::uint32_t>(batch.members.size());
     action.rows_padded = rows_sent(model, batch);
-    if (memory_.reserve(batch, placement, action.rows_padded * batch.row_size)) {
+    if (memory_.reserve(batch, placement, size_sent(model, batch))) {
         for (const std::uint32_t device : placement.devices) publish_device(device);
     }
     members.insert(members.end(), batch.members.begin(), batch.members.end());

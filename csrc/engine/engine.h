@@ -131,6 +131,9 @@ struct Request {
     std::uint32_t rows = 1;
     std::uint64_t signature = 0;  // requests of equal signature may share a batch
     std::uint64_t bytes = 0;
+    // Of the tensors of a row; 0: those of the model's rows are all alike. Device memory that its
+    // rows take is taken to go with them.
+    std::uint64_t row_bytes = 0;
     std::uint64_t priority = 0;  // Triton's: 0, absent or too large = the model's default
     Nanos arrival = 0;
     Nanos deadline =

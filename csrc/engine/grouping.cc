@@ -36,6 +36,7 @@ void Core::join_group(ModelState& model, std::uint32_t slot, Nanos now) {
     RequestRecord& request = requests_[slot];
     Group& group = model.groups[request.group];
     const QueueKey key = request.key(slot);
+    group.row_size = request.row_size;
     group.order.insert(nodes_, key);
     deadlines_.erase(slot);
     time_inserted(group, key);

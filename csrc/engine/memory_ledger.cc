@@ -9,10 +9,11 @@ namespace infersched::engine {
 namespace {
 
 // A size that follows one that is proven: where batches are padded, the next of their sizes.
-double next_padded(const ModelPolicy& policy, double proven, double next) {
+double next_padded(const ModelPolicy& policy, double proven, double next, double row_size) {
     if (next <= proven) return next;
-    for (const std::uint32_t size : policy.mandatory_rows) {
-        if (size > proven) return std::max<double>(size, next);
+    for (const std::uint32_t rows : policy.mandatory_rows) {
+        const double size = rows * row_size;
+        if (size > proven) return std::max(size, next);
     }
     return next;
 }
@@ -70,17 +71,17 @@ void MemoryLedger::learn(std::uint32_t index, PlacementState& placement) {
     update_held(placement);
 }
 
-const MemoryLimit& MemoryLedger::limit(const ModelPolicy& policy,
-                                       const PlacementState& placement) const {
-    if (placement.memory_stamp != stamp_) {
-        placement.memory_limit = computed(policy, placement);
+const MemoryLimit& MemoryLedger::limit(const ModelPolicy& policy, const PlacementState& placement,
+                                       double row_size) const {
+    if (placement.memory_stamp != stamp_ || placement.memory_limit.row_size != row_size) {
+        placement.memory_limit = computed(policy, placement, row_size);
         placement.memory_stamp = stamp_;
     }
     return placement.memory_limit;
 }
 
-MemoryLimit MemoryLedger::computed(const ModelPolicy& policy,
-                                   const PlacementState& placement) const {
+MemoryLimit MemoryLedger::computed(const ModelPolicy& policy, const PlacementState& placement,
+                                   double row_size) const {
     const MemoryNeed& need = placement.memory;
     double single = need.cap();
     double merged = kNoSizeLimit;
@@ -93,11 +94,11 @@ MemoryLimit MemoryLedger::computed(const ModelPolicy& policy,
         }
         const bool shows = device.memory.known && !device.memory.fixed;
         const Nanos measured_at = shows ? device.memory.measured_at : kNever;
-        const double next = need.next_size(measured_at);
-        merged = std::min(merged, next_padded(policy, need.largest(), next));
+        const double next = need.next_size(measured_at, row_size);
+        merged = std::min(merged, next_padded(policy, need.largest(), next, row_size));
     }
-    single = std::max(single, 1.0);
-    return MemoryLimit(single, std::clamp(merged, 1.0, single));
+    single = std::max(single, row_size);
+    return MemoryLimit(single, std::clamp(merged, row_size, single), row_size);
 }
 
 bool MemoryLedger::reserve(BatchRecord& batch, PlacementState& placement, double size) {

@@ -31,7 +31,9 @@ class MemoryLedger {
     // Whether anything has ever set a limit.
     bool active() const { return stamp_ > 0; }
 
-    const MemoryLimit& limit(const ModelPolicy& policy, const PlacementState& placement) const;
+    // Of batches whose rows are of this size.
+    const MemoryLimit& limit(const ModelPolicy& policy, const PlacementState& placement,
+                             double row_size) const;
     // A batch of `size` is sent there. One that adds nothing leaves no trace; false then.
     bool reserve(BatchRecord& batch, PlacementState& placement, double size);
     void settle(BatchRecord& batch, PlacementState& placement, Nanos now);
@@ -56,7 +58,8 @@ class MemoryLedger {
     void archive(Archive& archive);
 
   private:
-    MemoryLimit computed(const ModelPolicy& policy, const PlacementState& placement) const;
+    MemoryLimit computed(const ModelPolicy& policy, const PlacementState& placement,
+                         double row_size) const;
     Device& at(std::uint32_t index);
 
     std::deque<Device> devices_;

@@ -29,7 +29,9 @@ std::uint32_t whole_rows(double size) {
     return static_cast<std::uint32_t>(std::clamp(std::floor(size), 0.0, 4294967295.0));
 }
 
-double size_after(double size) { return size + std::max(1.0, size * kStepShare); }
+double size_after(double size, double row_size) {
+    return size + std::max(row_size, size * kStepShare);
+}
 
 void MemoryNeed::set_instances(std::uint32_t instances) {
     if (marks_.size() == instances) return;
@@ -77,10 +79,10 @@ double MemoryNeed::size_within(double bytes) const {
 
 // While the need is not known, a larger size is tried only after a reading that shows the last one.
 // Once it is, sizes double: an estimate from small ones is not trusted far beyond them.
-double MemoryNeed::next_size(Nanos measured_at) const {
+double MemoryNeed::next_size(Nanos measured_at, double row_size) const {
     if (primed_) return kNoSizeLimit;
     const double proven = largest();
-    const double next = measured_at > raised_at_ ? size_after(proven) : std::max(proven, 1.0);
+    const double next = measured_at > raised_at_ ? size_after(proven, row_size) : proven;
     return confirmed() && measured_ ? std::max(next, 2 * measured_size_) : next;
 }
 
@@ -111,15 +113,17 @@ double MemoryNeed::held_bytes() const {
 void MemoryNeed::count_good() {
     if (cap_ == kNoSizeLimit || ++good_ < kGoodPerRow) return;
     good_ = 0;
-    ++cap_;
+    cap_ += failed_row_size_;
 }
 
 // A framework that runs out of memory may first give back all it had kept: no more is proven than
 // what is allowed now.
-void MemoryNeed::cut(double size) {
+void MemoryNeed::cut(double size, double row_size) {
     ++out_of_memory_;
     failed_size_ = size;
-    cap_ = std::min(cap_, std::max(std::floor(kCapShare * size), 1.0));
+    failed_row_size_ = row_size;
+    const double rows = std::max(std::floor(kCapShare * size / row_size), 1.0);
+    cap_ = std::min(cap_, rows * row_size);
     good_ = 0;
     free_least_ = kNoSizeLimit;
     for (double& mark : marks_) mark = std::min(mark, cap_);
@@ -130,7 +134,7 @@ bool MemoryNeed::note_free(double free_bytes, double headroom_bytes) {
     free_least_ = std::min(free_least_, free_bytes);
     const double more = std::max(bytes_per_row_ * (failed_size_ - cap_), headroom_bytes);
     if (free_bytes - free_least_ < std::max(more, 1.0)) return false;
-    cap_ = confirmed() ? kNoSizeLimit : size_after(cap_);
+    cap_ = confirmed() ? kNoSizeLimit : size_after(cap_, failed_row_size_);
     free_least_ = free_bytes;
     good_ = 0;
     return true;
@@ -223,7 +227,7 @@ void MemoryNeed::archive(Archive& archive) {
     archive(fixed_);
     for (double* number :
          {&base_bytes_, &bytes_per_row_, &first_bytes_, &first_size_, &error_, &measured_size_,
-          &measured_used_, &least_used_, &cap_, &failed_size_, &free_least_}) {
+          &measured_used_, &least_used_, &cap_, &failed_size_, &failed_row_size_, &free_least_}) {
         archive(*number);
     }
     for (Sample& sample : ring_) {

@@ -6,7 +6,8 @@
 // not told: marks_[j] is a size that more than j instances are known to have run, because so many
 // batches of that size ran at once. A batch is taken to come to the instance of the least mark.
 //
-// A size is rows, weighed by the bytes of a row where those differ.
+// A size is rows, each weighed by its bytes against those of the model's first request (row_size)
+// where those differ.
 #pragma once
 
 #include <array>
@@ -51,7 +52,7 @@ class MemoryNeed {
     double size_within(double bytes) const;
     // The largest size that may be tried. `measured_at`: of the last reading; kNever: there are
     // none that show what batches take.
-    double next_size(Nanos measured_at) const;
+    double next_size(Nanos measured_at, double row_size) const;
 
     // A batch of this size ended well where no reading shows it: any instance may have run it.
     void hold(double size);
@@ -62,7 +63,7 @@ class MemoryNeed {
     bool raise(std::vector<double>& running, Nanos now);
     void count_good();
     // A batch of this size ran out of memory.
-    void cut(double size);
+    void cut(double size, double row_size);
     // Of a reading: free bytes. Whether the cap was lifted.
     bool note_free(double free_bytes, double headroom_bytes);
     // A reading that shows all that has run so far. `foreign`: how often other batches have taken
@@ -105,7 +106,8 @@ class MemoryNeed {
     std::uint64_t measured_foreign_ = 0;
     Nanos raised_at_ = std::numeric_limits<Nanos>::min();
     double cap_ = kNoSizeLimit;
-    double failed_size_ = 0;            // that set the cap
+    double failed_size_ = 0;  // that set the cap
+    double failed_row_size_ = 1;
     double free_least_ = kNoSizeLimit;  // since then
     std::uint64_t good_ = 0;            // batches since the cap was changed
     std::uint64_t out_of_memory_ = 0;
@@ -116,6 +118,6 @@ class MemoryNeed {
 std::uint32_t whole_rows(double size);
 
 // The next size to try after one that is proven.
-double size_after(double size);
+double size_after(double size, double row_size);
 
 }  // namespace infersched::engine

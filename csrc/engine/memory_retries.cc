@@ -22,9 +22,8 @@ bool share_devices(const PlacementState& a, const PlacementState& b) {
 
 void Core::cut_sizes(ModelState& model, const BatchRecord& failed) {
     ++counters(failed.model).out_of_memory_replies;
-    const double size = rows_sent(model, failed) * failed.row_size;
     PlacementState& placement = *model.placement(failed.backend);
-    placement.memory.cut(size);
+    placement.memory.cut(size_sent(model, failed), failed.row_size);
     memory_.update_held(placement);
     memory_.touch();
 }
@@ -69,7 +68,7 @@ void Core::retry_alone(ModelState& model, const BatchRecord& failed, const Endin
         Ending refused = ending;
         refused.reason = Reason::kDeviceMemory;
         refused.code = StatusCode::kResourceExhausted;
-        const double size = failed.rows * failed.row_size;
+        const double size = static_cast<double>(failed.rows) * failed.row_size;
         refused.predicted_bytes = static_cast<std::uint64_t>(there.memory.added_bytes(size, 0));
         for (const std::uint32_t device : there.devices) {
             refused.free_bytes = memory_.device(device)->memory.free_bytes;

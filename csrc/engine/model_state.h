@@ -75,6 +75,7 @@ struct ModelState {
     mutable MemoryLimit memory_limit;        // of the placement that has the most room
     // A request is let in against the prediction that it finds no room, once a while.
     Nanos memory_probe_at = std::numeric_limits<Nanos>::min();
+    std::uint64_t row_bytes = 0;  // of the first request that said them: rows of size 1
     std::uint32_t component = kNoSlot;
     std::vector<std::uint32_t> stale;  // groups to be planned anew
     RefusedLook refused;

@@ -132,6 +132,7 @@ void archive_model(Archive& archive, ModelState& m) {
     archive(m.reference);
     archive(m.rows_trusted);
     archive(m.memory_probe_at);
+    archive(m.row_bytes);
     archive(m.refusing_since);
     archive(m.batches_since_aged);
     archive.require(m.reference == kNoSlot || m.reference < m.placements.size());
@@ -171,6 +172,7 @@ void archive_request(Archive& archive, RequestRecord& r) {
     archive(r.in_levels);
     archive(r.delayed);
     archive(r.mergeable);
+    archive(r.row_size);
     archive(r.signature);
     archive(r.enqueued_at);
     archive(r.timeout_at);

@@ -25,19 +25,19 @@ struct RowsAllowed {
     std::uint32_t merged = 0xffffffff;  // up to which they are put together: no more than that
 };
 
-// The same as sizes, and in rows of the usual size.
+// The same as sizes, and in rows of a size.
 struct MemoryLimit {
     double single = kNoSizeLimit;
     double merged = kNoSizeLimit;
+    double row_size = 1;
     RowsAllowed rows;
 
     MemoryLimit() = default;
-    MemoryLimit(double of_one, double of_all)
-        : single(of_one), merged(of_all), rows{whole_rows(of_one), whole_rows(of_all)} {}
-    RowsAllowed allowed(double row_size) const {
-        if (row_size == 1) return rows;
-        return {whole_rows(single / row_size), whole_rows(merged / row_size)};
-    }
+    MemoryLimit(double of_one, double of_all, double of_row)
+        : single(of_one),
+          merged(of_all),
+          row_size(of_row),
+          rows{whole_rows(of_one / of_row), whole_rows(of_all / of_row)} {}
 };
 
 struct PlacementState {

@@ -62,7 +62,7 @@ struct Group {
     Nanos gather_ns = 0;          // for which waiting for one more row may be worthwhile
     bool stale = false;           // in ModelState::stale: must be planned anew
     std::uint64_t rows_planned = 0;
-    double row_size = 1;  // the device memory that a row takes, in rows of the model's usual size
+    float row_size = 1;  // of the request that came last
     // What admission foresees with (feasibility.cc).
     std::array<std::uint32_t, Backlog::kLevels> level_rows{};  // of `rows`
     Nanos work_ns = 0;                                         // as counted in the backlog

@@ -84,6 +84,8 @@ struct RequestRecord {
     // group.
     bool in_levels = false;
     bool delayed = false;  // timed out, behind the others of its level
+    // Bytes of a row against ModelState::row_bytes; times any number of rows an exact double.
+    float row_size = 1;
     Carriers batches;
     Nanos share_ns = 0;  // device time that its tenant is charged
     std::uint64_t signature = 0;
@@ -123,7 +125,7 @@ struct BatchRecord {
     bool sealed = false;  // no other formed batch is joined to it
     bool grows = false;   // larger than those before it: may take `added_bytes` of device memory
     std::uint64_t added_bytes = 0;
-    double row_size = 1;  // Group::row_size
+    float row_size = 1;  // of its members: RequestRecord::row_size
     // Ran out of memory beside others: is sent when nothing else is out on the devices, or then.
     Nanos alone_until = kNever;
     Nanos dispatched_at = 0;

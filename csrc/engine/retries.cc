@@ -34,7 +34,7 @@ void Core::retry(ModelState& model, const BatchRecord& failed, std::size_t begin
                  std::uint32_t tries) {
     const bool together = failed.mergeable && model.merging();
     const std::uint32_t limit =
-        together ? rows_limit(model.policy, memory_limit(model).allowed(failed.row_size).single)
+        together ? rows_limit(model.policy, memory_limit(model, failed.row_size).rows.single)
                  : 0xffffffffu;
     std::vector<BatchMember> group;
     std::uint32_t rows = 0;

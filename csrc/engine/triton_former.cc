@@ -58,9 +58,12 @@ Core::TritonLook Core::triton_gather(ModelState& model, const BatchRecord* open,
     const TritonBatching& batching = *model.policy.triton;
     const auto& sizes = batching.preferred_rows;
     const std::uint64_t preferred_max = sizes.empty() ? 0 : sizes.back();
-    const std::uint32_t rows_max = rows_limit(model.policy, memory_limit(model).rows.merged);
     TritonLook look;
     TritonCursor cursor(requests_, model.triton, batching, now);
+    float row_size = open != nullptr ? open->row_size : 1;
+    if (open == nullptr && !cursor.at_end()) row_size = requests_[cursor.slot()].row_size;
+    const std::uint32_t rows_max =
+        rows_limit(model.policy, memory_limit(model, row_size).rows.merged);
     while (!cursor.at_end()) {
         const RequestRecord& request = requests_[cursor.slot()];
         const std::uint64_t rows_before = look.rows + (open != nullptr ? open->rows : 0);
@@ -141,6 +144,7 @@ void Core::triton_append(ModelState& model, const TritonLook& look) {
         batch.model = first.model;
         batch.signature = first.signature;
         batch.mergeable = first.mergeable;
+        batch.row_size = first.row_size;
         batch.formed = true;
         queue.formed.push_back(slot);
         queue.growing = true;
@@ -178,7 +182,8 @@ void Core::triton_merge(ModelState& model, std::uint32_t batch_slot, Nanos now) 
     TritonQueue& queue = model.triton;
     BatchRecord& batch = batches_[batch_slot];
     const Nanos delay = model.policy.triton->queue_delay_max_ns;
-    const std::uint32_t rows_max = rows_limit(model.policy, memory_limit(model).rows.merged);
+    const std::uint32_t rows_max =
+        rows_limit(model.policy, memory_limit(model, batch.row_size).rows.merged);
     while (delay > 0 && !batch.sealed && !queue.formed.empty()) {
         const std::uint32_t next_slot = queue.formed.front();
         BatchRecord& next = batches_[next_slot];

@@ -31,6 +31,9 @@ namespace infersched::kserve {
 class Signature;
 using SignatureRef = std::shared_ptr<const Signature>;
 std::uint64_t signature_id(const Signature& signature);  // never 0, never used again
+// Of the inputs of a row in a batch, padding included, those of BYTES left out. 0: the model's rows
+// are all alike, or its requests share no batches.
+std::uint64_t signature_row_bytes(const Signature& signature);
 
 // Interns signatures. Holds weak knowledge only: an unused signature costs nothing for long.
 class SignatureTable {

@@ -178,6 +178,13 @@ void make_outputs(const RequestScan& scan, const ModelSchema& schema, const Chec
     }
 }
 
+bool rows_differ(const ModelSchema& schema) {
+    return std::any_of(schema.inputs.begin(), schema.inputs.end(), [](const TensorSchema& input) {
+        const auto varies = [](std::int64_t dim) { return dim < 0; };
+        return std::any_of(input.dims.begin(), input.dims.end(), varies);
+    });
+}
+
 SignatureRef make_signature(const RequestScan& scan, const ModelSchema& schema,
                             const CheckedRequest& checked, const std::string& key,
                             std::uint64_t id) {
@@ -194,6 +201,11 @@ SignatureRef make_signature(const RequestScan& scan, const ModelSchema& schema,
     for (const CheckedInput& input : checked.inputs) {
         signature->inputs.push_back(make_input(scan, schema.inputs[input.schema], input));
     }
+    if (rows_differ(schema)) {
+        for (const SignatureInput& input : signature->inputs) {
+            signature->row_bytes += input.row_bytes;
+        }
+    }
     make_outputs(scan, schema, checked, signature.get());
     if (checked.padded) make_trims(scan, schema, checked, signature.get());
     return signature;
@@ -202,6 +214,8 @@ SignatureRef make_signature(const RequestScan& scan, const ModelSchema& schema,
 }  // namespace
 
 std::uint64_t signature_id(const Signature& signature) { return signature.id; }
+
+std::uint64_t signature_row_bytes(const Signature& signature) { return signature.row_bytes; }
 
 SignatureTable::SignatureTable() : state_(std::make_unique<State>()) {
     // Collisions cannot be prepared by somebody who does not know where the table lies.

@@ -39,6 +39,7 @@ class Signature {
     std::vector<std::string> output_names;   // all of the model, in its order
     std::vector<std::string> output_fields;  // the request's field 6 that asks for each of them
     std::vector<Trim> trims;
+    std::uint64_t row_bytes = 0;  // see signature_row_bytes()
 };
 
 struct SignatureTable::State {

@@ -105,7 +105,8 @@ void Backends::start(std::uint32_t slot, std::uint32_t server, Nanos now) {
         holds = std::max<Nanos>(static_cast<Nanos>(static_cast<double>(holds) * factor), 1);
     }
     sent.where = Where::kRunning;
-    sent.out_of_memory = !arenas_.take(batch.model, batch.backend, server, batch.rows, now);
+    sent.out_of_memory =
+        !arenas_.take(batch.model, batch.backend, server, {batch.rows, batch.row_bytes}, now);
     if (sent.out_of_memory) holds = std::max<Nanos>(holds / kOutOfMemoryShare, 1);
     sent.held_ns = std::max(trouble.hangs_until_ns - now, holds);
     events_.push(now + sent.held_ns, EventKind::kBatchEnd, slot, sent.generation);

@@ -23,6 +23,7 @@ class Backends {
         std::uint32_t model = 0;
         std::uint32_t backend = 0;
         std::uint32_t rows = 0;
+        std::uint64_t row_bytes = 0;
     };
     struct Reply {
         Batch batch;

@@ -28,8 +28,10 @@ void DeviceArenas::bring_up(std::uint32_t device, Nanos now) {
     }
 }
 
-std::uint64_t DeviceArenas::need(std::uint32_t model, std::uint32_t rows) const {
-    return models_[model].base_bytes + models_[model].bytes_per_row * rows;
+std::uint64_t DeviceArenas::need(std::uint32_t model, Rows rows) const {
+    const std::uint64_t of_row =
+        models_[model].bytes_per_row * std::max<std::uint64_t>(rows.bytes, 1);
+    return models_[model].base_bytes + of_row * rows.count;
 }
 
 std::uint64_t DeviceArenas::free_bytes(std::uint32_t device, Nanos now) {
@@ -39,7 +41,7 @@ std::uint64_t DeviceArenas::free_bytes(std::uint32_t device, Nanos now) {
 }
 
 bool DeviceArenas::take(std::uint32_t model, std::uint32_t backend, std::uint32_t instance,
-                        std::uint32_t rows, Nanos now) {
+                        Rows rows, Nanos now) {
     for (Placed& placed : placed_) {
         if (placed.model != model || placed.backend != backend) continue;
         Arena& arena = placed.arenas[instance % placed.arenas.size()];
@@ -53,7 +55,7 @@ bool DeviceArenas::take(std::uint32_t model, std::uint32_t backend, std::uint32_
     return true;
 }
 
-bool DeviceArenas::fits(std::uint32_t model, std::uint32_t rows, Nanos now) {
+bool DeviceArenas::fits(std::uint32_t model, Rows rows, Nanos now) {
     for (Placed& placed : placed_) {
         if (placed.model != model) continue;
         for (const Arena& arena : placed.arenas) {

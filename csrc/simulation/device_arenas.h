@@ -11,14 +11,19 @@ namespace infersched::simulation {
 
 class DeviceArenas {
   public:
+    struct Rows {
+        std::uint32_t count = 0;
+        std::uint64_t bytes = 0;  // of each, as RequestClass::row_bytes
+    };
+
     DeviceArenas(const EngineSettings& settings, const std::vector<ModelSetup>& models);
 
     bool empty() const { return devices_.empty(); }
     // A batch starts in an instance of the model. False: its device has no room for it.
-    bool take(std::uint32_t model, std::uint32_t backend, std::uint32_t instance,
-              std::uint32_t rows, Nanos now);
-    // Whether a request of so many rows would find room alone, in every instance there.
-    bool fits(std::uint32_t model, std::uint32_t rows, Nanos now);
+    bool take(std::uint32_t model, std::uint32_t backend, std::uint32_t instance, Rows rows,
+              Nanos now);
+    // Whether a request of these rows would find room alone, in every instance there.
+    bool fits(std::uint32_t model, Rows rows, Nanos now);
     // The backend is started anew.
     void forget(std::uint32_t backend);
     std::uint64_t free_bytes(std::uint32_t device, Nanos now);
@@ -40,7 +45,7 @@ class DeviceArenas {
     };
 
     void bring_up(std::uint32_t device, Nanos now);
-    std::uint64_t need(std::uint32_t model, std::uint32_t rows) const;
+    std::uint64_t need(std::uint32_t model, Rows rows) const;
 
     const EngineSettings& settings_;
     const std::vector<ModelSetup>& models_;

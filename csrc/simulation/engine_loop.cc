@@ -190,6 +190,8 @@ void EngineLoop::arrive(std::uint32_t model) {
     request.unconditional = requests_[id].ordinal == settings_.forced_ordinal;
     request.kept = requests_[id].ordinal == settings_.kept_ordinal;
     if (of.signatures > 1) request.signature = classes_random_.next() % of.signatures;
+    request.row_bytes = of.row_bytes;
+    request.signature |= of.row_bytes << 32;
     if (absurd_ > 0 && faults_random_.unit() <= absurd_) make_absurd(request);
     const engine::Admission admission = engine_.submit(request, engine_now());
     requests_[id].handle = admission.handle;
@@ -214,8 +216,7 @@ void EngineLoop::act() {
     for (const engine::Action& action : engine_.get().actions()) {
         switch (action.kind) {
             case engine::ActionKind::kDispatch:
-                backends_.send({action.batch, action.model, action.backend, action.rows_padded},
-                               now_);
+                send(action);
                 break;
             case engine::ActionKind::kAnswer:
                 answer(action);
@@ -230,6 +231,13 @@ void EngineLoop::act() {
         }
     }
     engine_.clear_actions();
+}
+
+void EngineLoop::send(const engine::Action& action) {
+    const engine::BatchMember& first = engine_.get().members()[action.member_begin];
+    backends_.send({action.batch, action.model, action.backend, action.rows_padded,
+                    class_of(requests_[first.user]).row_bytes},
+                   now_);
 }
 
 void EngineLoop::answer(const engine::Action& action) {
@@ -259,12 +267,15 @@ void EngineLoop::answer(const engine::Action& action) {
     settle(action.user, now_ <= request.deadline_ns ? Fate::kInTime : Fate::kLate);
 }
 
-// What the request needs at the least: a row, or all of them where it cannot be cut.
+// What the request needs at the least: the smallest batch, or all its rows where it cannot be cut.
 void EngineLoop::note_memory_failure(const engine::Action& action) {
     if (action.reason != engine::Reason::kDeviceMemory) return;
     ++metrics_.memory_failures;
-    const std::uint32_t rows = setups_[action.model].policy.merge ? 1 : action.rows;
-    metrics_.memory_failures_fitting += backends_.arenas().fits(action.model, rows, now_);
+    const engine::ModelPolicy& policy = setups_[action.model].policy;
+    std::uint32_t rows = action.rows;
+    if (policy.merge) rows = policy.mandatory_rows.empty() ? 1 : policy.mandatory_rows.front();
+    metrics_.memory_failures_fitting += backends_.arenas().fits(
+        action.model, {rows, class_of(requests_[action.user]).row_bytes}, now_);
 }
 
 void EngineLoop::settle(std::uint64_t user, Fate fate) {

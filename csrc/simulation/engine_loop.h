@@ -50,6 +50,10 @@ class EngineLoop {
     std::uint32_t add_request(std::uint32_t model, std::uint32_t kind);
     void back(const Backends::Reply& reply);
     void act();
+    void send(const engine::Action& action);
+    const RequestClass& class_of(const Request& request) const {
+        return setups_[request.model].classes[request.kind];
+    }
     void answer(const engine::Action& action);
     void settle(std::uint64_t user, Fate fate);
     void count_miss(const Request& request, Fate fate, ClassMetrics& kind);

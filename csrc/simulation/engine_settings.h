@@ -18,13 +18,15 @@ struct RequestClass {
     std::uint32_t tenant = 0;
     std::uint32_t rows = 1;
     std::uint32_t signatures = 1;  // evenly spread
+    std::uint64_t row_bytes = 0;   // as engine::Request; they share no batch with other ones
 };
 
 struct ModelSetup {
     engine::ModelPolicy policy;
     std::vector<engine::Placement> placements;
     std::vector<RequestClass> classes;  // none: one of the defaults
-    // What batches really take of the devices of the placements: an instance keeps its largest.
+    // What batches really take of the devices of the placements: an instance keeps its largest. A
+    // row takes bytes_per_row times RequestClass::row_bytes where that is not 0.
     std::uint64_t base_bytes = 0;
     std::uint64_t bytes_per_row = 0;
 };

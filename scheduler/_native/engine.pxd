@@ -82,7 +82,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         vector[uint32_t] devices
 
     cdef cppclass Request:
-        uint64_t user, signature, bytes, priority, labels
+        uint64_t user, signature, bytes, row_bytes, priority, labels
         uint32_t model, rows, pinned_backend, target, snapshot
         int64_t arrival, deadline
         cbool mergeable, sequence_start, sequence_end

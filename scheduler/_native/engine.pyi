@@ -187,6 +187,7 @@ class Engine:
         rows: int = 1,
         signature: int = 0,
         bytes: int = 0,
+        row_bytes: int = 0,
         priority: int = 0,
         arrival: int | None = None,
         deadline: int = ...,

@@ -172,9 +172,9 @@ cdef class Engine:
         self._engine.set_draining(draining)
 
     def submit(
-        self, now, *, user=0, model=0, rows=1, signature=0, bytes=0, priority=0, arrival=None,
-        deadline=NEVER, mergeable=True, pinned_backend=NO_BACKEND, sequence=0, start=False,
-        end=False, path=0, timeout_ns=0, tenant=0,
+        self, now, *, user=0, model=0, rows=1, signature=0, bytes=0, row_bytes=0, priority=0,
+        arrival=None, deadline=NEVER, mergeable=True, pinned_backend=NO_BACKEND, sequence=0,
+        start=False, end=False, path=0, timeout_ns=0, tenant=0,
     ):
         cdef Request request
         cdef Admission admission
@@ -183,6 +183,7 @@ cdef class Engine:
         request.rows = rows
         request.signature = signature
         request.bytes = bytes
+        request.row_bytes = row_bytes
         request.priority = priority
         request.arrival = now if arrival is None else arrival
         request.deadline = deadline

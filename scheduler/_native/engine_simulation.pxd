@@ -48,6 +48,7 @@ cdef extern from "simulation/engine_settings.h" namespace "infersched::simulatio
         uint64_t priority
         int64_t objective_ns
         uint32_t tenant, rows, signatures
+        uint64_t row_bytes
 
     cdef cppclass ModelSetup:
         ModelPolicy policy

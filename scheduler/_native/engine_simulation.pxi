@@ -55,6 +55,7 @@ cdef ModelSetup model_setup_of(dict wanted) except *:
         kind.tenant = one["tenant"]
         kind.rows = one["rows"]
         kind.signatures = one["signatures"]
+        kind.row_bytes = one["row_bytes"]
         setup.classes.push_back(kind)
     return setup
 

@@ -53,6 +53,7 @@ class RequestClass:
     tenant: int = 0
     rows: int = 1
     signatures: int = 1  # evenly spread; only equal ones share a batch
+    row_bytes: int = 0  # of the tensors of a row; 0: those of the model's rows are all alike
 
     def native(self) -> dict[str, Any]:
         asked = self.objective_ms
@@ -107,7 +108,8 @@ class ModelSetup:
     queue_age_ms: float = 0.0
     queue_requests_max: int = 10_000
     queue_bytes_max: int = 1 << 30
-    # Of device memory, that batches really take: an instance keeps its largest.
+    # Of device memory, that batches really take: an instance keeps its largest. A row takes
+    # bytes_per_row times RequestClass.row_bytes where that is not 0.
     base_bytes: int = 0
     bytes_per_row: int = 0
 
