@@ -50,6 +50,12 @@ PlacementState* ModelState::placement(std::uint32_t backend) {
     return nullptr;
 }
 
+float ModelState::row_size_of(std::uint64_t bytes) {
+    if (row_bytes == 0) row_bytes = bytes;
+    if (bytes == row_bytes) return 1;
+    return static_cast<float>(static_cast<double>(bytes) / static_cast<double>(row_bytes));
+}
+
 Pool& ModelState::pool(std::uint32_t pin) {
     return pin == kNoBackend ? shared : placement(pin)->pinned;
 }
@@ -143,7 +149,7 @@ Admission Core::submit(const Request& request, Nanos now) {
         return refuse_foreseen(model, request, arrival, forecast, now);
     }
     Admission refused;
-    const float row_size = request.row_bytes == 0 ? 1 : row_size_of(model, request);
+    const float row_size = request.row_bytes == 0 ? 1 : model.row_size_of(request.row_bytes);
     if (memory_.active() && short_of_memory(model, request, row_size, refused, now)) return refused;
 
     const std::uint32_t slot = requests_.add();

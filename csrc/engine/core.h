@@ -373,7 +373,6 @@ class Core {
     RowsAllowed rows_allowed(const ModelState& model, const Group& group,
                              const PlacementState& placement) const;
     std::uint32_t rows_risked(const ModelState& model, const Group* group) const;
-    float row_size_of(ModelState& model, const Request& request);
     double size_sent(const ModelState& model, const BatchRecord& batch) const;
     bool short_of_memory(ModelState& model, const Request& request, float row_size,
                          Admission& refused, Nanos now);

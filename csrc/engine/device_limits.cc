@@ -91,17 +91,6 @@ std::uint32_t Core::rows_risked(const ModelState& model, const Group* group) con
     return std::min(model.rows_trusted, rows_limit(model.policy, allowed.merged));
 }
 
-// Of a row of this request. The unit is what came first: only ratios matter.
-float Core::row_size_of(ModelState& model, const Request& request) {
-    if (request.row_bytes == model.row_bytes) return 1;
-    if (model.row_bytes == 0) {
-        model.row_bytes = request.row_bytes;
-        return 1;
-    }
-    const auto usual = static_cast<double>(model.row_bytes);
-    return static_cast<float>(static_cast<double>(request.row_bytes) / usual);
-}
-
 double Core::size_sent(const ModelState& model, const BatchRecord& batch) const {
     return static_cast<double>(rows_sent(model, batch)) * batch.row_size;
 }

@@ -83,6 +83,8 @@ struct ModelState {
     Nanos refusing_since = kNever;
 
     bool merging() const { return policy.merge && !merging_off; }
+    // Of a row of so many bytes. The unit is what came first: only ratios matter.
+    float row_size_of(std::uint64_t bytes);
     PlacementState* placement(std::uint32_t backend);
     Pool& pool(std::uint32_t pin);
     template <class Visit>
