@@ -93,6 +93,7 @@ def test_a_control_plane_that_was_killed_leaves_placements_on_their_devices(
     with ControlPlane(data_plane, config_file=config) as control:
         first = data_plane.wait_apply(all_ready, "every model ready", START_TIMEOUT_S)
         ((number,),) = devices(first)
+        figures.slow_down(50)  # the backend has long been looked at by the first figures
         for _ in range(2):
             control.kill()
             data_plane.applies.clear()
