@@ -8,23 +8,13 @@
 namespace infersched::engine {
 namespace {
 
-constexpr Nanos kRetryAfterMinNs = kMillisecond;
-constexpr Nanos kRetryAfterMaxNs = 10 * kSecond;
 constexpr Nanos kRetryAfterUnavailableNs = kSecond;
 // A request that is said to have come longer ago than this came this long ago.
 constexpr Nanos kArrivalAgeMaxNs = 24 * 3600 * kSecond;
 
-// When a refused client may try again: the time in which the queue as it stands drains.
-Nanos retry_after(const ModelState& model, Reason reason) {
+// When a client may try again that is refused for what cannot be foreseen.
+Nanos retry_after(Reason reason) {
     switch (reason) {
-        case Reason::kQueueFull:
-        case Reason::kQueueAge:
-        case Reason::kTenantQuota: {
-            Nanos drain = 0;
-            const auto requests = static_cast<Nanos>(model.queued_requests);
-            if (__builtin_mul_overflow(model.drain_ns, requests, &drain)) drain = kNever;
-            return std::clamp(drain, kRetryAfterMinNs, kRetryAfterMaxNs);
-        }
         case Reason::kDraining:
         case Reason::kNoBackend:
         case Reason::kDeviceMemory:
@@ -32,6 +22,12 @@ Nanos retry_after(const ModelState& model, Reason reason) {
         default:
             return 0;
     }
+}
+
+// Whether it is what is queued that leaves no room.
+bool queue_refuses(Reason reason) {
+    return reason == Reason::kQueueFull || reason == Reason::kQueueAge ||
+           reason == Reason::kTenantQuota;
 }
 
 // The arrival as it is counted from now on, whatever was said: not in the future, and not so old
@@ -111,11 +107,10 @@ Admission Core::refuse(ModelState& model, std::uint32_t index, Reason reason) {
     const bool tritons = model.policy.triton != nullptr && reason == Reason::kQueueFull;
     // Triton counts no failure of what it did not let into its queue.
     if (!tritons) ++model.stats.rejected;
-    return {0, reason, retry_after(model, reason),
-            tritons ? StatusCode::kUnavailable : StatusCode::kOk};
+    return {0, reason, retry_after(reason), tritons ? StatusCode::kUnavailable : StatusCode::kOk};
 }
 
-Core::Arrival Core::arrival_of(const ModelState& model, const Request& request, Nanos now) const {
+Arrival Core::arrival_of(const ModelState& model, const Request& request, Nanos now) const {
     Arrival arrival;
     arrival.at = sane_arrival(request.arrival, now);
     arrival.level = queue_level(model.policy, request.priority);
@@ -142,7 +137,13 @@ Admission Core::submit(const Request& request, Nanos now) {
         over_share_of_queue(model, request, arrival, now)) {
         reason = Reason::kTenantQuota;
     }
-    if (reason != Reason::kNone) return refuse(model, request.model, reason);
+    if (reason != Reason::kNone) {
+        Admission refused = refuse(model, request.model, reason);
+        if (queue_refuses(reason)) {
+            refused.retry_after_ns = retry_full(model, request, arrival, now);
+        }
+        return refused;
+    }
     weigh(model, request, arrival, now);
     const Forecast forecast = foresee(model, request, arrival, now);
     if (forecast.reason != Reason::kNone) {

@@ -2,7 +2,7 @@
 // engine.h.
 //
 //     admission.cc   submit, cancel, expiry: how requests come and go
-//     feasibility.cc what admission foresees
+//     feasibility.cc what admission foresees; retry_times.cc: when what is refused may come again
 //     grouping.cc    where a request waits, when its group is ready
 //     aging.cc       what has waited long
 //     sequences.cc   requests of a sequence: their order and their backend
@@ -24,6 +24,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engine/arrival.h"
 #include "engine/batch_former.h"
 #include "engine/core_limits.h"
 #include "engine/engine.h"
@@ -96,18 +97,6 @@ class Core {
         std::uint64_t free_bytes = 0;
     };
 
-    // A request as admission sees it.
-    struct Arrival {
-        Nanos at = 0;
-        Nanos deadline = kNever;
-        std::uint32_t level = 1;
-        std::uint32_t tenant = 0;
-        bool over_share = false;
-        GroupKey key;
-        std::uint32_t group = kNoSlot;  // kNoSlot: there is none yet
-        Nanos share_ns = 0;
-    };
-
     // admission.cc
     Arrival arrival_of(const ModelState& model, const Request& request, Nanos now) const;
     Reason refusal(const ModelState& model, const Request& request, Nanos deadline, Nanos now);
@@ -119,13 +108,7 @@ class Core {
     void mark_dirty(std::uint32_t model);
     void emit_wake(Nanos now);
 
-    // feasibility.cc
-    struct Forecast {
-        Reason reason = Reason::kNone;
-        Nanos predicted_ns = 0;
-        Nanos budget_ns = 0;
-        Nanos retry_after_ns = 0;
-    };
+    // feasibility.cc; retry_times.cc: retry_full, retry_late
     Backlog* backlog_of(const ModelState& model);
     void count_in(ModelState& model, Group& group, std::uint32_t slot, Nanos now);
     void count_rows_out(Group& group, const RequestRecord& request, std::uint32_t rows);
@@ -145,6 +128,10 @@ class Core {
                               const Forecast& forecast, Nanos now);
     bool probes(ModelState& model, Nanos now) const;
     void count_objective(const ModelState& model, const RequestRecord& request, bool in_time);
+    Nanos retry_full(const ModelState& model, const Request& request, const Arrival& arrival,
+                     Nanos now) const;
+    Nanos retry_late(const ModelState& model, const Arrival& arrival, std::uint32_t rows, Nanos end,
+                     Nanos now) const;
 
     // tenancy.cc
     FairShares* shares_of(const ModelState& model);

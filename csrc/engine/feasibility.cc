@@ -16,20 +16,13 @@ namespace {
 
 // What refuses all there is lets one through this often: latencies are only learned from what runs.
 constexpr Nanos kProbeNs = kSecond;
-constexpr Nanos kRetryMinNs = kMillisecond;
 // What was found late by a close look stands for others like it so long while nothing changes.
 constexpr Nanos kLookKeptNs = kMillisecond;
 // Effort for close looks that every request brings, and how much is saved up: a refusal must not
 // cost more than an admission, however much is offered.
 constexpr std::int64_t kLookCredit = 32;
 constexpr std::int64_t kLookCreditMax = 1 << 17;
-
-// Of RequestRecord::queue_level: eight levels in two parts each, lower ones, those without an
-// objective.
-std::size_t backlog_level(std::uint32_t queue_level) {
-    if ((queue_level & kBestEffortBit << 1) != 0) return Backlog::kLevels - 1;
-    return std::min<std::size_t>(std::max(queue_level, 2u) - 2, Backlog::kLevels - 2);
-}
+constexpr std::int64_t kRetryShare = 4;
 
 // Rows of a batch of `rows` that starts in `wait_ns`: those that come until then join it, up to the
 // size that the load asks for. Who would be late in such a batch is given up for it.
@@ -277,12 +270,21 @@ bool Core::surely_late(ModelState& model, const Arrival& arrival, std::uint32_t 
     if (list_ahead(model, own, &asked) && list_others_ahead(component, own)) {
         verdict = lookahead_.run();
     }
+    const bool late = verdict == Lookahead::Verdict::kLate;
+    const Nanos fits_from = lookahead_.fits_from();
+    // Of the effort, what is left over: who is let in matters more.
+    const bool more = late && lookahead_.effort() * kRetryShare < component.look_credit;
+    Nanos retry_after = more ? lookahead_.retry_after() : 0;
     component.look_credit -= lookahead_.effort();
-    if (verdict == Lookahead::Verdict::kLate) {
+    // It would not be looked at as closely when it comes again.
+    if (component.look_credit <= 0) retry_after = 0;
+    if (late) {
         refused = {component.backlog.changes(),
                    add_saturating(now, kLookKeptNs),
                    arrival.deadline,
-                   lookahead_.fits_from(),
+                   fits_from,
+                   arrival.deadline - now,
+                   retry_after == 0 ? kNever : add_saturating(now, retry_after),
                    arrival.group,
                    level,
                    rows};
@@ -291,8 +293,8 @@ bool Core::surely_late(ModelState& model, const Arrival& arrival, std::uint32_t 
 }
 
 // Only what has an objective is refused, and only by what is known.
-Core::Forecast Core::foresee(ModelState& model, const Request& request, const Arrival& arrival,
-                             Nanos now) {
+Forecast Core::foresee(ModelState& model, const Request& request, const Arrival& arrival,
+                       Nanos now) {
     Forecast forecast;
     const bool objective = arrival.deadline != kNever && (arrival.level & kBestEffortBit) == 0;
     if (!objective || !model.learns || model.component == kNoSlot || rearrange_) return forecast;
@@ -329,7 +331,7 @@ Core::Forecast Core::foresee(ModelState& model, const Request& request, const Ar
         }
         forecast.reason = arrival.over_share ? Reason::kTenantQuota : Reason::kPredictedLate;
         forecast.predicted_ns = end - now;
-        forecast.retry_after_ns = std::max(end - arrival.deadline, kRetryMinNs);
+        forecast.retry_after_ns = retry_late(model, arrival, rows, end, now);
         if (component.levels) component.cursor.count(arrival.level, false);
     }
     if (request.unconditional || (forecast.reason != Reason::kNone && probes(model, now))) {

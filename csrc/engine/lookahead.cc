@@ -11,6 +11,9 @@ namespace {
 
 // Of finding when one group may go, beside reading one queued row.
 constexpr std::int64_t kLookEffort = 4;
+// Times that are tried out for a request to come again, and how far they are apart at least.
+constexpr std::uint32_t kTriesMax = 4;
+constexpr Nanos kRetryMinNs = kMillisecond;
 
 }  // namespace
 
@@ -212,16 +215,65 @@ Lookahead::Verdict Lookahead::run() {
     return Verdict::kLate;
 }
 
+Nanos Lookahead::retry_after() {
+    Nanos wait_ns = kRetryMinNs;
+    for (std::uint32_t tries = 0; tries < kTriesMax; ++tries) {
+        Nanos late_ns = 0;
+        if (fits_after(wait_ns, late_ns)) return wait_ns;
+        wait_ns += std::max(late_ns, kRetryMinNs << tries);
+    }
+    return 0;
+}
+
+// Whether the request is in time if it comes again later and nothing else does.
+bool Lookahead::fits_after(Nanos wait_ns, Nanos& late_ns) {
+    free_ = all_free_;
+    groups_ = all_groups_;
+    waiting_ = all_waiting_;
+    shift_ = 0;
+    Group& own = groups_.front();
+    const auto end = waiting_.begin() + static_cast<std::ptrdiff_t>(own.end);
+    const auto asked = std::find_if(waiting_.begin() + static_cast<std::ptrdiff_t>(own.next), end,
+                                    [](const Waiting& request) { return request.asked_for; });
+    if (asked == end) return false;
+    asked->key.deadline = add_saturating(asked->key.deadline, wait_ns);
+    own.rows -= asked->rows;
+    --own.end;
+    std::rotate(asked, asked + 1, end);
+    comes_at_ = add_saturating(now_, wait_ns);
+    const Nanos deadline = waiting_[own.end].key.deadline;
+    const Verdict verdict = run(Coming());
+    comes_at_ = kNever;
+    late_ns = fits_from_ - deadline;
+    return verdict == Verdict::kInTime;
+}
+
+// The request, which was kept behind those of its group.
+void Lookahead::comes() {
+    Group& own = groups_.front();
+    const auto asked = waiting_.begin() + static_cast<std::ptrdiff_t>(own.end++);
+    own.rows += asked->rows;
+    own.last_arrival = asked->arrival = comes_at_;
+    const auto behind =
+        std::find_if(waiting_.begin() + static_cast<std::ptrdiff_t>(own.next), asked,
+                     [&](const Waiting& request) { return asked->key < request.key; });
+    std::rotate(behind, asked, asked + 1);
+    comes_at_ = kNever;
+}
+
 Lookahead::Verdict Lookahead::run(Coming coming) {
     coming_ = coming;
+    reached_ = false;
+    fits_from_ = 0;
     const auto later = std::greater<>();
     std::make_heap(free_.begin(), free_.end(), later);
     if (free_.empty()) return Verdict::kUnknown;
     for (std::uint32_t step = 0; step < kBatchesMax; ++step) {
         std::pop_heap(free_.begin(), free_.end(), later);
         const Nanos at = ended_at_ = std::max(free_.back(), now_);
+        if (at >= comes_at_) comes();
         Group* best = nullptr;
-        Nanos ready_at = kNever;
+        Nanos ready_at = comes_at_;
         effort_ += kLookEffort * static_cast<std::int64_t>(groups_.size());
         for (Group& group : groups_) {
             if (!give_up_late(group, at)) return Verdict::kLate;

@@ -67,6 +67,9 @@ class Lookahead {
     bool full() const { return waiting_.size() >= kRowsMax || groups_.size() >= kGroupsMax; }
     // What is added is used up.
     Verdict run();
+    // After run(), of a request that is late: after what time the same one would be in time if
+    // nothing else came until then. 0: not found.
+    Nanos retry_after();
     // Of a request that is late: the deadline with which it would have been in time, about.
     Nanos fits_from() const { return fits_from_; }
     // What it took since start(): the longer the queues, the more; a row that is queued is 1.
@@ -84,6 +87,8 @@ class Lookahead {
     enum class State : std::uint8_t { kReady, kWaiting, kEmpty };
 
     Verdict run(Coming coming);
+    bool fits_after(Nanos wait_ns, Nanos& late_ns);
+    void comes();
     std::uint32_t lead_rows(const Group& group) const;
     std::uint32_t cap(const Group& group) const;
     std::uint32_t target(std::uint32_t known, Nanos at) const;
@@ -97,15 +102,16 @@ class Lookahead {
     std::vector<Nanos> free_;  // executors, by when they are free
     std::vector<Group> groups_;
     std::vector<Waiting> waiting_;
-    // As they were added, for the second run.
+    // As they were added, for further runs.
     std::vector<Nanos> all_free_;
     std::vector<Group> all_groups_;
     std::vector<Waiting> all_waiting_;
     Coming coming_;
     int shift_ = 0;  // of the targets, from tick_at_ on
     Nanos tick_at_ = kNever;
-    Nanos ended_at_ = 0;    // where the last run came to
-    bool reached_ = false;  // the request is in a batch
+    Nanos ended_at_ = 0;       // where the last run came to
+    bool reached_ = false;     // the request is in a batch
+    Nanos comes_at_ = kNever;  // the request; kNever: it has
     Nanos fits_from_ = 0;
     std::int64_t effort_ = 0;
 };

@@ -34,8 +34,10 @@ inline constexpr Nanos kUnmergedNs = 5 * kSecond;
 struct RefusedLook {
     std::uint64_t changes = 0;  // of its component's backlog
     Nanos until = std::numeric_limits<Nanos>::min();
-    Nanos deadline = 0;   // its own
-    Nanos fits_from = 0;  // the deadline from which on it would have been in time
+    Nanos deadline = 0;       // its own
+    Nanos fits_from = 0;      // the deadline from which on it would have been in time
+    Nanos budget_ns = 0;      // from its arrival to its deadline
+    Nanos retry_at = kNever;  // when the same one would be in time; kNever: not looked at
     std::uint32_t group = kNoSlot;
     std::uint32_t level = 0;
     std::uint32_t rows = 0;

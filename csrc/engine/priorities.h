@@ -1,8 +1,10 @@
 // Priority levels of a model: which one a request has, and the objective that goes with it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
+#include "engine/backlog.h"
 #include "engine/engine.h"
 
 namespace infersched::engine {
@@ -10,6 +12,13 @@ namespace infersched::engine {
 // Set in the level of requests without an objective: they are served after all others.
 inline constexpr std::uint32_t kBestEffortBit = 1u << 30;
 inline constexpr std::uint32_t kLevelMask = kBestEffortBit - 1;
+
+// Of RequestRecord::queue_level: eight levels in two parts each, lower ones, those without an
+// objective.
+inline std::size_t backlog_level(std::uint32_t queue_level) {
+    if ((queue_level & kBestEffortBit << 1) != 0) return Backlog::kLevels - 1;
+    return std::min<std::size_t>(std::max(queue_level, 2u) - 2, Backlog::kLevels - 2);
+}
 
 // The level (1 = highest) that a request of this priority is queued at, with kBestEffortBit.
 std::uint32_t queue_level(const ModelPolicy& policy, std::uint64_t priority);

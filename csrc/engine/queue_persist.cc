@@ -189,6 +189,8 @@ void archive_refused(Archive& archive, RefusedLook& refused) {
     archive(refused.until);
     archive(refused.deadline);
     archive(refused.fits_from);
+    archive(refused.budget_ns);
+    archive(refused.retry_at);
     archive(refused.group);
     archive(refused.level);
     archive(refused.rows);

@@ -195,7 +195,8 @@ class Oracle(Replies):
 
     def _retry_after(self, model: Model, reason: str) -> int:
         if reason in ("queue_full", "queue_age"):
-            return min(max(model.drain_ns * len(model.queue), MS), 10 * SECOND)
+            drained = max(model.drain_ns * len(model.queue), model.batch_ns)
+            return min(max(drained, MS), 10 * SECOND)
         return SECOND if reason in ("draining", "no_backend") else 0
 
     def cancel(self, number: int, now: int) -> None:
