@@ -130,7 +130,7 @@ void Core::configure_model(std::uint32_t index, const ModelPolicy& policy,
     if (arranged != arrangement(model)) {
         rearrange_ = true;
     } else {
-        count_slots();
+        count_slots(model);
     }
     rebuild_retries(model);
     refresh_all(model, now);

@@ -257,6 +257,7 @@ class Core {
     std::uint32_t domain_of(std::vector<std::uint32_t> executors);
     void carry_over(std::deque<Component>& former, const std::vector<std::uint32_t>& formerly);
     void count_slots();
+    void count_slots(const ModelState& model);
     void arrange_component(ModelState& model, std::uint32_t index);
     void touch_component(std::uint32_t component);
     void offer(std::uint32_t index, Pool& pool, std::uint32_t pin);

@@ -28,11 +28,11 @@ std::uint32_t Core::domain_of(std::vector<std::uint32_t> wanted) {
     for (const std::uint32_t executor : wanted) {
         if (executors_[executor].component != kNoSlot) component = executors_[executor].component;
     }
-    for (const std::uint32_t index :
-         component == kNoSlot ? std::vector<std::uint32_t>() : components_[component].domains) {
-        if (domains_[index].executors == wanted) return index;
-    }
-    if (component == kNoSlot) {
+    if (component != kNoSlot) {
+        for (const std::uint32_t index : components_[component].domains) {
+            if (domains_[index].executors == wanted) return index;
+        }
+    } else {
         component = static_cast<std::uint32_t>(components_.size());
         components_.emplace_back();
     }
@@ -153,6 +153,19 @@ void Core::count_slots() {
         }
     }
     for (Component& component : components_) component.backlog.set_slots(component.slots);
+}
+
+// The same after a change of one model; those with executors of their own are a component each.
+void Core::count_slots(const ModelState& model) {
+    if (rearrange_) return;
+    if (model.component == kNoSlot) return;
+    if (model.shares) return count_slots();
+    Component& component = components_[model.component];
+    component.slots = 0;
+    for (const PlacementState& p : model.placements) {
+        if (model.policy.in_use && usable(p)) component.slots += p.slots;
+    }
+    component.backlog.set_slots(component.slots);
 }
 
 void Core::arrange_component(ModelState& model, std::uint32_t index) {

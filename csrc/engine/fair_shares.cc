@@ -49,9 +49,8 @@ void FairShares::look_at_one(Nanos now) {
     if (active_.empty()) active_weight_ = 0;
 }
 
-bool FairShares::over(std::uint32_t tenant, double weight, Nanos patience_ns, std::uint32_t slots,
-                      Nanos now) {
-    look_at_one(now);
+// The account of a tenant that has a request now.
+FairShares::Account& FairShares::open(std::uint32_t tenant, double weight, Nanos now) {
     Account& own = account(tenant);
     if (own.weight == 0) active_.push_back(tenant);
     active_weight_ += weight - own.weight;
@@ -61,6 +60,13 @@ bool FairShares::over(std::uint32_t tenant, double weight, Nanos patience_ns, st
         want(tenant, false);
         own.counter_ns = own.place_ns = std::max(own.counter_ns, virtual_ns_);
     }
+    return own;
+}
+
+bool FairShares::over(std::uint32_t tenant, double weight, Nanos patience_ns, std::uint32_t slots,
+                      Nanos now) {
+    look_at_one(now);
+    const Account& own = open(tenant, weight, now);
     if (active_.size() < 2) return false;
     const double least = wanting_.empty() ? virtual_ns_ : wanting_.begin()->first;
     const double ahead_ns = (own.counter_ns - least) * active_weight_;
@@ -68,8 +74,8 @@ bool FairShares::over(std::uint32_t tenant, double weight, Nanos patience_ns, st
     return ahead_ns > static_cast<double>(std::max<Nanos>(patience_ns, 0)) * std::max(slots, 1u);
 }
 
-void FairShares::enter(std::uint32_t tenant, Nanos work_ns) {
-    Account& own = account(tenant);
+void FairShares::enter(std::uint32_t tenant, double weight, Nanos work_ns, Nanos now) {
+    Account& own = open(tenant, weight, now);
     want(tenant, true);
     ++own.waiting;
     own.counter_ns += static_cast<double>(work_ns) / own.weight;

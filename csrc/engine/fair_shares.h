@@ -31,8 +31,9 @@ class FairShares {
               Nanos now);
     // Whether there are others beside one tenant.
     bool contended() const { return active_.size() > 1; }
-    // A request that was asked about is admitted; it takes `work_ns` of device time.
-    void enter(std::uint32_t tenant, Nanos work_ns);
+    // A request comes into a queue; it takes `work_ns` of device time. It may have been asked about
+    // so long ago that its tenant no longer counts.
+    void enter(std::uint32_t tenant, double weight, Nanos work_ns, Nanos now);
     // A request that was asked about is refused for want of executors.
     void refuse(std::uint32_t tenant, Nanos now);
     // It goes, and takes what was said.
@@ -79,6 +80,7 @@ class FairShares {
     };
 
     Account& account(std::uint32_t tenant);
+    Account& open(std::uint32_t tenant, double weight, Nanos now);
     void look_at_one(Nanos now);
     void want(std::uint32_t tenant, bool wants);
     void move(std::uint32_t tenant, double by_ns);

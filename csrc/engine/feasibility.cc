@@ -64,7 +64,9 @@ void Core::count_in(ModelState& model, Group& group, std::uint32_t slot, Nanos n
     group.work_ns += work;
     request.backlog = Backlog::place(level, start_by, work, now);
     if (Backlog* backlog = backlog_of(model)) backlog->add(request.backlog);
-    if (FairShares* shares = shares_of(model)) shares->enter(request.tenant, request.share_ns);
+    if (FairShares* shares = shares_of(model)) {
+        shares->enter(request.tenant, weight_of(request.tenant), request.share_ns, now);
+    }
 }
 
 void Core::count_rows_out(Group& group, const RequestRecord& request, std::uint32_t rows) {
@@ -122,9 +124,7 @@ void Core::rebuild_backlogs(Nanos now) {
         if (Backlog* backlog = backlog_of(model)) backlog->add(request.backlog);
         FairShares* shares = shares_of(model);
         if (shares == nullptr) continue;
-        const double weight = weight_of(request.tenant);
-        shares->over(request.tenant, weight, FairShares::kPatienceNs, 1, now);
-        shares->enter(request.tenant, request.share_ns);
+        shares->enter(request.tenant, weight_of(request.tenant), request.share_ns, now);
     }
 }
 
@@ -224,10 +224,12 @@ bool Core::list_ahead(const ModelState& model, const Group& group, Lookahead::Wa
 // What is queued for the executors of a component, beside the group of the request.
 bool Core::list_others_ahead(const Component& component, const Group& own) {
     if (component.metered.size() > Lookahead::kModelsMax) return false;
+    std::size_t seen = 0;
     for (const std::uint32_t index : component.metered) {
         const ModelState& model = models_[index];
         if (model.reference == kNoSlot) continue;
         const auto list = [&](std::uint32_t g) {
+            if (++seen > Lookahead::kGroupsMax) return false;
             const Group& group = model.groups[g];
             return &group == &own || !planned(model, group) || list_ahead(model, group, nullptr);
         };

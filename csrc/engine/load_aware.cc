@@ -147,7 +147,8 @@ QueueKey Core::rank(const ModelState& model, const Group& group) const {
     return key;
 }
 
-// How many rows of the last ones of a level, at most `wanted`, could still make one batch.
+// How many rows up to the last one of a level, at most `wanted`, could still make one batch; where
+// it has few, those of the levels above it belong to that batch, too.
 std::uint32_t Core::window_rows(const ModelState& model, const Group& group, QueueKey last,
                                 std::uint32_t wanted, Nanos now) const {
     const LatencyModel& latency = planning_latency(model, group);

@@ -14,6 +14,8 @@ constexpr std::int64_t kLookEffort = 4;
 // Times that are tried out for a request to come again, and how far they are apart at least.
 constexpr std::uint32_t kTriesMax = 4;
 constexpr Nanos kRetryMinNs = kMillisecond;
+// Requests copied with the effort of reading one.
+constexpr std::int64_t kCopiedAtOnce = 8;
 
 }  // namespace
 
@@ -64,12 +66,13 @@ std::uint32_t Lookahead::coming(const Group& group, Nanos at) const {
 }
 
 // As Core::window_rows.
-std::uint32_t Lookahead::window_rows(const Group& group, std::uint32_t wanted, Nanos at) const {
+std::uint32_t Lookahead::window_rows(const Group& group, std::uint32_t wanted, Nanos at) {
     std::uint64_t rows = std::min(coming(group, at), wanted);
     auto window = static_cast<std::uint32_t>(rows);
     const std::uint32_t level = waiting_[group.next].key.level;
     for (std::size_t i = group.end; i > group.next; --i) {
         const Waiting& request = waiting_[i - 1];
+        ++effort_;
         if (request.key.level != level) continue;
         rows += request.rows;
         if (rows > wanted) break;
@@ -159,6 +162,7 @@ Nanos Lookahead::form(Group& group, Nanos at) {
     // Those passed over are put behind those taken, where they are the first ones left.
     for (; next < group.end && (group.merges || rows == 0) && rows < most; ++next) {
         const Waiting request = waiting_[next];
+        ++effort_;
         if (rows > 0) {
             const Nanos deadline = std::min(earliest, request.key.deadline);
             const bool fits = request.rows <= most - rows &&
@@ -194,6 +198,15 @@ Nanos Lookahead::form(Group& group, Nanos at) {
                           group.latency->expected(padded_rows(*group.policy, std::max(rows, 1u))));
 }
 
+// To what was added, for another run.
+void Lookahead::restore() {
+    free_ = all_free_;
+    groups_ = all_groups_;
+    waiting_ = all_waiting_;
+    effort_ += static_cast<std::int64_t>(waiting_.size()) / kCopiedAtOnce +
+               static_cast<std::int64_t>(groups_.size());
+}
+
 Lookahead::Verdict Lookahead::run() {
     all_free_ = free_;
     all_groups_ = groups_;
@@ -202,9 +215,7 @@ Lookahead::Verdict Lookahead::run() {
     for (const int shift : {0, 1, -1}) {
         shift_ = shift;
         for (const Coming coming : kComings) {
-            free_ = all_free_;
-            groups_ = all_groups_;
-            waiting_ = all_waiting_;
+            restore();
             const Verdict verdict = run(coming);
             if (verdict != Verdict::kLate) return verdict;
             fits_from = std::min(fits_from, fits_from_);
@@ -227,9 +238,7 @@ Nanos Lookahead::retry_after() {
 
 // Whether the request is in time if it comes again later and nothing else does.
 bool Lookahead::fits_after(Nanos wait_ns, Nanos& late_ns) {
-    free_ = all_free_;
-    groups_ = all_groups_;
-    waiting_ = all_waiting_;
+    restore();
     shift_ = 0;
     Group& own = groups_.front();
     const auto end = waiting_.begin() + static_cast<std::ptrdiff_t>(own.end);
@@ -283,6 +292,7 @@ Lookahead::Verdict Lookahead::run(Coming coming) {
         if (best == nullptr && ready_at == kNever) return Verdict::kUnknown;
         free_.back() = best == nullptr ? ready_at : form(*best, at);
         if (reached_) return Verdict::kInTime;
+        if (effort_ > kEffortMax) return Verdict::kUnknown;
         std::push_heap(free_.begin(), free_.end(), later);
     }
     return Verdict::kUnknown;

@@ -26,11 +26,12 @@ class Lookahead {
     static constexpr std::size_t kGroupsMax = 64;
     static constexpr std::size_t kModelsMax = 256;  // that share the executors
     static constexpr std::uint32_t kBatchesMax = 256;
+    static constexpr std::int64_t kEffortMax = 16'384;
 
     enum class Verdict : std::uint8_t {
         kInTime,
         kLate,
-        kUnknown,  // more batches than it looks at
+        kUnknown,  // more batches, or more effort, than it looks at
     };
 
     // Requests that may share batches. A reference into the engine: valid during one event.
@@ -72,7 +73,7 @@ class Lookahead {
     Nanos retry_after();
     // Of a request that is late: the deadline with which it would have been in time, about.
     Nanos fits_from() const { return fits_from_; }
-    // What it took since start(): the longer the queues, the more; a row that is queued is 1.
+    // What it took since start(), at most kEffortMax and one batch: a request read is 1.
     std::int64_t effort() const { return effort_; }
 
   private:
@@ -86,6 +87,7 @@ class Lookahead {
         {false, false}, {true, true}, {true, false}, {false, true}};
     enum class State : std::uint8_t { kReady, kWaiting, kEmpty };
 
+    void restore();
     Verdict run(Coming coming);
     bool fits_after(Nanos wait_ns, Nanos& late_ns);
     void comes();
@@ -93,7 +95,7 @@ class Lookahead {
     std::uint32_t cap(const Group& group) const;
     std::uint32_t target(std::uint32_t known, Nanos at) const;
     std::uint32_t coming(const Group& group, Nanos at) const;
-    std::uint32_t window_rows(const Group& group, std::uint32_t wanted, Nanos at) const;
+    std::uint32_t window_rows(const Group& group, std::uint32_t wanted, Nanos at);
     bool give_up_late(Group& group, Nanos at);
     State look(Group& group, Nanos at, Nanos& ready_at);
     Nanos form(Group& group, Nanos at);

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
-from tests.unit.engine_driver import MS, SECOND
+from tests.unit.engine_driver import MS, SECOND, Driver
 from tests.unit.engine_load import Stream, learned, run
 
 pytestmark = pytest.mark.native
@@ -103,3 +105,24 @@ def test_alone_a_tenant_is_told_that_the_queue_is_full() -> None:
     for _ in range(50):
         driver.submit(tenant=1)
     assert driver.refusal(tenant=1) == "queue_full"
+
+
+def test_a_request_that_was_held_back_until_its_tenant_counted_no_more_has_a_share() -> None:
+    """A sequence's second request comes into the queue when the first was answered, late here."""
+    driver = Driver(1, direct_max=100, sequence_idle_ns=60 * SECOND)
+    driver.engine.set_tenants([1, 1, 1])
+    driver.step()
+    driver.submit(1, tenant=1, sequence=5, start=True)
+    (first,) = driver.step()
+    driver.submit(2, tenant=1, sequence=5)
+    for user in range(3, 33):
+        driver.after(100 * MS)
+        driver.submit(user, tenant=2)
+        for batch in driver.step():
+            driver.complete(batch)
+    driver.complete(first)
+    for batch in driver.step():
+        driver.complete(batch)
+    assert driver.answers()[2] == ("completed", "none")
+    not_a_number = struct.pack("<Q", 0xFFF8 << 48)
+    assert not_a_number not in driver.engine.save()
