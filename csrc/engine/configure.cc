@@ -169,8 +169,10 @@ void Core::set_backend(std::uint32_t backend, bool available, Nanos now) {
         if (placement == nullptr) continue;
         if (available) {
             placement->recover();
-            memory_.forget(*placement);
+            placement->memory.note_return(now);
             memory_.placements_changed();
+        } else {
+            placement->memory.note_away();
         }
         update_served(models_[index], now);
         update_reference(models_[index]);

@@ -24,12 +24,13 @@ void Core::place_on_devices(std::uint32_t index, PlacementState& placement,
         placement.memory.set_instances(placement.instances);
         return;
     }
-    if (devices != placement.devices) {
+    const std::vector<std::uint32_t> wanted = MemoryLedger::known(devices);
+    if (wanted != placement.devices) {
         for (const std::uint32_t slot : placement.out) {
             memory_.settle(batches_[slot], placement, now);
         }
     }
-    memory_.place(index, placement, devices);
+    memory_.place(index, placement, wanted);
 }
 
 void Core::set_device(std::uint32_t index, const DeviceMemory& reading, Nanos) {
@@ -150,7 +151,7 @@ void Core::prove_memory(ModelState& model, const BatchRecord& batch, Nanos now) 
     MemoryNeed& need = placement.memory;
     const double size = size_sent(model, batch);
     const double cap = need.cap();
-    need.count_good();
+    need.count_good(size, batch.half);
     if (need.cap() != cap) memory_.touch();
     if (placement.devices.empty() || size <= need.mark()) return;
     if (!placement.configured || memory_.hold(placement, size)) return;

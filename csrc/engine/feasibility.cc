@@ -200,7 +200,8 @@ bool Core::list_ahead(const ModelState& model, const Group& group, Lookahead::Wa
     Lookahead::Group& ahead = lookahead_.add_group();
     ahead.policy = &model.policy;
     ahead.latency = &model.placements[model.reference].latency;
-    ahead.rows_trusted = model.rows_trusted;
+    ahead.rows_trusted = rows_risked(model, &group);
+    ahead.rows_single = rows_limit(model.policy, rows_allowed(model, group).single);
     ahead.merges = splits(model, group);
     ahead.target = group.target;
     ahead.gather_ns = group.gather_ns;

@@ -44,7 +44,7 @@ void Lookahead::add(const Waiting& request) {
 
 std::uint32_t Lookahead::lead_rows(const Group& group) const {
     const std::uint32_t rows = waiting_[group.next].rows;
-    return std::max(group.merges ? std::min(rows, rows_limit(*group.policy)) : rows, 1u);
+    return std::max(group.merges ? std::min(rows, group.rows_single) : rows, 1u);
 }
 
 std::uint32_t Lookahead::cap(const Group& group) const {

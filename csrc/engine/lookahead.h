@@ -40,6 +40,7 @@ class Lookahead {
         const LatencyModel* latency = nullptr;
         std::uint32_t target = 1;
         std::uint32_t rows_trusted = 1;
+        std::uint32_t rows_single = 0xffffffff;  // of a part of a request
         bool merges = true;
         Nanos gather_ns = 0;
         Nanos last_arrival = 0;

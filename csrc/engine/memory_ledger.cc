@@ -25,19 +25,22 @@ Device& MemoryLedger::at(std::uint32_t index) {
     return devices_[index];
 }
 
-void MemoryLedger::place(std::uint32_t model, PlacementState& placement,
-                         const std::vector<std::uint32_t>& devices) {
-    std::vector<std::uint32_t> wanted = devices;
-    std::sort(wanted.begin(), wanted.end());
-    wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
+std::vector<std::uint32_t> MemoryLedger::known(std::vector<std::uint32_t> devices) {
+    std::sort(devices.begin(), devices.end());
+    devices.erase(std::unique(devices.begin(), devices.end()), devices.end());
     const auto beyond = [](std::uint32_t device) { return device >= kDevicesMax; };
-    wanted.erase(std::remove_if(wanted.begin(), wanted.end(), beyond), wanted.end());
+    devices.erase(std::remove_if(devices.begin(), devices.end(), beyond), devices.end());
+    return devices;
+}
+
+void MemoryLedger::place(std::uint32_t model, PlacementState& placement,
+                         const std::vector<std::uint32_t>& known_devices) {
     placement.memory.set_instances(placement.instances);
     touch();
     update_held(placement);
-    if (wanted == placement.devices) return;
+    if (known_devices == placement.devices) return;
     forget(placement);
-    placement.devices = std::move(wanted);
+    placement.devices = known_devices;
     for (const std::uint32_t device : placement.devices) at(device).models.insert(model);
 }
 
@@ -66,7 +69,8 @@ void MemoryLedger::learn(std::uint32_t index, PlacementState& placement) {
     placement.memory.note_free(free_bytes, static_cast<double>(device.memory.headroom_bytes));
     if (!device.settled()) return;
     // Of several devices it is not known which one has taken how much.
-    if (placement.devices.size() > 1) return;
+    if (placement.devices.size() > 1 || placement.memory.away(device.memory.measured_at)) return;
+    placement.memory.look_back(device.used_bytes());
     placement.memory.measure(device.used_bytes(), device.takers - placement.memory.takes());
     update_held(placement);
 }
@@ -163,11 +167,14 @@ template <class Archive>
 void MemoryLedger::archive(Archive& archive) {
     archive(stamp_);
     archive.vector_size(devices_, 32);
+    if (!archive.require(devices_.size() <= kDevicesMax)) {
+        devices_.clear();
+        return;
+    }
     for (Device& device : devices_) {
         device.archive(archive);
         if constexpr (Archive::kReads) device.models.clear();
     }
-    archive.require(devices_.size() <= kDevicesMax);
 }
 
 template void MemoryLedger::archive(ArchiveWriter&);

@@ -17,9 +17,11 @@ namespace infersched::engine {
 
 class MemoryLedger {
   public:
+    // As placements keep them: each once, in order, those that can be.
+    static std::vector<std::uint32_t> known(std::vector<std::uint32_t> devices);
     // The devices of a placement are these from now on. What is out there is not known on them.
     void place(std::uint32_t model, PlacementState& placement,
-               const std::vector<std::uint32_t>& devices);
+               const std::vector<std::uint32_t>& known_devices);
     // After that, of all its placements.
     void list(std::uint32_t model, const std::vector<PlacementState>& placements);
     // False: the number is too large.
@@ -41,7 +43,7 @@ class MemoryLedger {
     bool hold(PlacementState& placement, double size);
     // What is kept there may have changed: after every change of its need.
     void update_held(PlacementState& placement);
-    // The server was started anew, or the model is no more there: nothing is kept.
+    // The model is no more there: nothing is kept.
     void forget(PlacementState& placement);
     // After a reading: what it says about the need at a placement on the device.
     void learn(std::uint32_t device, PlacementState& placement);

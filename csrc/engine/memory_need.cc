@@ -13,6 +13,8 @@ namespace {
 constexpr std::uint64_t kGoodPerRow = 1000;
 constexpr double kCapShare = 0.8;
 constexpr double kStepShare = 0.1;
+// Smaller than this share of what ran well, a batch did not fail for its size.
+constexpr double kTellingShare = 0.5;
 // Samples agree that differ by no more than this share and a piece of an allocator, a small one if
 // enough do.
 constexpr double kAgreeShare = 0.05;
@@ -22,6 +24,8 @@ constexpr double kPieceBytes = 20.0 * (1 << 20);
 constexpr double kAlike = 0.05;
 constexpr double kErrorShare = 0.25;
 constexpr double kBytesMax = 1e15;
+// Allocators that give back this share of what they kept were started anew.
+constexpr double kEmptiedShare = 0.5;
 
 }  // namespace
 
@@ -42,8 +46,25 @@ void MemoryNeed::set_instances(std::uint32_t instances) {
 void MemoryNeed::forget_marks() {
     if (largest() > 0) measured_ = false;
     std::fill(marks_.begin(), marks_.end(), 0.0);
-    cap_ = kNoSizeLimit;
+    cap_ = cap_before_ = kNoSizeLimit;
+    good_size_ = half_good_ = 0;
+    half_failed_ = kNoSizeLimit;
     raised_at_ = std::numeric_limits<Nanos>::min();
+}
+
+void MemoryNeed::note_away() { away_until_ = kNever; }
+
+void MemoryNeed::note_return(Nanos now) {
+    if (away_until_ == kNever) away_until_ = now;
+}
+
+void MemoryNeed::look_back(double used_bytes) {
+    if (away_until_ == std::numeric_limits<Nanos>::min()) return;
+    away_until_ = std::numeric_limits<Nanos>::min();
+    const double kept = held_bytes();
+    if (measured_ && kept > 0 && measured_used_ - used_bytes >= kept * kEmptiedShare) {
+        forget_marks();
+    }
 }
 
 bool MemoryNeed::prime(double base_bytes, double bytes_per_row, double size_high, bool fixed) {
@@ -86,15 +107,12 @@ double MemoryNeed::next_size(Nanos measured_at, double row_size) const {
     return confirmed() && measured_ ? std::max(next, 2 * measured_size_) : next;
 }
 
-bool MemoryNeed::raise(std::vector<double>& running, Nanos now) {
+void MemoryNeed::raise(std::vector<double>& running, Nanos now) {
     std::sort(running.begin(), running.end(), std::greater<>());
-    bool raised = false;
     for (std::size_t i = 0; i < std::min(running.size(), marks_.size()); ++i) {
-        raised |= running[i] > marks_[i];
+        if (running[i] > marks_[i]) raised_at_ = now;
         marks_[i] = std::max(marks_[i], running[i]);
     }
-    if (raised) raised_at_ = now;
-    return raised;
 }
 
 // All that may be there is counted: the largest sizes, one for each instance. A size that is not
@@ -110,34 +128,67 @@ double MemoryNeed::held_bytes() const {
     return bytes;
 }
 
-void MemoryNeed::count_good() {
+void MemoryNeed::count_good(double size, bool half) {
+    good_size_ = std::max(good_size_, size);
+    if (cap_ == kNoSizeLimit) return;
+    if (half) {
+        half_good_ = std::max(half_good_, size);
+        pardon();
+    }
+    if (size > cap_) {
+        cap_ = size;
+        good_ = 0;
+    }
     if (cap_ == kNoSizeLimit || ++good_ < kGoodPerRow) return;
     good_ = 0;
     cap_ += failed_row_size_;
 }
 
+// One of the halves failed and one as large did not: it holds what runs out in any company.
+void MemoryNeed::pardon() {
+    if (half_good_ >= half_failed_) cap_ = std::max(cap_, cap_before_);
+}
+
+// A batch says that its size was too large, as do its halves when both fail. What is far smaller
+// than what ran well, or could not be smaller, says something of itself only.
+void MemoryNeed::fail(double size, double row_size, bool half, bool cuttable) {
+    ++out_of_memory_;
+    const bool telling = cuttable && size >= kTellingShare * std::min(good_size_, cap_);
+    if (half) {
+        if (size < half_failed_ * (1 - kStepShare) - row_size) halves_failed_ = 0;
+        ++halves_failed_;
+        half_failed_ = std::min(half_failed_, size);
+        if (telling && halves_failed_ >= 2 && half_good_ < size) cut(size, row_size);
+        return pardon();
+    }
+    cap_before_ = cap_;
+    half_good_ = 0;
+    half_failed_ = kNoSizeLimit;
+    halves_failed_ = 0;
+    if (telling) cut(size, row_size);
+}
+
 // A framework that runs out of memory may first give back all it had kept: no more is proven than
 // what is allowed now.
 void MemoryNeed::cut(double size, double row_size) {
-    ++out_of_memory_;
     failed_size_ = size;
     failed_row_size_ = row_size;
     const double rows = std::max(std::floor(kCapShare * size / row_size), 1.0);
     cap_ = std::min(cap_, rows * row_size);
     good_ = 0;
+    good_size_ = std::min(good_size_, cap_);
     free_least_ = kNoSizeLimit;
     for (double& mark : marks_) mark = std::min(mark, cap_);
 }
 
-bool MemoryNeed::note_free(double free_bytes, double headroom_bytes) {
-    if (cap_ == kNoSizeLimit) return false;
+void MemoryNeed::note_free(double free_bytes, double headroom_bytes) {
+    if (cap_ == kNoSizeLimit) return;
     free_least_ = std::min(free_least_, free_bytes);
     const double more = std::max(bytes_per_row_ * (failed_size_ - cap_), headroom_bytes);
-    if (free_bytes - free_least_ < std::max(more, 1.0)) return false;
+    if (free_bytes - free_least_ < std::max(more, 1.0)) return;
     cap_ = confirmed() ? kNoSizeLimit : size_after(cap_, failed_row_size_);
     free_least_ = free_bytes;
     good_ = 0;
-    return true;
 }
 
 void MemoryNeed::measure(double used_bytes, std::uint64_t foreign) {
@@ -227,7 +278,8 @@ void MemoryNeed::archive(Archive& archive) {
     archive(fixed_);
     for (double* number :
          {&base_bytes_, &bytes_per_row_, &first_bytes_, &first_size_, &error_, &measured_size_,
-          &measured_used_, &least_used_, &cap_, &failed_size_, &failed_row_size_, &free_least_}) {
+          &measured_used_, &least_used_, &cap_, &failed_size_, &failed_row_size_, &free_least_,
+          &cap_before_, &good_size_, &half_good_, &half_failed_}) {
         archive(*number);
     }
     for (Sample& sample : ring_) {
@@ -239,6 +291,8 @@ void MemoryNeed::archive(Archive& archive) {
     archive(measured_);
     archive(measured_foreign_);
     archive(raised_at_);
+    archive(away_until_);
+    archive(halves_failed_);
     archive(good_);
     archive(out_of_memory_);
     archive(takes_);

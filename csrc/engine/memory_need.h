@@ -26,8 +26,14 @@ class MemoryNeed {
     MemoryNeed() : marks_(1, 0.0) {}
 
     void set_instances(std::uint32_t instances);
-    // The server was started anew: its allocators are empty.
     void forget_marks();
+    // The server is gone, or there again: started anew, with empty allocators, or never away.
+    void note_away();
+    void note_return(Nanos now);
+    // Whether a reading is of a time when it was not there.
+    bool away(Nanos measured_at) const { return measured_at <= away_until_; }
+    // Of the first reading after that: nothing is kept if far less is used than before.
+    void look_back(double used_bytes);
     // False: the figures make no sense and are ignored.
     bool prime(double base_bytes, double bytes_per_row, double size_high, bool fixed);
 
@@ -59,13 +65,13 @@ class MemoryNeed {
     // What the allocators keep.
     double held_bytes() const;
     // A batch ended well; `running`: the sizes of those that ran at the same time, itself included.
-    // Whether a mark has risen.
-    bool raise(std::vector<double>& running, Nanos now);
-    void count_good();
-    // A batch of this size ran out of memory.
-    void cut(double size, double row_size);
-    // Of a reading: free bytes. Whether the cap was lifted.
-    bool note_free(double free_bytes, double headroom_bytes);
+    void raise(std::vector<double>& running, Nanos now);
+    // Of this size; a half of one that failed, or not.
+    void count_good(double size, bool half);
+    // A batch of this size ran out of memory. `cuttable`: less of it could have been sent.
+    void fail(double size, double row_size, bool half, bool cuttable);
+    // Of a reading: free bytes.
+    void note_free(double free_bytes, double headroom_bytes);
     // A reading that shows all that has run so far. `foreign`: how often other batches have taken
     // memory of the device.
     void measure(double used_bytes, std::uint64_t foreign);
@@ -82,6 +88,8 @@ class MemoryNeed {
         double size = 0;
     };
 
+    void cut(double size, double row_size);
+    void pardon();
     void add_sample(double bytes, double size);
     double fitted();
     Sample agreeing_with(double per_row, double piece, std::uint64_t& count) const;
@@ -105,11 +113,18 @@ class MemoryNeed {
     double least_used_ = kNoSizeLimit;  // since the marks are of that size
     std::uint64_t measured_foreign_ = 0;
     Nanos raised_at_ = std::numeric_limits<Nanos>::min();
+    Nanos away_until_ = std::numeric_limits<Nanos>::min();
     double cap_ = kNoSizeLimit;
     double failed_size_ = 0;  // that set the cap
     double failed_row_size_ = 1;
     double free_least_ = kNoSizeLimit;  // since then
-    std::uint64_t good_ = 0;            // batches since the cap was changed
+    // Before the last one that was no half failed, and of its halves since.
+    double cap_before_ = kNoSizeLimit;
+    double half_good_ = 0;               // the largest that ended well
+    double half_failed_ = kNoSizeLimit;  // the smallest that failed
+    std::uint32_t halves_failed_ = 0;    // of about that size
+    double good_size_ = 0;               // the largest of all that ended well
+    std::uint64_t good_ = 0;             // batches since the cap was changed
     std::uint64_t out_of_memory_ = 0;
     std::uint64_t takes_ = 0;
 };

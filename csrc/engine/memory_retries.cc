@@ -18,12 +18,18 @@ bool share_devices(const PlacementState& a, const PlacementState& b) {
     });
 }
 
+bool cuttable(const ModelState& model, const BatchRecord& failed) {
+    if (failed.members.size() > 1) return true;
+    return failed.mergeable && model.merging() && failed.rows > 1;
+}
+
 }  // namespace
 
 void Core::cut_sizes(ModelState& model, const BatchRecord& failed) {
     ++counters(failed.model).out_of_memory_replies;
     PlacementState& placement = *model.placement(failed.backend);
-    placement.memory.cut(size_sent(model, failed), failed.row_size);
+    placement.memory.fail(size_sent(model, failed), failed.row_size, failed.half,
+                          cuttable(model, failed));
     memory_.update_held(placement);
     memory_.touch();
 }
@@ -42,6 +48,7 @@ void Core::retry_smaller(ModelState& model, const BatchRecord& failed, const End
     }
     BatchRecord halves = failed;
     halves.backend = kNoBackend;
+    halves.half = true;
     std::size_t half = (count + 1) / 2;
     if (count == 1) {
         BatchMember rest = halves.members.front();

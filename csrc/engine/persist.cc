@@ -193,6 +193,7 @@ void archive_batch(Archive& archive, BatchRecord& b) {
     archive(b.signature);
     archive(b.retry_sequence);
     archive(b.retried);
+    archive(b.half);
     archive(b.mergeable);
     archive(b.formed);
     archive(b.sealed);

@@ -120,6 +120,7 @@ struct BatchRecord {
     std::uint64_t signature = 0;
     std::uint64_t retry_sequence = 0;
     bool retried = false;  // sent again after a failure
+    bool half = false;     // of one that ran out of memory
     bool mergeable = true;
     bool formed = false;  // waits in TritonQueue::formed
     bool sealed = false;  // no other formed batch is joined to it
@@ -142,7 +143,7 @@ struct BatchRecord {
         rows = live = tries = taken = 0;
         retry_sequence = added_bytes = 0;
         row_size = 1;
-        retried = formed = sealed = grows = false;
+        retried = half = formed = sealed = grows = false;
         started_at = ends_at = release_at = alone_until = kNever;
         members.clear();
     }

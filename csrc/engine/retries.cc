@@ -18,6 +18,7 @@ void Core::retry_group(ModelState& model, const BatchRecord& failed,
     batch.signature = failed.signature;
     batch.mergeable = failed.mergeable;
     batch.row_size = failed.row_size;
+    batch.half = failed.half;
     batch.retried = true;
     batch.tries = tries;
     batch.retry_sequence = ++retry_sequence_;

@@ -49,8 +49,6 @@ bool says_out_of_memory(const Status& status) {
     switch (status.code) {
         case StatusCode::kInternal:
         case StatusCode::kUnknown:
-        case StatusCode::kInvalidArgument:
-        case StatusCode::kUnavailable:
         case StatusCode::kResourceExhausted:
             break;
         default:

@@ -88,3 +88,13 @@ def test_other_errors_are_passed_on(text: str, stub: Stub, fake: FakeTriton) -> 
     fake.behaviour = arena(text, 0)
     error = infer_error(stub, infer_request(rows(1.0)))
     assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, text)
+
+
+def test_what_a_client_may_have_written_is_not_believed(stub: Stub, fake: FakeTriton) -> None:
+    def behaviour(request: Request, context: grpc.ServicerContext) -> Response:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"bad prompt: {TEXTS['cuda']}")
+
+    fake.behaviour = behaviour
+    error = infer_error(stub, infer_request(rows(1.0)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert len(fake.requests) == 1
