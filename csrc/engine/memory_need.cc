@@ -128,8 +128,9 @@ double MemoryNeed::held_bytes() const {
     return bytes;
 }
 
-void MemoryNeed::count_good(double size, bool half) {
+void MemoryNeed::count_good(double size, double row_size, bool half) {
     good_size_ = std::max(good_size_, size);
+    good_rows_ = std::max(good_rows_, size / row_size);
     if (cap_ == kNoSizeLimit) return;
     if (half) {
         half_good_ = std::max(half_good_, size);
@@ -150,10 +151,12 @@ void MemoryNeed::pardon() {
 }
 
 // A batch says that its size was too large, as do its halves when both fail. What is far smaller
-// than what ran well, or could not be smaller, says something of itself only.
+// than what ran well, in bytes and in rows, or could not be smaller, says something of itself only.
 void MemoryNeed::fail(double size, double row_size, bool half, bool cuttable) {
     ++out_of_memory_;
-    const bool telling = cuttable && size >= kTellingShare * std::min(good_size_, cap_);
+    const bool small = size < kTellingShare * std::min(good_size_, cap_) &&
+                       size / row_size < kTellingShare * good_rows_;
+    const bool telling = cuttable && !small;
     if (half) {
         if (size < half_failed_ * (1 - kStepShare) - row_size) halves_failed_ = 0;
         ++halves_failed_;
@@ -177,6 +180,7 @@ void MemoryNeed::cut(double size, double row_size) {
     cap_ = std::min(cap_, rows * row_size);
     good_ = 0;
     good_size_ = std::min(good_size_, cap_);
+    good_rows_ = std::min(good_rows_, rows);
     free_least_ = kNoSizeLimit;
     for (double& mark : marks_) mark = std::min(mark, cap_);
 }
@@ -279,7 +283,7 @@ void MemoryNeed::archive(Archive& archive) {
     for (double* number :
          {&base_bytes_, &bytes_per_row_, &first_bytes_, &first_size_, &error_, &measured_size_,
           &measured_used_, &least_used_, &cap_, &failed_size_, &failed_row_size_, &free_least_,
-          &cap_before_, &good_size_, &half_good_, &half_failed_}) {
+          &cap_before_, &good_size_, &good_rows_, &half_good_, &half_failed_}) {
         archive(*number);
     }
     for (Sample& sample : ring_) {

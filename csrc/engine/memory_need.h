@@ -67,7 +67,7 @@ class MemoryNeed {
     // A batch ended well; `running`: the sizes of those that ran at the same time, itself included.
     void raise(std::vector<double>& running, Nanos now);
     // Of this size; a half of one that failed, or not.
-    void count_good(double size, bool half);
+    void count_good(double size, double row_size, bool half);
     // A batch of this size ran out of memory. `cuttable`: less of it could have been sent.
     void fail(double size, double row_size, bool half, bool cuttable);
     // Of a reading: free bytes.
@@ -124,6 +124,7 @@ class MemoryNeed {
     double half_failed_ = kNoSizeLimit;  // the smallest that failed
     std::uint32_t halves_failed_ = 0;    // of about that size
     double good_size_ = 0;               // the largest of all that ended well
+    double good_rows_ = 0;               // the most rows, whatever their size
     std::uint64_t good_ = 0;             // batches since the cap was changed
     std::uint64_t out_of_memory_ = 0;
     std::uint64_t takes_ = 0;
