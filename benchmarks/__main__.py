@@ -42,7 +42,7 @@ def parse_arguments() -> tuple[list[str], Options, Path | None, bool]:
     parser.add_argument(
         "--short",
         action="store_true",
-        help="only see whether slo_triton, overload, decisions and gpu_memory run",
+        help="only see whether slo_triton, overload, decisions, device_memory and gpu_memory run",
     )
     parser.add_argument("--output", type=Path, help="default: a new file in benchmarks/results")
     parser.add_argument("--no-file", action="store_true", help="print only")

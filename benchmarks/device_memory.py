@@ -8,7 +8,8 @@ simulated minutes. The worst of the seeds of:
 * requests/s against the largest fixed cap that never ran out of memory beside the other tenant;
 * the predicted need of a batch against what it really takes, after learning.
 
-Simulated time only: nothing else on the machine changes a figure.
+That is simulated time: nothing else on the machine changes a figure. What a real Triton shows
+beside another tenant is in device_memory_real, instructions of the ledger in device_memory_cost.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+from benchmarks import device_memory_cost, device_memory_real
 from benchmarks.options import Options, say
 from benchmarks.results import Figure
 from scheduler.simulation.engine import (
@@ -99,7 +101,15 @@ def simulated(seed: int, minutes: float, uses: tuple[tuple[float, int], ...], ca
 
 
 def run(options: Options) -> list[Figure]:
-    """The worst of the seeds. Errors that reached clients make every figure unverified."""
+    found = [*in_simulation(options), *device_memory_cost.run(options)]
+    found += device_memory_real.run(options)
+    for figure in found:
+        say(f"  {figure.figure:36} {figure.value:>8g} {figure.unit:8} must {figure.must:g}")
+    return found
+
+
+def in_simulation(options: Options) -> list[Figure]:
+    """The worst of the seeds."""
     minutes = 0.1 if options.short else 10.0
     errors = replies = 0
     steady, beside, need_error = [], [], []

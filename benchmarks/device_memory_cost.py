@@ -18,46 +18,18 @@ from pathlib import Path
 
 from benchmarks.options import Options, say
 from benchmarks.results import ROOT, Figure
-from scheduler._native.engine import OWN_EXECUTORS, Engine
 
-MIB = 1 << 20
-TOTAL = 16 << 30
-ROWS_MAX = 64
-QUEUED = 1_000
-# A batch of one row each is the most that a ledger of batches can cost.
 LIMIT_S = 300.0
 _COLLECTED = re.compile(rb"Collected : (\d+)")
 
 
-def drive(with_device: bool, requests: int) -> None:
-    """Requests through one model, in compiled code."""
-    engine = Engine()
-    devices = [0] if with_device else []
-    engine.configure_model(
-        0,
-        [(0, 1, True, OWN_EXECUTORS, devices)],
-        0,
-        rows_max=ROWS_MAX,
-        queue_requests_max=1 << 30,
-        staged_batches_max=4,
-    )
-    if with_device:
-        engine.prime_memory(0, 0, 800.0 * MIB, 64.0 * MIB)
-        engine.set_device(0, 0, free_bytes=TOTAL, total_bytes=TOTAL, headroom_bytes=TOTAL // 20)
-    engine.set_backend(0, True, 0)
-    engine.run_closed_loop(requests, QUEUED, 1, 0)
-    completed = engine.counters(0)["completed"]
-    if completed < requests:
-        raise RuntimeError(f"{completed} of {requests} requests were completed")
-
-
 def instructions(with_device: bool, requests: int) -> int:
     """Of a whole process that drives so many. Raises RuntimeError where it fails."""
-    code = f"from benchmarks.device_memory_cost import drive; drive({with_device}, {requests})"
     with tempfile.TemporaryDirectory(prefix="infersched-callgrind-") as directory:
         done = subprocess.run(
             ["valgrind", "--tool=callgrind", f"--callgrind-out-file={Path(directory) / 'out'}",
-             sys.executable, "-c", code],
+             sys.executable, "-S", "-m", "benchmarks.ledger_loop", str(requests),
+             *(["--with-device"] if with_device else [])],
             cwd=ROOT,
             env={**os.environ, "PYTHONHASHSEED": "0"},
             capture_output=True,
@@ -74,7 +46,7 @@ def run(options: Options) -> list[Figure]:
     if shutil.which("valgrind") is None:
         say("device_memory_ledger_cost is left out: there is no valgrind (install it)")
         return []
-    requests = 10_000 if options.short else 100_000
+    requests = 2_000 if options.short else 100_000
     runs = [(device, count) for device in (False, True) for count in (requests, 2 * requests)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         counts = list(pool.map(lambda run: instructions(*run), runs))

@@ -44,20 +44,21 @@ TOTAL = 6 * GIB
 WEIGHTS, BASE, PER_ROW = 512 * MIB, 256 * MIB, 64 * MIB
 MODEL, ROWS_MAX = "arena", 64
 PER_EXECUTION_S, PER_ROW_S = 0.01, 0.0001
-# What the tenant wants. The most, which it begins with, leaves room for 14 rows.
+# What the tenant wants. The most, which it begins with, leaves room for 16 rows.
 MOST = 4300 * MIB
 WANTS = (MOST, MOST, 4000 * MIB, 3500 * MIB, 2 * GIB, 0)
+FIRST_S = 0.5
 CAPS = (8, 12, 16, 24, 32)
 IN_FLIGHT = 256
-# Of lone requests, from which the need is learned.
-LEARNED_ROWS = (1, 2, 4, 8)
+# Up to as many rows a lone request, to learn the need; the engine then goes to twice as many.
+LEARNED_ROWS = 16
 # What the poller takes for rest begins so long after memory moved last.
 REST_S = 2.2
 IDLE_PERIOD_S = 0.2
 WAIT_S = 15.0
 LOOK_PERIOD_S = 0.002
-# A limit is small below this. What the most of the tenant leaves room for is.
-SMALL = ROWS_MAX // 2
+# A limit that has shrunk: between what the model has room for already and twice as much.
+SMALL = LEARNED_ROWS * 3 // 2
 REPLIES = "infersched_out_of_memory_replies_total{"
 
 
@@ -119,7 +120,7 @@ class Bench:
             "models": {MODEL: {"max_batch_rows": rows_max} if rows_max else {"gpus": [0]}},
         }
         if rows_max:
-            config["device_memory"] = {"nvml": False}
+            config["device_memory"] = {"nvml": "off"}
         path = self.triton.repository.parent / "infersched.yaml"
         path.write_text(json.dumps(config))
         nvml = {"LD_LIBRARY_PATH": str(library_folder()), FILE_VARIABLE: str(self.figures.path)}
@@ -135,10 +136,15 @@ class Bench:
 
     @contextlib.contextmanager
     def tenant(self) -> Iterator[None]:
-        """Takes and frees, the same in every run; first it has the most."""
+        """Takes and frees, the same in every run; it has the most until batches have run a while."""
         turns, stop = random.Random(self.options.seed), threading.Event()
 
         def take() -> None:
+            while not self.model_has_run():
+                if stop.wait(LOOK_PERIOD_S):
+                    return
+            if stop.wait(FIRST_S):
+                return
             while not stop.wait(turns.uniform(0.3, 1.5)):
                 self.tenant_holds(turns.choice(WANTS))
 
@@ -150,6 +156,10 @@ class Bench:
         finally:
             stop.set()
             thread.join()
+
+    def model_has_run(self) -> bool:
+        device = self.figures.devices[0]
+        return bool(device.used_bytes - device.other_bytes > WEIGHTS)
 
     def spec(self, target: str, seconds: float) -> LoadSpec:
         return LoadSpec(
@@ -250,14 +260,12 @@ def compared(bench: Bench) -> list[Figure]:
 def shrinking(bench: Bench) -> list[Figure]:
     turns = random.Random(bench.options.seed)
     with bench.scheduler() as scheduler, watching(scheduler) as view:
-        for rows in LEARNED_ROWS:
-            wait(lambda: shown(view).rows_limit >= rows, f"room for {rows} rows")  # noqa: B023
-            ask(scheduler.address, rows)
-            wait(lambda: shown(view).rows_high >= rows, f"{rows} rows to be counted")  # noqa: B023
-            say(f"{shown(view)}")
-        say(f"time to shrink; the limit is {shown(view).rows_limit} rows")
+        rows = 0
+        while rows < LEARNED_ROWS:
+            rows = learn_next(scheduler.address, view, rows)
+        say(f"time to shrink from twice {rows} rows to {rows}")
         rest = shrinks(bench, view, lambda: REST_S + turns.uniform(0, IDLE_PERIOD_S), "at rest")
-        # Batches of 8 rows at most: the model has room for them.
+        # Batches of 8 rows at most, which the model has room for.
         with closed_loop(scheduler.address, clients=2, model=MODEL) as seen:
             moving = shrinks(bench, view, lambda: turns.uniform(0.2, 0.5), "while batches run")
     problem = str(seen.errors[0]) if seen.errors else ""
@@ -267,6 +275,15 @@ def shrinking(bench: Bench) -> list[Figure]:
     ]
 
 
+def learn_next(address: str, view: DataPlaneView, largest: int) -> int:
+    """Asks for more rows than the largest request had, as many as there is room for."""
+    wait(lambda: limit(view) > largest, f"room for more than {largest} rows")
+    rows = min(limit(view), LEARNED_ROWS)
+    ask(address, rows)
+    wait(lambda: shown(view).rows_high >= rows, f"{rows} rows to be counted")
+    return rows
+
+
 def shrinks(
     bench: Bench, view: DataPlaneView, pause_s: Callable[[], float], what: str
 ) -> list[float]:
@@ -274,11 +291,11 @@ def shrinks(
     found = []
     for _ in range(bench.extent.takings):
         bench.tenant_holds(0)
-        wait(lambda: shown(view).rows_limit >= SMALL, "all of the device")
+        wait(lambda: limit(view) > SMALL, "all of the device")
         time.sleep(pause_s())
         began = time.monotonic()
         bench.tenant_holds(MOST)
-        wait(lambda: shown(view).rows_limit < SMALL, "a smaller limit")
+        wait(lambda: limit(view) <= SMALL, "a smaller limit")
         found.append(time.monotonic() - began)
     say(
         f"  {what}: to a smaller limit {median(found) * 1e3:.0f} ms, at most {max(found) * 1e3:.0f}"
@@ -288,6 +305,11 @@ def shrinks(
 
 def shown(view: DataPlaneView) -> pb.MemorySnapshot:
     return view.need() or pb.MemorySnapshot()
+
+
+def limit(view: DataPlaneView) -> int:
+    """Rows of the largest batch now."""
+    return shown(view).rows_limit or ROWS_MAX
 
 
 @contextlib.contextmanager

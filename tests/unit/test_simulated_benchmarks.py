@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
-from benchmarks import decisions, device_memory, overload
+from benchmarks import decisions, device_memory, device_memory_cost, overload
 from benchmarks.options import Options
 from scheduler._native.simulation import DecisionLoad
 from scheduler.simulation.engine import FATES, EngineSettings
@@ -29,8 +31,8 @@ def test_overload_gives_every_figure() -> None:
     assert all(figure.verified for figure in figures.values())
 
 
-def test_device_memory_gives_every_figure() -> None:
-    figures = device_memory.run(SHORT)
+def test_device_memory_gives_every_simulated_figure() -> None:
+    figures = device_memory.in_simulation(SHORT)
     assert [figure.figure for figure in figures] == [
         "device_memory_client_errors",
         "device_memory_part_of_best_cap",
@@ -39,6 +41,21 @@ def test_device_memory_gives_every_figure() -> None:
     ]
     assert figures[0].reaches(figures[0].must)
     assert figures[3].reaches(figures[3].must)
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="there is no valgrind")
+def test_the_ledger_costs_instructions() -> None:
+    (figure,) = device_memory_cost.run(SHORT)
+    assert figure.figure == "device_memory_ledger_cost"
+    assert figure.verified
+
+
+def test_without_valgrind_the_cost_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert device_memory_cost.run(SHORT) == []
+    assert "there is no valgrind" in capsys.readouterr().err
 
 
 def test_decisions_gives_every_figure() -> None:
