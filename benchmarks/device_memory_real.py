@@ -136,7 +136,7 @@ class Bench:
 
     @contextlib.contextmanager
     def tenant(self) -> Iterator[None]:
-        """Takes and frees, the same in every run; it has the most until batches have run a while."""
+        """Takes and frees, the same in every run; has the most until the model has run a while."""
         turns, stop = random.Random(self.options.seed), threading.Event()
 
         def take() -> None:
