@@ -20,10 +20,13 @@ from scheduler.cli.output import (
 from scheduler.v1 import control_pb2 as pb
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, Group
+    from rich.table import Table
 
 COLUMNS = ("DEVICE", "MEMORY", "USED", "FREE", "HEADROOM", "RESERVED", "AGE", "PROCESSES", "SOURCE",
            "MODELS", "STATE")  # fmt: skip
+# What a narrow terminal does without, the first one first.
+LEAST_NEEDED = ("RESERVED", "PROCESSES", "SOURCE", "AGE", "HEADROOM", "MODELS")
 
 
 @click.command()
@@ -49,28 +52,44 @@ def devices(once: bool, as_json: bool, period: float, control_address: str, outp
             return
         console = output_console()
         if once or not sys.stdout.isatty():
-            console.print(_view(look()))
+            console.print(_view(look(), console))
             return
         from rich.live import Live
 
         with (
             contextlib.suppress(KeyboardInterrupt),
-            Live(_view(look()), console=console, auto_refresh=False) as live,
+            Live(_view(look(), console), console=console, auto_refresh=False) as live,
         ):
             while True:
                 time.sleep(period)
-                live.update(_view(look()), refresh=True)
+                live.update(_view(look(), console), refresh=True)
 
 
-def _view(answer: pb.ListDevicesResponse) -> Group:
+def _view(answer: pb.ListDevicesResponse, console: Console) -> Group:
     """The devices, and the sources that tell nothing."""
     from rich.console import Group
 
-    parts = [make_table(COLUMNS, [_row(device) for device in answer.devices])]
+    parts = [_fitting([_row(device) for device in answer.devices], console)]
     failing = [(source.name, source.problem) for source in answer.sources if source.problem]
     if failing:
         parts.append(make_table(("SOURCE", "TELLS NOTHING"), failing))
     return Group(*parts)
+
+
+def _fitting(rows: list[tuple[object, ...]], console: Console) -> Table:
+    """A table with as many columns as there is room for."""
+    from rich.measure import Measurement
+
+    unbounded = console.options.update(max_width=1000)  # or it measures what fits
+    shown = list(range(len(COLUMNS)))
+    for least in (*LEAST_NEEDED, ""):
+        table = make_table(
+            [COLUMNS[at] for at in shown], [[row[at] for at in shown] for row in rows]
+        )
+        if Measurement.get(console, unbounded, table).maximum <= console.width:
+            break
+        shown = [at for at in shown if COLUMNS[at] != least]
+    return table
 
 
 def _row(device: pb.DeviceStatus) -> tuple[object, ...]:

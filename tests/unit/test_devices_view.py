@@ -1,0 +1,40 @@
+"""The table of `infersched devices` on terminals of any width."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from scheduler.cli.devices import COLUMNS, _view
+from scheduler.v1 import control_pb2 as pb
+
+GIB = 2**30
+KEY = "GPU-8f1c2d3e-aaaa-bbbb-cccc-0123456789ab"
+
+
+def shown(width: int) -> list[str]:
+    device = pb.DeviceStatus(
+        key=KEY, source="nvml", known=True, total_bytes=16 * GIB, used_bytes=6 * GIB,
+        free_bytes=10 * GIB, headroom_bytes=GIB,
+    )  # fmt: skip
+    out = io.StringIO()
+    console = Console(file=out, width=width)
+    console.print(_view(pb.ListDevicesResponse(devices=[device]), console))
+    return out.getvalue().splitlines()
+
+
+def test_a_wide_terminal_has_every_column() -> None:
+    heading = shown(200)[0]
+    assert [name for name in COLUMNS if name not in heading] == []
+
+
+@pytest.mark.parametrize("width", [85, 100, 120])
+def test_a_narrow_terminal_has_whole_figures(width: int) -> None:
+    heading, row = (line for line in shown(width) if line.strip())
+    for name in ("DEVICE", "MEMORY", "USED", "FREE", "STATE"):
+        assert name in heading
+    assert row.startswith(KEY)
+    assert "6.00 GiB (38%)" in row
+    assert max(len(heading), len(row)) <= width
