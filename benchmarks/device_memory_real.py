@@ -24,6 +24,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from tritonclient.grpc import service_pb2
 
 from benchmarks.loading import LoadResult
 from benchmarks.openloop.load import LoadSpec
@@ -114,7 +115,8 @@ class Bench:
     def scheduler(self, rows_max: int = 0) -> Iterator[ServedScheduler]:
         """Before a model that has just been loaded; with `rows_max` no device is known."""
         self.tenant_holds(0)
-        self.triton.load(MODEL, None)  # loaded anew: its arena is empty
+        self.unload()  # a load alone would have both arenas for a while
+        self.triton.load(MODEL, None)
         config: dict[str, object] = {
             "backends": [{"address": self.triton.address, "metrics": "off"}],
             "models": {MODEL: {"max_batch_rows": rows_max} if rows_max else {"gpus": [0]}},
@@ -126,6 +128,19 @@ class Bench:
         nvml = {"LD_LIBRARY_PATH": str(library_folder()), FILE_VARIABLE: str(self.figures.path)}
         with ServedScheduler(["--config", str(path)], environment=nvml) as served:
             yield served
+
+    def unload(self) -> None:
+        """Returns when the device is empty."""
+        with connected(self.triton.address) as stub:
+            request = service_pb2.RepositoryModelUnloadRequest(model_name=MODEL)
+            stub.RepositoryModelUnload(request, timeout=WAIT_S)
+        wait(lambda: self.taken_by_models() == 0, "the unloaded model's memory")
+
+    def taken_by_models(self) -> int:
+        with self.figures.locked():
+            self.figures.forget_dead(0)
+            device = self.figures.devices[0]
+            return int(device.used_bytes - device.other_bytes)
 
     def tenant_holds(self, wanted: int) -> None:
         """The other tenant has so much, or what there is."""
@@ -140,7 +155,7 @@ class Bench:
         turns, stop = random.Random(self.options.seed), threading.Event()
 
         def take() -> None:
-            while not self.model_has_run():
+            while self.taken_by_models() <= WEIGHTS:
                 if stop.wait(LOOK_PERIOD_S):
                     return
             if stop.wait(FIRST_S):
@@ -156,10 +171,6 @@ class Bench:
         finally:
             stop.set()
             thread.join()
-
-    def model_has_run(self) -> bool:
-        device = self.figures.devices[0]
-        return bool(device.used_bytes - device.other_bytes > WEIGHTS)
 
     def spec(self, target: str, seconds: float) -> LoadSpec:
         return LoadSpec(
