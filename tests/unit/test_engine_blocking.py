@@ -24,6 +24,7 @@ from scheduler.simulation.scenario import (
     simulate,
 )
 from scheduler.simulation.workloads import WORKLOADS, Workload
+from tests.unit.simulated_loads import in_steps
 
 pytestmark = pytest.mark.native
 
@@ -140,18 +141,7 @@ def test_a_burst_of_low_priority_is_not_shed_for_long() -> None:
     of = workload("C")
     base = of.scenario(GOODPUT["C"], seed=3, requests=10**7)
     parts = (0.5,) * 2 + (3.0,) * 3 + (0.8,) * 6
-    models = [
-        replace(
-            model,
-            arrivals=replace(
-                model.arrivals,
-                kind="series",
-                rates_per_s=tuple(part * model.arrivals.rate_per_s for part in parts),
-            ),
-        )
-        for model in base.models
-    ]
-    scenario = replace(base, models=models, interval_ms=1000.0, warm_up_ms=0.0)
+    scenario = replace(in_steps(base, parts), interval_ms=1000.0, warm_up_ms=0.0)
     low = RequestClass(1 - TOP_PART, priority=2)
     outcome = simulate(scenario, engine(two_classes(of, low)))
     after = outcome.intervals[8:11]

@@ -8,6 +8,7 @@ import pytest
 
 from scheduler.simulation.scenario import engine, simulate
 from scheduler.simulation.workloads import WORKLOADS
+from tests.unit.simulated_loads import in_steps
 
 pytestmark = pytest.mark.native
 
@@ -19,18 +20,7 @@ def test_half_a_second_after_a_burst_light_load_waits_for_nothing(
     """Three seconds of the goodput, then a tenth of it: one model, and many of low rates."""
     parts = (0.1,) * 2 + (1.0,) * 3 + (0.1,) * 3
     base = WORKLOADS[letter].scenario(goodput, seed=3, requests=goodput // 20)
-    models = [
-        replace(
-            model,
-            arrivals=replace(
-                model.arrivals,
-                kind="series",
-                rates_per_s=tuple(part * model.arrivals.rate_per_s for part in parts),
-            ),
-        )
-        for model in base.models
-    ]
-    outcome = simulate(replace(base, models=models, warm_up_ms=5500.0), engine())
+    outcome = simulate(replace(in_steps(base, parts), warm_up_ms=5500.0), engine())
     assert outcome.engine is not None
     assert outcome.engine.waits_ms[0.5] <= 0.1
     assert outcome.engine.waits_ms[0.9] <= 1.0
