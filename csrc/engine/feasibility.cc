@@ -252,7 +252,7 @@ bool Core::surely_late(ModelState& model, const Arrival& arrival, std::uint32_t 
     const std::uint32_t level = arrival.level << 1;
     RefusedLook& refused = model.refused;
     const bool alike = refused.changes == component.backlog.changes() && now < refused.until &&
-                       refused.group == arrival.group && refused.level == level &&
+                       refused.group == arrival.key && refused.level == level &&
                        rows >= refused.rows && arrival.deadline >= refused.deadline &&
                        arrival.deadline < refused.fits_from;
     if (alike || component.look_credit <= 0 || yields(model, level)) return true;
@@ -288,7 +288,7 @@ bool Core::surely_late(ModelState& model, const Arrival& arrival, std::uint32_t 
                    fits_from,
                    arrival.deadline - now,
                    retry_after == 0 ? kNever : add_saturating(now, retry_after),
-                   arrival.group,
+                   arrival.key,
                    level,
                    rows};
     }

@@ -280,7 +280,7 @@ Lookahead::Verdict Lookahead::run(Coming coming) {
     for (std::uint32_t step = 0; step < kBatchesMax; ++step) {
         std::pop_heap(free_.begin(), free_.end(), later);
         const Nanos at = ended_at_ = std::max(free_.back(), now_);
-        if (at >= comes_at_) comes();
+        if (comes_at_ != kNever && at >= comes_at_) comes();
         Group* best = nullptr;
         Nanos ready_at = comes_at_;
         effort_ += kLookEffort * static_cast<std::int64_t>(groups_.size());

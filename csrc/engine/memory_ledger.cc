@@ -67,11 +67,13 @@ void MemoryLedger::learn(std::uint32_t index, PlacementState& placement) {
     if (!device.memory.known || device.memory.fixed) return;
     const auto free_bytes = static_cast<double>(device.memory.free_bytes);
     placement.memory.note_free(free_bytes, static_cast<double>(device.memory.headroom_bytes));
-    if (!device.settled()) return;
+    if (placement.memory.away(device.memory.measured_at)) return;
     // Of several devices it is not known which one has taken how much.
-    if (placement.devices.size() > 1 || placement.memory.away(device.memory.measured_at)) return;
-    placement.memory.look_back(device.used_bytes());
-    placement.memory.measure(device.used_bytes(), device.takers - placement.memory.takes());
+    const bool measures = device.settled() && placement.devices.size() == 1;
+    placement.memory.look_back(device.used_bytes(), measures);
+    if (measures) {
+        placement.memory.measure(device.used_bytes(), device.takers - placement.memory.takes());
+    }
     update_held(placement);
 }
 

@@ -44,7 +44,7 @@ void MemoryNeed::set_instances(std::uint32_t instances) {
 }
 
 void MemoryNeed::forget_marks() {
-    if (largest() > 0) measured_ = false;
+    measured_ = false;
     std::fill(marks_.begin(), marks_.end(), 0.0);
     cap_ = cap_before_ = kNoSizeLimit;
     good_size_ = half_good_ = 0;
@@ -58,13 +58,14 @@ void MemoryNeed::note_return(Nanos now) {
     if (away_until_ == kNever) away_until_ = now;
 }
 
-void MemoryNeed::look_back(double used_bytes) {
+void MemoryNeed::look_back(double used_bytes, bool measures) {
     if (away_until_ == std::numeric_limits<Nanos>::min()) return;
+    const bool comparable = measured_ && known();
+    if (comparable && !measures) return;
     away_until_ = std::numeric_limits<Nanos>::min();
     const double kept = held_bytes();
-    if (measured_ && kept > 0 && measured_used_ - used_bytes >= kept * kEmptiedShare) {
-        forget_marks();
-    }
+    const bool emptied = kept > 0 && measured_used_ - used_bytes >= kept * kEmptiedShare;
+    if (emptied || !comparable) forget_marks();
 }
 
 bool MemoryNeed::prime(double base_bytes, double bytes_per_row, double size_high, bool fixed) {

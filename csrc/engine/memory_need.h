@@ -32,8 +32,9 @@ class MemoryNeed {
     void note_return(Nanos now);
     // Whether a reading is of a time when it was not there.
     bool away(Nanos measured_at) const { return measured_at <= away_until_; }
-    // Of the first reading after that: nothing is kept if far less is used than before.
-    void look_back(double used_bytes);
+    // Of readings after that: nothing is kept if far less is used than before, or if that cannot be
+    // told. `measures`: this one shows what is kept.
+    void look_back(double used_bytes, bool measures);
     // False: the figures make no sense and are ignored.
     bool prime(double base_bytes, double bytes_per_row, double size_high, bool fixed);
 

@@ -38,7 +38,7 @@ struct RefusedLook {
     Nanos fits_from = 0;      // the deadline from which on it would have been in time
     Nanos budget_ns = 0;      // from its arrival to its deadline
     Nanos retry_at = kNever;  // when the same one would be in time; kNever: not looked at
-    std::uint32_t group = kNoSlot;
+    GroupKey group;           // which may have no requests
     std::uint32_t level = 0;
     std::uint32_t rows = 0;
 };

@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x35656e69676e65;  // "engine5"
+constexpr std::uint64_t kStateMagic = 0x36656e69676e65;  // "engine6"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {

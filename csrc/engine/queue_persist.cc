@@ -191,7 +191,7 @@ void archive_refused(Archive& archive, RefusedLook& refused) {
     archive(refused.fits_from);
     archive(refused.budget_ns);
     archive(refused.retry_at);
-    archive(refused.group);
+    archive_key(archive, refused.group);
     archive(refused.level);
     archive(refused.rows);
 }

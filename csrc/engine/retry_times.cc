@@ -79,7 +79,7 @@ Nanos Core::retry_late(const ModelState& model, const Arrival& arrival, std::uin
     const Component& component = components_[model.component];
     const std::uint32_t level = arrival.level << 1 | (arrival.over_share ? 1u : 0u);
     const bool looked_at = refused.changes == component.backlog.changes() && now < refused.until &&
-                           refused.group == arrival.group && refused.level == level &&
+                           refused.group == arrival.key && refused.level == level &&
                            refused.rows == rows && refused.retry_at != kNever;
     const Nanos budget_ns = arrival.deadline - now;
     Nanos at = 0;

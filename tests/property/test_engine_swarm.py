@@ -33,6 +33,12 @@ def test_every_truth_holds_in_random_worlds(first: int) -> None:
     assert (done.returncode, last) == (0, [str(first + 99)]), told
 
 
+# Worlds beyond those above in which a truth was broken once.
+@pytest.mark.parametrize("seed", [431])
+def test_every_truth_holds_where_one_was_broken(seed: int) -> None:
+    engine_swarm.run(seed)
+
+
 def test_the_worlds_reach_every_fate_and_failure() -> None:
     fates: Counter[str] = Counter()
     for seed in range(100):

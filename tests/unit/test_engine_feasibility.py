@@ -147,7 +147,8 @@ def test_a_loaded_engine_foresees_what_the_saved_one_does() -> None:
         for _ in range(200):
             driver.after(random.choice([0, MS // 4, MS]))
             priority, tenant = random.randint(1, 3), random.randint(0, 2)
-            ask(driver, random.randint(5, 60) * MS, priority=priority, tenant=tenant)
+            kind = {"priority": priority, "tenant": tenant, "signature": random.randint(0, 3)}
+            ask(driver, random.randint(5, 60) * MS, **kind)
             if random.random() < 0.3:
                 driver.step()
         twin = Engine()
@@ -160,6 +161,7 @@ def test_a_loaded_engine_foresees_what_the_saved_one_does() -> None:
                 "deadline": driver.now + random.randint(5, 60) * MS,
                 "priority": random.randint(1, 3),
                 "tenant": random.randint(0, 2),
+                "signature": random.randint(0, 3),
             }
             assert twin.submit(driver.now, **request) == driver.engine.submit(
                 driver.now, **request
@@ -167,6 +169,7 @@ def test_a_loaded_engine_foresees_what_the_saved_one_does() -> None:
             twin.step(driver.now)
             driver.engine.step(driver.now)
             assert twin.take_actions() == driver.engine.take_actions(), f"seed {seed}"
+        assert twin.save() == driver.engine.save(), f"seed {seed}"
 
 
 def test_overload_is_refused_at_arrival_and_not_in_the_queue() -> None:

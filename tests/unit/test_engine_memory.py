@@ -375,22 +375,6 @@ def test_a_lost_source_leaves_the_learned_cap() -> None:
     assert set(gpu.answers().values()) == {("completed", "none")}
 
 
-@pytest.mark.parametrize(("free", "limit"), [(500, 45), (4_500, 45)], ids=["was there", "anew"])
-def test_a_server_that_was_away_keeps_what_it_proved_unless_memory_was_freed(
-    free: int, limit: int
-) -> None:
-    gpu = Gpu()
-    gpu.prime(per_row=100 * MIB, rows_high=40)
-    gpu.read(free=500 * MIB)
-    assert gpu.engine.memory_status(0, 0).rows_limit == 45
-    gpu.engine.set_backend(0, False, gpu.now)
-    gpu.after(MS).read(free=4_500 * MIB)  # not there: says nothing
-    gpu.engine.set_backend(0, True, gpu.after(MS).now)
-    gpu.after(MS).read(free=free * MIB)
-    assert gpu.engine.memory_status(0, 0).rows_limit == limit
-    assert gpu.engine.memory_status(0, 0).rows_high == (0 if free > 500 else 40)
-
-
 @pytest.mark.parametrize("figures", [(-1, 1, 0), (0, float("nan"), 0), (0, float("inf"), 0)])
 def test_nonsense_is_not_taken_for_a_need(figures: tuple[float, float, int]) -> None:
     gpu = Gpu()

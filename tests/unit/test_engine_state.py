@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from scheduler._native.engine import Engine
@@ -76,6 +78,24 @@ def test_a_damaged_state_is_refused() -> None:
         damaged = bytearray(state)
         damaged[offset] ^= 0x40
         assert not Engine().load(bytes(damaged))
+
+
+def checksum(archive: bytes) -> bytes:
+    value = 0xCBF29CE484222325
+    for byte in archive:
+        value = (value ^ byte) * 0x100000001B3 % (1 << 64)
+    return value.to_bytes(8, sys.byteorder)
+
+
+def test_a_state_of_an_older_layout_is_refused_and_nothing_of_it_is_taken() -> None:
+    state = busy_driver().engine.save()
+    assert state[-8:] == checksum(state[:-8])
+    older = b"engine5\0" + state[8:-8]
+    engine = Engine()
+    fresh = engine.save()
+    assert not engine.load(older + checksum(older))
+    assert engine.save() == fresh
+    engine.check_invariants()
 
 
 def test_the_ledger_is_exact_in_every_state() -> None:
