@@ -23,6 +23,19 @@ cdef extern from "base/bytes.h" namespace "infersched" nogil:
         Span bytes
 
 
+cdef extern from "base/status.h" namespace "infersched" nogil:
+    cdef enum class StatusCode:
+        pass
+
+    cdef cppclass Status:
+        @staticmethod
+        Status error(StatusCode code, string message)
+
+
+cdef extern from "gateway/out_of_memory.h" namespace "infersched::gateway" nogil:
+    bint c_says_out_of_memory "infersched::gateway::says_out_of_memory" (const Status& status)
+
+
 cdef extern from "base/shared_blocks.h" namespace "infersched" nogil:
     cdef cppclass SharedBlocks:
         void adopt(uint8_t* memory, size_t size, int fd) except +

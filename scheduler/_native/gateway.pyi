@@ -4,6 +4,8 @@ from typing import Any
 
 from scheduler.v1 import dataplane_pb2
 
+def says_out_of_memory(code: int, text: str) -> bool: ...
+
 class Connection:
     """A buffered protocol for the loop; made by the methods of Gateway."""
 

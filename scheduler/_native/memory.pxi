@@ -2,6 +2,12 @@
 # Included by gateway.pyx.
 
 
+def says_out_of_memory(int code, str text):
+    """Whether a backend's error, by its gRPC status code, says that its device ran out of memory.
+    """
+    return c_says_out_of_memory(Status.error(<StatusCode> code, text.encode()))
+
+
 cdef DeviceMemory device_memory(message) except *:
     cdef DeviceMemory memory
     memory.known = message.known

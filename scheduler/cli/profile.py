@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,10 @@ import click
 from scheduler.cli.output import output_option, print_json, print_table
 
 if TYPE_CHECKING:
-    from scheduler.config.profile import Profile
-    from scheduler.profiling.measure import Plan
+    from scheduler.backends.catalog import ModelSpec
+    from scheduler.config.profile import MemoryProfile, Profile
+    from scheduler.profiling.inputs import RequestMaker
+    from scheduler.profiling.measure import Plan, Server
 
 SHAPE_HELP = "Dims of an input with variable ones, without the batch: NAME=16,3; repeatable."
 
@@ -63,6 +66,17 @@ def _sizes(_: Any, __: Any, value: str | None) -> tuple[int, ...] | None:
 @click.option("--in-flight", type=click.IntRange(1, 1024),
               help="Batches at once.  [default: one for each instance]")  # fmt: skip
 @click.option("--seed", type=int, default=1, show_default=True, help="Of random inputs.")
+@click.option("--memory", is_flag=True,
+              help="Measure first how much device memory batches take.")  # fmt: skip
+@click.option("--device", default="", metavar="GPU",
+              help="With --memory: number or UUID of the GPU, where the model's instance_group "
+              "does not tell it.")  # fmt: skip
+@click.option("--metrics", default="", metavar="HOST:PORT",
+              help="With --memory: the Triton's metrics port.  [default: port 8002 of a Triton of "
+              "another host; of this host by NVML]")  # fmt: skip
+@click.option("--reload", is_flag=True,
+              help="With --memory: unload and load the model before, so that its allocators are "
+              "empty; the Triton needs --model-control-mode=explicit.")  # fmt: skip
 @click.option("--save", type=click.Path(dir_okay=False, path_type=Path),
               help="Profile to write.  [default: MODEL-VERSION.profile.json]")  # fmt: skip
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path),
@@ -79,6 +93,10 @@ def profile(
     warm_up: int,
     in_flight: int | None,
     seed: int,
+    memory: bool,
+    device: str,
+    metrics: str,
+    reload: bool,
     save: Path | None,
     plot: Path | None,
     output: str,
@@ -86,13 +104,17 @@ def profile(
     """Measure how long batches of MODEL take. Writes a profile of it.
 
     A model's `profile` key in the configuration names the file: the scheduler then knows its
-    latency before the first request. The Triton should have nothing else to do meanwhile.
+    latency, with --memory also its need of device memory, before the first request. The Triton
+    should have nothing else to do meanwhile.
     """
     from scheduler.config.profile import save_profile
     from scheduler.profiling.inputs import InputError, RequestMaker, random_inputs, read_inputs
     from scheduler.profiling.measure import MeasureError, Plan, Server, default_sizes, measure
-    from scheduler.profiling.plot import svg
+    from scheduler.profiling.plot import memory_svg, svg
 
+    if not memory and (device or metrics or reload):
+        raise click.UsageError("--device, --metrics and --reload are of --memory")
+    plots: list[Path] = []
     triton = Server(server)
     try:
         spec = triton.model(model, version)
@@ -105,12 +127,20 @@ def profile(
                 f"--sizes {chosen[-1]} is above the model's max_batch_size {spec.max_batch_size}"
             )
         plan = Plan(chosen, repeats, warm_up, in_flight or min(spec.instances, repeats))
+        need = _memory(triton, spec, maker, plan, (device, metrics, reload)) if memory else None
+        if need is not None:
+            plan = replace(plan, sizes=tuple(size.rows for size in need.sizes))
         with _progress(plan) as on_batch:
             measured = measure(triton, spec, maker, plan, on_batch)
+        measured = measured.model_copy(update={"memory": need})
         path = save or Path(f"{spec.name.replace('/', '_')}-{spec.version}.profile.json")
         save_profile(measured, path)
         if plot is not None:
             plot.write_text(svg(measured), encoding="utf-8")
+            plots = [plot]
+            if need is not None:
+                plots.append(plot.with_stem(f"{plot.stem}-memory"))
+                plots[1].write_text(memory_svg(measured, need), encoding="utf-8")
     except (InputError, MeasureError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
@@ -121,7 +151,26 @@ def profile(
         print_json(measured.model_dump(mode="json"))
     else:
         _print(measured)
-    click.echo(f"written: {path}" + (f", {plot}" if plot else ""), err=True)
+        if need is not None:
+            _print_memory(need)
+    click.echo("written: " + ", ".join(map(str, [path, *plots])), err=True)
+
+
+def _memory(
+    triton: Server,
+    spec: ModelSpec,
+    maker: RequestMaker,
+    plan: Plan,
+    asked: tuple[str, str, bool],
+) -> MemoryProfile:
+    """`asked` are device, metrics and reload. Raises MeasureError."""
+    from scheduler.cli.profile_memory import watched_device
+    from scheduler.profiling.memory import measure_memory
+
+    device, metrics, reload = asked
+    messages = {rows: maker.message(rows) for rows in plan.sizes}
+    with watched_device(triton.address, spec, device, metrics) as watched:
+        return measure_memory(triton, spec, messages, plan, watched, reload)
 
 
 @contextmanager
@@ -160,3 +209,29 @@ def _print(measured: Profile) -> None:
         f"\nl(b) = {fit.alpha_ns / 1e6:.4g} ms * b + {fit.beta_ns / 1e6:.4g} ms, "
         f"R² {fit.r_squared:.4f}; rows/s are of one executor, {measured.in_flight} in flight"
     )
+
+
+def _print_memory(need: MemoryProfile) -> None:
+    mib = 2**20
+    rows = [
+        (
+            size.rows,
+            "moved by others" if size.moved else f"{size.need_bytes / mib:.1f}",
+            f"{(need.base_bytes + need.bytes_per_row * size.rows) / mib:.1f}",
+        )
+        for size in need.sizes
+    ]
+    click.echo()
+    print_table(["ROWS", "MEMORY MIB", "LINE MIB"], rows)
+    instances = f", of each of {need.instances} instances" if need.instances > 1 else ""
+    click.echo(
+        f"\nneed(b) = {need.base_bytes / mib:.4g} MiB + {need.bytes_per_row / mib:.4g} MiB * b, "
+        f"R² {need.r_squared:.4f}{instances}; on {need.device} by {need.source}"
+    )
+    moved = [str(size.rows) for size in need.sizes if size.moved]
+    if moved:
+        click.echo(
+            f"Other tenants moved memory at {', '.join(moved)} rows; these steps do not count."
+        )
+    if need.stopped:
+        click.echo(f"Stopped {need.stopped}.")

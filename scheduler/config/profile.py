@@ -24,6 +24,8 @@ FILE_BYTES_MAX = 4 * 2**20
 
 Time = Annotated[int, Field(ge=1, le=HOUR_NS)]
 Count = Annotated[int, Field(ge=1, le=2**53)]
+# No device has more.
+Bytes = Annotated[float, Field(ge=0, le=2**50, allow_inf_nan=False)]
 
 
 class ProfileError(Exception):
@@ -56,8 +58,33 @@ class Fit(Section):
     r_squared: Annotated[float, Field(le=1, allow_inf_nan=False)]
 
 
+class MemorySize(Section):
+    """What an instance had taken after a batch of this size; `moved`: other tenants moved memory
+    at that step, and it is what the line says."""
+
+    rows: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    need_bytes: Bytes
+    moved: bool = False
+
+
+class MemoryProfile(Section):
+    """The line base + bytes a row through what an instance takes of its device.
+
+    `stopped` says at which size the sweep ended, empty when all of them fitted.
+    """
+
+    device: Annotated[str, Field(min_length=1)]
+    source: str
+    instances: Annotated[int, Field(ge=1, le=1024)]
+    base_bytes: Bytes
+    bytes_per_row: Bytes
+    r_squared: Annotated[float, Field(le=1, allow_inf_nan=False)]
+    stopped: str = ""
+    sizes: Annotated[tuple[MemorySize, ...], Field(min_length=1, max_length=SIZES_MAX)]
+
+
 class Profile(Section):
-    """One file."""
+    """One file. `memory` is of `infersched profile --memory` only."""
 
     format: Literal["infersched-profile"] = "infersched-profile"
     format_version: Literal[1] = 1
@@ -67,6 +94,7 @@ class Profile(Section):
     in_flight: Annotated[int, Field(ge=1, le=1024)]
     fit: Fit
     sizes: Annotated[tuple[SizeProfile, ...], Field(min_length=1, max_length=SIZES_MAX)]
+    memory: MemoryProfile | None = None
 
     @model_validator(mode="after")
     def _ascending(self) -> Profile:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import grpc
 import uvloop
 
+from scheduler._native.gateway import says_out_of_memory
 from scheduler._native.loadgen import Load
 from scheduler._native.timerfd import TimerFd
 
@@ -24,6 +25,10 @@ _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 class LoopError(Exception):
     """No connection, or an answer that is not OK; says which."""
+
+
+class LoopOutOfMemoryError(LoopError):
+    """The answer says that the device ran out of memory."""
 
 
 def closed_loop(
@@ -102,8 +107,9 @@ async def _lane(address: str, message: bytes, count: int, replies: _Replies) -> 
             answered = totals["answered"]
             failed = totals["statuses"].keys() - {"0"}
             if failed:
-                code = int(min(failed))
-                raise LoopError(f"{_CODES.get(code, code)}: {totals['first_error']}")
+                code, text = int(min(failed)), totals["first_error"]
+                kind = LoopOutOfMemoryError if says_out_of_memory(code, text) else LoopError
+                raise kind(f"{_CODES.get(code, code)}: {text}")
             if totals["connections_lost"]:
                 raise LoopError(f"UNAVAILABLE: {address} closed the connection")
         return [

@@ -19,10 +19,12 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from scheduler.backends.catalog import CatalogError, ModelSpec, model_spec, profiled_model
 from scheduler.config.profile import Fit, Profile, SizeProfile
-from scheduler.profiling.closed_loop import LoopError, closed_loop
+from scheduler.profiling.closed_loop import LoopError, LoopOutOfMemoryError, closed_loop
 from scheduler.profiling.inputs import RequestMaker
 
 CALL_TIMEOUT_S = 10.0
+# Of a model that is loaded or unloaded.
+LOAD_TIMEOUT_S = 600.0
 COUNTED_WITHIN_S = 2.0
 _POLL_S = 0.05
 ROUNDS = 3
@@ -35,6 +37,10 @@ _UNBOUNDED = [
 
 class MeasureError(Exception):
     """The model cannot be measured, or not as it was wanted; says why."""
+
+
+class OutOfMemoryError(MeasureError):
+    """A batch ran out of device memory."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +112,32 @@ class Server:
         """Runs `count` batches, `in_flight` of them at any time; their times in nanoseconds."""
         try:
             return closed_loop(self.address, message, count, in_flight, on_batch)
+        except LoopOutOfMemoryError as error:
+            raise OutOfMemoryError(str(error)) from error
         except LoopError as error:
             raise MeasureError(str(error)) from error
 
-    def _call(self, method: str, request: Any) -> Any:
+    def reload(self, spec: ModelSpec) -> None:
+        """Unloads the model and loads it again: what its allocators kept is free."""
+        unload = service_pb2.RepositoryModelUnloadRequest(model_name=spec.name)
+        self._call("RepositoryModelUnload", unload)
+        self._until_unloaded(spec)
+        load = service_pb2.RepositoryModelLoadRequest(model_name=spec.name)
+        self._call("RepositoryModelLoad", load, LOAD_TIMEOUT_S)
+
+    def _until_unloaded(self, spec: ModelSpec) -> None:
+        """An unload is answered before what ran there has ended."""
+        end_s = time.monotonic() + LOAD_TIMEOUT_S
+        while time.monotonic() < end_s:
+            index = self._call("RepositoryIndex", service_pb2.RepositoryIndexRequest()).models
+            if {model.state for model in index if model.name == spec.name} <= {"UNAVAILABLE", ""}:
+                return
+            time.sleep(_POLL_S)
+        raise MeasureError(f"{spec.name} is not unloaded after {LOAD_TIMEOUT_S:.0f} s")
+
+    def _call(self, method: str, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         try:
-            return getattr(self._stub, method)(request, timeout=CALL_TIMEOUT_S)
+            return getattr(self._stub, method)(request, timeout=timeout_s)
         except grpc.RpcError as error:
             raise MeasureError(f"{self.address}: {error.code().name}: {error.details()}") from error
 

@@ -34,11 +34,11 @@ SCHEDULER: dict[str, set[str]] = {
     "memory": {"config", "telemetry"},
     "control": {"_native", "backends", "config", "memory", "security", "telemetry", "v1"},
     "simulation": {"_native", "config", "plots"},
-    "profiling": {"_native", "backends", "config", "plots"},
+    "profiling": {"_native", "backends", "config", "memory", "plots"},
     "supervisor": {"_native", "backends", "config", "control", "telemetry", "v1"},
     "cli": {
-        *("backends", "config", "control", "profiling", "simulation", "supervisor", "telemetry"),
-        "v1",
+        *("backends", "config", "control", "memory", "profiling", "simulation", "supervisor"),
+        *("telemetry", "v1"),
     },
 }
 
