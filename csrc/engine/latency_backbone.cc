@@ -9,7 +9,8 @@ namespace {
 constexpr double kForgetting = 0.99;
 // What the first guess of the slope weighs, in observations.
 constexpr double kGuessWeight = 1e-4;
-// Below this share the two directions cannot be told apart any more.
+// Below this share the two directions cannot be told apart any more, or what was learned first is
+// so much slower than what comes now that nothing would move it.
 constexpr double kSingular = 1e-11;
 
 }  // namespace
@@ -17,13 +18,7 @@ constexpr double kSingular = 1e-11;
 void LatencyBackbone::learn(double rows, double ns, double weight) {
     const double a = rows / ns;
     const double b = 1 / ns;
-    if (!known_) {
-        known_ = true;
-        alpha_ = ns / (2 * rows);
-        beta_ = ns / 2;
-        aa_ = kGuessWeight * a * a;
-        bb_ = kGuessWeight * b * b;
-    }
+    if (!known_) begin(rows, ns);
     // Forgetting only in the direction of the observation: a long time with batches of one size
     // leaves the slope as it was.
     const double ra = aa_ * a + ab_ * b;
@@ -40,10 +35,23 @@ void LatencyBackbone::learn(double rows, double ns, double weight) {
     bb_ += weight * b * b;
     const double determinant = aa_ * bb_ - ab_ * ab_;
     const double step = weight * (1 - (alpha_ * a + beta_ * b));
-    if (determinant > kSingular * aa_ * bb_) {
+    const bool singular = !(determinant > kSingular * aa_ * bb_);
+    if (!singular) {
         alpha_ += step * (bb_ * a - ab_ * b) / determinant;
         beta_ += step * (aa_ * b - ab_ * a) / determinant;
     }
+    // Times of wildly different size can have no line of positive times: what came last begins
+    // one anew, for there must be a prediction.
+    if (singular || !(line().at(rows) > 0)) begin(rows, ns);
+}
+
+void LatencyBackbone::begin(double rows, double ns) {
+    known_ = true;
+    alpha_ = ns / (2 * rows);
+    beta_ = ns / 2;
+    ab_ = 0;
+    aa_ = kGuessWeight * (rows / ns) * (rows / ns);
+    bb_ = kGuessWeight / (ns * ns);
 }
 
 LatencyBackbone::Line LatencyBackbone::line() const {

@@ -17,7 +17,7 @@ class LatencyBackbone {
     // A batch of `rows` takes `ns`, as far as is known now; errors count relative to `ns`. Of a
     // model whose first batch it is, half is taken to be beta.
     void learn(double rows, double ns, double weight);
-    // Neither alpha nor beta negative.
+    // Neither alpha nor beta negative, and not both 0 once something was learned.
     Line line() const;
     // Everything takes `factor` times as long now; what was learned weighs `kept` of what it did.
     void rescale(double factor, double kept);
@@ -29,6 +29,9 @@ class LatencyBackbone {
     }
 
   private:
+    // With half of one time as beta.
+    void begin(double rows, double ns);
+
     bool known_ = false;
     double alpha_ = 0;
     double beta_ = 0;

@@ -17,6 +17,10 @@ constexpr double kColdBatches = 64;
 constexpr double kWidenedKept = 0.92;
 constexpr double kWidenedMax = 0.4;
 constexpr double kWidenedGone = 1e-4;
+// Beyond so many times more or less than predicted, a time is as good as unforeseeable: how far
+// beyond says nothing of the next one.
+constexpr double kRatioLogMax = 7;
+constexpr double kMarginLogMax = 8;
 constexpr double kUnknownScale = 0.1;
 constexpr std::size_t kScaleRatios = 16;
 // What of the past is kept over a drift, and when one drift is the continuation of the last.
@@ -33,7 +37,12 @@ void LatencyMargin::learn(double log_ratio, bool beyond, double attainment) {
     }
     miss_share_ += kConformalStep * (wanted - (beyond ? 1.0 : 0.0));
     miss_share_ = std::min(std::max(miss_share_, kMissShareMin), 3 * wanted);
-    ratios_.push(static_cast<float>(log_ratio));
+    learn_spread(log_ratio);
+}
+
+void LatencyMargin::learn_spread(double log_ratio) {
+    const double held = std::min(std::max(log_ratio, -kRatioLogMax), kRatioLogMax);
+    ratios_.push(static_cast<float>(held));
 }
 
 void LatencyMargin::age() {
@@ -68,7 +77,8 @@ double LatencyMargin::log_margin(double attainment) const {
         if (share < 0) log_margin += -share / kConformalStep * kBeyondLargest * scale();
     }
     const double cold = std::max(0.0, 1 - static_cast<double>(aged_) / kColdBatches);
-    return std::max(0.0, log_margin) + kColdLog * cold * cold + widened_;
+    const double whole = std::max(0.0, log_margin) + kColdLog * cold * cold + widened_;
+    return std::min(whole, kMarginLogMax);
 }
 
 double LatencyMargin::scale() const {

@@ -19,7 +19,7 @@ class LatencyMargin {
     // A batch took exp(log_ratio) times the prediction of a size that is well known.
     void learn(double log_ratio, bool beyond, double attainment);
     // Ratios between batches of one size, before there were predictions.
-    void learn_spread(double log_ratio) { ratios_.push(static_cast<float>(log_ratio)); }
+    void learn_spread(double log_ratio);
     // Another share is asked for from now on.
     void retarget() { started_ = false; }
     // One more batch of any size ran.
@@ -29,7 +29,7 @@ class LatencyMargin {
     // Predictions were wrong by exp(log_shift) for the last `batches` batches and are mended now.
     void drifted(double log_shift, std::size_t batches, double attainment);
 
-    // The logarithm of the margin, >= 0.
+    // The logarithm of the margin, >= 0 and bounded.
     double log_margin(double attainment) const;
     // The usual size of a log ratio's deviation, by its quantiles.
     double scale() const;

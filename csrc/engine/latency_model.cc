@@ -180,7 +180,8 @@ void LatencyModel::State::drifted(const LatencyDrift::Change& change, double att
     const double factor = std::exp(change.log_shift);
     for (LatencySizeRecord& size : sizes) {
         const double known_ns = size_ns(size, line);
-        size.prior_ns = (known_ns > 0 ? known_ns : expected_ns(size.rows)) * factor;
+        const double now_ns = (known_ns > 0 ? known_ns : expected_ns(size.rows)) * factor;
+        size.prior_ns = std::min(now_ns, static_cast<double>(kRanMax));
         size.prior_untried = true;
         size.window.clear();
     }

@@ -46,12 +46,13 @@ void Core::leave_placement(std::uint32_t batch_slot, Nanos now) {
     mark_dirty(batch.model);
 }
 
-// A batch that was still thought to be staged tells nothing about the time of a batch.
+// A batch that was still thought to be staged tells nothing about the time of a batch, and neither
+// does one whose reply came in one reading with that of the batch before it.
 void Core::observe(ModelState& model, const BatchRecord& batch, Nanos now) {
     PlacementState& placement = *model.placement(batch.backend);
     placement.recover();
-    if (batch.started_at == kNever) return;
-    const Nanos ran = std::max<Nanos>(now - batch.started_at, 1);
+    if (batch.started_at == kNever || now <= batch.started_at) return;
+    const Nanos ran = now - batch.started_at;
     placement.observe(ran, batch.rows);
     if (model.learns) {
         placement.latency.observe(rows_sent(model, batch), ran);

@@ -95,8 +95,8 @@ class Replies(Batching):
         place.recover()
         started = batch.dispatched_at if batch.started_at == NEVER else batch.started_at
         model.stats.executed(min(batch.rows, STATS_ROWS_MAX), now - started)
-        if batch.started_at != NEVER:
-            ran = max(now - batch.started_at, 1)
+        if batch.started_at != NEVER and now > batch.started_at:
+            ran = now - batch.started_at
             place.batch_ns = averaged(place.batch_ns, ran)
             per_row = ran // max(batch.rows, 1)
             place.ns_per_row = max(averaged(place.ns_per_row, per_row), 1)

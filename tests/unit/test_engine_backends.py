@@ -96,6 +96,20 @@ def test_the_time_of_a_staged_batch_counts_from_its_start() -> None:
     assert len(driver.step()) == 2
 
 
+def test_two_replies_that_are_read_at_one_moment_are_one_observation() -> None:
+    """A host that was busy reads them together: no batch takes no time."""
+    driver = Driver(rows_max=1, staged_batches_max=1, load_aware=True)
+    for _ in range(3):
+        run_batch(driver, 2 * MS, rows=1)
+    driver.submit_many(range(2))
+    first, second = driver.step()
+    driver.after(2 * MS).complete(first)
+    driver.complete(second)
+    status = driver.engine.latency_status(0, 0)
+    assert status.observations == 4
+    assert status.sizes[0][2] == pytest.approx(2 * MS, rel=0.01)
+
+
 def test_the_backend_of_least_expected_completion_is_chosen() -> None:
     driver = Driver([(0, 2, True), (1, 2, True)], rows_max=1, staged_batches_max=0)
     driver.submit_many([1, 2])
