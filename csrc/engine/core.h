@@ -9,7 +9,7 @@
 //     triton_*.cc    models whose requests are batched as Triton's batcher does
 //     dispatch.cc    which batch goes where
 //     load_aware.cc  batches formed by learned latency; targets.cc: how large they should be
-//     blocking.cc    how long low levels may hold executors
+//     blocking.cc    how long low levels may hold executors; class_shares.cc: fairness of models
 //     executors.cc   models that share executors
 //     replies.cc     what a reply or a failure means for the members
 //     retries.cc     fixed groups that are sent again, bisecting, suspects
@@ -127,7 +127,8 @@ class Core {
     Admission refuse_foreseen(ModelState& model, const Request& request, const Arrival& arrival,
                               const Forecast& forecast, Nanos now);
     bool probes(ModelState& model, Nanos now) const;
-    void count_objective(const ModelState& model, const RequestRecord& request, bool in_time);
+    void count_objective(ModelState& model, const RequestRecord& request, bool answered,
+                         bool in_time);
     Nanos retry_full(const ModelState& model, const Request& request, const Arrival& arrival,
                      Nanos now) const;
     Nanos retry_late(const ModelState& model, const Arrival& arrival, std::uint32_t rows, Nanos end,
@@ -241,6 +242,10 @@ class Core {
     void run_ticks(Nanos now);
     void tick(std::uint32_t component, Nanos now);
     void retarget(Component& component);
+
+    // class_shares.cc
+    ClassShare* class_share(ModelState& model, std::uint32_t level);
+    void balance_classes(Component& component);
     void set_target(std::uint32_t model, std::uint32_t group, std::uint32_t target,
                     Nanos gather_ns);
 

@@ -176,6 +176,7 @@ void Core::arrange_component(ModelState& model, std::uint32_t index) {
         components_.emplace_back();
     }
     model.refused = RefusedLook();
+    if (!model.shares) model.classes.clear();
     Component& component = components_[model.component];
     component.levels |= model.policy.priority_levels > 1;
     if (model.metered) component.metered.push_back(index);

@@ -310,10 +310,13 @@ Forecast Core::foresee(ModelState& model, const Request& request, const Arrival&
                         component.cursor.offer(arrival.level, now, arrival.deadline - now,
                                                model.policy.attainment) ||
                         component.backlog.idle();
-    const bool shed = !let_in && !request.unconditional;
+    ClassShare* share = class_share(model, arrival.level);
+    const bool even = share == nullptr || share->offer() || component.backlog.idle();
+    const bool shed = (!let_in || !even) && !request.unconditional;
     if (shed) {
         forecast.reason = Reason::kPriorityShed;
         forecast.retry_after_ns = PriorityCursor::kWindowNs;
+        if (share != nullptr) share->count(false, false);
     }
     if (model.reference == kNoSlot) return forecast;
     const LatencyModel& latency = model.placements[model.reference].latency;
@@ -336,6 +339,7 @@ Forecast Core::foresee(ModelState& model, const Request& request, const Arrival&
         forecast.predicted_ns = end - now;
         forecast.retry_after_ns = retry_late(model, arrival, rows, end, now);
         if (component.levels) component.cursor.count(arrival.level, false);
+        if (share != nullptr) share->count(false, false);
     }
     if (request.unconditional || (forecast.reason != Reason::kNone && probes(model, now))) {
         forecast.reason = Reason::kNone;
@@ -369,11 +373,14 @@ bool Core::probes(ModelState& model, Nanos now) const {
 }
 
 // Answered in time, or too late for reasons of load.
-void Core::count_objective(const ModelState& model, const RequestRecord& request, bool in_time) {
+void Core::count_objective(ModelState& model, const RequestRecord& request, bool answered,
+                           bool in_time) {
     if (!model.learns || rearrange_ || model.component == kNoSlot) return;
     if ((request.level & kBestEffortBit) != 0) return;
     Component& component = components_[model.component];
     if (component.levels) component.cursor.count(request.level, in_time);
+    ClassShare* share = class_share(model, request.level);
+    if (share != nullptr) share->count(answered, in_time);
 }
 
 }  // namespace infersched::engine

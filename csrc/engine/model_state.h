@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engine/class_shares.h"
 #include "engine/core_limits.h"
 #include "engine/engine.h"
 #include "engine/placements.h"
@@ -81,6 +82,7 @@ struct ModelState {
     std::uint32_t component = kNoSlot;
     std::vector<std::uint32_t> stale;  // groups to be planned anew
     RefusedLook refused;
+    std::vector<ClassShare> classes;  // by metered level, where executors are shared
     // Since when all requests were foreseen to be late while nothing ran; kNever: not so.
     Nanos refusing_since = kNever;
 

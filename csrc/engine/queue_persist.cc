@@ -196,6 +196,15 @@ void archive_refused(Archive& archive, RefusedLook& refused) {
     archive(refused.rows);
 }
 
+template <class Archive>
+void archive_classes(Archive& archive, std::vector<ClassShare>& classes) {
+    auto count = static_cast<std::uint64_t>(classes.size());
+    archive(count);
+    if (!archive.require(count <= kMeteredLevels)) return;
+    classes.resize(count);
+    for (ClassShare& share : classes) share.archive(archive);
+}
+
 // Domains, components and offers follow from the placements and pools; ticks and rates do not.
 // While a change of placements is pending, components are those that the models had before it.
 template <class Archive>
@@ -239,7 +248,10 @@ void Core::archive_components(Archive& archive) {
         }
         if constexpr (Archive::kReads) ticks_.set({component.tick_at, index, index});
     }
-    for (ModelState& model : models_) archive_refused(archive, model.refused);
+    for (ModelState& model : models_) {
+        archive_refused(archive, model.refused);
+        archive_classes(archive, model.classes);
+    }
     archive(dirty_components_);
     for (const std::uint32_t index : dirty_components_) {
         if (!archive.require(index < components_.size())) return;

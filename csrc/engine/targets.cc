@@ -93,11 +93,13 @@ void Core::tick(std::uint32_t index, Nanos now) {
             }
         }
         model.metered = !idle;
+        if (idle) model.classes.clear();
         if (!idle) component.metered[kept++] = metered;
     }
     component.metered.resize(kept);
     retarget(component);
     plan_levels(component);
+    balance_classes(component);
     if (component.metered.empty()) component.tick_at = kNever;
     ticks_.set({component.tick_at, index, index});
 }

@@ -1,0 +1,70 @@
+// What becomes of the requests of a class, a priority level of a model whose executors others
+// share, and the part of them that is let in so that the others are not left behind.
+//
+// What is most urgent goes first, and under overload that favours who has the longer objective: a
+// slow model keeps the executor for as long as all requests of a fast one can wait, and has its own
+// in time. So while classes of one level miss their targets, those of other models that are better
+// off are let in in part only, as many as bring the missed parts together.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace infersched::engine {
+
+class ClassShare {
+  public:
+    // How a request with an objective ended, or that it was refused for reasons of load.
+    void count(bool answered, bool in_time) {
+        ++tick_.ended;
+        if (answered) ++tick_.answered;
+        if (in_time) ++tick_.in_time;
+    }
+    // Whether the next request is one of the part that is let in.
+    bool offer() {
+        if (part_ >= 1) return true;
+        credit_ += part_;
+        if (credit_ < 1) return false;
+        credit_ -= 1;
+        return true;
+    }
+    // At the end of every control tick.
+    void tick();
+    // Enough ends of about the last second are known to tell.
+    bool known() const { return recent_.ended >= kEndsMin; }
+    double ends() const { return recent_.ended; }
+    // The part of the requests that was answered, be it late: that is not for want of room.
+    double answered() const { return recent_.answered / recent_.ended; }
+    // Lets in less the more it is better off (surplus > 0) than others of its level.
+    void steer(double surplus);
+    double part() const { return part_; }
+
+    template <class Archive>
+    void archive(Archive& archive) {
+        for (Ends* ends : {&tick_, &recent_}) {
+            archive(ends->ended);
+            archive(ends->answered);
+            archive(ends->in_time);
+        }
+        archive(kept_out_);
+        archive(part_);
+        archive(credit_);
+    }
+
+  private:
+    static constexpr double kEndsMin = 8;
+
+    struct Ends {
+        double ended = 0;
+        double answered = 0;
+        double in_time = 0;
+    };
+
+    Ends tick_;            // of this one
+    Ends recent_;          // of those before, the older the less
+    double kept_out_ = 0;  // what the surpluses add up to
+    double part_ = 1;
+    double credit_ = 0;
+};
+
+}  // namespace infersched::engine

@@ -1,0 +1,72 @@
+"""A fast and a slow model on one executor under overload, simulated: neither is left behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler.simulation.engine import EngineOutcome, EngineSettings, ModelSetup, Placement
+from scheduler.simulation.scenario import Arrivals, Latency, Model, Scenario, engine, simulate
+
+pytestmark = pytest.mark.native
+
+QUICK, SLOW = Latency(0.5, 3.7), Latency(2.5, 12.7)
+# Requests/s of both together that one executor serves in time.
+GOODPUT = 298.0
+
+
+def shared(rate_per_s: float, values: tuple[float, float] = (1.0, 1.0)) -> EngineOutcome:
+    """Four in five requests are the quick model's; each has the objective of its kind."""
+    setups = [
+        ModelSetup((Placement(0, 1, 0),), slo_ms=slo_ms, value=value)
+        for slo_ms, value in zip((30.0, 80.0), values, strict=True)
+    ]
+    models = [
+        Model(QUICK, 30.0, Arrivals(rate_per_s=0.8 * rate_per_s)),
+        Model(SLOW, 80.0, Arrivals(rate_per_s=0.2 * rate_per_s)),
+    ]
+    scenario = Scenario(models, 1, seed=1, requests=10_000)
+    outcome = simulate(scenario, engine(EngineSettings(models=tuple(setups)))).engine
+    assert outcome is not None
+    return outcome
+
+
+def attained(outcome: EngineOutcome) -> list[float]:
+    return [classes[0].attainment for classes in outcome.classes]
+
+
+@pytest.mark.parametrize(("times", "least"), [(2.0, 0.74), (3.0, 0.54)])
+def test_models_of_one_level_miss_alike(times: float, least: float) -> None:
+    quick, slow = attained(shared(times * GOODPUT))
+    assert min(quick, slow) > least  # .72 and .46 where the most urgent decides alone
+    assert abs(quick - slow) < 0.12
+
+
+def test_nobody_is_kept_out_without_overload() -> None:
+    outcome = shared(0.9 * GOODPUT)
+    assert min(attained(outcome)) > 0.99
+    assert sum(classes[0].refused for classes in outcome.classes) < 10
+
+
+def test_misses_weigh_by_value() -> None:
+    quick, slow = attained(shared(2 * GOODPUT, values=(1.0, 4.0)))
+    assert slow > 0.9
+    assert quick < slow - 0.1
+    quick, slow = attained(shared(2 * GOODPUT, values=(2.0, 1.0)))
+    assert quick > slow + 0.05
+
+
+def test_a_model_that_nothing_can_help_takes_nothing_from_the_others() -> None:
+    def good(rate_of_hopeless: float) -> float:
+        """In time of a model beside one whose objective is below what a single row takes."""
+        setups = [ModelSetup((Placement(0, 1, 0),), slo_ms=slo_ms) for slo_ms in (60.0, 14.0)]
+        models = [
+            Model(SLOW, 60.0, Arrivals(rate_per_s=400.0)),
+            Model(SLOW, 14.0, Arrivals(rate_per_s=rate_of_hopeless)),
+        ]
+        settings = EngineSettings(models=tuple(setups))
+        outcome = simulate(Scenario(models, 1, seed=1, requests=5_000), engine(settings)).engine
+        assert outcome is not None
+        return attained(outcome)[0]
+
+    assert 0.4 < good(0.1) < 0.9
+    assert good(100.0) > 0.95 * good(0.1)
