@@ -90,6 +90,10 @@ class DataPlane:
         self.stderr_path = Path(self._directory.name) / "stderr"
 
     @property
+    def _steering_path(self) -> str:
+        return str(Path(self._directory.name) / "steering.sock")
+
+    @property
     def cold_socket(self) -> str:
         return str(Path(self._directory.name) / "cold.sock")
 
@@ -97,9 +101,8 @@ class DataPlane:
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.port = listener.getsockname()[1]
         self.address = f"127.0.0.1:{self.port}"
-        steering_path = str(Path(self._directory.name) / "steering.sock")
         steering = socket.socket(socket.AF_UNIX)
-        steering.bind(steering_path)
+        steering.bind(self._steering_path)
         steering.listen()
         self.counters_fd = os.memfd_create("counters")
         fds = (listener.fileno(), steering.fileno(), self.counters_fd)
@@ -116,12 +119,23 @@ class DataPlane:
             )
         listener.close()
         steering.close()
+        self._connect()
+        return self
+
+    def _connect(self) -> None:
         self._steering = socket.socket(socket.AF_UNIX)
         self._steering.settimeout(START_TIMEOUT_S)
-        self._steering.connect(steering_path)
+        self._steering.connect(self._steering_path)
         hello = self._receive("hello")
         assert hello.hello.interface_version == 1
-        return self
+
+    def restart_control_plane(self) -> None:
+        """Its connection ends, and another one comes."""
+        self._steering.close()
+        self._reader = FrameReader()
+        self._frames.clear()
+        self.events.clear()
+        self._connect()
 
     def __exit__(
         self,
@@ -160,6 +174,7 @@ class DataPlane:
         limits: pb.Limits | None = None,
         *,
         regions: Mapping[str, Sequence[int]] | None = None,
+        loadable: Sequence[pb.LoadableModel] = (),
         connected: bool = True,
     ) -> str:
         """Applies the whole state and waits for the backends; returns the error text.
@@ -176,7 +191,11 @@ class DataPlane:
             for index, backend in enumerate(backends)
         ]
         message = pb.Apply(
-            generation=self._generation, models=models, backends=wanted, limits=limits
+            generation=self._generation,
+            models=models,
+            backends=wanted,
+            limits=limits,
+            loadable=loadable,
         )
         for name, indices in (regions or {}).items():
             message.regions.add(name=name, backend_indices=indices)
@@ -188,6 +207,13 @@ class DataPlane:
         if connected and not error:
             wait_until(self._all_serving, "backends connected")
         return error
+
+    def apply_at_once(self, *applies: pb.Apply) -> None:
+        """Sends these in one write, without a turn of the loop in between."""
+        frames = [pb.ToDataPlane(apply=apply).SerializeToString() for apply in applies]
+        self._steering.sendall(b"".join(map(pack_frame, frames)))
+        for _ in applies:
+            assert self._receive("applied").applied.error == ""
 
     def snapshot(self, *indices: int) -> pb.Snapshot:
         """The state of everything; with indices of these models, and what they have learned."""
@@ -210,6 +236,11 @@ class DataPlane:
             lambda: self.model_snapshot(index).queued_requests == requests,
             f"{requests} requests queued",
         )
+
+    def wait_parked(self, requests: int) -> None:
+        """Waits until exactly that many requests wait for models to be loaded."""
+        parked = f"{requests} requests wait for models"
+        wait_until(lambda: self.page()["loading_waiting"] == requests, parked, SETTLE_TIMEOUT_S)
 
     def page(self) -> dict[str, int]:
         """The process counters."""
@@ -241,6 +272,7 @@ class DataPlane:
             snapshot = self.snapshot()
             left["host_bytes"] = snapshot.host_bytes
             left["batches"] = len(snapshot.batches)
+            left["parked"] = self.page()["loading_waiting"]
             for model in snapshot.models:
                 left[f"queued of model {model.index}"] = model.queued_requests
                 left[f"queued bytes of model {model.index}"] = model.queued_bytes
@@ -252,6 +284,10 @@ class DataPlane:
             wait_until(empty, "the data plane holds nothing", timeout_s)
         except AssertionError as error:
             raise AssertionError(f"{error}; left: {left}") from None
+        page = self.page()
+        ways = ("admitted", "expired", "cancelled", "failed")
+        unparked = {way: page[f"loading_{way}_total"] for way in ways}
+        assert page["loading_parked_total"] == sum(unparked.values()), unparked
         for index, entry in self.ledger().items():
             ended = sum(entry[key] for key in entry if key != "admitted")
             assert entry["admitted"] == ended, f"the ledger of model {index}: {entry}"

@@ -93,6 +93,7 @@ Reason Core::refusal(const ModelState& model, const Request& request, Nanos dead
         return Reason::kQueueFull;
     }
     if (policy.queue_age_max_ns > 0 && model.by_age.first != kNoSlot &&
+        !requests_[model.by_age.first].admitted_late &&
         now - requests_[model.by_age.first].arrival > policy.queue_age_max_ns) {
         return Reason::kQueueAge;
     }
@@ -116,8 +117,10 @@ Arrival Core::arrival_of(const ModelState& model, const Request& request, Nanos 
     arrival.level = queue_level(model.policy, request.priority);
     arrival.deadline = request.deadline;
     const Nanos slo_ns = level_slo_ns(model.policy, arrival.level);
-    if (slo_ns > 0)
-        arrival.deadline = std::min(arrival.deadline, add_saturating(arrival.at, slo_ns));
+    if (slo_ns > 0) {
+        const Nanos from = std::max(arrival.at, std::min(request.admissible_at, now));
+        arrival.deadline = std::min(arrival.deadline, add_saturating(from, slo_ns));
+    }
     arrival.tenant = request.tenant < tenant_weights_.size() ? request.tenant : 0;
     // A request without rows shares its batch with nobody.
     arrival.key = {request.signature, request.pinned_backend,
@@ -167,6 +170,7 @@ Admission Core::submit(const Request& request, Nanos now) {
     record.tenant = arrival.tenant;
     record.over_share = arrival.over_share;
     record.kept = request.kept;
+    record.admitted_late = request.admissible_at > arrival.at;
     record.share_ns = arrival.share_ns;
     ModelCounters& page = counters(request.model);
     ++page.admitted;

@@ -138,7 +138,16 @@ struct CountersPage {
     std::uint64_t host_bytes;
     std::uint64_t unknown_model_total;
     std::uint64_t undecodable_total;  // messages that are no ModelInferRequest
-    std::uint64_t reserved[15];
+    // Requests for models that had to be loaded first, before the ledgers of the models:
+    // parked = admitted + expired + cancelled + failed + waiting.
+    std::uint64_t loading_waiting;
+    std::uint64_t loading_parked_total;
+    std::uint64_t loading_admitted_total;  // handed to admission, which may still refuse them
+    std::uint64_t loading_expired_total;
+    std::uint64_t loading_cancelled_total;
+    std::uint64_t loading_failed_total;   // the load failed, or the scheduler drains
+    std::uint64_t loading_refused_total;  // at arrival
+    std::uint64_t reserved[8];
     DeviceCounters devices[kDevicesMax];
     BackendCounters backends[kCountersBackendsMax];
     ModelCounters models[kCountersModelsMax];

@@ -136,6 +136,9 @@ struct Request {
     std::uint64_t row_bytes = 0;
     std::uint64_t priority = 0;  // Triton's: 0, absent or too large = the model's default
     Nanos arrival = 0;
+    // Where it could not be admitted before, its model had to be loaded first: since when it can.
+    // The model's objective counts from there, and it makes no queue too old.
+    Nanos admissible_at = 0;
     Nanos deadline =
         kNever;  // absolute; the engine applies the model's slo as well, the earliest wins
     bool mergeable = true;

@@ -171,6 +171,7 @@ void archive_request(Archive& archive, RequestRecord& r) {
     archive(r.held);
     archive(r.in_levels);
     archive(r.delayed);
+    archive(r.admitted_late);
     archive(r.mergeable);
     archive(r.row_size);
     archive(r.signature);

@@ -71,15 +71,16 @@ struct RequestRecord {
     std::uint32_t level = 1;      // 1 = highest; with kBestEffortBit
     std::uint32_t tenant = 0;
     std::uint32_t group = kNoSlot;
-    BacklogPlace backlog;      // while in a group
-    Links in_group, in_model;  // submission order of what is queued
-    bool queued = false;       // rows are left in its queue
-    bool dispatched = false;   // some rows have been sent to a backend
-    bool sequential = false;   // of a sequence: has a SequenceMember
-    bool kept = false;         // not given up before its deadline
-    bool aged = false;         // goes before all levels
-    bool over_share = false;   // of its tenant: behind those of its level that are not
-    bool held = false;         // of a sequence: queued behind others, in no group
+    BacklogPlace backlog;        // while in a group
+    Links in_group, in_model;    // submission order of what is queued
+    bool queued = false;         // rows are left in its queue
+    bool dispatched = false;     // some rows have been sent to a backend
+    bool sequential = false;     // of a sequence: has a SequenceMember
+    bool kept = false;           // not given up before its deadline
+    bool aged = false;           // goes before all levels
+    bool admitted_late = false;  // its model had to be loaded first
+    bool over_share = false;     // of its tenant: behind those of its level that are not
+    bool held = false;           // of a sequence: queued behind others, in no group
     // Of a model with TritonBatching. `in_levels`: queued in its level, linked there and in no
     // group.
     bool in_levels = false;

@@ -11,21 +11,6 @@ constexpr Nanos kLongestTimeoutNs = kNever / 2;
 // After this the budget may have room again: as the session says when DATA finds none.
 constexpr Nanos kHostMemoryRetryNs = 100 * kMillisecond;
 
-// The `timeout` parameter; 0: none.
-Nanos timeout_ns(const kserve::SchedulingParameters& scheduling) {
-    if (scheduling.timeout_us <= 0) return 0;
-    Nanos timeout = 0;
-    if (__builtin_mul_overflow(scheduling.timeout_us, kMicrosecond, &timeout))
-        timeout = kLongestTimeoutNs;
-    return timeout;
-}
-
-// The earlier of the gRPC deadline and the request's own budget.
-Nanos request_deadline(const Arriving& arriving, Nanos budget) {
-    if (budget == 0) return arriving.deadline;
-    return std::min(arriving.deadline, add_saturating(arriving.event->arrival, budget));
-}
-
 void count_refusal(engine::CountersPage* page, std::uint32_t model, engine::Reason reason) {
     engine::ModelCounters& counters = page->models[model];
     ++counters.refused;
@@ -60,8 +45,22 @@ Status unknown_region(std::string_view name) {
 
 }  // namespace
 
+// Of the `timeout` parameter; 0: none.
+Nanos Arriving::budget_ns(std::int64_t timeout_us) {
+    if (timeout_us <= 0) return 0;
+    Nanos timeout = 0;
+    if (__builtin_mul_overflow(timeout_us, kMicrosecond, &timeout)) timeout = kLongestTimeoutNs;
+    return timeout;
+}
+
+// The earlier of the gRPC deadline and the request's own budget.
+Nanos Arriving::deadline_within(Nanos budget) const {
+    if (budget == 0) return deadline;
+    return std::min(deadline, add_saturating(event->arrival, budget));
+}
+
 void Gateway::State::take_request(ConnectionId id, Connection* connection, http2::Event* event,
-                                  Nanos now) {
+                                  Nanos now, bool waited) {
     Arriving arriving;
     arriving.connection = id;
     arriving.stream = event->stream;
@@ -69,11 +68,16 @@ void Gateway::State::take_request(ConnectionId id, Connection* connection, http2
     arriving.deadline = event->deadline;
     arriving.metadata = &event->metadata;
     arriving.headers = &event->headers;
+    arriving.waited = waited;
     RequestId request = 0;
     const Status status = admit(&arriving, &request, now);
-    if (status.ok()) {
+    if (request != 0) {
         requests.find(request)->metadata = std::move(event->metadata);
         connection->requests.insert(event->stream, request);
+        return;
+    }
+    if (status.ok()) {
+        park_request(arriving, connection, event, now);
         return;
     }
     connection->server->refuse(event->stream, status);
@@ -81,8 +85,9 @@ void Gateway::State::take_request(ConnectionId id, Connection* connection, http2
     connections.mark_dirty(id, connection);
 }
 
-// The model a request is for; otherwise nullptr and `status`, counted.
-const ModelConfig* Gateway::State::find_model(Arriving* arriving, Status* status) {
+// The model a request is for; otherwise nullptr and `status`, counted, which is OK where it has to
+// wait until the model is loaded.
+const ModelConfig* Gateway::State::find_model(Arriving* arriving, Status* status, Nanos now) {
     kserve::ModelName name;
     const Span message = arriving->event->message.span();
     const ModelConfig* model = nullptr;
@@ -91,8 +96,12 @@ const ModelConfig* Gateway::State::find_model(Arriving* arriving, Status* status
     if (decodes) {
         model = catalog.find(name.name, name.version, status, name.version_cut);
         arriving->decoupled = model != nullptr && model->schema.decoupled;
+        if (model == nullptr ? status->code == StatusCode::kNotFound
+                             : parking.diverts(model->index))
+            arriving->awaited = arriving->waited ? nullptr : parking.awaited(name.name);
         // The names alone were read; prepare() reads the rest, where it comes to that.
-        if (model == nullptr || (arriving->decoupled && arriving->client_stream == 0))
+        if (model == nullptr || arriving->awaited != nullptr ||
+            (arriving->decoupled && arriving->client_stream == 0))
             decodes = reader.decodes(message);
     }
     if (!decodes) {
@@ -100,9 +109,13 @@ const ModelConfig* Gateway::State::find_model(Arriving* arriving, Status* status
         *status = Status::error(StatusCode::kInternal, "Unable to parse request");
         return nullptr;
     }
+    if (arriving->awaited != nullptr) {
+        *status = ask_to_park(*arriving, now);
+        return nullptr;
+    }
     if (model == nullptr) {
         // Without any model the catalog is not known yet: no backend was ever reached.
-        if (wanted.models.empty())
+        if (wanted.models.empty() && wanted.loadable.empty())
             *status = refusal_status({0, engine::Reason::kNoBackend, 0}, name.id, name.name);
         ++page->unknown_model_total;
         return nullptr;
@@ -115,10 +128,11 @@ const ModelConfig* Gateway::State::find_model(Arriving* arriving, Status* status
     return nullptr;
 }
 
-// An undecodable message is the only one that fails with INTERNAL.
+// OK without `admitted`: it has to wait until its model is loaded. An undecodable message is the
+// only one that fails with INTERNAL.
 Status Gateway::State::admit(Arriving* arriving, RequestId* admitted, Nanos now) {
     Status status;
-    const ModelConfig* model = find_model(arriving, &status);
+    const ModelConfig* model = find_model(arriving, &status, now);
     if (model == nullptr) return status;
     *admitted = requests.emplace();
     RequestRecord* record = requests.find(*admitted);
@@ -127,6 +141,7 @@ Status Gateway::State::admit(Arriving* arriving, RequestId* admitted, Nanos now)
     if (!status.ok()) {
         budget.used -= record->overhead;
         requests.erase(*admitted);
+        *admitted = 0;
     }
     return status;
 }
@@ -167,10 +182,11 @@ Status Gateway::State::submit(const ModelConfig& model, const Arriving& arriving
     request.row_bytes = kserve::signature_row_bytes(*record->prepared.signature());
     request.priority = scheduling.priority;
     request.arrival = arriving.event->arrival;
-    request.timeout_ns = timeout_ns(scheduling);
+    if (arriving.waited) request.admissible_at = now;
+    request.timeout_ns = Arriving::budget_ns(scheduling.timeout_us);
     // In Triton the parameter covers queueing only; the engine applies it so.
     request.deadline =
-        model.policy.triton ? arriving.deadline : request_deadline(arriving, request.timeout_ns);
+        model.policy.triton ? arriving.deadline : arriving.deadline_within(request.timeout_ns);
     request.mergeable = record->prepared.mergeable();
     request.tenant = tenant_of(arriving);
     if (model.schema.sequence) {

@@ -29,6 +29,7 @@ struct Connection {
     // kClient: stream -> request and stream -> relay. kBackend: stream -> batch. kCold: -> relay.
     StreamMap requests;
     StreamMap relays;
+    StreamMap parked;                    // kClient: -> ParkedCall
     StreamMap streams;                   // kClient: -> ClientStream. kBackend: -> BackendStream.
     std::vector<std::uint64_t> stalled;  // kClient: ClientStreams that wait to be read
     std::uint32_t streamed_batches = 0;  // kBackend: out on its streams

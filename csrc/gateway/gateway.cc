@@ -157,6 +157,7 @@ bool Gateway::turn(Nanos now) noexcept {
         std::max(state.page->loop_lag_max_ns, static_cast<std::uint64_t>(lag));
     ++state.page->loop_turns;
     bool left_over = state.take_events(now);
+    if (state.parking.has_work(now)) left_over |= state.settle_parked(now);
     state.probe_backends(now);
     if (!state.leaving.empty()) state.release_leaving(now);
     if (now >= state.quarantine_due) state.release_quarantine(now);
@@ -172,7 +173,8 @@ bool Gateway::turn(Nanos now) noexcept {
 }
 
 Nanos Gateway::next_wake() const {
-    Nanos next = std::min({state_->engine_wake, state_->next_look(), state_->quarantine_due});
+    Nanos next = std::min({state_->engine_wake, state_->next_look(), state_->quarantine_due,
+                           state_->parking.next_deadline()});
     if (!state_->stream_deadlines.empty())
         next = std::min(next, state_->stream_deadlines.begin()->first);
     if (!state_->lingering.empty()) next = std::min(next, state_->lingering.front().first);
@@ -289,6 +291,17 @@ SharedMemoryStatus Gateway::shared_memory() const {
     return {shared_blocks().used_bytes(), shared_blocks().backed_bytes(), state_->quarantine.size(),
             state_->shared_calls};
 }
+
+std::vector<LoadingStatus> Gateway::loading() const {
+    std::vector<LoadingStatus> statuses;
+    state_->parking.each_model([&](const LoadingModel& model) {
+        if (model.waiting > 0)
+            statuses.push_back({model.wanted.name, model.waiting, model.bytes,
+                                state_->parking.find(model.first)->arrival});
+    });
+    return statuses;
+}
+
 const engine::Engine& Gateway::scheduler() const { return state_->engine; }
 
 }  // namespace infersched::gateway

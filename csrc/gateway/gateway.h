@@ -36,7 +36,8 @@ struct Notice {
         kBackendLeaving,
         kMergingSwitchedOff,
         kDrained,
-        kSharedMemoryLost  // `reason`: the region that must not be used any more
+        kSharedMemoryLost,  // `reason`: the region that must not be used any more
+        kModelWanted        // `reason`: its name; so many requests for it are `unanswered`
     };
     Kind kind;
     std::uint32_t backend = 0;
@@ -63,6 +64,14 @@ struct SharedMemoryStatus {
     std::uint64_t used_bytes, backed_bytes;
     std::uint64_t quarantined_calls;
     std::uint64_t calls;  // sent with tensors in shared memory, ever
+};
+
+// Requests that wait until a model is loaded.
+struct LoadingStatus {
+    std::string model;
+    std::uint32_t requests;
+    std::uint64_t bytes;
+    Nanos oldest_arrival;
 };
 
 class Gateway {
@@ -125,6 +134,7 @@ class Gateway {
     std::uint64_t host_bytes() const;
     std::uint32_t client_connections() const;
     SharedMemoryStatus shared_memory() const;
+    std::vector<LoadingStatus> loading() const;  // of models that requests wait for
     const engine::Engine& scheduler() const;
 
   private:

@@ -60,6 +60,8 @@ bool Gateway::State::take_client_events(ConnectionId id, Connection* connection,
             case http2::EventKind::kCancelled:
                 if (RequestRecord* record = requests.find(connection->requests.find(event.stream)))
                     engine.cancel(record->handle, now);
+                else if (const ParkedId parked = connection->parked.find(event.stream))
+                    forget_parked(parked);
                 else
                     end_client_stream(connection->streams.find(event.stream), nullptr, now);
                 break;

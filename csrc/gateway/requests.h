@@ -7,6 +7,7 @@
 
 #include "base/slot_map.h"
 #include "engine/engine.h"
+#include "gateway/config.h"
 #include "gateway/gateway.h"
 #include "http2/session.h"
 #include "kserve/codec.h"
@@ -91,6 +92,12 @@ Status refusal_status(const engine::Admission& admission, std::string_view reque
                       std::string_view model, std::string_view tenant = {});
 Status answer_status(const engine::Action& action, const RequestRecord& request,
                      std::string_view model);
+// The model is not loaded: it will be only after the deadline,
+Status loading_status(std::string_view request_id, std::string_view model, Nanos predicted_ns,
+                      Nanos budget_ns);
+// or it cannot be loaded now.
+Status load_failed_status(std::string_view request_id, const LoadableModel& model);
+Status expired_in_queue_status(Nanos queued_ns);
 // `[request id: ...] ` as Triton puts it before many texts.
 std::string request_id_prefix(std::string_view request_id);
 

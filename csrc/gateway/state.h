@@ -13,6 +13,7 @@
 #include "gateway/catalog.h"
 #include "gateway/connections.h"
 #include "gateway/gateway.h"
+#include "gateway/parking.h"
 #include "gateway/requests.h"
 #include "gateway/streams.h"
 #include "http2/session.h"
@@ -67,9 +68,14 @@ struct Arriving {
     Nanos deadline = kNever;
     const std::string* metadata = nullptr;
     const http2::Headers* headers = nullptr;  // watched ones
+    bool waited = false;                      // for its model, which is loaded now
     // Found out on the way.
     std::string_view id;
     bool decoupled = false;
+    LoadingModel* awaited = nullptr;  // it has to wait for that
+
+    static Nanos budget_ns(std::int64_t timeout_us);
+    Nanos deadline_within(Nanos budget) const;
 };
 
 // A placement whose backend said that it does not serve the model, while the catalog still says it
@@ -118,8 +124,9 @@ struct Gateway::State {
     void bury_connection(ConnectionId id, Connection* connection);
 
     // admit.cc
-    void take_request(ConnectionId id, Connection* connection, http2::Event* event, Nanos now);
-    const ModelConfig* find_model(Arriving* arriving, Status* status);
+    void take_request(ConnectionId id, Connection* connection, http2::Event* event, Nanos now,
+                      bool waited = false);
+    const ModelConfig* find_model(Arriving* arriving, Status* status, Nanos now);
     Status admit(Arriving* arriving, RequestId* admitted, Nanos now);
     Status prepare(const ModelConfig& model, const Arriving& arriving, RequestRecord* record);
     Status submit(const ModelConfig& model, const Arriving& arriving, RequestId id,
@@ -130,11 +137,32 @@ struct Gateway::State {
     Status pin_to_regions(const ModelConfig& model, const RequestRecord& record,
                           std::uint32_t* backend) const;
 
+    // loading.cc
+    void apply_loadable(const WantedState& next, Nanos now);
+    std::vector<bool> available_backends() const;
+    Status ask_to_park(const Arriving& arriving, Nanos now);
+    Nanos parked_deadline(const Arriving& arriving) const;
+    void park_request(const Arriving& arriving, Connection* connection, http2::Event* event,
+                      Nanos now);
+    void park_message(const Arriving& arriving, ClientStream* stream, Connection* connection,
+                      http2::Event* event, Nanos now);
+    ParkedId park(ParkedCall&& call, Nanos now);
+    ParkedCall take_parked(ParkedId id, std::uint64_t* counter);
+    void forget_parked(ParkedId id);
+    bool settle_parked(Nanos now);
+    void settle_due(ParkedId id, Nanos now);
+    void admit_parked(ParkedId id, Nanos now);
+    void refuse_parked(ParkedId id, const Status& status, std::uint64_t* counter, Nanos now);
+    void resume_stream(ClientStreamId id, Nanos now);
+    void tell_wanted(LoadingModel* model, Nanos now);
+
     // streams.cc
     void open_client_stream(ConnectionId id, Connection* connection, http2::Event* event);
     void take_message(ConnectionId id, Connection* connection, http2::Event* event, Nanos now);
     void start_message(ClientStreamId id, ClientStream* stream, Connection* connection,
-                       const http2::Event& event, Nanos now);
+                       http2::Event* event, Nanos now, bool waited = false);
+    void refuse_message(ClientStream* stream, Connection* connection, std::uint64_t bytes,
+                        const Arriving& arriving, const Status& status);
     void requests_ended(ClientStreamId id, Nanos now);
     bool reads_slowly(const ClientStream& stream, const Connection& connection) const;
     bool must_wait(const ClientStream& stream, const Connection& connection) const;
@@ -227,6 +255,7 @@ struct Gateway::State {
 
     WantedState wanted;
     Catalog catalog;
+    Parking parking;
     std::vector<Backend> backends;  // by index
     std::vector<Leaving> leaving;
     std::map<std::string, std::vector<std::uint32_t>, std::less<>> regions;

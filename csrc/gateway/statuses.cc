@@ -54,6 +54,17 @@ Status too_large_for_devices(const std::string& prefix, std::uint64_t predicted_
     return overload(StatusCode::kResourceExhausted, text, info, retry_after_ns);
 }
 
+Status model_too_large(const std::string& prefix, const LoadableModel& model) {
+    const std::string needed = std::to_string(model.need_bytes);
+    const std::string free = std::to_string(model.free_bytes);
+    const auto info = ErrorDetails().error_info("DEVICE_MEMORY",
+                                                {{"predictedBytes", needed}, {"freeBytes", free}});
+    return overload(StatusCode::kResourceExhausted,
+                    prefix + "no device has room for model '" + model.name + "': it takes " +
+                        needed + " bytes, " + free + " bytes are free",
+                    info, kUnavailableRetryNs);
+}
+
 Status over_quota(const std::string& prefix, std::string_view tenant, Nanos retry_after_ns) {
     std::string subject = "tenant:";
     subject.append(tenant);
@@ -150,6 +161,30 @@ Status refusal_status(const engine::Admission& admission, std::string_view reque
     }
     return for_reason(admission.reason, request_id, model, admission.retry_after_ns,
                       admission.code);
+}
+
+Status loading_status(std::string_view request_id, std::string_view model, Nanos predicted_ns,
+                      Nanos budget_ns) {
+    const std::string predicted_ms = std::to_string(rounded_up_ms(predicted_ns));
+    const std::string budget_ms = whole_ms(budget_ns);
+    std::string text = request_id_prefix(request_id) + "model '";
+    text.append(model).append("' is being loaded: it is predicted to be ready ");
+    text += predicted_ms + " ms from now, later than the " + budget_ms + " ms that there are";
+    const auto info = ErrorDetails().error_info(
+        "MODEL_LOADING", {{"loadMs", predicted_ms}, {"budgetMs", budget_ms}});
+    return overload(StatusCode::kUnavailable, std::move(text), info, predicted_ns);
+}
+
+Status load_failed_status(std::string_view request_id, const LoadableModel& model) {
+    const std::string prefix = request_id_prefix(request_id);
+    if (model.need_bytes > 0) return model_too_large(prefix, model);
+    return overload(StatusCode::kUnavailable,
+                    prefix + "model '" + model.name + "' cannot be loaded: " + model.error,
+                    "MODEL_LOAD_FAILED", kUnavailableRetryNs);
+}
+
+Status expired_in_queue_status(Nanos queued_ns) {
+    return expired(StatusCode::kDeadlineExceeded, "EXPIRED_IN_QUEUE", "queuedMs", queued_ns);
 }
 
 Status answer_status(const engine::Action& action, const RequestRecord& request,

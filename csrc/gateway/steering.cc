@@ -69,6 +69,10 @@ std::string check(const WantedState& wanted) {
             return "backend index " + std::to_string(backend.index) + " is given twice";
         backends[backend.index] = true;
     }
+    std::set<std::string_view> loadable;
+    for (const LoadableModel& model : wanted.loadable)
+        if (!loadable.insert(model.name).second)
+            return "loadable model '" + model.name + "' is given twice";
     return check_tenants(wanted.limits.tenants);
 }
 
@@ -84,6 +88,7 @@ std::string Gateway::State::apply(const WantedState& next, Nanos now) {
     for (const SharedMemoryRegion& region : next.regions)
         regions.emplace(region.name, region.backends);
     apply_models(next.models, now);
+    apply_loadable(next, now);
     wanted = next;
     watch_headers();
     // The engine shows every backend it has heard of.
@@ -244,6 +249,7 @@ void Gateway::State::refresh_backend(std::uint32_t index, Nanos now) {
     if (available == backend.available) return;
     backend.available = available;
     engine.set_backend(index, available, now);
+    if (parking.size() > 0) parking.look_again(wanted.models, available_backends());
 }
 
 void Gateway::State::mark_leaving(std::uint32_t model, std::uint32_t backend, Nanos now) {
@@ -275,6 +281,7 @@ void Gateway::State::begin_drain(Nanos deadline, Nanos) {
     if (draining) return;
     draining = true;
     engine.set_draining(true);
+    parking.drain();
     connections.each([this](ConnectionId id, Connection& connection) {
         if (!connection.server || connection.lost) return;
         connection.server->begin_drain();
@@ -285,6 +292,7 @@ void Gateway::State::begin_drain(Nanos deadline, Nanos) {
 void Gateway::State::check_drained(Nanos now) {
     if (!draining || drained) return;
     if (now < drain_deadline && !drain_complete()) return;
+    while (parking.has_work(now)) settle_parked(now);
     const std::uint64_t unanswered = engine.requests_inflight();
     if (unanswered > 0) {
         engine.fail_all(engine::Reason::kDraining, now);
@@ -297,7 +305,7 @@ void Gateway::State::check_drained(Nanos now) {
 
 // All is answered, and nothing of an answer waits for its client; not reported yet.
 bool Gateway::State::drain_complete() {
-    bool written = draining && !drained && engine.requests_inflight() == 0;
+    bool written = draining && !drained && engine.requests_inflight() == 0 && parking.size() == 0;
     if (!written) return false;
     connections.each([&](ConnectionId, const Connection& connection) {
         if (connection.server && !connection.lost)

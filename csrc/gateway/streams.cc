@@ -39,26 +39,28 @@ void Gateway::State::take_message(ConnectionId id, Connection* connection, http2
         connections.mark_dirty(id, connection);
     } else if (!stream->held.empty() || must_wait(*stream, *connection)) {
         connection->server->hold(stream->stream, true);
+        if (stream->parked != 0) connection->server->set_aside(event->bytes);
         stream->held.push_back(std::move(*event));
-        stall(stream_id, stream, connection);
+        if (stream->parked == 0) stall(stream_id, stream, connection);
     } else {
-        start_message(stream_id, stream, connection, *event, now);
+        start_message(stream_id, stream, connection, event, now);
     }
 }
 
 void Gateway::State::start_message(ClientStreamId id, ClientStream* stream, Connection* connection,
-                                   const http2::Event& event, Nanos now) {
+                                   http2::Event* event, Nanos now, bool waited) {
     Arriving arriving;
     arriving.connection = stream->connection;
     arriving.stream = stream->stream;
     arriving.client_stream = id;
-    arriving.event = &event;
+    arriving.event = event;
+    arriving.waited = waited;
     arriving.deadline = stream->deadline;
     arriving.metadata = &stream->metadata;
     arriving.headers = &stream->headers;
     RequestId request = 0;
     const Status status = admit(&arriving, &request, now);
-    if (status.ok()) {
+    if (request != 0) {
         RequestRecord* record = requests.find(request);
         record->metadata = stream->metadata;
         record->list_index = static_cast<std::uint32_t>(stream->requests.size());
@@ -68,15 +70,27 @@ void Gateway::State::start_message(ClientStreamId id, ClientStream* stream, Conn
         stream->ordered.emplace_back();
         return;
     }
-    connection->server->release(event.bytes);
-    connections.mark_dirty(stream->connection, connection);
+    if (status.ok()) {
+        park_message(arriving, stream, connection, event, now);
+        return;
+    }
     // To Triton a message that cannot be parsed is the end of the requests.
     if (status.code == StatusCode::kInternal) {
+        connection->server->release(event->bytes);
         for (const http2::Event& later : stream->held) connection->server->release(later.bytes);
+        connections.mark_dirty(stream->connection, connection);
         stream->held.clear();
         requests_ended(id, now);
         return;
     }
+    refuse_message(stream, connection, event->bytes, arriving, status);
+}
+
+void Gateway::State::refuse_message(ClientStream* stream, Connection* connection,
+                                    std::uint64_t bytes, const Arriving& arriving,
+                                    const Status& status) {
+    connection->server->release(bytes);
+    connections.mark_dirty(stream->connection, connection);
     Pieces message;
     kserve::write_stream_error(status.message, arriving.id, &message);
     if (arriving.decoupled) {
@@ -100,7 +114,7 @@ bool Gateway::State::reads_slowly(const ClientStream& stream, const Connection& 
 }
 
 bool Gateway::State::must_wait(const ClientStream& stream, const Connection& connection) const {
-    return stream.ordered.size() >= kStreamOrderedMax ||
+    return stream.parked != 0 || stream.ordered.size() >= kStreamOrderedMax ||
            stream.ordered_bytes > kStreamOrderedBytesMax || reads_slowly(stream, connection);
 }
 
@@ -123,10 +137,10 @@ std::uint32_t Gateway::State::resume_stalled(ConnectionId id, Connection* connec
         const bool has_turn = started < kRequestsPerTurnMax;
         while (!stream->held.empty() && started < kRequestsPerTurnMax &&
                !must_wait(*stream, *connection)) {
-            const http2::Event event = std::move(stream->held.front());
+            http2::Event event = std::move(stream->held.front());
             stream->held.pop_front();
             ++started;
-            start_message(stream_id, stream, connection, event, now);
+            start_message(stream_id, stream, connection, &event, now);
             stream = client_streams.find(stream_id);
             if (stream == nullptr) break;
         }
@@ -135,7 +149,7 @@ std::uint32_t Gateway::State::resume_stalled(ConnectionId id, Connection* connec
         for (const BackendStreamId backend : stream->backend_streams) pay_window(backend, 0);
         if (stream->held.empty()) {
             connection->server->hold(stream->stream, false);
-        } else {
+        } else if (stream->parked == 0) {
             stall(stream_id, stream, connection);
             if (started >= kRequestsPerTurnMax) connections.mark_active(id, connection);
         }
@@ -223,6 +237,11 @@ void Gateway::State::end_client_stream(ClientStreamId id, const Status* status, 
     client_streams.erase(id);
     if (stream.deadline != kNever) stream_deadlines.erase({stream.deadline, id});
     budget.unsent -= stream.ordered_bytes;
+    if (stream.parked != 0)
+        take_parked(stream.parked, status == nullptr ? &page->loading_cancelled_total
+                                   : status->code == StatusCode::kDeadlineExceeded
+                                       ? &page->loading_expired_total
+                                       : &page->loading_failed_total);
     for (const RequestId request : stream.requests)
         if (RequestRecord* record = requests.find(request)) engine.cancel(record->handle, now);
     for (const BackendStreamId backend : stream.backend_streams)

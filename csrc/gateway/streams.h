@@ -43,6 +43,7 @@ struct ClientStream {
     bool ends_at_error = false;  // triton_grpc_error: the first failed execution ends the stream
     bool half_closed = false;
     bool stalled = false;             // in the connection's list
+    std::uint64_t parked = 0;         // not 0: the first message that is held waits for its model
     std::vector<RequestId> requests;  // admitted and not answered
     std::deque<OrderedReply> ordered;
     std::uint64_t ordered_first = 0;  // number of the reply at the front

@@ -337,6 +337,8 @@ void ServerSession::release(std::uint64_t bytes) {
     state_->release_held(bytes);
 }
 
+void ServerSession::set_aside(std::uint64_t bytes) { state_->pay(bytes); }
+
 void ServerSession::forward_headers(StreamId id, const Headers& headers, bool end_stream) {
     if (Stream* stream = state_->find(id)) state_->forward_headers(stream, headers, end_stream);
 }

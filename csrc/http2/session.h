@@ -167,6 +167,9 @@ class ServerSession {
     // The bytes of a taken kRequest or kMessage are no longer held: pays back budget and connection
     // window. Due once for every one of them, whether it was answered, cancelled or lost.
     void release(std::uint64_t bytes);
+    // They may be held for long: pays back the connection window at once, so that other requests
+    // get through, and the budget as ever by release().
+    void set_aside(std::uint64_t bytes);
 
     // -- message streams --
 

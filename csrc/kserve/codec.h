@@ -111,6 +111,8 @@ class RequestReader {
 
     // Whether `message` is a ModelInferRequest throughout, of whatever model.
     bool decodes(Span message);
+    // The `timeout` parameter of the message that was decoded last; 0: none.
+    std::int64_t decoded_timeout_us() const;
     // `message` holds exactly one ModelInferRequest. `metadata` is the canonical form of the
     // forwarded headers (part of the signature, opaque here). On an error the request is unchanged;
     // the texts are Triton's.

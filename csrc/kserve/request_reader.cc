@@ -1,4 +1,5 @@
 // From the bytes of a ModelInferRequest to a PreparedRequest.
+#include <algorithm>
 #include <charconv>
 
 #include "kserve/prepared_request.h"
@@ -93,6 +94,15 @@ RequestReader::~RequestReader() = default;
 
 bool RequestReader::decodes(Span message) {
     return scan_request(message, &scratch_->scan) == ScanResult::kOk;
+}
+
+std::int64_t RequestReader::decoded_timeout_us() const {
+    std::int64_t timeout_us = 0;
+    for (const Parameter& parameter : scratch_->scan.parameters) {
+        if (parameter.key == "timeout" && parameter.kind == ParameterKind::kInt64)
+            timeout_us = std::max<std::int64_t>(static_cast<std::int64_t>(parameter.bits), 0);
+    }
+    return timeout_us;
 }
 
 Status RequestReader::prepare(const BufferRef& message, const ModelSchema& schema,

@@ -48,6 +48,17 @@ cdef inline SharedMemoryRegion shared_memory_region(message):
     return region
 
 
+cdef inline LoadableModel loadable_model(message):
+    cdef LoadableModel model
+    model.name = message.name.encode()
+    model.load_ns = max(message.load_ns, 0)
+    model.ready_at = max(message.ready_at_ns, 0)
+    model.error = message.error.encode()
+    model.need_bytes = message.need_bytes
+    model.free_bytes = message.free_bytes
+    return model
+
+
 cdef inline Padding padding_schema(message):
     cdef Padding padding
     padding.axis = message.axis

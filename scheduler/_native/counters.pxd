@@ -91,6 +91,13 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
         uint64_t host_bytes
         uint64_t unknown_model_total
         uint64_t undecodable_total
+        uint64_t loading_waiting
+        uint64_t loading_parked_total
+        uint64_t loading_admitted_total
+        uint64_t loading_expired_total
+        uint64_t loading_cancelled_total
+        uint64_t loading_failed_total
+        uint64_t loading_refused_total
         DeviceCounters *devices
         BackendCounters *backends
         ModelCounters *models

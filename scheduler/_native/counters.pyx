@@ -75,6 +75,13 @@ cdef class CountersPage:
             "host_bytes": page.host_bytes,
             "unknown_model_total": page.unknown_model_total,
             "undecodable_total": page.undecodable_total,
+            "loading_waiting": page.loading_waiting,
+            "loading_parked_total": page.loading_parked_total,
+            "loading_admitted_total": page.loading_admitted_total,
+            "loading_expired_total": page.loading_expired_total,
+            "loading_cancelled_total": page.loading_cancelled_total,
+            "loading_failed_total": page.loading_failed_total,
+            "loading_refused_total": page.loading_refused_total,
         }
 
     def backend(self, size_t index):

@@ -262,11 +262,20 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         string name
         vector[uint32_t] backends
 
+    cdef cppclass LoadableModel:
+        string name
+        Nanos load_ns
+        Nanos ready_at
+        string error
+        uint64_t need_bytes
+        uint64_t free_bytes
+
     cdef cppclass WantedState:
         uint64_t generation
         vector[shared_ptr[ModelConfig]] models
         vector[BackendConfig] backends
         vector[SharedMemoryRegion] regions
+        vector[LoadableModel] loadable
         Limits limits
 
     cdef enum class NoticeKind "infersched::gateway::Notice::Kind"(uint8_t):
@@ -275,6 +284,7 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         kMergingSwitchedOff
         kDrained
         kSharedMemoryLost
+        kModelWanted
 
     cdef cppclass SharedMemoryStatus:
         uint64_t used_bytes
@@ -305,6 +315,12 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         uint32_t requests
         uint32_t rows
         Nanos age_ns
+
+    cdef cppclass LoadingStatus:
+        string model
+        uint32_t requests
+        uint64_t bytes
+        Nanos oldest_arrival
 
     cdef cppclass CppGateway "infersched::gateway::Gateway":
         CppGateway(CountersPage* page) except +
@@ -338,4 +354,5 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         uint64_t host_bytes()
         uint32_t client_connections()
         SharedMemoryStatus shared_memory()
+        vector[LoadingStatus] loading() except +
         const CppEngine& scheduler()

@@ -17,6 +17,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from scheduler._native.apply cimport (
     backend_config,
     fill_limits,
+    loadable_model,
     model_config,
     shared_memory_region,
 )
@@ -197,6 +198,8 @@ cdef class Gateway:
                 wanted.backends.push_back(backend_config(backend, self.shared_memory_key))
             for region in message.regions:
                 wanted.regions.push_back(shared_memory_region(region))
+            for model in message.loadable:
+                wanted.loadable.push_back(loadable_model(model))
         except OverflowError as overflow:
             return f"a number is out of range: {overflow}"
         cdef string error = self.core.get().apply(wanted, monotonic_now())
@@ -283,6 +286,16 @@ cdef class Gateway:
         """(used bytes, backed bytes, quarantined calls, calls ever) of the shared memory."""
         cdef SharedMemoryStatus status = self.core.get().shared_memory()
         return status.used_bytes, status.backed_bytes, status.quarantined_calls, status.calls
+
+    def loading(self):
+        """(name, requests, bytes, oldest_age_ns) of each model that requests wait for."""
+        cdef LoadingStatus status
+        cdef Nanos now = monotonic_now()
+        return [
+            (status.model.decode(), status.requests, status.bytes,
+             max(now - status.oldest_arrival, 0))
+            for status in self.core.get().loading()
+        ]
 
     def batches(self):
         """(model, backend, requests, rows, age_ns) of each batch in flight."""

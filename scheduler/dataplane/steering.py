@@ -23,7 +23,8 @@ UNREAD_BYTES_MAX = 16 << 20
 FIGURES_OUTLIVE_S = 5.0
 
 # Values of the binding's notice kinds, in its order.
-BACKEND_CONNECTION, BACKEND_LEAVING, MERGING_SWITCHED_OFF, DRAINED, SHARED_MEMORY_LOST = range(5)
+BACKEND_CONNECTION, BACKEND_LEAVING, MERGING_SWITCHED_OFF, DRAINED = range(4)
+SHARED_MEMORY_LOST, MODEL_WANTED = range(4, 6)
 # Where an Apply does not say.
 CONNECTIONS_MAX = 10_000
 
@@ -59,6 +60,9 @@ class Steering:
             generation=self.gateway.generation,
         )
         peer.send(pb.FromDataPlane(hello=hello))
+        for name, requests, *_ in self.gateway.loading():
+            wanted = pb.ModelWanted(name=name, waiting=requests)
+            peer.send(pb.FromDataPlane(event=pb.Event(model_wanted=wanted)))
 
     def disconnected(self, peer: SteeringProtocol) -> None:
         self._peers.discard(peer)
@@ -136,6 +140,9 @@ class Steering:
         elif kind == SHARED_MEMORY_LOST:
             message.event.shared_memory_lost.backend_index = backend
             message.event.shared_memory_lost.region = reason
+        elif kind == MODEL_WANTED:
+            message.event.model_wanted.name = reason
+            message.event.model_wanted.waiting = unanswered
         else:
             message.drained.unanswered_requests = unanswered
         for peer in self._peers:
@@ -220,6 +227,8 @@ def snapshot(gateway: Gateway, model_indices: Collection[int] = ()) -> pb.Snapsh
         message.batches.add(
             model_index=number, backend_index=backend, requests=requests, rows=rows, age_ns=age_ns
         )
+    for name, requests, held, age_ns in gateway.loading():
+        message.loading.add(name=name, requests=requests, bytes=held, oldest_age_ns=age_ns)
     for index, known, free, total, headroom, measured_at_ns, fixed, reserved in gateway.devices():
         device = message.devices.add(reserved_bytes=reserved)
         device.memory.index = index

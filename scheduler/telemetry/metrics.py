@@ -61,6 +61,11 @@ _BACKEND_COUNTERS = {
 }
 _PAGE_GAUGES = {
     "client_connections": ("client_connections", "Client connections open.", 1.0),
+    "loading_waiting": (
+        "model_loading_requests",
+        "Requests that wait for their model to be loaded.",
+        1.0,
+    ),
     "host_bytes": ("host_bytes", "Request bytes held in host memory.", 1.0),
     "loop_lag_max_ns": ("loop_lag_seconds", "Longest lateness of the loop since start.", 1e-9),
 }
@@ -70,6 +75,28 @@ _PAGE_COUNTERS = {
     "forwarded_streams_total": ("forwarded_streams", "Calls passed to the control plane.", 1.0),
     "unknown_model_total": ("unknown_model_requests", "Requests for no known model.", 1.0),
     "undecodable_total": ("undecodable_requests", "Messages that are no ModelInferRequest.", 1.0),
+    "loading_parked_total": (
+        "model_loading_waits",
+        "Requests that had to wait for their model to be loaded.",
+        1.0,
+    ),
+    "loading_admitted_total": (
+        "model_loading_admitted",
+        "Of these, handed to admission when it was.",
+        1.0,
+    ),
+    "loading_expired_total": ("model_loading_expired", "Of these, expired before.", 1.0),
+    "loading_cancelled_total": ("model_loading_cancelled", "Of these, cancelled before.", 1.0),
+    "loading_failed_total": (
+        "model_loading_failed",
+        "Of these, answered because the load failed or by a drain.",
+        1.0,
+    ),
+    "loading_refused_total": (
+        "model_loading_refused",
+        "Requests for models that are not loaded, refused at once.",
+        1.0,
+    ),
     "loop_turns": ("loop_turns", "Turns of the data plane's loop.", 1.0),
     "loop_busy_ns": ("loop_busy_seconds", "Time the data plane's loop spent working.", 1e-9),
 }

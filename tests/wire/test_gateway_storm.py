@@ -39,7 +39,10 @@ class Storm:
         self.calls: list[tuple[np.ndarray, grpc.Future]] = []
 
     def apply(self) -> None:
-        """Any backends in any state, with or without the second model, of any batching."""
+        """Any backends in any state, with or without the second model, of any batching.
+
+        Models that are not there may be loadable.
+        """
         choose = self.random
         backends = [
             pb.Backend(
@@ -55,7 +58,12 @@ class Storm:
         models = [self.model(0, choose.choice(["identity", "other"]), placed)]
         if choose.random() < 0.6:
             models.append(self.model(1, "second", placed))
-        assert self.plane.apply(models, backends, connected=False) == ""
+        loadable = [
+            pb.LoadableModel(name=name, error=choose.choice(["", "", "broken"]))
+            for name in ("identity", "other", "second")
+            if choose.random() < 0.6
+        ]
+        assert self.plane.apply(models, backends, loadable=loadable, connected=False) == ""
 
     def model(self, index: int, name: str, placed: list[int]) -> pb.Model:
         choose = self.random
@@ -69,6 +77,7 @@ class Storm:
             cancellable=choose.random() < 0.5,
             idempotent=choose.random() < 0.8,
             staged_batches_max=choose.randint(0, 2),
+            refusing=choose.random() < 0.2,
         )
 
     def disturb(self) -> None:

@@ -174,7 +174,7 @@ def test_a_swarm_of_streams_and_faults(plane: DataPlane, rng: random.Random) -> 
         threads = [threading.Thread(target=talker.run, args=(until,)) for talker in talkers]
         for thread in threads:
             thread.start()
-        disturb(rng, plane, wires, until, model="identity")
+        disturb(rng, plane, wires, until, swarm_models())
         for thread in threads:
             thread.join()
         for wire in wires:

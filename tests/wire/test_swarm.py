@@ -10,6 +10,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import grpc
@@ -123,14 +124,19 @@ def disturb(
     plane: DataPlane,
     wires: list[Proxy],
     until: float,
-    model: str = "model0",
+    models: Sequence[pb.Model],
 ) -> None:
-    """Backends that die or fall silent, clients that vanish, the state said again."""
+    """Backends that die or fall silent, clients that vanish, models[0] that is evicted and loaded.
+
+    At the end all models are loaded.
+    """
     pause = threading.Event()
     while time.monotonic() < until:
         pause.wait(rng.random() * 0.2)
-        what = rng.randrange(4)
-        if what == 0:
+        what = rng.randrange(5)
+        if what == 4:
+            evict_or_load(rng, plane, wires, models)
+        elif what == 0:
             wire = rng.choice(wires)
             wire.cut()
             pause.wait(rng.random() * 0.3)
@@ -141,12 +147,31 @@ def disturb(
             pause.wait(rng.random() * 0.3)
             wire.restore()
         else:
-            message = grpc_message(infer_request(rows(1), model=model).SerializeToString())
+            request = infer_request(rows(1), model=models[0].name)
+            message = grpc_message(request.SerializeToString())
             with RawClient(plane.address) as client:
                 stream = client.request_headers()
                 client.send_data(stream, message[: rng.randrange(len(message))])
                 if what == 3:
                     client.vanish()
+    lazy = [pb.LoadableModel(name=models[0].name)]
+    addresses = [wire.address for wire in wires]
+    assert plane.apply(models, addresses, loadable=lazy, connected=False) == ""
+
+
+def evict_or_load(
+    rng: random.Random, plane: DataPlane, wires: list[Proxy], models: Sequence[pb.Model]
+) -> None:
+    """models[0] is loaded, on its way out or gone, and then to be loaded or not loadable now."""
+    first = pb.Model()
+    first.CopyFrom(models[0])
+    first.batching.refusing = rng.random() < 0.3
+    known = [first] if rng.random() < 0.7 else []
+    lazy = pb.LoadableModel(name=first.name, error=rng.choice(("", "", "no such file")))
+    lazy.load_ns = rng.choice((0, 100_000_000))
+    addresses = [wire.address for wire in wires]
+    applied = plane.apply([*known, *models[1:]], addresses, loadable=[lazy], connected=False)
+    assert applied == ""
 
 
 @pytest.mark.timeout(180)
@@ -161,7 +186,7 @@ def test_a_swarm_of_clients_and_faults(plane: DataPlane, rng: random.Random) -> 
         threads = [threading.Thread(target=client.run, args=(until,)) for client in clients]
         for thread in threads:
             thread.start()
-        disturb(rng, plane, wires, until)
+        disturb(rng, plane, wires, until, models)
         for thread in threads:
             thread.join()
         for wire in wires:
