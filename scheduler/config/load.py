@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from scheduler.config.errors import ConfigError, ConfigProblem, Path, problems_of
 from scheduler.config.objectives import objectives
 from scheduler.config.profile import ProfileError, load_profile, objective_below_floor
+from scheduler.config.residency import residency_problems
 from scheduler.config.schema import Batching, Settings
 from scheduler.config.sources import (
     Layer,
@@ -72,6 +73,8 @@ def load_settings(
         problems = problems_of(error, Settings) + _model_problems(_sound_batching(merged.values))
         raise ConfigError(_placed(problems, origins)) from error
     problems = _model_problems(settings)
+    if not problems:
+        problems = [ConfigProblem(path, text) for path, text in residency_problems(settings)]
     if problems:
         raise ConfigError(_placed(problems, origins))
     return LoadedSettings(settings, origins)

@@ -26,6 +26,7 @@ from scheduler.config.device_memory import (
     GpuNumber,
     bare_switch,
 )
+from scheduler.config.discovery import Discovery
 from scheduler.config.headers import ForwardedNames, HeaderNames, listed
 from scheduler.config.objectives import (
     ATTAINMENT_DEFAULT,
@@ -37,6 +38,7 @@ from scheduler.config.objectives import (
     objective_problems,
 )
 from scheduler.config.padding import Padding
+from scheduler.config.residency import Residency, ResidencyKind, Weights
 from scheduler.config.section import Section
 from scheduler.config.tls import BackendTls, ListenerTls
 from scheduler.config.units import Duration, Size
@@ -227,23 +229,6 @@ class Embedded(Section):
         return self
 
 
-class Discovery(Section):
-    """How the control plane watches the backends."""
-
-    probe_period: Annotated[Duration, Field(ge=10_000_000)] = Field(
-        default=250 * MILLISECOND,
-        description="between two ServerReady probes of a backend",
-    )
-    probe_timeout: Annotated[Duration, Field(ge=10_000_000)] = Field(
-        default=300 * MILLISECOND,
-        description="of one probe; a backend is down after two in a row",
-    )
-    refresh_period: Annotated[Duration, Field(ge=50_000_000)] = Field(
-        default=1_000 * MILLISECOND,
-        description="between two readings of a backend's repository index",
-    )
-
-
 class Batching(Section):
     """How the requests of a model are queued, merged and dispatched."""
 
@@ -325,6 +310,8 @@ class Batching(Section):
         description="numbers of the GPUs that its instances use, where its instance_group does not "
         "tell, as of a python model of KIND_CPU that uses a GPU all the same",
     )
+    residency: ResidencyKind = "on_demand"
+    weights: Weights = 0
     padding: Padding = Field(
         default=Padding(), description="inputs of different lengths made equal to share a batch"
     )
@@ -408,6 +395,7 @@ class Settings(Section):
     discovery: Discovery = Discovery()
     tenants: Tenants = Tenants()
     device_memory: DeviceMemory = DeviceMemory()
+    residency: Residency = Residency()
     defaults: Batching = Batching()
     models: dict[str, dict[str, Any]] = Field(
         default={}, description="per model: the keys of `defaults` that differ for it"

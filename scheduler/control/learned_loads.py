@@ -1,0 +1,151 @@
+"""What loads of models took, in time and in device memory; kept in the state directory.
+
+The file is written whole. One that is torn or of another format is reported, and what is learned
+anew replaces it.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from scheduler.config.section import Section
+from scheduler.telemetry.logs import log
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "model-loads.json"
+FILE_BYTES_MAX = 16 * 2**20
+# Models and backends come and go by other names.
+ENTRIES_MAX = 4096
+# The median of so many: what others took or freed meanwhile is in one of them only.
+SAMPLES_MAX = 3
+CERTAIN_SAMPLES = 2
+# Of the last load in the mean: one that took longer is believed sooner.
+RISE, FALL = 0.6, 0.3
+
+Bytes = Annotated[int, Field(ge=0, le=2**50)]
+Nanoseconds = Annotated[int, Field(ge=0, le=10**15)]
+
+
+class LearnedLoad(Section):
+    """One model on one backend; its weight by device is in bytes, the latest sample last."""
+
+    model: Annotated[str, Field(max_length=4096)]
+    backend: Annotated[str, Field(max_length=4096)]
+    load_ns: Nanoseconds = 0
+    weights: Annotated[
+        dict[str, Annotated[tuple[Bytes, ...], Field(max_length=SAMPLES_MAX)]],
+        Field(max_length=64),
+    ] = {}
+
+
+class LearnedLoadsFile(Section):
+    """The file."""
+
+    format: Literal["infersched-loads"] = "infersched-loads"
+    format_version: Literal[1] = 1
+    loads: tuple[LearnedLoad, ...] = ()
+
+
+class LearnedLoads:
+    """By model name and backend address."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / FILE_NAME
+        self._failure = ""
+        self._entries = self._load()
+
+    def load_ns(self, model: str, backend: str) -> int:
+        """How long a load takes; 0 = not known. Of another backend where this one is new."""
+        found = self._entries.get((model, backend))
+        if found is not None and found.load_ns:
+            return found.load_ns
+        return max((entry.load_ns for entry in self._of_model(model)), default=0)
+
+    def places(self, model: str, backend: str) -> tuple[str, ...]:
+        """The devices that it was seen to take memory of there."""
+        found = self._entries.get((model, backend))
+        return tuple(found.weights) if found is not None else ()
+
+    def weight(self, model: str, backend: str, place: str) -> tuple[int, bool]:
+        """Bytes, 0 = not known, and whether they were seen often enough to rely on."""
+        found = self._entries.get((model, backend))
+        samples = found.weights.get(place, ()) if found is not None else ()
+        if not samples:
+            others = (entry.weights.values() for entry in self._of_model(model))
+            samples = max((s for many in others for s in many), key=len, default=())
+        if not samples:
+            return 0, False
+        return int(statistics.median_high(samples)), len(samples) >= CERTAIN_SAMPLES
+
+    def took(self, model: str, backend: str, load_ns: int) -> None:
+        """A load has ended well after so long."""
+        entry = self._entry(model, backend)
+        before_ns = entry.load_ns or load_ns
+        part = RISE if load_ns > before_ns else FALL
+        mean_ns = before_ns + int(part * (load_ns - before_ns))
+        self._put(entry.model_copy(update={"load_ns": max(min(mean_ns, 10**15), 1)}))
+
+    def weighed(self, model: str, backend: str, weights: Mapping[str, int]) -> None:
+        """What a load was seen to take, by device."""
+        entry = self._entry(model, backend)
+        found = {
+            place: (*entry.weights.get(place, ()), weight)[-SAMPLES_MAX:]
+            for place, weight in weights.items()
+            if 0 < weight <= 2**50
+        }
+        if found:
+            self._put(entry.model_copy(update={"weights": found}))
+
+    def store(self) -> None:
+        """Writes the file; a failure is told once."""
+        file = LearnedLoadsFile(loads=tuple(self._entries.values()))
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._path.with_suffix(".new")
+            temporary.write_text(file.model_dump_json() + "\n")
+            temporary.replace(self._path)
+        except OSError as error:
+            if str(error) != self._failure:
+                self._failure = str(error)
+                log(logger, logging.WARNING, "what loads take cannot be kept",
+                    file=self._path, reason=error.strerror)  # fmt: skip
+            return
+        self._failure = ""
+
+    def _of_model(self, model: str) -> Iterable[LearnedLoad]:
+        return (entry for (name, _), entry in self._entries.items() if name == model)
+
+    def _entry(self, model: str, backend: str) -> LearnedLoad:
+        return self._entries.get((model, backend)) or LearnedLoad(model=model, backend=backend)
+
+    def _put(self, entry: LearnedLoad) -> None:
+        self._entries.pop((entry.model, entry.backend), None)
+        self._entries[entry.model, entry.backend] = entry
+        for oldest in list(self._entries)[: max(len(self._entries) - ENTRIES_MAX, 0)]:
+            del self._entries[oldest]
+
+    def _load(self) -> dict[tuple[str, str], LearnedLoad]:
+        try:
+            with self._path.open("rb") as file:
+                text = file.read(FILE_BYTES_MAX + 1)
+            if len(text) > FILE_BYTES_MAX:
+                raise ValueError("it is too large")
+            loads = LearnedLoadsFile.model_validate_json(text).loads
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValidationError, ValueError) as error:
+            reason = str(error)
+            if isinstance(error, ValidationError):
+                reason = str(error.errors(include_url=False)[0]["msg"])
+            log(logger, logging.WARNING, "what loads took is ignored: the file cannot be used, and "
+                "is replaced by what is learned from now on", file=self._path,
+                reason=reason)  # fmt: skip
+            return {}
+        return {(entry.model, entry.backend): entry for entry in loads}

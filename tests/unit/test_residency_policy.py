@@ -1,0 +1,185 @@
+"""Who makes room for whom: the policy of residency, by figures."""
+
+from __future__ import annotations
+
+import math
+import random
+
+from scheduler.control.residency import (
+    Later,
+    NoRoom,
+    Plan,
+    Resident,
+    Room,
+    Site,
+    excess,
+    idle,
+    plan,
+)
+
+GIB = 2**30
+NOW = 1000.0
+
+
+def resident(name: str, weight: int, used: float, **more: object) -> Resident:
+    return Resident(name, "one", {"gpu": weight}, used, **more)  # type: ignore[arg-type]
+
+
+def site(weight: int, backend: str = "one", place: str = "gpu", certain: bool = True) -> Site:
+    return Site(backend, {place: weight}, certain)
+
+
+def victims(found: object) -> list[str]:
+    assert isinstance(found, Plan), found
+    return [victim.name for victim in found.victims]
+
+
+def budget(size: int) -> dict[str, Room]:
+    return {"gpu": Room(budget_bytes=size)}
+
+
+def test_what_fits_is_loaded_and_nobody_leaves() -> None:
+    there = [resident("a", GIB, 1), resident("b", GIB, 2)]
+    assert victims(plan([site(2 * GIB)], there, budget(4 * GIB), (), NOW)) == []
+
+
+def test_the_least_recently_used_leaves_and_no_more_than_needed() -> None:
+    there = [resident("a", GIB, 3), resident("b", GIB, 1), resident("c", GIB, 2)]
+    assert victims(plan([site(GIB)], there, budget(3 * GIB), (), NOW)) == ["b"]
+    assert victims(plan([site(2 * GIB)], there, budget(3 * GIB), (), NOW)) == ["b", "c"]
+
+
+def test_a_small_one_stays_where_a_larger_one_has_to_leave_anyway() -> None:
+    there = [resident("small", GIB, 1), resident("large", 4 * GIB, 2)]
+    assert victims(plan([site(4 * GIB)], there, budget(5 * GIB), (), NOW)) == ["large"]
+
+
+def test_pinned_models_stay() -> None:
+    there = [resident("a", GIB, 1, kept=True), resident("b", GIB, 2)]
+    assert victims(plan([site(GIB)], there, budget(2 * GIB), (), NOW)) == ["b"]
+    found = plan([site(2 * GIB)], there, budget(2 * GIB), (), NOW)
+    assert found == NoRoom("gpu", 2 * GIB, GIB, others=False)
+
+
+def test_a_busy_one_leaves_only_where_no_idle_one_makes_room() -> None:
+    there = [resident("a", GIB, 1, busy=True), resident("b", GIB, 2)]
+    assert victims(plan([site(GIB)], there, budget(2 * GIB), (), NOW)) == ["b"]
+    there = [resident("a", GIB, 1, busy=True)]
+    assert victims(plan([site(GIB)], there, budget(GIB), (), NOW)) == ["a"]
+
+
+def test_one_that_was_only_just_loaded_is_waited_for() -> None:
+    there = [resident("a", GIB, 1, protected_until_s=NOW + 5), resident("b", GIB, 2)]
+    assert victims(plan([site(GIB)], there, budget(2 * GIB), (), NOW)) == ["b"]
+    assert plan([site(2 * GIB)], there, budget(2 * GIB), (), NOW) == Later(NOW + 5)
+    assert victims(plan([site(2 * GIB)], there, budget(2 * GIB), (), NOW + 5)) == ["a", "b"]
+
+
+def test_measured_memory_counts_as_the_budget_does() -> None:
+    rooms = {"gpu": Room(free_bytes=GIB, most_bytes=8 * GIB)}
+    there = [resident("a", 2 * GIB, 1), resident("b", GIB, 2)]
+    assert victims(plan([site(GIB)], there, rooms, (), NOW)) == []
+    assert victims(plan([site(3 * GIB)], there, rooms, (), NOW)) == ["a"]
+    found = plan([site(5 * GIB)], there, rooms, (), NOW)
+    assert found == NoRoom("gpu", 5 * GIB, 4 * GIB, others=True), "others have the rest"
+    found = plan([site(9 * GIB)], there, rooms, (), NOW)
+    assert found == NoRoom("gpu", 9 * GIB, 4 * GIB, others=False)
+
+
+def test_a_weight_seen_once_refuses_nobody() -> None:
+    there = [resident("a", GIB, 1)]
+    found = plan([site(5 * GIB, certain=False)], there, budget(4 * GIB), (), NOW)
+    assert victims(found) == ["a"]
+
+
+def test_a_model_of_unknown_weight_needs_something_left() -> None:
+    there = [resident("a", GIB, 1)]
+    assert victims(plan([site(0)], there, budget(2 * GIB), (), NOW)) == []
+    assert victims(plan([site(0)], there, budget(GIB), (), NOW)) == ["a"]
+
+
+def test_a_site_where_nobody_has_to_leave_is_chosen() -> None:
+    rooms = {"gpu": Room(budget_bytes=GIB), "other": Room(budget_bytes=GIB)}
+    sites = [site(GIB), site(GIB, "two", "other")]
+    there = [resident("a", GIB, 1)]
+    found = plan(sites, there, rooms, (), NOW)
+    assert isinstance(found, Plan)
+    assert (found.site.backend, found.victims) == ("two", ())
+
+
+def test_loads_of_one_device_follow_each_other() -> None:
+    rooms = budget(4 * GIB)
+    assert plan([site(GIB)], [], rooms, {"gpu"}, NOW) == Later(math.inf)
+    assert plan([site(GIB)], [], rooms, {"one"}, NOW) == Later(math.inf)
+    found = plan([site(GIB), site(GIB, "two", "other")], [], rooms, {"gpu"}, NOW)
+    assert isinstance(found, Plan)
+    assert found.site.backend == "two"
+
+
+def test_a_model_on_two_devices_needs_room_on_both() -> None:
+    rooms = {"gpu": Room(budget_bytes=2 * GIB), "other": Room(budget_bytes=2 * GIB)}
+    there = [
+        Resident("a", "one", {"gpu": GIB}, 1),
+        Resident("b", "one", {"other": 2 * GIB}, 2),
+        Resident("both", "one", {"gpu": GIB, "other": 0}, 3),
+    ]
+    wanted = Site("one", {"gpu": GIB, "other": GIB})
+    assert victims(plan([wanted], there, rooms, (), NOW)) == ["a", "b"]
+
+
+def test_what_is_above_the_budget_leaves() -> None:
+    there = [resident("a", GIB, 1, kept=True), resident("b", GIB, 2), resident("c", GIB, 3)]
+    assert excess(there, budget(3 * GIB), NOW) == ()
+    assert [r.name for r in excess(there, budget(2 * GIB), NOW)] == ["b"]
+    assert [r.name for r in excess(there, budget(0), NOW)] == ["b", "c"]
+    assert excess(there, {"gpu": Room(free_bytes=-GIB)}, NOW) == (), "only budgets do that"
+
+
+def test_what_nobody_uses_leaves_after_a_while() -> None:
+    there = [
+        resident("a", GIB, 1),
+        resident("b", GIB, 90),
+        resident("c", GIB, 1, kept=True),
+        resident("d", GIB, 1, busy=True),
+        resident("e", GIB, 1, protected_until_s=NOW + 1),
+    ]
+    assert [r.name for r in idle(there, 50, NOW)] == ["a"]
+
+
+def test_random_plans_keep_the_budget_and_touch_nobody_that_must_stay() -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    outcomes = set()
+    for _ in range(3000):
+        there = [
+            resident(
+                f"m{number}",
+                draw.randint(0, 4),
+                draw.randint(0, 9),
+                busy=draw.random() < 0.3,
+                kept=draw.random() < 0.2,
+                protected_until_s=draw.choice([0, NOW + 1]),
+            )
+            for number in range(draw.randint(0, 6))
+        ]
+        limit, weight = draw.randint(1, 12), draw.randint(1, 8)
+        found = plan([site(weight)], there, budget(limit), (), NOW)
+        outcomes.add(type(found))
+        kept = sum(r.weights["gpu"] for r in there if r.kept)
+        if isinstance(found, NoRoom):
+            assert kept + weight > limit
+            continue
+        assert kept + weight <= limit
+        if isinstance(found, Later):
+            free = [r for r in there if not r.kept and r.protected_until_s <= NOW]
+            left = sum(r.weights["gpu"] for r in there if r not in free)
+            assert left + weight > limit, "those that need no protection were enough"
+            continue
+        assert isinstance(found, Plan)
+        assert not any(r.kept or r.protected_until_s > NOW for r in found.victims)
+        left_over = sum(r.weights["gpu"] for r in there if r not in found.victims)
+        assert left_over + weight <= limit
+        for victim in found.victims:
+            assert left_over + weight + victim.weights["gpu"] > limit or not victim.weights["gpu"]
+    assert outcomes == {Plan, Later, NoRoom}
