@@ -11,7 +11,8 @@ from pathlib import Path
 from scheduler.backends.catalog import ModelSpec
 from scheduler.backends.remembered import ModelKey, RememberedModels
 from scheduler.backends.watch import BackendStatus, BackendWatch
-from scheduler.config.schema import Backend, Discovery
+from scheduler.config.discovery import Discovery
+from scheduler.config.schema import Backend
 from scheduler.telemetry.logs import log
 
 logger = logging.getLogger(__name__)

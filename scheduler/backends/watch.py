@@ -22,7 +22,7 @@ from tritonclient.grpc import service_pb2
 from scheduler.backends.catalog import READY, CatalogError, ModelSpec, batching_advice, model_spec
 from scheduler.backends.probe import Answer, CallError, ProbeResult, TritonCalls
 from scheduler.backends.remembered import Described, ModelKey, RememberedModels
-from scheduler.config.schema import Discovery
+from scheduler.config.discovery import Discovery
 from scheduler.security.tls import ClientTls
 from scheduler.telemetry.logs import log
 
@@ -63,6 +63,8 @@ class BackendWatch:
         self.ready_models: set[ModelKey] = set()
         # Versions that the repository has and that cannot be served: unloaded, or failed to load.
         self.unavailable: set[ModelKey] = set()
+        # Names that the repository has and of which no version is served: it may be loaded.
+        self.absent: frozenset[str] = frozenset()
         self.server: service_pb2.ServerMetadataResponse | None = None
         # Whether its models are known: `server` alone comes before them.
         self.catalog_read = False
@@ -185,7 +187,8 @@ class BackendWatch:
             return
         if suspicions == self._suspicions:
             self._suspected = False
-        self._take_catalog(described, ready & described.keys())
+        absent = frozenset(m.name for m in index.models) - {name for name, _ in described}
+        self._take_catalog(described, ready & described.keys(), absent)
         self.take_probe(result)
 
     def _next_in_turn(self, ready: set[ModelKey]) -> set[ModelKey]:
@@ -216,17 +219,24 @@ class BackendWatch:
             log(logger, logging.WARNING, "cannot read a model", backend=self.address,
                 model=key[0], version=key[1], reason=reason)  # fmt: skip
 
-    def _take_catalog(self, described: dict[ModelKey, Described], ready: set[ModelKey]) -> None:
+    def _take_catalog(
+        self,
+        described: dict[ModelKey, Described],
+        ready: set[ModelKey],
+        absent: frozenset[str],
+    ) -> None:
         models = _all_specs(described)
         # Messages are kept by identity, so that an unchanged model compares cheaply.
         for key, spec in models.items():
             if self.models.get(key) == spec:
                 models[key] = self.models[key]
         changed = models != self.models or ready != self.ready_models or not self.catalog_read
+        changed = changed or absent != self.absent
         if self._remembered is not None and models != self.models:
             self._remembered.store(described)
         self._described = described
         self.models, self.ready_models = models, ready & models.keys()
+        self.absent = absent
         self.catalog_read = True
         for key in sorted(models.keys() - self._advised):
             self._advised.add(key)
@@ -253,6 +263,7 @@ class BackendWatch:
             self.server = None
             self.catalog_read = False
             self.ready_models = set()
+            self.absent = frozenset()
             self._suspected = False
         if changed or settling:
             self._report()

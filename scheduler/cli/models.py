@@ -31,6 +31,9 @@ COLUMNS = {
     "target": "B*",
 }
 
+# Where models are loaded on demand.
+RESIDENCY_COLUMNS = {"residency": "RESIDENCY", "weight": "WEIGHT", "last_use": "LAST USE"}
+
 
 @click.group()
 def models() -> None:
@@ -47,7 +50,9 @@ def list_models(control_address: str, output: str) -> None:
     if output == "json":
         print_json([message_record(model) for model in answer.models])
         return
-    print_rows(output, COLUMNS, [_row(model) for model in answer.models])
+    on_demand = any(model.HasField("residency") for model in answer.models)
+    columns = {**COLUMNS, **RESIDENCY_COLUMNS} if on_demand else COLUMNS
+    print_rows(output, columns, [_row(model) for model in answer.models])
 
 
 @models.command()
@@ -66,6 +71,9 @@ def describe(name: str, control_address: str, output: str) -> None:
 
 
 def _describe(model: pb.ModelStatus) -> None:
+    if not model.version:
+        print_table(["MODEL", model.name], _residency_rows(model))
+        return
     batching = model.batching
     mode = (
         "triton"
@@ -80,6 +88,7 @@ def _describe(model: pb.ModelStatus) -> None:
             ("largest batch", f"{batching.rows_max} rows"),
             ("slo", format_duration(batching.slo_ns) if batching.slo_ns else "none"),
             ("attainment wanted", f"{batching.attainment:.2%}"),
+            *_residency_rows(model),
             *(("problem", text) for text in model.problems),
         ],
     )
@@ -147,6 +156,34 @@ def _part(good: int, total: int) -> str:
     return f"{good / total:.1%}" if total else "-"
 
 
+def _residency_rows(model: pb.ModelStatus) -> list[tuple[str, object]]:
+    if not model.HasField("residency"):
+        return []
+    found = model.residency
+    load = f"{found.load_ns / 1e9:.1f} s" if found.load_ns else "not known yet"
+    rows: list[tuple[str, object]] = [
+        ("residency", _residency(found)),
+        ("weight", _weight(found)),
+        ("last use", _last_use(found)),
+        ("a load takes", load),
+        ("loads / unloads / failed", f"{found.loads} / {found.unloads} / {found.load_failures}"),
+    ]
+    return [*rows, ("load failed", found.error)] if found.error else rows
+
+
+def _residency(found: pb.ModelResidency) -> str:
+    state = found.state.replace("_", " ")
+    return f"{state}, pinned" if found.pinned else state
+
+
+def _weight(found: pb.ModelResidency) -> str:
+    return f"{found.weight_bytes / 2**30:.2f} GiB" if found.weight_bytes else "-"
+
+
+def _last_use(found: pb.ModelResidency) -> str:
+    return f"{found.idle_ns / 1e9:.0f} s ago" if found.idle_ns >= 0 else "-"
+
+
 def _row(model: pb.ModelStatus) -> dict[str, object]:
     totals = model.requests
     default = " (default)" if model.is_default_version else ""
@@ -168,5 +205,8 @@ def _row(model: pb.ModelStatus) -> dict[str, object]:
         "rows_per_batch": f"{totals.batch_rows / totals.batches:.1f}" if totals.batches else "-",
         "in_time": _part(good, total),
         "latency": _line(learned.latency).removesuffix(" ms") if learned and known else "-",
+        "residency": _residency(model.residency),
+        "weight": _weight(model.residency),
+        "last_use": _last_use(model.residency) if model.HasField("residency") else "-",
         "target": (learned.latency.rows_target or "-") if learned and known else "-",
     }

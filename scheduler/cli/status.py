@@ -48,9 +48,15 @@ def _print_status(now: pb.GetStatusResponse) -> None:
         ("models ready", f"{now.models_ready} of {now.models}"),
         ("backends serving", f"{now.backends_serving} of {now.backends}"),
         ("device memory known", f"{now.devices_known} of {now.devices} devices"),
+        *((f"weights on {p.place}", _weights(p)) for p in now.residency),
         *(("problem", text) for text in now.problems),
     ]
     print_table(["STATUS", ""], rows)
+
+
+def _weights(place: pb.ResidencyPlace) -> str:
+    used = f"{place.resident_bytes / 2**30:.2f} GiB"
+    return f"{used} of {place.budget_bytes / 2**30:.2f} GiB" if place.budget_bytes else used
 
 
 def _print_queues(queues: pb.ListQueuesResponse) -> None:

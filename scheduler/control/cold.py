@@ -173,6 +173,10 @@ class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> CatalogEntry:
         version = await _version(version_text, context)
         entry = self._pool.find(name, version)
+        if entry is None and await _answer(
+            context, self._plane.residency.wait_loaded(name, context.time_remaining())
+        ):
+            entry = self._pool.find(name, version)
         if entry is not None:
             return entry
         code, text = self._unknown(name, version)

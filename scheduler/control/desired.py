@@ -20,6 +20,7 @@ from scheduler.control.padding import apply_padding, padding_problems
 from scheduler.control.payload_memory import PayloadMemory
 from scheduler.control.priors import Priors
 from scheduler.control.regions import Regions
+from scheduler.control.steered import NOTHING_STEERED, Steered
 from scheduler.control.triton_batching import forms_batches, held_requests, triton_message
 from scheduler.security.tls import ClientTls
 from scheduler.telemetry.logs import log
@@ -74,6 +75,7 @@ class DesiredState:
         regions: Regions,
         payload: PayloadMemory | None = None,
         devices: Mapping[tuple[ModelKey, str], Sequence[int]] | None = None,
+        residency: Steered = NOTHING_STEERED,
     ) -> pb.Apply:
         """The complete wanted state (without a generation)."""
         self.backend_index = self._backends.assign(pool.watches)
@@ -100,16 +102,18 @@ class DesiredState:
             entry = pool.catalog[key]
             mine = settings.batching_for(key[0])
             batching = self._batching(key, entry.spec, mine)
-            batching.refusing = key[0] in self.refusing
+            batching.refusing = key[0] in self.refusing or key[0] in residency.refusing
             model = _model(index, entry, batching, self.backend_index)
             for placement in model.placements:
                 address = self.backend_at(placement.backend_index) or ""
+                placement.ready &= (key[0], address) not in residency.leaving
                 placement.executor_group = groups.get((key, address), 0)
                 placement.device_indices.extend((devices or {}).get((key, address), ()))
                 if self.priors is not None and not batching.direct_max:
                     placement.latency_prior.extend(self.priors.of(entry.spec, address, mine))
             self._pad(key, entry.spec, mine.padding, model)
             apply.models.append(model)
+        apply.loadable.extend(residency.loadable)
         for name, region in sorted(regions.by_name.items()):
             having = region.backends & self.backend_index.keys()
             numbers = sorted(self.backend_index[address] for address in having)

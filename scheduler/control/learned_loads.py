@@ -41,8 +41,8 @@ class LearnedLoad(Section):
     load_ns: Nanoseconds = 0
     weights: Annotated[
         dict[str, Annotated[tuple[Bytes, ...], Field(max_length=SAMPLES_MAX)]],
-        Field(max_length=64),
-    ] = {}
+        Field(default={}, max_length=64),
+    ]
 
 
 class LearnedLoadsFile(Section):
@@ -123,7 +123,8 @@ class LearnedLoads:
         return (entry for (name, _), entry in self._entries.items() if name == model)
 
     def _entry(self, model: str, backend: str) -> LearnedLoad:
-        return self._entries.get((model, backend)) or LearnedLoad(model=model, backend=backend)
+        found = self._entries.get((model, backend))
+        return found or LearnedLoad(model=model, backend=backend, weights={})
 
     def _put(self, entry: LearnedLoad) -> None:
         self._entries.pop((entry.model, entry.backend), None)

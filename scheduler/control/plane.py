@@ -20,12 +20,15 @@ from scheduler.control.device_readings import DeviceReadings
 from scheduler.control.devices import Devices
 from scheduler.control.health import HealthServicer
 from scheduler.control.latencies import Latencies
+from scheduler.control.loads import Loads
 from scheduler.control.memory_needs import MemoryNeeds
+from scheduler.control.model_residency import ModelResidency
 from scheduler.control.parameters import Parameters
 from scheduler.control.payload_memory import PayloadMemory
 from scheduler.control.readiness import Readiness
 from scheduler.control.regions import Regions
 from scheduler.control.steering import SteeringClient
+from scheduler.control.turns import Turns
 from scheduler.telemetry.logs import log
 from scheduler.telemetry.metrics import SHARED_MEMORY_GAUGES, Scope
 from scheduler.v1 import dataplane_pb2 as pb
@@ -76,17 +79,21 @@ class ControlPlane:
         self._readings = DeviceReadings(
             self.steering.tell_memory, activity.busy, self.devices.inherited
         )
-        self._looked_around = False
+        self.looked_around = False  # every backend and source was looked at once
         self.readiness = Readiness(
             self.pool,
             lambda: self.settings.server.readiness,
-            lambda: self.steering.connected,
+            lambda: self.steering.connected and not self._awaits_residency(),
             self._data_plane_serves,
+            lambda: self.residency,
         )
         self.health = HealthServicer()
         self.regions = Regions(parameters.runtime_directory)
+        state_directory = self.settings.server.state_directory or parameters.runtime_directory
+        self.turns, self.loads = Turns(), Loads(parameters.runtime_directory)
+        self.residency = ModelResidency(self, state_directory)
         self.latencies = Latencies(
-            self.settings.server.state_directory or parameters.runtime_directory,
+            state_directory,
             self.pool,
             self.steering,
             self.counters,
@@ -114,6 +121,7 @@ class ControlPlane:
             asyncio.create_task(self.steering.run(), name="steering"),
             asyncio.create_task(self.latencies.run(self.desired), name="latencies"),
             asyncio.create_task(self.devices.run(), name="devices"),
+            asyncio.create_task(self.residency.loader.run(), name="residency"),
         ]
 
     def batching_for(self, model_name: str) -> Batching:
@@ -135,6 +143,7 @@ class ControlPlane:
             learned=self.latencies.figures(),
             shared_memory={key: getattr(shared, key) for key in SHARED_MEMORY_GAUGES},
             devices=self.devices.metrics_scope(self.needs.current, self.counters),
+            residency=self.residency.scope,
         )
 
     def refresh_state(self) -> None:
@@ -144,15 +153,23 @@ class ControlPlane:
         memory, if it does not hang: the data plane may serve with the state of a control plane that
         died, and ignorance must not take that away.
         """
-        self._looked_around = self._looked_around or (self.pool.settled and self.devices.ready)
+        self.looked_around = self.looked_around or (
+            self.pool.settled and self.devices.ready and self.residency.settled
+        )
         self._note_rejoins()
-        if self._looked_around:
+        if self.looked_around:
             self.steering.want(
                 self.desired.build(
-                    self.pool, self.settings, self.regions, self.payload, self.devices.assign()
+                    self.pool,
+                    self.settings,
+                    self.regions,
+                    self.payload,
+                    self.devices.assign(),
+                    self.residency.steered(),
                 )
             )
         self.devices.look()
+        self.residency.look()
         self.publish_health()
 
     async def confirmed(self) -> None:
@@ -186,6 +203,8 @@ class ControlPlane:
             address = self.desired.backend_at(event.shared_memory_lost.backend_index)
             if address is not None:
                 self.payload.lost(address, event.shared_memory_lost.region)
+        elif kind == "model_wanted":
+            self.residency.loader.want(event.model_wanted.name)
 
     def reload(self) -> None:
         """Reads the configuration again; keeps the old one and counts when it cannot be used."""
@@ -282,6 +301,10 @@ class ControlPlane:
         self._served = served_placements(self.steering.applied)
         self.payload.segment(*self.steering.shared_memory)
         self.publish_health()
+
+    def _awaits_residency(self) -> bool:
+        """Whether the data plane has yet to be told which models may be loaded."""
+        return self.residency.on and (not self.residency.settled or self.steering.applied is None)
 
     def _data_plane_serves(self, key: ModelKey, address: str) -> bool:
         """Whether the data plane has taken over this placement and has a connection open there.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from scheduler.backends.pool import BackendPool, CatalogEntry
 from scheduler.backends.remembered import ModelKey
+
+if TYPE_CHECKING:
+    from scheduler.control.model_residency import ModelResidency
 
 
 class Readiness:
@@ -23,11 +26,13 @@ class Readiness:
         mode: Callable[[], Literal["strict", "lenient"]],
         data_plane_connected: Callable[[], bool],
         data_plane_serves: Callable[[ModelKey, str], bool] = lambda key, address: True,
+        residency: Callable[[], ModelResidency | None] = lambda: None,
     ) -> None:
         self._pool = pool
         self._mode = mode
         self._data_plane_connected = data_plane_connected
         self._data_plane_serves = data_plane_serves
+        self._residency = residency
         self.draining = False
 
     def serves(self, entry: CatalogEntry) -> bool:
@@ -42,7 +47,12 @@ class Readiness:
     def ready(self) -> bool:
         if self.draining or not self._data_plane_connected() or not self._pool.any_serving:
             return False
-        entries = self._pool.catalog.values()
+        residency = self._residency()
+        if residency is not None and self._mode() == "strict" and residency.pinned_missing:
+            return False
+        # What comes and goes as it is wanted is no fault while it does.
+        unready = residency.unready() if residency is not None else frozenset()
+        entries = [e for e in self._pool.catalog.values() if e.spec.name not in unready]
         if not entries:
             # An empty repository is ready, as Triton has it, once it has been read.
             return any(watch.catalog_read for watch in self._pool.watches.values())

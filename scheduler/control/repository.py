@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -27,21 +27,17 @@ from scheduler.control.fan_out import (
     ask_all,
     reachable,
 )
-from scheduler.control.loads import Loads, Wish
+from scheduler.control.loads import Wish
 from scheduler.control.plane import ControlPlane
-from scheduler.control.turns import Turns
+from scheduler.control.unloading import drained, until_unloaded
 from scheduler.telemetry.logs import log
 
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 LOAD_TIMEOUT_S = 3600.0
-# How long a backend may take to end the model after it has taken the unload.
-UNLOAD_TIMEOUT_S = 300.0
-POLL_PERIOD_S = 0.02
 # An index lists the best state of a version over the pool.
 _STATES = ("READY", "LOADING", "UNLOADING", "UNAVAILABLE", "")
-_GONE = ("UNAVAILABLE", "")
 
 
 class Repository:
@@ -49,8 +45,7 @@ class Repository:
 
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
-        self._turns = Turns()
-        self._loads = Loads(plane.parameters.runtime_directory)
+        self._turns, self._loads = plane.turns, plane.loads
         plane.on_rejoin.append(self._rejoined)
         self._operations: set[asyncio.Task[Any]] = set()
 
@@ -117,6 +112,7 @@ class Repository:
         watches = reachable(pool)
         await self._would_be_taken(watches, request)
         plane.desired.refusing.update(names)
+        plane.residency.held_back.update(names)
         try:
             plane.refresh_state()
             await self._drain(names)
@@ -128,6 +124,7 @@ class Repository:
             await self._take_over(watches, names)
         finally:
             plane.desired.refusing.difference_update(names)
+            plane.residency.held_back.difference_update(names)
             plane.refresh_state()
         self._report("unloaded", request.model_name, outcome)
         outcome.raise_failures()
@@ -164,15 +161,8 @@ class Repository:
         """
         plane = self._plane
         indices = {index for key, index in plane.desired.model_index.items() if key[0] in names}
-        deadline_s = plane.settings.server.drain.deadline / 1e9
-
-        async def until_idle() -> None:
-            await plane.steering.settled(deadline_s)
-            while _busy(await plane.steering.snapshot(), indices):
-                await asyncio.sleep(POLL_PERIOD_S)
-
         try:
-            await asyncio.wait_for(until_idle(), deadline_s)
+            await drained(plane.steering, indices, plane.settings.server.drain.deadline / 1e9)
         except (ConnectionError, asyncio.TimeoutError) as error:
             log(logger, logging.WARNING, "a model is unloaded that is not drained",
                 models=",".join(sorted(names)), reason=repr(error))  # fmt: skip
@@ -182,7 +172,7 @@ class Repository:
     ) -> Outcome:
         """Triton answers an unload before it is done: waits for the end of it."""
         told = [watch for watch in watches if watch.address in outcome.answers]
-        waits = (_until_unloaded(watch, names) for watch in told)
+        waits = (until_unloaded(watch, names) for watch in told)
         late = [failure for failure in await asyncio.gather(*waits) if failure is not None]
         lost = {failure.address for failure in late}
         answers = {a: answer for a, answer in outcome.answers.items() if a not in lost}
@@ -213,6 +203,8 @@ class Repository:
                 wish = self._loads.by_name.get(name)
                 if watch is None or wish is None:
                     continue
+                if wish.load is not None and self._plane.residency.loads(name, address):
+                    continue  # the first request for it does, by this wish
                 try:
                     if await self._fulfil(watch, name, wish):
                         await self._take_over([watch], [name])
@@ -231,7 +223,7 @@ class Repository:
                 return False
             request = service_pb2.RepositoryModelUnloadRequest(model_name=name)
             await watch.calls.rpc("RepositoryModelUnload", request, UPDATE_TIMEOUT_S)
-            failure = await _until_unloaded(watch, [name])
+            failure = await until_unloaded(watch, [name])
             if failure is not None:
                 raise failure
             return True
@@ -291,15 +283,6 @@ def _refuse_repository_name(name: str) -> None:
         )
 
 
-def _busy(snapshot: Any, indices: Iterable[int]) -> bool:
-    wanted = set(indices)
-    return any(
-        model.queued_requests or model.inflight_batches
-        for model in snapshot.models
-        if model.index in wanted
-    )
-
-
 async def _differs(watch: BackendWatch, name: str, version: str, wish: Wish) -> bool:
     """Whether an override that was loaded is not in effect there. Raises CallError."""
     if wish.load is None or not wish.load.parameters or wish.config is None:
@@ -307,24 +290,3 @@ async def _differs(watch: BackendWatch, name: str, version: str, wish: Wish) -> 
     metadata, config = await watch.calls.model(name, version)
     wanted, found = (model_spec(version, metadata, c) for c in (wish.config, config))
     return bool(wanted.differs_from(found))
-
-
-async def _until_unloaded(watch: BackendWatch, names: Collection[str]) -> RpcError | None:
-    """None once no version of the models is loaded there; a failure when that takes too long."""
-    request = service_pb2.RepositoryIndexRequest()
-
-    async def until_gone() -> None:
-        while True:
-            index = await watch.calls.rpc("RepositoryIndex", request, UPDATE_TIMEOUT_S)
-            if all(model.state in _GONE for model in index.models if model.name in names):
-                return
-            await asyncio.sleep(POLL_PERIOD_S)
-
-    try:
-        await asyncio.wait_for(until_gone(), UNLOAD_TIMEOUT_S)
-    except RpcError as error:
-        return error
-    except asyncio.TimeoutError:
-        text = f"unloading has not ended after {UNLOAD_TIMEOUT_S:.0f} s"
-        return RpcError(watch.address, grpc.StatusCode.DEADLINE_EXCEEDED, text)
-    return None

@@ -140,9 +140,7 @@ def idle(residents: Iterable[Resident], idle_since_s: float, now_s: float) -> tu
     return tuple(
         r
         for r in residents
-        if not (r.kept or r.busy)
-        and r.last_used_s <= idle_since_s
-        and r.protected_until_s <= now_s
+        if not (r.kept or r.busy) and r.last_used_s <= idle_since_s and r.protected_until_s <= now_s
     )
 
 
@@ -198,9 +196,7 @@ def _most(place: str, there: Sequence[Resident], room: Room) -> float:
     return most
 
 
-def _no_room(
-    place: str, need: int, there: Sequence[Resident], room: Room, most: int
-) -> NoRoom:
+def _no_room(place: str, need: int, there: Sequence[Resident], room: Room, most: int) -> NoRoom:
     kept = sum(r.weights[place] for r in there if r.kept)
     bounds = [b - kept for b in (room.budget_bytes, room.most_bytes) if b is not None]
     return NoRoom(place, need, max(most, 0), others=not bounds or need <= min(bounds))
@@ -235,3 +231,18 @@ def _in_order(there: Iterable[Resident], now_s: float, protected: bool) -> list[
         found,
         key=lambda r: (r.protected_until_s > now_s, r.busy, r.last_used_s, r.name, r.backend),
     )
+
+
+def leaving_next(
+    site: Site, residents: Sequence[Resident], now_s: float
+) -> Resident | Later | None:
+    """Who leaves the site though nobody had to by the figures: a load found no memory there.
+
+    None: nobody is left.
+    """
+    there = [r for r in residents if r.weights.keys() & site.weights.keys()]
+    found = _in_order(there, now_s, protected=True)
+    if not found:
+        return None
+    first = found[0]
+    return Later(first.protected_until_s) if first.protected_until_s > now_s else first

@@ -16,6 +16,7 @@ from scheduler.backends.remembered import ModelKey
 from scheduler.backends.watch import BackendStatus
 from scheduler.config.errors import path_text
 from scheduler.control.desired import batching_message, tensor_message
+from scheduler.control.model_residency import Shown
 from scheduler.control.plane import ControlPlane
 from scheduler.memory.table import DeviceMemory
 from scheduler.v1 import control_pb2 as pb
@@ -58,7 +59,9 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
             problems=[
                 *(text for entry in entries for text in self._problems(entry)),
                 *plane.devices.problems,
+                *plane.residency.problems,
             ],
+            residency=self._residency_places(),
             devices=len(plane.devices.current),
             devices_known=sum(device.known for device in plane.devices.current.values()),
         )
@@ -71,11 +74,19 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
             for (name, _), entry in self._plane.pool.catalog.items()
             if not request.name or name == request.name
         ]
-        if request.name and not entries:
+        shown = {s.name: s for s in self._plane.residency.shown() if request.name in ("", s.name)}
+        if request.name and not entries and not shown:
             await context.abort(
                 grpc.StatusCode.NOT_FOUND, f"no model {request.name!r} in the catalog"
             )
-        return pb.ListModelsResponse(models=[self._model(entry) for entry in entries])
+        answer = pb.ListModelsResponse(models=[self._model(entry) for entry in entries])
+        for name in shown.keys() - {entry.spec.name for entry in entries}:
+            answer.models.add(name=name)
+        answer.models.sort(key=lambda model: (model.name, int(model.version or 0)))
+        for model in answer.models:
+            if model.name in shown:
+                self._add_residency(model, shown[model.name])
+        return answer
 
     async def ListBackends(self, request: Any, context: Any) -> pb.ListBackendsResponse:
         plane = self._plane
@@ -199,6 +210,41 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
         status.problems.extend(self._problems(entry))
         self._add_totals(status)
         return status
+
+    def _add_residency(self, model: pb.ModelStatus, shown: Shown) -> None:
+        counted = [
+            loads
+            for (name, _), loads in self._plane.residency.loader.counted.items()
+            if name == shown.name
+        ]
+        model.residency.MergeFrom(
+            pb.ModelResidency(
+                state=shown.state,
+                pinned=shown.pinned,
+                weight_bytes=sum(shown.weights.values()),
+                idle_ns=int(shown.idle_s * 1e9) if shown.idle_s >= 0 else -1,
+                load_ns=shown.load_ns,
+                error=shown.error,
+                backends=shown.backends,
+                loads=sum(loads.loads for loads in counted),
+                unloads=sum(loads.unloads for loads in counted),
+                load_failures=sum(loads.failures for loads in counted),
+            )
+        )
+
+    def _residency_places(self) -> list[pb.ResidencyPlace]:
+        residency = self._plane.residency
+        if not residency.on:
+            return []
+        used, budgets = residency.resident_bytes(), residency.budget_bytes()
+        return [
+            pb.ResidencyPlace(
+                place=place,
+                resident_bytes=used.get(place, 0),
+                budget_bytes=budgets.get(place, 0),
+            )
+            for place in sorted(used.keys() | budgets.keys())
+        ]
 
     def _problems(self, entry: CatalogEntry) -> list[str]:
         name, batching = entry.spec.name, self._plane.batching_for(entry.spec.name)

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from scheduler import __version__
 from scheduler._native.counters import DURATION_BOUNDS_NS, ROW_BOUNDS, CountersPage
 from scheduler.telemetry.device_metrics import DeviceScope, device_families
+from scheduler.telemetry.residency_metrics import ResidencyScope, residency_families
 
 DURATION_BOUNDS = [repr(bound / 1e9) for bound in DURATION_BOUNDS_NS] + ["+Inf"]
 ROW_BOUND_TEXTS = [str(bound) for bound in ROW_BOUNDS] + ["+Inf"]
@@ -140,6 +141,7 @@ class Scope:
     learned: Mapping[tuple[str, str, str], LearnedFigures] = field(default_factory=dict)
     shared_memory: Mapping[str, int] = field(default_factory=dict)
     devices: DeviceScope = field(default_factory=DeviceScope)
+    residency: ResidencyScope = field(default_factory=ResidencyScope)
 
 
 def ledger_imbalance(counters: Mapping[str, Any]) -> int:
@@ -186,6 +188,7 @@ class CountersCollector(Collector):
         yield from _learned_families(scope.learned)
         yield from self._backend_families(scope)
         yield from device_families(scope.devices)
+        yield from residency_families(scope.residency)
 
     def _counters_at_rest(self, index: int) -> dict[str, Any] | None:
         """The page changes while it is read: a ledger that does not balance is read again."""

@@ -216,6 +216,24 @@ def slow(
     )
 
 
+def witness(
+    repository: Path, notes: Path, name: str = "witness", *, per_execution_s: float = 0.0
+) -> str:
+    """An identity FP32[16] that appends to the file `notes` when it is loaded, run and unloaded.
+
+    Its load waits while there is a file `notes`.NAME.hold, and fails with the text of a file
+    `notes`.NAME.fail.
+    """
+    return write_model(
+        repository,
+        name,
+        source="witness",
+        inputs=[Tensor("INPUT0")],
+        outputs=[Tensor("OUTPUT0")],
+        parameters={"notes": str(notes), "per_execution_s": repr(per_execution_s)},
+    )
+
+
 def failing(repository: Path, name: str = "failing", *, max_batch_size: int = 64) -> str:
     """An identity FP32[16] whose whole execution fails if any of its rows has a negative number."""
     return write_model(

@@ -1,0 +1,435 @@
+"""Loads models that requests wait for, and unloads those that make room for them.
+
+    data plane ── model_wanted ──▶ want() ─▶ queue ─ policy ─▶ drain and unload the victims ─▶ load
+        ▲                                                                                       │
+        └──────────────── Apply: loadable models, who refuses, what is ready ◀──────────────────┘
+
+One load or unload at a time on each device; who came first goes first there. The policy is in
+residency.py, what it decides by in residents.py, the calls in load_calls.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tritonclient.grpc import service_pb2
+
+from scheduler.backends.probe import CallError, RpcError
+from scheduler.backends.watch import BackendWatch
+from scheduler.config.units import format_size
+from scheduler.control.explicit_backends import ExplicitBackends
+from scheduler.control.learned_loads import LearnedLoads
+from scheduler.control.load_calls import (
+    load_model,
+    says_out_of_memory,
+    unload_model,
+)
+from scheduler.control.load_failures import LoadFailures
+from scheduler.control.residency import (
+    Later,
+    NoRoom,
+    Plan,
+    Resident,
+    Room,
+    Site,
+    excess,
+    idle,
+    leaving_next,
+    plan,
+)
+from scheduler.control.residents import Residents
+from scheduler.control.unloading import drained
+from scheduler.control.weighing import Scale, told_bytes
+from scheduler.telemetry.logs import log
+from scheduler.telemetry.residency_metrics import ModelLoads
+
+if TYPE_CHECKING:
+    from scheduler.control.plane import ControlPlane
+
+logger = logging.getLogger(__name__)
+
+# How often it is looked who was used, while residency is on.
+LOOK_PERIOD_S = 0.5
+# After a failed unload of one that was to make room.
+STAYS_S = 5.0
+
+
+@dataclass
+class Loading:
+    """A load under way, from the first unload for it on."""
+
+    backend: str
+    ready_at_ns: int  # expected; 0 = not known
+    makes_room: bool
+
+
+class UnloadError(Exception):
+    """A model that was to make room is there still."""
+
+
+class Loader:
+    """Owns what changes: who is wanted, loaded, unloaded, and what failed."""
+
+    def __init__(
+        self, plane: ControlPlane, learned: LearnedLoads, on_look: Callable[[], None]
+    ) -> None:
+        """`on_look` is called now and then: something may have changed."""
+        self.learned = learned
+        self.backends = ExplicitBackends(plane)
+        self.residents = Residents(plane, learned, self.backends.explicit)
+        self.wants: dict[tuple[str, str], None] = {}  # name and backend ("" = any), in order
+        self.loading: dict[str, Loading] = {}
+        self.leaving: dict[tuple[str, str], Resident] = {}  # by name and backend
+        self.failures = LoadFailures()
+        self.counted: dict[tuple[str, str], ModelLoads] = {}
+        # Of the last change of `wants` or `loading`: what is predicted counts from there.
+        self.changed_at_ns = 0
+        self._plane = plane
+        self._on_look = on_look
+        self._scale = Scale(plane)
+        self._starved: set[str] = set()  # found no memory where there should have been some
+        self._places: dict[asyncio.Task[None], frozenset[str]] = {}  # that tasks hold
+        self._noted_at_s = -math.inf
+        self._changed = asyncio.Event()
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+
+    @property
+    def on(self) -> bool:
+        return self._plane.settings.residency.on
+
+    def look(self) -> None:
+        """Something has changed."""
+        self._changed.set()
+
+    def want(self, name: str) -> None:
+        """Requests wait for the model."""
+        if self.on and (name, "") not in self.wants and not self.failures.active(name):
+            self.wants[name, ""] = None
+            self._note_change()
+
+    async def next_end(self, name: str, timeout_s: float) -> None:
+        """Until a load of the model has ended, well or not. Raises TimeoutError."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(name, [])
+        waiting.append(future)
+        try:
+            await asyncio.wait_for(future, timeout_s)
+        finally:
+            waiting.remove(future)
+
+    async def run(self) -> None:
+        """Until cancelled; then the loads under way are left to their Tritons."""
+        try:
+            while True:
+                self._changed.clear()
+                wait_s = self._turn() if self.on else None
+                if wait_s is None:
+                    self._rest()
+                try:
+                    await asyncio.wait_for(self._changed.wait(), wait_s)
+                except asyncio.TimeoutError:
+                    continue
+        finally:
+            for task in self._places:
+                task.cancel()
+            self.backends.stop()
+
+    def _rest(self) -> None:
+        self.wants.clear()
+        self.failures.by_name.clear()
+        self._on_look()
+
+    def _turn(self) -> float:
+        """Starts what can be started; returns the seconds until it is worth another look."""
+        now_s = time.monotonic()
+        self.backends.look()
+        if now_s - self._noted_at_s >= LOOK_PERIOD_S / 2:
+            self._noted_at_s = now_s
+            self.residents.note_use(now_s)
+            self._on_look()
+        if self.failures.forgive(now_s):
+            self._plane.refresh_state()
+        at_s = math.inf
+        if self._plane.looked_around:  # or what is wanted seems to be nowhere
+            self._want_pinned()
+            at_s = self._start(now_s)
+            self._shrink(now_s)
+        return max(min(now_s + LOOK_PERIOD_S, at_s, self.failures.next_end_s()) - now_s, 0.0)
+
+    def _want_pinned(self) -> None:
+        for address, watch in self.residents.watches().items():
+            for name in sorted(watch.absent):
+                key = (name, address)
+                if (
+                    self.residents.wanted(name).kind == "pinned"
+                    and key not in self.wants
+                    and not self.failures.active(name)
+                    and self.residents.may_load(name)
+                ):
+                    self.wants[key] = None
+                    self._note_change()
+
+    def _start(self, now_s: float) -> float:
+        """Starts what the policy lets start; returns when to look again."""
+        held = {place for places in self._places.values() for place in places}
+        again_s = math.inf
+        if not self.wants:
+            return again_s
+        absent = self.residents.absent()
+        rooms, there = self.residents.rooms(), self.residents.all()
+        for name, target in list(self.wants):
+            if name in self.loading:
+                continue
+            backends = absent.get(name, [])
+            backends = [b for b in backends if target in ("", b)]
+            is_served = not target and self.residents.served(name)
+            if not backends or is_served or self.failures.active(name):
+                if not self._comes_back(name):
+                    self._end(name, target)
+                continue
+            sites = self.residents.sites(name, backends)
+            found = self._decide(name, sites, there, rooms, held, now_s)
+            if isinstance(found, Plan):
+                held |= self._begin(name, target, found)
+            elif isinstance(found, Later):
+                again_s = min(again_s, found.at_s)
+                held |= {place for site in sites for place in site.weights}  # it is the next one
+            else:
+                self._refuse(name, target, found)
+        return again_s
+
+    def _comes_back(self, name: str) -> bool:
+        """Whether it is wanted while it leaves: it is loaded again then."""
+        return any(name in (r.name, *r.steps) for r in self.leaving.values())
+
+    def _decide(
+        self,
+        name: str,
+        sites: list[Site],
+        there: list[Resident],
+        rooms: dict[str, Room],
+        held: set[str],
+        now_s: float,
+    ) -> Plan | Later | NoRoom:
+        found = plan(sites, there, rooms, held, now_s)
+        if not isinstance(found, Plan) or found.victims or name not in self._starved:
+            return found
+        first = leaving_next(found.site, there, now_s)
+        if isinstance(first, Resident):
+            self._starved.discard(name)
+            return Plan(found.site, (first,))
+        if isinstance(first, Later):
+            return first
+        place, weight = next(iter(found.site.weights.items()))
+        free = rooms.get(place, Room()).free_bytes
+        self._starved.discard(name)
+        return NoRoom(place, weight, max(free or 0, 0), others=True)
+
+    def _begin(self, name: str, target: str, found: Plan) -> set[str]:
+        """Returns the places that it holds now."""
+        places = set(found.site.weights)
+        for victim in found.victims:
+            places.update(victim.weights)
+        expected_ns = self.learned.load_ns(name, found.site.backend)
+        makes_room = bool(found.victims)
+        if makes_room:
+            self._starved.discard(name)
+        ready_ns = time.monotonic_ns() + expected_ns if expected_ns else 0
+        self.loading[name] = Loading(found.site.backend, ready_ns, makes_room)
+        self._note_change()
+        self._hold(places, self._bring(name, target, found))
+        return places
+
+    def _hold(self, places: Iterable[str], work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._places[task] = frozenset(places)
+
+        def ended(done: asyncio.Task[None]) -> None:
+            self._places.pop(done, None)
+            self.look()
+            if not done.cancelled() and done.exception() is not None:
+                log(logger, logging.ERROR, "residency: a load ended by a fault of ours",
+                    reason=repr(done.exception()))  # fmt: skip
+
+        task.add_done_callback(ended)
+
+    async def _bring(self, name: str, target: str, found: Plan) -> None:
+        try:
+            if found.victims:
+                await self._make_room(name, found)
+                return  # the policy looks at what is free now
+            await self._load(name, found.site)
+            self.failures.by_name.pop(name, None)
+            self._starved.discard(name)
+            self._end(name, target)
+        except UnloadError as error:
+            self._fail(name, target, str(error))
+        except (RpcError, CallError) as error:
+            text = error.text if isinstance(error, RpcError) else str(error)
+            self._count(name, found.site.backend).failures += 1
+            if says_out_of_memory(text) and name not in self._starved:
+                self._starved.add(name)  # somebody else leaves, and it is tried again
+                log(logger, logging.WARNING, f"model {name} found no memory to load",
+                    backend=found.site.backend, reason=text)  # fmt: skip
+                return
+            self._fail(name, target, text)
+        finally:
+            del self.loading[name]
+            self._note_change()
+
+    async def _make_room(self, name: str, found: Plan) -> None:
+        places = {place for victim in found.victims for place in victim.weights}
+        before = self._scale.before(places)
+        for victim in found.victims:
+            await self._unload(victim, f"makes room for {name}")
+        weights = sum(sum(victim.weights.values()) for victim in found.victims)
+        await self._scale.freed(places, before, weights)
+
+    async def _load(self, name: str, site: Site) -> None:
+        """Raises RpcError and CallError."""
+        plane = self._plane
+        watch = self._watch(site.backend)
+        async with plane.turns.of([name]):
+            if not self.residents.may_load(name):
+                return  # it was unloaded meanwhile, to stay so
+            wish = plane.loads.by_name.get(name)
+            request = service_pb2.RepositoryModelLoadRequest(model_name=name)
+            if wish is not None and wish.load is not None:
+                request = wish.load
+            before = self._scale.before(site.weights)
+            started_s = time.monotonic()
+            await load_model(watch, request, plane.settings.residency.load_timeout / 1e9)
+            took_s = time.monotonic() - started_s
+            self.learned.took(name, site.backend, int(took_s * 1e9))
+            taken = await self._scale.after(site.weights, before, took_s, site.certain)
+            if not taken and not site.certain:
+                taken = await told_bytes(watch, name, site.weights)
+            self.learned.weighed(name, site.backend, taken)
+            self.learned.store()
+            self._loaded(name, site.backend, took_s)
+            await watch.refresh([name])
+        seen = {"taken": format_size(sum(taken.values()))} if taken else {}
+        log(logger, logging.INFO, f"model {name} loaded", backend=site.backend,
+            seconds=round(took_s, 3), **seen)  # fmt: skip
+        plane.refresh_state()
+        await plane.confirmed()
+
+    def _loaded(self, name: str, backend: str, took_s: float) -> None:
+        now_s = time.monotonic()
+        stays_s = max(self._plane.settings.residency.min_residency / 1e9, took_s)
+        self.residents.last_used_s[name] = now_s
+        self.residents.protected_until_s[name, backend] = now_s + stays_s
+        counted = self._count(name, backend)
+        counted.loads += 1
+        counted.load_seconds += took_s
+
+    async def _unload(self, victim: Resident, why: str) -> None:
+        """Raises UnloadError."""
+        names, key = [victim.name, *victim.steps], (victim.name, victim.backend)
+        try:
+            watch = self._watch(victim.backend)
+            async with self._plane.turns.of(names):
+                self.leaving[key] = victim
+                self._plane.refresh_state()
+                await self._drain(victim, names)
+                await unload_model(watch, victim.name, victim.steps)
+                self._count(victim.name, victim.backend).unloads += 1
+                await watch.refresh()
+        except (RpcError, CallError, ConnectionError, asyncio.TimeoutError) as error:
+            until_s = time.monotonic() + STAYS_S
+            self.residents.protected_until_s[key] = until_s
+            reason = error if isinstance(error, (RpcError, CallError)) else "it does not end"
+            log(logger, logging.WARNING, f"model {victim.name} cannot be unloaded: {reason}",
+                backend=victim.backend)  # fmt: skip
+            raise UnloadError(f"model {victim.name} has its memory, and {reason}") from error
+        finally:
+            self.leaving.pop(key, None)
+            self._note_change()
+        log(logger, logging.INFO, f"model {victim.name} unloaded: it {why}",
+            backend=victim.backend)  # fmt: skip
+
+    async def _drain(self, victim: Resident, names: list[str]) -> None:
+        """Nothing new goes there, what is queued or running ends."""
+        plane = self._plane
+        indices = [index for (n, _), index in plane.desired.model_index.items() if n in names]
+        timeout_s = plane.settings.residency.drain_timeout / 1e9
+        backend = None
+        if self.served_elsewhere(victim):
+            backend = plane.desired.backend_index.get(victim.backend)
+        await drained(plane.steering, indices, timeout_s, backend)
+
+    def served_elsewhere(self, victim: Resident) -> bool:
+        """Whether other backends have it that stay: its queue goes on."""
+        return any(
+            placement.ready
+            and placement.address != victim.backend
+            and (victim.name, placement.address) not in self.leaving
+            for entry in self._plane.pool.versions(victim.name)
+            for placement in entry.placements
+        )
+
+    def _shrink(self, now_s: float) -> None:
+        """Who is above a budget leaves, and whom nobody has used for long."""
+        held = {place for places in self._places.values() for place in places}
+        rooms = self.residents.rooms()
+        idle_s = self._plane.settings.residency.unload_idle_after / 1e9
+        if not idle_s and all(room.budget_bytes is None for room in rooms.values()):
+            return
+        there = self.residents.all()
+        going = [(r, "is above the budget") for r in excess(there, rooms, now_s)]
+        if idle_s:
+            unused = idle(there, now_s - idle_s, now_s)
+            going += [(r, "was not used for long") for r in unused]
+        for resident, why in going:
+            if not held & resident.weights.keys():
+                held |= resident.weights.keys()
+                self._hold(resident.weights, self._leave(resident, why))
+
+    async def _leave(self, resident: Resident, why: str) -> None:
+        try:
+            await self._unload(resident, why)
+        except UnloadError:
+            return  # it was told; it is tried again
+
+    def _refuse(self, name: str, target: str, found: NoRoom) -> None:
+        whose = "others leave" if found.others else "there can be for it"
+        error = f"there is no memory left for it on {found.place}"
+        if found.need_bytes > 1:
+            error = (
+                f"it needs {format_size(found.need_bytes)} of {found.place}, and "
+                f"{format_size(found.free_bytes)} is what {whose}"
+            )
+        self._fail(name, target, error, found.need_bytes, found.free_bytes)
+
+    def _fail(
+        self, name: str, target: str, error: str, need_bytes: int = 0, free_bytes: int = 0
+    ) -> None:
+        self.failures.add(name, error, need_bytes, free_bytes)
+        self._end(name, target)
+
+    def _end(self, name: str, target: str) -> None:
+        self.wants.pop((name, target), None)
+        for future in self._waiting.pop(name, []):
+            if not future.done():
+                future.set_result(None)
+        self._note_change()
+
+    def _note_change(self) -> None:
+        self.changed_at_ns = time.monotonic_ns()
+        self._plane.refresh_state()
+
+    def _count(self, name: str, backend: str) -> ModelLoads:
+        return self.counted.setdefault((name, backend), ModelLoads())
+
+    def _watch(self, address: str) -> BackendWatch:
+        """Raises CallError when the configuration has it no more."""
+        watch = self._plane.pool.watches.get(address)
+        if watch is None:
+            raise CallError(f"backend {address} is gone")
+        return watch

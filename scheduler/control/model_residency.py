@@ -1,0 +1,294 @@
+"""Models on demand, as the rest of the control plane sees it: what the data plane is told, who may
+wait for a load, what is shown."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+
+from scheduler.control.errors import ColdError
+from scheduler.control.learned_loads import LearnedLoads
+from scheduler.control.loader import Loader
+from scheduler.control.residency import Resident
+from scheduler.control.steered import NOTHING_STEERED, Steered
+from scheduler.telemetry.residency_metrics import ResidencyScope
+from scheduler.v1 import dataplane_pb2 as pb
+
+if TYPE_CHECKING:
+    from scheduler.control.plane import ControlPlane
+
+# A client of a cold call that names no deadline.
+WAIT_MAX_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One model that is governed, for people."""
+
+    name: str
+    state: str  # not_loaded, waiting, loading, loaded, leaving, failed
+    pinned: bool
+    backends: tuple[str, ...]
+    weights: Mapping[str, int] = field(default_factory=dict)
+    idle_s: float = -1.0  # since its last use; below 0: not used yet
+    load_ns: int = 0
+    error: str = ""
+
+
+class ModelResidency:
+    """Wholly idle while the configuration has it off."""
+
+    def __init__(self, plane: ControlPlane, state_directory: Path) -> None:
+        self.held_back: set[str] = set()  # a client unloads them
+        self._plane = plane
+        self.loader = Loader(plane, LearnedLoads(state_directory), self._looked)
+        self.scope = ResidencyScope()  # replaced as a whole, for other threads to read
+
+    @property
+    def on(self) -> bool:
+        return self._plane.settings.residency.on
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known which models may be loaded."""
+        return not self.on or self.loader.backends.settled
+
+    def look(self) -> None:
+        """The pool has changed, or the settings."""
+        self.loader.look()
+
+    def loads(self, name: str, address: str) -> bool:
+        """Whether a model that this backend lacks is left to the first request for it."""
+        kind = self.loader.residents.wanted(name).kind
+        return self.on and kind != "never" and address not in self.loader.backends.others
+
+    def steered(self) -> Steered:
+        """As of now; the same while nothing happens."""
+        loader = self.loader
+        if not self.on:
+            return NOTHING_STEERED
+        absent, ready = loader.residents.absent(), loader.residents.ready_names()
+        leaving = {
+            (name, backend)
+            for (_, backend), resident in loader.leaving.items()
+            for name in (resident.name, *resident.steps)
+        }
+        refusing = {
+            name
+            for resident in loader.leaving.values()
+            if not loader.served_elsewhere(resident)
+            for name in (resident.name, *resident.steps)
+        }
+        # Those whose only backend is away may be loaded on another one.
+        away = {n for n, _ in self._plane.pool.catalog if n in absent and n not in ready}
+        names = (absent.keys() - ready) | refusing | (loader.loading.keys() - ready)
+        ahead_ns = self._ahead_ns()
+        return Steered(
+            tuple(self._loadable(name, absent, ahead_ns) for name in sorted(names)),
+            frozenset(refusing | away),
+            # A queue goes on where it is until it is empty.
+            frozenset(placement for placement in leaving if placement[0] not in refusing),
+        )
+
+    def unready(self) -> frozenset[str]:
+        """Names whose not being served is no fault: they leave, or are loaded when wanted."""
+        leaving = self.loader.leaving.values()
+        return frozenset(n for r in leaving for n in (r.name, *r.steps)) | frozenset(
+            self.loader.loading
+        )
+
+    @property
+    def pinned_missing(self) -> list[str]:
+        """Pinned models that no backend has loaded yet."""
+        if not self.on:
+            return []
+        residents = self.loader.residents
+        pinned = {n for n in residents.absent() if residents.wanted(n).kind == "pinned"}
+        return sorted(pinned - residents.ready_names())
+
+    async def wait_loaded(self, name: str, timeout_s: float | None) -> bool:
+        """Loads a model that is asked for by a call without tensors; False for one that it does
+        not load. Raises ColdError where it fails or would take too long.
+        """
+        loader = self.loader
+        bound_s = WAIT_MAX_S if timeout_s is None else timeout_s
+        end_s = time.monotonic() + bound_s
+        while self.on and not self._plane.pool.versions(name):
+            if name not in loader.residents.absent() and name not in loader.loading:
+                return False
+            failure = loader.failures.active(name)
+            if failure is not None:
+                code = grpc.StatusCode.UNAVAILABLE
+                if failure.need_bytes:
+                    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+                raise ColdError(code, f"model '{name}' cannot be loaded: {failure.error}")
+            left_s = end_s - time.monotonic()
+            self._refuse_if_late(name, left_s)
+            loader.want(name)
+            try:
+                await loader.next_end(name, max(left_s, 0.0))
+            except asyncio.TimeoutError as error:
+                text = f"model '{name}' is being loaded"
+                raise ColdError(grpc.StatusCode.DEADLINE_EXCEEDED, text) from error
+        return self.on
+
+    def _refuse_if_late(self, name: str, left_s: float) -> None:
+        wanted = next((m for m in self.steered().loadable if m.name == name), None)
+        if wanted is None:
+            return
+        load_s = wanted.load_ns / 1e9
+        if wanted.ready_at_ns:
+            load_s = max(wanted.ready_at_ns - time.monotonic_ns(), 0) / 1e9
+        if load_s > left_s:
+            self.loader.want(name)
+            raise ColdError(
+                grpc.StatusCode.UNAVAILABLE,
+                f"model '{name}' is being loaded: it is predicted to be ready "
+                f"{load_s * 1000:.0f} ms from now, later than the {left_s * 1000:.0f} ms that "
+                "there are",
+            )
+
+    def _loadable(
+        self, name: str, absent: Mapping[str, list[str]], ahead_ns: int
+    ) -> pb.LoadableModel:
+        loader = self.loader
+        found = pb.LoadableModel(name=name)
+        failure = loader.failures.active(name)
+        if failure is not None:
+            found.error = failure.error
+            found.need_bytes, found.free_bytes = failure.need_bytes, failure.free_bytes
+            if not found.need_bytes:
+                found.free_bytes = 0
+            return found
+        own_ns = self._own_ns(name, absent.get(name, []))
+        loading = loader.loading.get(name)
+        if loading is not None:
+            found.ready_at_ns = loading.ready_at_ns
+            found.load_ns = own_ns
+        else:
+            found.load_ns = own_ns + ahead_ns if own_ns else 0
+        return found
+
+    def _own_ns(self, name: str, backends: list[str]) -> int:
+        known = [self.loader.learned.load_ns(name, backend) for backend in backends or [""]]
+        return min([ns for ns in known if ns], default=0)
+
+    def _ahead_ns(self) -> int:
+        """Of the loads under way and waiting, as of their last change: a state that changed with
+        the time would be told again and again."""
+        loader = self.loader
+        under_way = [
+            loading.ready_at_ns - loader.changed_at_ns for loading in loader.loading.values()
+        ]
+        waiting = {name for name, _ in loader.wants} - loader.loading.keys()
+        return max([0, *under_way]) + sum(self._own_ns(name, []) for name in waiting)
+
+    @property
+    def problems(self) -> list[str]:
+        """As sentences, for operators."""
+        if not self.on:
+            return []
+        loader = self.loader
+        found = list(loader.residents.problems.values())
+        found += [
+            f"residency does not act on backend {address}: its models are not loaded explicitly"
+            for address in sorted(loader.backends.others)
+        ]
+        found += [
+            f"model {name} cannot be loaded: {failure.error}"
+            for name, failure in sorted(loader.failures.by_name.items())
+            if failure.until_s
+        ]
+        return found
+
+    def shown(self) -> list[Shown]:
+        """Every model that is governed, by name."""
+        if not self.on:
+            return []
+        loader, now_s = self.loader, time.monotonic()
+        residents = loader.residents
+        absent = residents.absent()
+        by_name: dict[str, list[Resident]] = {}
+        for resident in residents.all():
+            for name in (resident.name, *resident.steps):
+                by_name.setdefault(name, []).append(resident)
+        return [
+            self._show(name, by_name.get(name, []), absent, now_s)
+            for name in sorted(absent.keys() | by_name.keys())
+        ]
+
+    def _show(
+        self,
+        name: str,
+        there: list[Resident],
+        absent: Mapping[str, list[str]],
+        now_s: float,
+    ) -> Shown:
+        loader, residents = self.loader, self.loader.residents
+        weights: dict[str, int] = {}
+        for resident in there:
+            if resident.name == name:  # a step's are its ensemble's
+                weights.update(resident.weights)
+        if not there:
+            for site in residents.sites(name, absent.get(name, [])):
+                weights.update((p, w) for p, w in site.weights.items() if w)
+        failure = loader.failures.by_name.get(name)
+        used_s = residents.last_used_s.get(name)
+        return Shown(
+            name,
+            self._state(name, there),
+            residents.wanted(name).kind == "pinned",
+            tuple(sorted(resident.backend for resident in there)),
+            weights,
+            now_s - used_s if used_s is not None else -1.0,
+            self._own_ns(name, absent.get(name, [])),
+            failure.error if failure is not None else "",
+        )
+
+    def _state(self, name: str, there: list[Resident]) -> str:
+        loader = self.loader
+        if any((r.name, r.backend) in loader.leaving for r in there):
+            return "leaving"
+        if there:
+            return "loaded"
+        if name in loader.loading:
+            return "loading"
+        if any(wanted == name for wanted, _ in loader.wants):
+            return "waiting"
+        return "failed" if loader.failures.active(name) is not None else "not_loaded"
+
+    def resident_bytes(self) -> dict[str, int]:
+        """Known weights of what is loaded, by device."""
+        found: dict[str, int] = {}
+        for resident in self.loader.residents.all():
+            for place, weight in resident.weights.items():
+                found[place] = found.get(place, 0) + weight
+        return found
+
+    def budget_bytes(self) -> dict[str, int]:
+        """By device that has one."""
+        rooms = self.loader.residents.rooms()
+        used = self.resident_bytes()
+        devices = self._plane.devices.current
+        return {
+            place: room.budget_bytes
+            for place, room in rooms.items()
+            if room.budget_bytes is not None and (place in devices or place in used)
+        }
+
+    def _looked(self) -> None:
+        states: dict[str, int] = {}
+        for shown in self.shown():
+            states[shown.state] = states.get(shown.state, 0) + 1
+        self.scope = ResidencyScope(
+            {labels: replace(counted) for labels, counted in self.loader.counted.items()},
+            self.resident_bytes(),
+            self.budget_bytes(),
+            states,
+        )

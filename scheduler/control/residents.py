@@ -1,0 +1,263 @@
+"""What residency decides by: who is loaded where, who may be, and what room there is.
+
+Reads the catalog, the counters and the figures of the devices; changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+from scheduler.backends.catalog import ModelSpec, model_spec
+from scheduler.backends.remembered import ModelKey
+from scheduler.backends.watch import BackendStatus, BackendWatch
+from scheduler.config import Settings
+from scheduler.config.units import format_size
+from scheduler.control.learned_loads import LearnedLoads
+from scheduler.control.residency import Resident, Room, Site
+from scheduler.telemetry.logs import log
+
+if TYPE_CHECKING:
+    from scheduler.control.plane import ControlPlane
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the configuration says of a model."""
+
+    kind: str  # on_demand, pinned or never
+    weight_bytes: int
+
+
+class Residents:
+    """`explicit` has the backends that were found to load models when they are told to."""
+
+    def __init__(self, plane: ControlPlane, learned: LearnedLoads, explicit: set[str]) -> None:
+        self._plane = plane
+        self._learned = learned
+        self._explicit = explicit
+        self.last_used_s: dict[str, float] = {}
+        self.protected_until_s: dict[tuple[str, str], float] = {}  # by model and backend
+        self.problems: dict[str, str] = {}  # by device: its budget
+        self._said: set[str] = set()
+        self._returned: dict[ModelKey, int] = {}
+        self._configured: tuple[Settings | None, dict[str, Wanted]] = (None, {})
+        self._specs: dict[tuple[str, str], ModelSpec] = {}  # of models that were loaded before
+
+    def wanted(self, name: str) -> Wanted:
+        settings = self._plane.settings
+        if self._configured[0] is not settings:
+            self._configured = (settings, {})
+        known = self._configured[1]
+        if name not in known:
+            batching = settings.batching_for(name)
+            known[name] = Wanted(batching.residency, batching.weights)
+        return known[name]
+
+    def watches(self) -> dict[str, BackendWatch]:
+        """The backends that serve and load what they are told to."""
+        return {
+            address: watch
+            for address, watch in self._plane.pool.watches.items()
+            if address in self._explicit and watch.status is BackendStatus.SERVING
+        }
+
+    def absent(self) -> dict[str, list[str]]:
+        """The backends by each model that they may load: it is not loaded there."""
+        found: dict[str, list[str]] = {}
+        for address, watch in self.watches().items():
+            for name in watch.absent:
+                if self.may_load(name):
+                    found.setdefault(name, []).append(address)
+        return found
+
+    def served(self, name: str) -> bool:
+        """Whether a version of the model is ready somewhere."""
+        return any(entry.ready for entry in self._plane.pool.versions(name))
+
+    def ready_names(self) -> set[str]:
+        return {name for (name, _), entry in self._plane.pool.catalog.items() if entry.ready}
+
+    def note_use(self, now_s: float) -> None:
+        """Looks who has been used since the last look."""
+        plane = self._plane
+        indices = plane.desired.model_index
+        for key, index in indices.items():
+            returned = plane.counters.batches_returned(index) if plane.counters.valid else 0
+            if returned != self._returned.get(key, 0):
+                self.last_used_s[key[0]] = now_s
+            self._returned[key] = returned
+        for key in self._returned.keys() - indices.keys():
+            del self._returned[key]
+        for address, watch in plane.pool.watches.items():
+            for (name, _), spec in watch.models.items():
+                self._specs[name, address] = spec
+        listed = {n for watch in plane.pool.watches.values() for n in watch.absent}
+        listed.update(name for name, _ in plane.pool.catalog)
+        for name in self.last_used_s.keys() - listed:
+            del self.last_used_s[name]
+        for known in (self._specs, self.protected_until_s):
+            for placement in [p for p in known if p[0] not in listed]:
+                del known[placement]
+
+    def all(self) -> list[Resident]:
+        """Every model on every backend that loads what it is told to."""
+        found = []
+        busy = self._busy_names()
+        for address, watch in self.watches().items():
+            specs = {name: spec for (name, _), spec in sorted(watch.models.items())}
+            steps = {name: _steps(spec) & specs.keys() for name, spec in specs.items()}
+            owners: dict[str, list[str]] = {}
+            for name, its in steps.items():
+                for step in its:
+                    owners.setdefault(step, []).append(name)
+            for name, spec in specs.items():
+                if len(owners.get(name, ())) == 1:
+                    continue  # it leaves with its ensemble
+                own = {step for step in steps[name] if len(owners[step]) == 1}
+                shared = bool(owners.get(name))
+                found.append(self._resident(address, spec, own, specs, shared, busy))
+        return found
+
+    def sites(self, name: str, backends: Iterable[str]) -> list[Site]:
+        """Where the model may be loaded, of these backends."""
+        found = []
+        for address in backends:
+            certain = True
+            weights = {}
+            for place in self._places(name, address):
+                weights[place], seen = self.weight(name, address, place)
+                certain = certain and seen
+            found.append(Site(address, weights, certain))
+        return found
+
+    def weight(self, name: str, address: str, place: str) -> tuple[int, bool]:
+        """Bytes, 0 = not known, and whether they may refuse the model."""
+        learned, certain = self._learned.weight(name, address, place)
+        configured = self.wanted(name).weight_bytes
+        return (learned, certain) if learned else (configured, configured > 0)
+
+    def rooms(self) -> dict[str, Room]:
+        """Of all devices and, for models whose devices are not known, of all backends."""
+        residency = self._plane.settings.residency
+        rooms = {a: Room(residency.budget or None) for a in self._plane.pool.watches}
+        self.problems = {}
+        for key, device in self._plane.devices.current.items():
+            budget = residency.budget_of(key) or None
+            reading, headroom = device.reading, device.headroom_bytes
+            if not device.known:
+                rooms[key] = Room(budget)
+                continue
+            has = reading.total_bytes - reading.reserved_bytes
+            self._check_budget(key, budget, has)
+            if reading.measured_at_ns == 0:  # nothing that runs changes the figures
+                has = max(reading.free_bytes - headroom, 0)
+                rooms[key] = Room(has if budget is None else min(budget, has))
+            else:
+                rooms[key] = Room(budget, reading.free_bytes - headroom, max(has - headroom, 0))
+        return rooms
+
+    def _check_budget(self, key: str, budget: int | None, has: int) -> None:
+        if budget is not None and budget > has:
+            problem = (
+                f"residency: the budget of {format_size(budget)} is above the {format_size(has)} "
+                f"that device {key} has; what is free there counts"
+            )
+            self._say(key, problem)
+            self.problems[key] = problem
+
+    def _say(self, key: str, problem: str) -> None:
+        if problem not in self._said:
+            self._said.add(problem)
+            log(logger, logging.WARNING, problem, device=key)
+
+    def may_load(self, name: str) -> bool:
+        plane = self._plane
+        wish = plane.loads.by_name.get(name)
+        unloaded = wish is not None and wish.load is None
+        return (
+            not unloaded
+            and name not in plane.residency.held_back
+            and self.wanted(name).kind != "never"
+        )
+
+    def _places(self, name: str, address: str) -> tuple[str, ...]:
+        """The devices of a model that is or would be loaded there, else the backend itself."""
+        backend = self._plane.pool.backends[address]
+        spec = self._specs.get((name, address)) or _unseen(name)
+        found = self._plane.devices.places(backend, spec)
+        if found.keys:
+            return found.keys
+        ensemble = spec.config.HasField("ensemble_scheduling")
+        places: list[str] = []
+        if found.problem or ensemble:
+            there = self._plane.devices.current
+            places = [p for p in self._learned.places(name, address) if p in there]
+        if ensemble and not places:
+            known = [step for step in sorted(_steps(spec)) if (step, address) in self._specs]
+            places = [place for step in known for place in self._places(step, address)]
+        return tuple(dict.fromkeys(places)) or (address,)
+
+    def _resident(
+        self,
+        address: str,
+        spec: ModelSpec,
+        steps: set[str],
+        specs: Mapping[str, ModelSpec],
+        needed: bool,
+        busy: set[str],
+    ) -> Resident:
+        name = spec.name
+        weights: dict[str, int] = {}
+        for place in self._places(name, address):
+            weights[place] = self.weight(name, address, place)[0]
+        whole = any(weights.values())  # it was weighed with its steps
+        for step in steps:
+            for place in self._places(step, address):
+                own = 0 if whole else self.weight(step, address, place)[0]
+                weights[place] = weights.get(place, 0) + own
+        names = {name, *steps}
+        used_s = max(self.last_used_s.get(n, 0.0) for n in names)
+        protected_s = max(self.protected_until_s.get((n, address), 0.0) for n in names)
+        for n in names:
+            if specs[n].sequence and n in self.last_used_s:
+                # What a sequence has brought is lost with the model.
+                idle_us = specs[n].config.sequence_batching.max_sequence_idle_microseconds
+                protected_s = max(protected_s, self.last_used_s[n] + (idle_us or 1_000_000) / 1e6)
+        return Resident(
+            name,
+            address,
+            weights,
+            used_s,
+            protected_s,
+            busy=bool(names & busy),
+            kept=needed or any(self.wanted(n).kind != "on_demand" for n in names),
+            steps=tuple(sorted(steps)),
+        )
+
+    def _busy_names(self) -> set[str]:
+        """The models with requests that are not answered."""
+        counters, busy = self._plane.counters, set()
+        if counters.valid:
+            for key, index in self._plane.desired.model_index.items():
+                found = counters.model(index)
+                if found is not None and found["in_flight"]:
+                    busy.add(key[0])
+        return busy
+
+
+def _steps(spec: ModelSpec) -> set[str]:
+    return {step.model_name for step in spec.config.ensemble_scheduling.step}
+
+
+def _unseen(name: str) -> ModelSpec:
+    """Of a model that is not loaded Triton tells nothing: it may use any device."""
+    config = model_config_pb2.ModelConfig(name=name)
+    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_GPU)
+    return model_spec("1", service_pb2.ModelMetadataResponse(name=name), config)

@@ -1,0 +1,77 @@
+"""The end of a model at a backend: its requests end, then Triton is asked until it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable
+
+import grpc
+from tritonclient.grpc import service_pb2
+
+from scheduler.backends.probe import RpcError
+from scheduler.backends.watch import BackendWatch
+from scheduler.control.fan_out import UPDATE_TIMEOUT_S
+from scheduler.control.steering import SteeringClient
+from scheduler.v1 import dataplane_pb2 as pb
+
+# How long a backend may take to end the model after it has taken the unload.
+UNLOAD_TIMEOUT_S = 300.0
+POLL_PERIOD_S = 0.02
+_GONE = ("UNAVAILABLE", "")
+
+
+async def drained(
+    steering: SteeringClient,
+    models: Iterable[int],
+    timeout_s: float,
+    backend: int | None = None,
+) -> None:
+    """Returns once nothing of these models is queued or out; with a backend, nothing is out there.
+
+    The state by which they take nothing new is told before. Raises ConnectionError or TimeoutError.
+    """
+    wanted = set(models)
+
+    async def until_idle() -> None:
+        await steering.settled(timeout_s)
+        while _busy(await steering.snapshot(), wanted, backend):
+            await asyncio.sleep(POLL_PERIOD_S)
+
+    await asyncio.wait_for(until_idle(), timeout_s)
+
+
+def _busy(snapshot: pb.Snapshot, models: Collection[int], backend: int | None) -> bool:
+    if backend is not None:
+        return any(
+            batch.model_index in models and batch.backend_index == backend
+            for batch in snapshot.batches
+        )
+    return any(
+        model.queued_requests or model.inflight_batches
+        for model in snapshot.models
+        if model.index in models
+    )
+
+
+async def until_unloaded(watch: BackendWatch, names: Collection[str]) -> RpcError | None:
+    """None once no version of the models is loaded there; a failure when that takes too long.
+
+    Triton answers an unload before it is done.
+    """
+    request = service_pb2.RepositoryIndexRequest()
+
+    async def until_gone() -> None:
+        while True:
+            index = await watch.calls.rpc("RepositoryIndex", request, UPDATE_TIMEOUT_S)
+            if all(model.state in _GONE for model in index.models if model.name in names):
+                return
+            await asyncio.sleep(POLL_PERIOD_S)
+
+    try:
+        await asyncio.wait_for(until_gone(), UNLOAD_TIMEOUT_S)
+    except RpcError as error:
+        return error
+    except asyncio.TimeoutError:
+        text = f"unloading has not ended after {UNLOAD_TIMEOUT_S:.0f} s"
+        return RpcError(watch.address, grpc.StatusCode.DEADLINE_EXCEEDED, text)
+    return None
