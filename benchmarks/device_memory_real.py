@@ -90,13 +90,17 @@ class DataPlaneView:
 
     def need(self) -> pb.MemorySnapshot | None:
         """What is known of the model on its device, as of now."""
+        return next((need for model in self.snapshot().models for need in model.memory), None)
+
+    def snapshot(self) -> pb.Snapshot:
+        """With what is known of the model."""
         request = pb.ToDataPlane(snapshot=pb.SnapshotRequest(model_indices=[0]))
         self._socket.sendall(pack_frame(request.SerializeToString()))
         while True:
             for frame in self._reader.feed(self._socket.recv(1 << 16)):
                 message = pb.FromDataPlane.FromString(frame)
                 if message.WhichOneof("message") == "snapshot":
-                    return next((n for m in message.snapshot.models for n in m.memory), None)
+                    return message.snapshot
 
     def close(self) -> None:
         self._socket.close()

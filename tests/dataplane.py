@@ -215,6 +215,10 @@ class DataPlane:
         for _ in applies:
             assert self._receive("applied").applied.error == ""
 
+    def tell_memory(self, readings: pb.MemoryReadings) -> None:
+        """Figures of device memory, which have no answer."""
+        self._send(pb.ToDataPlane(memory=readings))
+
     def snapshot(self, *indices: int) -> pb.Snapshot:
         """The state of everything; with indices of these models, and what they have learned."""
         request = pb.SnapshotRequest(model_indices=indices)

@@ -180,6 +180,7 @@ MemoryStatus Core::memory_status(std::uint32_t index, std::uint32_t device) cons
         status.out_of_memory += need.out_of_memory();
         if (status.known && need.samples() <= status.samples) continue;
         status.known = need.known();
+        status.confirmed = need.samples() > 0 && need.confirmed();
         status.base_bytes = need.base_bytes();
         status.bytes_per_row = need.bytes_per_row();
         status.samples = need.samples();

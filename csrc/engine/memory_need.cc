@@ -72,13 +72,15 @@ bool MemoryNeed::prime(double base_bytes, double bytes_per_row, double size_high
     const auto sound = [](double bytes) { return bytes >= 0 && bytes <= kBytesMax; };
     if (!sound(base_bytes) || !sound(bytes_per_row) || !(size_high >= 0)) return false;
     // What was learned here is better than what was known before.
-    if (fixed || agreeing_ < kSamplesConfirmed) {
+    if (fixed || fixed_ || agreeing_ < kSamplesConfirmed) {
         base_bytes_ = base_bytes;
         bytes_per_row_ = bytes_per_row;
         primed_ = true;
         fixed_ = fixed;
     }
     for (double& mark : marks_) mark = std::max(mark, size_high);
+    // That is of the server as it is now: no reading needs to tell whether it was started anew.
+    if (size_high > 0 && away_until_ != kNever) away_until_ = std::numeric_limits<Nanos>::min();
     measured_ = false;
     return true;
 }

@@ -24,7 +24,8 @@ struct DeviceMemory {
 // What the batches of a model take on a device, at its placements there. A batch of b rows adds
 // bytes_per_row * (b - rows_high), and base_bytes where none has run.
 struct MemoryStatus {
-    bool known = false;  // base_bytes and bytes_per_row are
+    bool known = false;      // base_bytes and bytes_per_row are
+    bool confirmed = false;  // by batches, well enough to be kept
     double base_bytes = 0;
     double bytes_per_row = 0;
     std::uint64_t samples = 0;        // from which they were learned

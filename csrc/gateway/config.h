@@ -48,6 +48,12 @@ struct MemoryPrior {
     double bytes_per_row = 0;
     std::uint32_t rows_high = 0;
     bool fixed = false;  // as configured: not learned
+
+    bool operator==(const MemoryPrior& other) const {
+        return backend == other.backend && base_bytes == other.base_bytes &&
+               bytes_per_row == other.bytes_per_row && rows_high == other.rows_high &&
+               fixed == other.fixed;
+    }
 };
 
 struct ModelConfig {

@@ -105,7 +105,7 @@ struct Gateway::State {
     void apply_models(const std::vector<std::shared_ptr<const ModelConfig>>& wanted, Nanos now);
     void configure_model(const ModelConfig& model, Nanos now);
     void prime_latencies(const ModelConfig& model);
-    void prime_memory(const ModelConfig& model);
+    void prime_memory(const ModelConfig& model, const ModelConfig* before);
     void watch_headers();
     void remove_model(std::uint32_t index, Nanos now);
     void refresh_backend(std::uint32_t backend, Nanos now);

@@ -8,8 +8,20 @@
 #include "gateway/state.h"
 
 namespace infersched::gateway {
-
 namespace {
+
+const MemoryPrior* prior_of(const ModelConfig& model, std::uint32_t backend) {
+    for (const MemoryPrior& prior : model.memory_priors)
+        if (prior.backend == backend) return &prior;
+    return nullptr;
+}
+
+// On the same devices.
+bool is_placed(const ModelConfig& model, const engine::Placement& placement) {
+    for (const engine::Placement& other : model.placements)
+        if (other.backend == placement.backend) return other.devices == placement.devices;
+    return false;
+}
 
 std::string check_placements(const ModelConfig& model) {
     std::vector<std::uint32_t> named;
@@ -167,25 +179,31 @@ void Gateway::State::apply_models(const std::vector<std::shared_ptr<const ModelC
                                   Nanos now) {
     if (next == wanted.models) return;
     std::vector<bool> kept(engine::kCountersModelsMax);
-    std::vector<const ModelConfig*> changed;
+    struct Change {
+        const ModelConfig* now;
+        const ModelConfig* before;  // of the same model, or none
+    };
+    std::vector<Change> changed;
     for (const std::shared_ptr<const ModelConfig>& model : next) {
         kept[model->index] = true;
         const ModelConfig* known = catalog.at(model->index);
         if (known == model.get()) continue;
-        changed.push_back(model.get());
         wired_outputs.erase(model->index);
         // Another model has the number now: what is queued for the old one cannot run any more.
         if (known != nullptr && (known->schema.name != model->schema.name ||
-                                 known->schema.version != model->schema.version))
+                                 known->schema.version != model->schema.version)) {
             remove_model(model->index, now);
+            known = nullptr;
+        }
+        changed.push_back({model.get(), known});
     }
     for (const std::shared_ptr<const ModelConfig>& model : wanted.models)
         if (!kept[model->index]) remove_model(model->index, now);
     catalog.replace(next);
-    for (const ModelConfig* model : changed) {
-        configure_model(*model, now);
-        prime_latencies(*model);
-        prime_memory(*model);
+    for (const Change& model : changed) {
+        configure_model(*model.now, now);
+        prime_latencies(*model.now);
+        prime_memory(*model.now, model.before);
     }
 }
 
@@ -201,13 +219,25 @@ void Gateway::State::prime_latencies(const ModelConfig& model) {
                                  prior.batches);
 }
 
-void Gateway::State::prime_memory(const ModelConfig& model) {
-    for (const engine::Placement& placement : model.placements)
-        for (const MemoryPrior& prior : model.memory_priors)
-            if (prior.backend == placement.backend)
-                for (const std::uint32_t device : placement.devices)
-                    engine.prime_memory(model.index, device, prior.base_bytes, prior.bytes_per_row,
-                                        prior.rows_high, prior.fixed);
+// What was said once is not said again: since then something was learned, or the server was started
+// anew. What is fixed no more is a beginning like any other.
+void Gateway::State::prime_memory(const ModelConfig& model, const ModelConfig* before) {
+    for (const engine::Placement& placement : model.placements) {
+        const MemoryPrior* const told = prior_of(model, placement.backend);
+        const MemoryPrior* const was =
+            before == nullptr ? nullptr : prior_of(*before, placement.backend);
+        if (told == nullptr && (was == nullptr || !was->fixed)) continue;
+        MemoryPrior prior = told == nullptr ? *was : *told;
+        if (told == nullptr) {
+            prior.fixed = false;
+            prior.rows_high = 0;
+        } else if (was != nullptr && *was == *told && is_placed(*before, placement)) {
+            continue;
+        }
+        for (const std::uint32_t device : placement.devices)
+            engine.prime_memory(model.index, device, prior.base_bytes, prior.bytes_per_row,
+                                prior.rows_high, prior.fixed);
+    }
 }
 
 // The headers that are looked at besides those passed on.

@@ -169,6 +169,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
 
     cdef cppclass MemoryStatus:
         cbool known
+        cbool confirmed
         double base_bytes
         double bytes_per_row
         uint64_t samples

@@ -20,19 +20,26 @@ cdef DeviceMemory device_memory(message) except *:
 
 
 cdef list learned_needs(CppGateway* core, uint32_t model):
-    """(device, known, base_bytes, bytes_per_row, samples, error, rows_high, rows_limit, rows_cap,
-    added_bytes, out_of_memory) by device.
-    """
+    """The fields of a MemorySnapshot, by device."""
     cdef uint32_t device
     cdef MemoryStatus status
     needs = []
     for device in core.devices(model):
         status = core.scheduler().memory_status(model, device)
-        needs.append((
-            device, status.known, status.base_bytes, status.bytes_per_row, status.samples,
-            status.error, status.rows_high, status.rows_limit, status.rows_cap,
-            status.added_bytes, status.out_of_memory,
-        ))
+        needs.append({
+            "device_index": device,
+            "known": status.known,
+            "confirmed": status.confirmed,
+            "base_bytes": status.base_bytes,
+            "bytes_per_row": status.bytes_per_row,
+            "samples": status.samples,
+            "error": status.error,
+            "rows_high": status.rows_high,
+            "rows_limit": status.rows_limit,
+            "rows_cap": status.rows_cap,
+            "added_bytes": status.added_bytes,
+            "out_of_memory": status.out_of_memory,
+        })
     return needs
 
 

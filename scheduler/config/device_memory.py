@@ -46,6 +46,33 @@ GpuNumber = Annotated[int, Field(ge=0, lt=DEVICES_MAX)]
 DeviceKey = Annotated[str, AfterValidator(_device_key)]
 
 
+# A row of less is a number whose unit was left out.
+ROW_BYTES_MIN = 1024
+
+
+def _row(value: int) -> int:
+    if 0 < value < ROW_BYTES_MIN:
+        raise ValueError(
+            f"{value} bytes are no row's: a number without a unit is bytes; write {value}MiB or "
+            "what it is, or 0 where rows take nothing"
+        )
+    return value
+
+
+class MemoryNeed(Section):
+    """What the batches of a model take of a device, in one instance."""
+
+    base: Annotated[Size, Field(le=2**50)] = Field(
+        default=0, description="bytes, with the first batch"
+    )
+    per_row: Annotated[Size, Field(le=2**50), AfterValidator(_row)] = Field(
+        description="bytes for every row of the largest batch so far"
+    )
+    fixed: bool = Field(
+        default=True, description="false: until enough was learned from the batches that run"
+    )
+
+
 class Device(Section):
     """One device, by its UUID or by a name of one's own."""
 

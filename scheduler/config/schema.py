@@ -24,6 +24,7 @@ from scheduler.config.device_memory import (
     DeviceKey,
     DeviceMemory,
     GpuNumber,
+    MemoryNeed,
     bare_switch,
 )
 from scheduler.config.discovery import Discovery
@@ -166,7 +167,7 @@ class Server(Section):
     )
     state_directory: Path | None = Field(
         default=None,
-        description="where learned latencies are kept over restarts; none keeps them while it runs",
+        description="where what was learned is kept over restarts; none keeps it while it runs",
     )
     drain: Drain = Drain()
     tls: ListenerTls = ListenerTls()
@@ -303,7 +304,10 @@ class Batching(Section):
     )
     profile: Path | None = Field(
         default=None,
-        description="a file of `infersched profile`: the model's latency before its first request",
+        description="a file of `infersched profile`: what is known before the first request",
+    )
+    memory: MemoryNeed | None = Field(
+        default=None, description="of a device; else as learned, or as the profile says at first"
     )
     gpus: Annotated[tuple[GpuNumber, ...], BeforeValidator(listed)] = Field(
         default=(),
@@ -403,9 +407,10 @@ class Settings(Section):
     logging: Logging = Logging()
 
     @model_validator(mode="after")
-    def _profile_of_one_model(self) -> Settings:
-        if self.defaults.profile is not None:
-            raise ValueError("profile in defaults: it is of one model; write models.NAME.profile")
+    def _measured_of_one_model(self) -> Settings:
+        for key in ("profile", "memory"):
+            if getattr(self.defaults, key) is not None:
+                raise ValueError(f"{key} in defaults: it is of one model; write models.NAME.{key}")
         return self
 
     @model_validator(mode="after")

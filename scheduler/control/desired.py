@@ -16,6 +16,7 @@ from scheduler.config.objectives import PriorityClass
 from scheduler.config.padding import Padding
 from scheduler.control.executors import ExecutorGroups
 from scheduler.control.indices import BACKENDS_MAX, MODELS_MAX, IndexBook
+from scheduler.control.memory_priors import MemoryPriors
 from scheduler.control.padding import apply_padding, padding_problems
 from scheduler.control.payload_memory import PayloadMemory
 from scheduler.control.priors import Priors
@@ -54,6 +55,7 @@ class DesiredState:
 
     runtime_directory: Path
     priors: Priors | None = None
+    memory_priors: MemoryPriors | None = None
     model_index: dict[ModelKey, int] = field(default_factory=dict)
     backend_index: dict[str, int] = field(default_factory=dict)
     # The specification that could not be split; a reloaded model gets another chance.
@@ -76,8 +78,10 @@ class DesiredState:
         payload: PayloadMemory | None = None,
         devices: Mapping[tuple[ModelKey, str], Sequence[int]] | None = None,
         residency: Steered = NOTHING_STEERED,
+        device_numbers: Mapping[str, int] | None = None,
     ) -> pb.Apply:
         """The complete wanted state (without a generation)."""
+        device_keys = {number: key for key, number in (device_numbers or {}).items()}
         self.backend_index = self._backends.assign(pool.watches)
         indices = self._models.assign(key_text(key) for key in pool.catalog)
         self.model_index = {
@@ -111,8 +115,15 @@ class DesiredState:
                 placement.device_indices.extend((devices or {}).get((key, address), ()))
                 if self.priors is not None and not batching.direct_max:
                     placement.latency_prior.extend(self.priors.of(entry.spec, address, mine))
+                if self.memory_priors is not None and placement.device_indices:
+                    on = [device_keys.get(number, "") for number in placement.device_indices]
+                    prior = self.memory_priors.of(entry.spec, address, mine, on)
+                    if prior is not None:
+                        placement.memory_prior.CopyFrom(prior)
             self._pad(key, entry.spec, mine.padding, model)
             apply.models.append(model)
+        if self.memory_priors is not None:
+            self.memory_priors.keep_loaded(_loaded(pool))
         apply.loadable.extend(residency.loadable)
         for name, region in sorted(regions.by_name.items()):
             having = region.backends & self.backend_index.keys()
@@ -235,6 +246,16 @@ def _model(
                 ready=placement.ready,
             )
     return model
+
+
+def _loaded(pool: BackendPool) -> set[tuple[ModelKey, str]]:
+    """The placements that are ready."""
+    return {
+        (key, placement.address)
+        for key, entry in pool.catalog.items()
+        for placement in entry.placements
+        if placement.ready
+    }
 
 
 def served_placements(applied: pb.Apply | None) -> set[tuple[int | None, int | None]]:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from tritonclient.grpc import service_pb2
 
@@ -37,6 +38,19 @@ STATISTICS_TIMEOUT_S = 5.0
 OBSERVATIONS_MIN = 20
 
 
+class Beside(Protocol):
+    """What is read and kept along with latencies, and is of something else."""
+
+    def take(self, snapshot: pb.Snapshot) -> None:
+        """What the data plane has answered."""
+
+    def offer_statistics(self, backend: str, models: Iterable[service_pb2.ModelStatistics]) -> bool:
+        """What a Triton that was joined has counted; returns whether a prior may be another."""
+
+    def store(self) -> None:
+        """Writes what is to outlive a restart."""
+
+
 class Latencies:
     """What is known of latencies. `on_change` is called when a prior has come late."""
 
@@ -48,9 +62,8 @@ class Latencies:
         counters: CountersPage,
         settings: Callable[[], Settings],
         on_change: Callable[[], None],
-        on_snapshot: Callable[[pb.Snapshot], None] = lambda snapshot: None,
+        beside: Beside | None = None,
     ) -> None:
-        """`on_snapshot` gets what is read, for what it says of other things than latencies."""
         self.learned = LearnedLatencies(state_directory)
         self.priors = Priors(self.learned)
         # By model version and backend address, as last read.
@@ -64,7 +77,7 @@ class Latencies:
         # Batches that had come back when a model was read last.
         self._read_at: dict[int, int] = {}
         self._on_change = on_change
-        self._on_snapshot = on_snapshot
+        self._beside = beside
         self._stored_at_s = float("-inf")
         self._told: set[tuple[ModelKey, str, int]] = set()
 
@@ -88,12 +101,15 @@ class Latencies:
             except (ConnectionError, asyncio.TimeoutError):
                 return
             self.take(desired, snapshot)
-            self._on_snapshot(snapshot)
+            if self._beside is not None:
+                self._beside.take(snapshot)
             self._read_at.update((index, ran[index]) for index in asked if index in ran)
 
     def keep(self) -> None:
         """Writes what was learned to the state directory."""
         self.learned.store()
+        if self._beside is not None:
+            self._beside.store()
         self._stored_at_s = time.monotonic()
 
     def take(self, desired: DesiredState, snapshot: pb.Snapshot) -> None:
@@ -137,7 +153,10 @@ class Latencies:
             answer = await watch.calls.rpc("ModelStatistics", request, STATISTICS_TIMEOUT_S)
         except RpcError:
             return
-        if self.priors.offer_statistics(address, answer.model_stats):
+        changed = self.priors.offer_statistics(address, answer.model_stats)
+        if self._beside is not None:
+            changed |= self._beside.offer_statistics(address, answer.model_stats)
+        if changed:
             self._on_change()
 
     def floor_ns(self, key: ModelKey) -> int:

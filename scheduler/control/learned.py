@@ -1,12 +1,10 @@
 """Learned latencies, kept over restarts in one file of the state directory.
 
-The file is written whole. One that is torn, of another format or of a model that has changed
-meanwhile says nothing: it is reported, and what is learned anew replaces it.
+What is of a model that has changed meanwhile says nothing.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,13 +14,10 @@ from pydantic import Field, ValidationError
 from scheduler.backends.remembered import ModelKey
 from scheduler.config.profile import Count, ProfiledModel, Time
 from scheduler.config.section import Section
-from scheduler.telemetry.logs import log
+from scheduler.control.kept_file import KeptFile
 from scheduler.v1 import dataplane_pb2 as pb
 
-logger = logging.getLogger(__name__)
-
 FILE_NAME = "latencies.json"
-FILE_BYTES_MAX = 64 * 2**20
 # Backends come and go by other names.
 ENTRIES_MAX = 4096
 # A number of observations that no further one adds to.
@@ -83,10 +78,11 @@ class LearnedLatencies:
     """What was learned in earlier lives and in this one, by model version and backend address."""
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / FILE_NAME
-        self._entries = self._load()
+        self._file = KeptFile(directory / FILE_NAME, LearnedFile, "learned latencies")
+        kept = self._file.load()
+        entries = kept.latencies if kept is not None else ()
+        self._entries = {((e.model.name, e.model.version), e.backend): e for e in entries}
         self._written = dict(self._entries)
-        self._failure = ""
 
     def entry(self, key: ModelKey, signature: str, backend: str) -> LearnedLatency | None:
         """Of this backend; of the one that has seen most where this one is new."""
@@ -114,52 +110,8 @@ class LearnedLatencies:
             del self._entries[placement]
 
     def store(self) -> None:
-        """Writes the file if anything has changed; a failure is told once."""
+        """Writes the file if anything has changed."""
         if self._entries == self._written:
             return
-        try:
-            self._store()
-        except OSError as error:
-            if str(error) != self._failure:
-                self._failure = str(error)
-                log(logger, logging.WARNING, "learned latencies cannot be kept",
-                    file=self._path, reason=error.strerror)  # fmt: skip
-            return
-        self._failure = ""
-        self._written = dict(self._entries)
-
-    def _load(self) -> dict[tuple[ModelKey, str], LearnedLatency]:
-        try:
-            with self._path.open("rb") as file:
-                text = file.read(FILE_BYTES_MAX + 1)
-            if len(text) > FILE_BYTES_MAX:
-                raise ValueError("it is too large")
-            entries = LearnedFile.model_validate_json(text).latencies
-        except FileNotFoundError:
-            return {}
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
-            self._ignore(f"{place}: {first['msg']}" if place else str(first["msg"]))
-            return {}
-        except (OSError, ValueError) as error:
-            self._ignore(str(error))
-            return {}
-        return {((e.model.name, e.model.version), e.backend): e for e in entries}
-
-    def _ignore(self, reason: str) -> None:
-        log(
-            logger,
-            logging.WARNING,
-            "learned latencies are ignored: the file cannot be used, and is replaced by what is "
-            "learned from now on",
-            file=self._path,
-            reason=reason,
-        )
-
-    def _store(self) -> None:
-        file = LearnedFile(latencies=tuple(self._entries.values()))
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".new")
-        temporary.write_text(file.model_dump_json() + "\n")
-        temporary.replace(self._path)
+        if self._file.store(LearnedFile(latencies=tuple(self._entries.values()))):
+            self._written = dict(self._entries)

@@ -20,8 +20,8 @@ from scheduler.control.device_readings import DeviceReadings
 from scheduler.control.devices import Devices
 from scheduler.control.health import HealthServicer
 from scheduler.control.latencies import Latencies
+from scheduler.control.learned_memory import LearnedMemory
 from scheduler.control.loads import Loads
-from scheduler.control.memory_needs import MemoryNeeds
 from scheduler.control.model_residency import ModelResidency
 from scheduler.control.parameters import Parameters
 from scheduler.control.payload_memory import PayloadMemory
@@ -92,6 +92,10 @@ class ControlPlane:
         state_directory = self.settings.server.state_directory or parameters.runtime_directory
         self.turns, self.loads = Turns(), Loads(parameters.runtime_directory)
         self.residency = ModelResidency(self, state_directory)
+        self.memory = LearnedMemory(
+            state_directory, self.pool, self.desired, lambda: self.devices.index
+        )
+        self.needs = self.memory.needs
         self.latencies = Latencies(
             state_directory,
             self.pool,
@@ -99,10 +103,10 @@ class ControlPlane:
             self.counters,
             lambda: self.settings,
             self.refresh_state,
-            lambda snapshot: self.needs.take(self.desired, self.devices.index, snapshot),
+            self.memory,
         )
-        self.needs = MemoryNeeds()
         self.desired.priors = self.latencies.priors
+        self.desired.memory_priors = self.memory.priors
         # The data plane that was told the priors.
         self._told_pid = 0
         # Called with the address of a backend that serves for the first time or again, in order.
@@ -166,6 +170,7 @@ class ControlPlane:
                     self.payload,
                     self.devices.assign(),
                     self.residency.steered(),
+                    self.devices.index,
                 )
             )
         self.devices.look()
@@ -253,14 +258,18 @@ class ControlPlane:
             if watch.status is BackendStatus.DOWN and watch.settled:
                 self._joined.discard(address)
                 self.regions.lost(address)
+                self.memory.priors.lost(address)
                 self.payload.backend_gone(address)
             elif watch.status is BackendStatus.SERVING and address not in self._joined:
                 self._joined.add(address)
                 self.payload.look_at(address)
-                task = asyncio.create_task(self._rejoined(address))
-                self._rejoins.add(task)
-                task.add_done_callback(self._rejoins.discard)
+                self._after_joining(self._rejoined(address))
         self._joined &= self.pool.watches.keys()
+
+    def _after_joining(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._rejoins.add(task)
+        task.add_done_callback(self._rejoins.discard)
 
     async def _rejoined(self, address: str) -> None:
         for act in (*self.on_rejoin, self.latencies.joined):
@@ -297,7 +306,10 @@ class ControlPlane:
         if self.steering.data_plane_pid not in (0, self._told_pid):
             self._told_pid = self.steering.data_plane_pid
             self.latencies.priors.renew()
+            self.memory.priors.renew()
             self.refresh_state()
+            for address in sorted(self._joined):  # what they have run by now
+                self._after_joining(self.latencies.joined(address))
         self._served = served_placements(self.steering.applied)
         self.payload.segment(*self.steering.shared_memory)
         self.publish_health()

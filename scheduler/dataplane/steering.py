@@ -214,7 +214,8 @@ def snapshot(gateway: Gateway, model_indices: Collection[int] = ()) -> pb.Snapsh
         )
         if model_indices:
             _add_latencies(model, gateway)
-            _add_memory(model, gateway)
+            for need in gateway.memory(index):
+                model.memory.add(**need)
     for index, _, connections, _, batches, rows, state in gateway.backends():
         message.backends.add(
             index=index,
@@ -239,35 +240,6 @@ def snapshot(gateway: Gateway, model_indices: Collection[int] = ()) -> pb.Snapsh
         device.memory.measured_at_ns = measured_at_ns
         device.memory.fixed = fixed
     return message
-
-
-def _add_memory(model: pb.ModelSnapshot, gateway: Gateway) -> None:
-    for (
-        device,
-        known,
-        base_bytes,
-        bytes_per_row,
-        samples,
-        error,
-        rows_high,
-        rows_limit,
-        rows_cap,
-        added_bytes,
-        out_of_memory,
-    ) in gateway.memory(model.index):
-        model.memory.add(
-            device_index=device,
-            known=known,
-            base_bytes=base_bytes,
-            bytes_per_row=bytes_per_row,
-            samples=samples,
-            error=error,
-            rows_high=rows_high,
-            rows_limit=rows_limit,
-            rows_cap=rows_cap,
-            added_bytes=added_bytes,
-            out_of_memory=out_of_memory,
-        )
 
 
 def _add_latencies(model: pb.ModelSnapshot, gateway: Gateway) -> None:

@@ -96,3 +96,27 @@ def test_sizes_that_ran_are_tried_anew_where_their_need_is_not_known() -> None:
     come_back(gpu)
     gpu.after(MS).read(TOTAL)
     assert gpu.engine.memory_status(0, 0).rows_high == 0
+
+
+def test_what_is_told_of_a_server_that_has_come_back_needs_no_reading() -> None:
+    gpu = Gpu()
+    gpu.prime(per_row=100 * MIB)
+    gpu.read(free=500 * MIB)
+    come_back(gpu)
+    gpu.prime(per_row=100 * MIB, rows_high=30)
+    gpu.after(MS).read(free=500 * MIB)
+    status = gpu.engine.memory_status(0, 0)
+    assert (status.rows_high, status.rows_limit) == (30, 35)
+
+
+def test_figures_that_are_fixed_no_more_give_way_to_others() -> None:
+    gpu = Gpu()
+    gpu.prime(per_row=100 * MIB)
+    for rows in range(1, 8):  # by which as much is learned
+        gpu.read(free=gpu.free - 50 * MIB)
+        gpu.rows_of_next(rows)
+        gpu.after(MS).read()
+    assert gpu.engine.memory_status(0, 0).bytes_per_row == 100 * MIB
+    assert gpu.engine.prime_memory(0, 0, MIB, 60 * MIB, 0, False)
+    status = gpu.engine.memory_status(0, 0)
+    assert (status.base_bytes, status.bytes_per_row) == (MIB, 60 * MIB)
