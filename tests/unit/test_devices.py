@@ -322,6 +322,9 @@ def test_figures_outlive_the_last_control_plane_for_a_while_only(
         def __init__(self) -> None:
             self.told: list[pb.MemoryReadings] = []
 
+        def loading(self) -> list[tuple[str, int]]:
+            return []
+
         def devices(self) -> list[tuple[int, bool, int, int, int, int, int]]:
             return [(0, True, 1, 2, 0, 0, 0), (1, False, 0, 0, 0, 0, 0), (5, True, 1, 2, 0, 0, 0)]
 
