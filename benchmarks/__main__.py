@@ -12,7 +12,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from benchmarks.options import Options, say
+from benchmarks.options import SLO_PARTS, Options, say
 from benchmarks.results import Figure, default_path, header, write_results
 
 # In the order of the table of figures.
@@ -44,13 +44,23 @@ def parse_arguments() -> tuple[list[str], Options, Path | None, bool]:
         action="store_true",
         help="only see whether slo_triton, overload, decisions, device_memory and gpu_memory run",
     )
+    parser.add_argument(
+        "--parts",
+        default="",
+        help=f"of slo_triton, by commas: {', '.join(SLO_PARTS)}",
+    )
     parser.add_argument("--output", type=Path, help="default: a new file in benchmarks/results")
     parser.add_argument("--no-file", action="store_true", help="print only")
     given = parser.parse_args()
     unknown = [name for name in given.names if name not in NAMES]
     if unknown:
         parser.error(f"unknown benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    options = Options(given.seconds, given.rounds, given.seed, short=given.short)
+    parts = tuple(part for part in given.parts.split(",") if part)
+    if parts and given.names != ["slo_triton"]:
+        parser.error("only slo_triton has parts")
+    if set(parts) - set(SLO_PARTS):
+        parser.error(f"slo_triton has the parts {', '.join(SLO_PARTS)}")
+    options = Options(given.seconds, given.rounds, given.seed, short=given.short, parts=parts)
     return given.names or list(NAMES), options, given.output, given.no_file
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+# Of the benchmark slo_triton: all but the sweep have figures.
+SLO_PARTS = ("prediction", "goodput", "overload", "sweep", "two")
+
 
 @dataclass(frozen=True)
 class Options:
     """`seconds` is the measured window of one load; a figure is the median of `rounds`.
 
     `short`: the smallest run that still takes every step; its figures mean nothing.
+    `parts` of a benchmark that has some, all of them when empty.
     """
 
     seconds: float = 3.0
@@ -19,6 +23,7 @@ class Options:
     pool: int = 1024
     connections: int = 4
     short: bool = False
+    parts: tuple[str, ...] = ()
 
 
 def say(text: str) -> None:

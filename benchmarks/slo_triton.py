@@ -10,15 +10,22 @@ engine on latencies that were measured here before.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
 from statistics import NormalDist, median
 
 from benchmarks import slo_shared
-from benchmarks.options import Options, say
+from benchmarks.options import SLO_PARTS, Options, say
 from benchmarks.results import Figure
+from benchmarks.slo_goodput import (
+    FROM_ABOVE,
+    LEAST_PER_S,
+    Contender,
+    compare,
+    near_the_best,
+)
 from benchmarks.slo_servers import (
     Batcher,
     Measured,
@@ -48,17 +55,12 @@ MODEL = Sleeper("sleeper", 1.053, 5.072, objective_ms=25.0, instances=4)
 SCHEDULED, BATCHED = "scheduled", "batched"
 # Of the model, and what the scheduler is told of it.
 ROWS_MAX, PRIORITY_LEVELS = 64, 2
-ATTAINMENT = 0.99
 # The engine's averages have forgotten the load before.
 SETTLED_S = 4.0
 TOP_SHARE = 0.3
 SWEEP = (0.2, 0.5, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0)
 PREDICTED_AT = (0.5, 0.8, 0.9, 1.0, 1.2)
 PROFILED_ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16)
-LEAST_PER_S = 20.0
-SEARCH_STEP = 0.94
-# A setting of the grid is searched when it holds this much more than the best one before.
-WORTH_A_SEARCH = 1.03
 
 AS_IT_COMES = Batcher()
 # A time-out must leave room for the batch: with rows up to n, objective - l(n).
@@ -111,9 +113,22 @@ SHORT = Extent(
 
 
 def run(options: Options) -> list[Figure]:
-    extent = SHORT if options.short else Extent(rounds=max(options.rounds, 5))
+    parts = options.parts or SLO_PARTS
     if options.short:
         options = replace(options, seconds=min(options.seconds, 0.8))
+    figures: list[Figure] = []
+    if set(parts) - {"two"}:
+        figures += one_model(options, parts)
+    if "two" in parts:
+        figures += slo_shared.run(options)
+    for figure in figures:
+        say(f"  {figure.figure:32} {figure.value:>8g} {figure.unit:6} must {figure.must:g}")
+    return figures
+
+
+def one_model(options: Options, parts: Sequence[str]) -> list[Figure]:
+    extent = SHORT if options.short else Extent(rounds=max(options.rounds, 5))
+    figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="infersched-slo-") as directory:
         repository = Path(directory) / "models"
         for name in (SCHEDULED, BATCHED):
@@ -127,15 +142,14 @@ def run(options: Options) -> list[Figure]:
                                              "priority_levels": PRIORITY_LEVELS}}}  # fmt: skip
             with scheduler_before(triton, config) as address:
                 bench = Bench(triton, address, simulated.goodput_per_s, extent, options)
-                figures = [
-                    *predictions(bench, simulated),
-                    *goodputs(bench),
-                    *overload(bench),
-                ]
-                sweep(bench)
-    figures += slo_shared.run(options)
-    for figure in figures:
-        say(f"  {figure.figure:32} {figure.value:>8g} {figure.unit:6} must {figure.must:g}")
+                if "prediction" in parts:
+                    figures += predictions(bench, simulated)
+                if "goodput" in parts:
+                    figures += goodputs(bench)
+                if "overload" in parts:
+                    figures += overload(bench)
+                if "sweep" in parts:
+                    sweep(bench)
     return figures
 
 
@@ -148,6 +162,7 @@ class Bench:
     capacity_per_s: float
     extent: Extent
     options: Options
+    _batcher: Batcher | None = None
 
     def scheduled(self, rate_per_s: float, turn: int = 0, warm_up_s: float = 1.5) -> Measured:
         return self._load(self.scheduler, SCHEDULED, rate_per_s, turn, warm_up_s)
@@ -163,7 +178,16 @@ class Bench:
         return offer(self.triton, target, [offered], self.options, turn)[0]
 
     def set_batcher(self, batcher: Batcher) -> None:
-        self.triton.load(BATCHED, batcher)
+        if self._batcher != batcher:
+            self.triton.load(BATCHED, batcher)
+        self._batcher = batcher
+
+    def contender(self, batcher: Batcher) -> Contender:
+        def load(rate_per_s: float, turn: int) -> Measured:
+            self.set_batcher(batcher)
+            return self.batched(rate_per_s, turn)
+
+        return Contender(str(batcher), load)
 
 
 # -- the simulator's prediction --------------------------------------------------------------------
@@ -267,73 +291,24 @@ def predictions(bench: Bench, simulated: Simulated) -> list[Figure]:
 # -- goodput and overload --------------------------------------------------------------------------
 
 
-Loaded = Callable[[float, int], Measured]
-
-
-def goodput(
-    load: Loaded, extent: Extent, from_per_s: float, to_per_s: float = LEAST_PER_S, turn: int = 0
-) -> tuple[float, str]:
-    """The first rate, coming down, that holds twice in a row; 0 when none above `to_per_s` does.
-
-    The rate half a step above it counts when it holds twice, too. Each load of a search has
-    arrivals of its own.
-    """
-    problems: list[str] = []
-
-    def holds(rate_per_s: float) -> tuple[bool, float]:
-        tries: list[Measured] = []
-        while len(tries) < 2 and all(one.attainment >= ATTAINMENT for one in tries):
-            tries.append(load(rate_per_s, turn + len(tries)))
-        problems.append(first_problem(tries))
-        worst = min(one.attainment for one in tries)
-        return worst >= ATTAINMENT, worst
-
-    rate, tried = from_per_s, 0
-    while tried < extent.searches and rate >= to_per_s:
-        held, attainment = holds(rate)
-        tried += 1
-        if held:
-            above = rate / SEARCH_STEP**0.5
-            better = tried > 1 and holds(above)[0]
-            return (above if better else rate), next(filter(None, problems), "")
-        # Far below the goal there is no need for small steps.
-        rate *= SEARCH_STEP if attainment > 0.8 else SEARCH_STEP**3
-    return 0.0, next(filter(None, problems), "")
-
-
 def goodputs(bench: Bench) -> list[Figure]:
-    top = 1.1 * bench.capacity_per_s
-    ours, problem = usual_goodput(bench.scheduled, bench.extent, top)
-    say(f"goodput of the scheduler: {ours:.0f}/s {problem}")
-    bench.set_batcher(AS_IT_COMES)
-    default, other = usual_goodput(bench.batched, bench.extent, top)
-    problem = problem or other
-    say(f"goodput of Triton's batcher as it comes: {default:.0f}/s {other}")
-    best = default
-    for batcher in bench.extent.grid:
-        bench.set_batcher(batcher)
-        wanted = max(best * WORTH_A_SEARCH, LEAST_PER_S)
-        first = bench.batched(wanted, 7)
-        problem = problem or first.problem
-        found = 0.0
-        if first.attainment >= ATTAINMENT:
-            found, other = goodput(bench.batched, bench.extent, max(top, wanted), wanted)
-            problem = problem or other
-        say(f"  {batcher}: {f'{found:.0f}/s' if found else 'not above the best'} {first.problem}")
-        best = max(best, found)
+    """Ours against Triton's batcher as it comes, and at the best of the grid."""
+    searches, top = bench.extent.searches, FROM_ABOVE * bench.capacity_per_s
+    ours = Contender("the scheduler", bench.scheduled, bench.capacity_per_s)
+    default = bench.contender(AS_IT_COMES)
+    default.about_per_s = default.search(top, LEAST_PER_S, turn=0, searches=searches)
+    say(f"Triton's batcher as it comes: about {default.about_per_s:.0f}/s; the grid:")
+    grid = [bench.contender(batcher) for batcher in bench.extent.grid if batcher != AS_IT_COMES]
+    near = near_the_best(grid, top, default.about_per_s, searches)
+    say("goodput:")
+    compare([ours, default, *near], bench.extent.goodput_rounds, searches)
+    best = max(contender.goodput_per_s for contender in (default, *near))
+    problem = next((c.problem for c in (ours, default, *grid) if c.problem), "")
     return [
-        Figure.of("slo_goodput_ratio_default", ratio(ours, default), problem),
-        Figure.of("slo_goodput_ratio_grid", ratio(ours, best), problem),
-    ]
-
-
-def usual_goodput(load: Loaded, extent: Extent, from_per_s: float) -> tuple[float, str]:
-    """The median of several searches."""
-    found = [
-        goodput(load, extent, from_per_s, turn=10 * turn) for turn in range(extent.goodput_rounds)
-    ]
-    say("  " + ", ".join(f"{per_s:.0f}/s" for per_s, _ in found))
-    return median(per_s for per_s, _ in found), next((p for _, p in found if p), "")
+        Figure.of("slo_goodput_ratio_default", ratio(ours.goodput_per_s, default.goodput_per_s),
+                  problem),
+        Figure.of("slo_goodput_ratio_grid", ratio(ours.goodput_per_s, best), problem),
+    ]  # fmt: skip
 
 
 def overload(bench: Bench) -> list[Figure]:
