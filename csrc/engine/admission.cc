@@ -200,7 +200,7 @@ inline void Core::leave_batches(std::uint32_t slot, Nanos now) {
         if (batch.formed) {
             drop_formed(batch_slot);
         } else if (batch.retry_sequence != 0) {
-            drop_retry(batch_slot);
+            drop_retry(batch_slot, now);
         } else if (models_[batch.model].policy.cancellable) {
             Action action{};
             action.kind = ActionKind::kAbandon;
@@ -279,6 +279,7 @@ void Core::step(Nanos now) {
     expire(now);
     expire_sequences(now);
     release_given_up(now);
+    release_ended_holds(now);
     while (!moments_.empty() && moments_.top().at <= now) {
         mark_dirty(moments_.top().slot);
         moments_.erase(moments_.top().slot);
@@ -304,7 +305,7 @@ void Core::step(Nanos now) {
 // is told only when the earlier one has passed.
 void Core::emit_wake(Nanos now) {
     Nanos next = kNever;
-    for (const TimerHeap* timers : {&deadlines_, &moments_, &idle_, &given_up_, &ticks_}) {
+    for (const TimerHeap* timers : {&deadlines_, &moments_, &idle_, &given_up_, &holds_, &ticks_}) {
         if (!timers->empty()) next = std::min(next, timers->top().at);
     }
     const bool passed = wake_ <= now;

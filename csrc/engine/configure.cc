@@ -111,6 +111,7 @@ void Core::configure_model(std::uint32_t index, const ModelPolicy& policy,
     for (PlacementState& p : model.placements) {
         if (!named(placements, p.backend)) lose_all(p, now);
     }
+    release_changed_holds(model, placements, now);
     configure_placements(index, placements, now);
     if (!next.in_use) {
         fail_pool(model, model.shared, kNoBackend, now);
@@ -153,6 +154,7 @@ void Core::update_served(ModelState& model, Nanos now) {
         any |= usable(p);
     }
     update(model.shared, any);
+    release_unserved_holds(model, now);
 }
 
 void Core::set_backend(std::uint32_t backend, bool available, Nanos now) {

@@ -14,6 +14,7 @@
 //     replies.cc     what a reply or a failure means for the members
 //     retries.cc     fixed groups that are sent again, bisecting, suspects
 //     device_limits.cc how large batches may be for the memory of devices
+//     memory_retries.cc what ran out of memory; memory_holds.cc: devices held free for it
 //     configure.cc   policies, placements, backends
 //     ledger.cc      counters; statistics.cc: what ModelStatistics shows
 //     *persist.cc    save and load; invariants.cc: the truths that must hold
@@ -87,16 +88,6 @@ class Core {
     std::vector<BatchMember> members;
 
   private:
-    struct Ending {
-        Outcome outcome;
-        Reason reason;
-        StatusCode code;
-        BatchHandle batch = 0;
-        std::uint32_t backend = kNoBackend;
-        std::uint64_t predicted_bytes = 0;
-        std::uint64_t free_bytes = 0;
-    };
-
     // admission.cc
     Arrival arrival_of(const ModelState& model, const Request& request, Nanos now) const;
     Reason refusal(const ModelState& model, const Request& request, Nanos deadline, Nanos now);
@@ -320,7 +311,7 @@ class Core {
                std::uint32_t tries);
     void retry_group(ModelState& model, const BatchRecord& failed,
                      const std::vector<BatchMember>& group, std::uint32_t tries);
-    void drop_retry(std::uint32_t batch);
+    void drop_retry(std::uint32_t batch, Nanos now);
     void rebuild_retries(ModelState& model);
     bool bisect(ModelState& model, const BatchRecord& failed);
     bool unmerged(const ModelState& model, std::uint64_t signature, Nanos now) const;
@@ -371,13 +362,26 @@ class Core {
                          Admission& refused, Nanos now);
     void publish_device(std::uint32_t device);
     // memory_retries.cc
-    void cut_sizes(ModelState& model, const BatchRecord& failed);
+    void cut_sizes(ModelState& model, BatchRecord& failed);
     void retry_smaller(ModelState& model, const BatchRecord& failed, const Ending& ending,
                        Nanos now);
     void retry_alone(ModelState& model, const BatchRecord& failed, const Ending& ending, Nanos now);
-    bool held_idle(BatchHandle batch) const;
-    void release_hold(std::uint32_t batch);
-    void note_others_left(const PlacementState& placement);
+    void refuse_memory(ModelState& model, const BatchRecord& failed, const Ending& ending,
+                       Nanos now);
+    // memory_holds.cc
+    void stand_in_line(std::uint32_t batch, Nanos now);
+    bool take_hold(std::uint32_t batch, Nanos now);
+    void hand_on(std::uint32_t model, const PlacementState& there, Nanos now);
+    void end_hold(std::uint32_t batch, Nanos now);
+    void release_hold(std::uint32_t batch, Nanos now);
+    void release_ended_holds(Nanos now);
+    void release_unserved_holds(const ModelState& model, Nanos now);
+    void release_changed_holds(const ModelState& model, const std::vector<Placement>& placements,
+                               Nanos now);
+    void note_sent_beside(std::uint32_t batch, const PlacementState& placement);
+    void note_left_beside(const PlacementState& placement);
+    template <class Visit>
+    void each_near(std::uint32_t model, const PlacementState& there, const Visit& visit);
     void place_on_devices(std::uint32_t index, PlacementState& placement,
                           const std::vector<std::uint32_t>& devices, Nanos now);
     void prove_memory(ModelState& model, const BatchRecord& batch, Nanos now);
@@ -397,12 +401,6 @@ class Core {
     void count_dispatch(const ModelState& model, const BatchRecord& batch);
     void count_departure(const BatchRecord& batch);
     void count_reply(const BatchRecord& batch, Nanos now);
-    // Requests that one batch completed.
-    struct Completions {
-        Nanos requests = 0;
-        Nanos waited_ns = 0;  // arrival to answer, summed up
-        std::uint64_t rows = 0;
-    };
     void count_completions(ModelState& model, const Completions& done, Nanos started, Nanos now);
     void count_incomplete(const RequestRecord& request, const Ending& ending, Nanos now);
     void count_execution(ModelState& model, std::uint32_t rows, Nanos ran_ns);
@@ -433,6 +431,7 @@ class Core {
     TimerHeap moments_;   // by model: when it must be looked at again
     TimerHeap idle_;      // by sequence slot: when it is forgotten
     TimerHeap given_up_;  // by batch slot: when its slot is free again
+    TimerHeap holds_;     // by batch slot: how long devices are held free for it
     std::vector<std::uint32_t> dirty_;
     std::uint64_t sequence_ = 0;
     std::uint64_t retry_sequence_ = 0;

@@ -18,6 +18,12 @@ inline constexpr Nanos kUnservedAdmitNs = kSecond;
 inline constexpr Nanos kGivenUpMinNs = kMillisecond;
 // Attempts of one batch, the first included, before its members get the error.
 inline constexpr std::uint32_t kTriesMax = 8;
+// The same of one that cannot be cut, of those that ran out of device memory.
+inline constexpr std::uint32_t kMemoryTriesMax = 3;
+// How long devices are held free for one batch.
+inline constexpr Nanos kHoldMaxNs = kSecond;
+// Groups that are to have their devices for themselves come behind the others that are sent again.
+inline constexpr std::uint64_t kAloneSequence = std::uint64_t{1} << 63;
 // Of these batches of a model one may be led by a request of a low level that has aged.
 inline constexpr std::uint32_t kBatchesPerAged = 8;
 inline constexpr std::int32_t kBisectCostTenths = 10;

@@ -151,8 +151,11 @@ void Core::prove_memory(ModelState& model, const BatchRecord& batch, Nanos now) 
     MemoryNeed& need = placement.memory;
     const double size = size_sent(model, batch);
     const double cap = need.cap();
-    need.count_good(size, batch.row_size, batch.half);
-    if (need.cap() != cap) memory_.touch();
+    need.count_good(size, batch.row_size, batch.cap_before);
+    if (need.cap() != cap) {
+        memory_.update_held(placement);
+        memory_.touch();
+    }
     if (placement.devices.empty() || size <= need.mark()) return;
     if (!placement.configured || memory_.hold(placement, size)) return;
     std::vector<double> running = {size};

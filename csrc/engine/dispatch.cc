@@ -43,14 +43,9 @@ Choice Core::choose(ModelState& model, const Pool& pool, const Load& load, Nanos
     for (PlacementState& p : model.placements) {
         if (!eligible(p) || (alternative && p.backend == load.avoid)) continue;
         if (load.executors == Executors::kOwn && p.executor != kNoExecutor) continue;
-        if (p.held_for != 0) {
-            // What is sent again is not held back: it may be before the one that waits.
-            const bool waits = !load.again || (p.held_for == load.alone && !held_idle(load.alone));
-            if (waits && now < load.alone_until) {
-                choice.blocked_until = std::min(choice.blocked_until, load.alone_until);
-                continue;
-            }
-        }
+        // What is sent again is not held back: it may be before the one that waits.
+        if (p.held_for != load.hold && (load.hold != 0 || !load.again || load.alone)) continue;
+        if (load.others_out > 0) continue;
         if (p.resting(now)) {
             choice.blocked_until = std::min(choice.blocked_until, p.rest_until);
             continue;
@@ -125,10 +120,14 @@ Choice Core::choose_for_retry(ModelState& model, const Pool& pool, Executors exe
         load.rows += member.rows;
         load.spread |= requests_[slot].sequential;
     }
-    load.avoid = batch.avoid;
     load.again = true;
-    load.alone = batch.alone_until == kNever ? 0 : batches_.handle(pool.retries.begin()->second);
-    load.alone_until = batch.alone_until;
+    load.alone = batch.alone;
+    if (batch.held_since == kNever) {
+        load.avoid = batch.avoid;
+    } else {
+        load.hold = batches_.handle(pool.retries.begin()->second);
+        load.others_out = batch.others_out;
+    }
     return choose(model, pool, load, now);
 }
 
@@ -154,6 +153,7 @@ void Core::send_retry(ModelState& model, Pool& pool, PlacementState& placement, 
     pool.retries.erase(pool.retries.begin());
     BatchRecord& batch = batches_[batch_slot];
     batch.retry_sequence = 0;
+    if (batch.held_since == kNever) batch.go_beside();
     drop_stale(batch);
     // One that Triton's batcher formed was not sent before.
     for (const BatchMember& member : batch.members) {
@@ -293,6 +293,7 @@ void Core::send(ModelState& model, std::uint32_t batch_slot, PlacementState& pla
     batch.backend = placement.backend;
     batch.rows = action.rows;
     batch.dispatched_at = now;
+    if (placement.held_for != 0) note_sent_beside(batch_slot, placement);
     placement.out.push_back(batch_slot);
     placement.rows_out += batch.rows;
     batch.executor = placement.executor;

@@ -173,11 +173,16 @@ void Core::check_devices() const {
     std::vector<std::uint64_t> reserved(memory_.devices().size());
     std::vector<std::uint64_t> inflight(reserved.size());
     std::vector<std::uint64_t> kept(reserved.size());
+    std::vector<std::size_t> beside(batches_.slots());
     for (const ModelState& model : models_) {
         for (const PlacementState& p : model.placements) {
-            const std::uint32_t held = p.held_for == 0 ? 0 : batches_.find(p.held_for);
-            must(held != kNoSlot && (p.held_for == 0 || batches_[held].alone_until != kNever),
-                 "devices are kept free for a batch that is to be alone there");
+            if (p.held_for != 0) {
+                const std::uint32_t slot = batches_.find(p.held_for);
+                must(slot != kNoSlot && holds_.contains(slot) && batches_[slot].alone,
+                     "devices are held free for a batch that is to be alone there");
+                const auto own = std::count(p.out.begin(), p.out.end(), slot);
+                beside[slot] += p.out.size() - static_cast<std::size_t>(own);
+            }
             for (const std::uint32_t device : p.devices) kept[device] += p.held_bytes;
             must(p.devices.empty() ||
                      p.held_bytes == static_cast<std::uint64_t>(std::ceil(p.memory.held_bytes())),
@@ -190,6 +195,13 @@ void Core::check_devices() const {
                 }
             }
         }
+    }
+    for (std::uint32_t slot = 0; slot < batches_.slots(); ++slot) {
+        if (!batches_.live(slot)) continue;
+        const BatchRecord& batch = batches_[slot];
+        must(holds_.contains(slot) == (batch.held_since != kNever) &&
+                 batch.others_out == beside[slot],
+             "what is out beside a batch that is to be alone is counted");
     }
     for (std::size_t index = 0; index < reserved.size(); ++index) {
         const Device& device = memory_.devices()[index];
@@ -205,7 +217,7 @@ void Core::check_invariants() const {
     for (std::uint32_t index = 0; index < models_.size(); ++index) check_model(index);
     check_sequences();
     must(deadlines_.consistent() && moments_.consistent() && idle_.consistent() &&
-             given_up_.consistent(),
+             given_up_.consistent() && holds_.consistent(),
          "timers are in heap order");
     std::size_t timed = 0;
     std::size_t carried = 0;

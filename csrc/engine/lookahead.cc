@@ -12,7 +12,7 @@ namespace {
 // Of finding when one group may go, beside reading one queued row.
 constexpr std::int64_t kLookEffort = 4;
 // Times that are tried out for a request to come again, and how far they are apart at least.
-constexpr std::uint32_t kTriesMax = 4;
+constexpr std::uint32_t kWaitsTriedMax = 4;
 constexpr Nanos kRetryMinNs = kMillisecond;
 // Requests copied with the effort of reading one.
 constexpr std::int64_t kCopiedAtOnce = 8;
@@ -228,7 +228,7 @@ Lookahead::Verdict Lookahead::run() {
 
 Nanos Lookahead::retry_after() {
     Nanos wait_ns = kRetryMinNs;
-    for (std::uint32_t tries = 0; tries < kTriesMax; ++tries) {
+    for (std::uint32_t tries = 0; tries < kWaitsTriedMax; ++tries) {
         Nanos late_ns = 0;
         if (fits_after(wait_ns, late_ns)) return wait_ns;
         wait_ns += std::max(late_ns, kRetryMinNs << tries);

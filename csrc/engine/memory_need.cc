@@ -46,7 +46,7 @@ void MemoryNeed::set_instances(std::uint32_t instances) {
 void MemoryNeed::forget_marks() {
     measured_ = false;
     std::fill(marks_.begin(), marks_.end(), 0.0);
-    cap_ = cap_before_ = kNoSizeLimit;
+    cap_ = kNoSizeLimit;
     good_size_ = half_good_ = 0;
     half_failed_ = kNoSizeLimit;
     raised_at_ = std::numeric_limits<Nanos>::min();
@@ -131,47 +131,52 @@ double MemoryNeed::held_bytes() const {
     return bytes;
 }
 
-void MemoryNeed::count_good(double size, double row_size, bool half) {
+// Halves of a size that failed twice say that it is too large once smaller ones end well: until
+// then they may be of those that run out of memory in any size.
+void MemoryNeed::count_good(double size, double row_size, double cap_before) {
     good_size_ = std::max(good_size_, size);
     good_rows_ = std::max(good_rows_, size / row_size);
-    if (cap_ == kNoSizeLimit) return;
-    if (half) {
+    if (cap_before > 0) {
         half_good_ = std::max(half_good_, size);
-        pardon();
+        if (half_good_ >= half_failed_) {
+            pardon(cap_before);
+        } else if (halves_failed_ >= 2 && kCapShare * half_failed_ < cap_) {
+            cut(half_failed_, half_row_size_);
+        }
     }
+    if (cap_ == kNoSizeLimit) return;
     if (size > cap_) {
         cap_ = size;
         good_ = 0;
     }
-    if (cap_ == kNoSizeLimit || ++good_ < kGoodPerRow) return;
+    if (++good_ < kGoodPerRow) return;
     good_ = 0;
     cap_ += failed_row_size_;
 }
 
-// One of the halves failed and one as large did not: it holds what runs out in any company.
-void MemoryNeed::pardon() {
-    if (half_good_ >= half_failed_) cap_ = std::max(cap_, cap_before_);
-}
+void MemoryNeed::pardon(double cap_before) { cap_ = std::max(cap_, cap_before); }
 
-// A batch says that its size was too large, as do its halves when both fail. What is far smaller
-// than what ran well, in bytes and in rows, or could not be smaller, says something of itself only.
-void MemoryNeed::fail(double size, double row_size, bool half, bool cuttable) {
+// What is far smaller than what ran well, in bytes and in rows, says something of itself only.
+bool MemoryNeed::fail(double size, double row_size) {
     ++out_of_memory_;
     const bool small = size < kTellingShare * std::min(good_size_, cap_) &&
                        size / row_size < kTellingShare * good_rows_;
-    const bool telling = cuttable && !small;
-    if (half) {
-        if (size < half_failed_ * (1 - kStepShare) - row_size) halves_failed_ = 0;
-        ++halves_failed_;
-        half_failed_ = std::min(half_failed_, size);
-        if (telling && halves_failed_ >= 2 && half_good_ < size) cut(size, row_size);
-        return pardon();
-    }
-    cap_before_ = cap_;
+    if (small) return false;
     half_good_ = 0;
     half_failed_ = kNoSizeLimit;
     halves_failed_ = 0;
-    if (telling) cut(size, row_size);
+    cut(size, row_size);
+    return true;
+}
+
+// One of the halves failed and one as large did not: it holds what runs out in any company.
+void MemoryNeed::fail_half(double size, double row_size, double cap_before) {
+    ++out_of_memory_;
+    if (size < half_failed_ * (1 - kStepShare) - row_size) halves_failed_ = 0;
+    ++halves_failed_;
+    if (size < half_failed_) half_row_size_ = row_size;
+    half_failed_ = std::min(half_failed_, size);
+    if (half_good_ >= half_failed_) pardon(cap_before);
 }
 
 // A framework that runs out of memory may first give back all it had kept: no more is proven than
@@ -286,7 +291,7 @@ void MemoryNeed::archive(Archive& archive) {
     for (double* number :
          {&base_bytes_, &bytes_per_row_, &first_bytes_, &first_size_, &error_, &measured_size_,
           &measured_used_, &least_used_, &cap_, &failed_size_, &failed_row_size_, &free_least_,
-          &cap_before_, &good_size_, &good_rows_, &half_good_, &half_failed_}) {
+          &good_size_, &good_rows_, &half_good_, &half_failed_, &half_row_size_}) {
         archive(*number);
     }
     for (Sample& sample : ring_) {

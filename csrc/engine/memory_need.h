@@ -67,10 +67,16 @@ class MemoryNeed {
     double held_bytes() const;
     // A batch ended well; `running`: the sizes of those that ran at the same time, itself included.
     void raise(std::vector<double>& running, Nanos now);
-    // Of this size; a half of one that failed, or not.
-    void count_good(double size, double row_size, bool half);
-    // A batch of this size ran out of memory. `cuttable`: less of it could have been sent.
-    void fail(double size, double row_size, bool half, bool cuttable);
+    // A batch of this size ended well, or (cap_before > 0) a half of one that failed.
+    void count_good(double size, double row_size, double cap_before);
+    // A batch of this size, which can be cut, ran out of memory. Whether its size may be the cause.
+    bool fail(double size, double row_size);
+    // The same of a half of one of which that was so.
+    void fail_half(double size, double row_size, double cap_before);
+    // Out of memory for what it is: that says nothing of the size of others.
+    void count_failure() { ++out_of_memory_; }
+    // What the failures of a batch cut was not its size.
+    void pardon(double cap_before);
     // Of a reading: free bytes.
     void note_free(double free_bytes, double headroom_bytes);
     // A reading that shows all that has run so far. `foreign`: how often other batches have taken
@@ -90,7 +96,6 @@ class MemoryNeed {
     };
 
     void cut(double size, double row_size);
-    void pardon();
     void add_sample(double bytes, double size);
     double fitted();
     Sample agreeing_with(double per_row, double piece, std::uint64_t& count) const;
@@ -119,10 +124,10 @@ class MemoryNeed {
     double failed_size_ = 0;  // that set the cap
     double failed_row_size_ = 1;
     double free_least_ = kNoSizeLimit;  // since then
-    // Before the last one that was no half failed, and of its halves since.
-    double cap_before_ = kNoSizeLimit;
+    // Of the halves of the last one that failed for its size.
     double half_good_ = 0;               // the largest that ended well
     double half_failed_ = kNoSizeLimit;  // the smallest that failed
+    double half_row_size_ = 1;           // its rows
     std::uint32_t halves_failed_ = 0;    // of about that size
     double good_size_ = 0;               // the largest of all that ended well
     double good_rows_ = 0;               // the most rows, whatever their size

@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x36656e69676e65;  // "engine6"
+constexpr std::uint64_t kStateMagic = 0x37656e69676e65;  // "engine7"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {
@@ -88,6 +88,7 @@ void archive_placement(Archive& archive, PlacementState& p) {
     archive(p.held_bytes);
     archive(p.growing_size);
     archive(p.held_for);
+    archive(p.hold_paid_at);
     archive(p.sequences.first);
     archive(p.sequences.last);
     archive(p.sequence_count);
@@ -195,13 +196,18 @@ void archive_batch(Archive& archive, BatchRecord& b) {
     archive(b.retry_sequence);
     archive(b.retried);
     archive(b.half);
+    archive(b.cut_backend);
+    archive(b.cap_before);
+    archive(b.memory_tries);
+    archive(b.alone);
+    archive(b.others_out);
+    archive(b.held_since);
     archive(b.mergeable);
     archive(b.formed);
     archive(b.sealed);
     archive(b.grows);
     archive(b.added_bytes);
     archive(b.row_size);
-    archive(b.alone_until);
     archive(b.dispatched_at);
     archive(b.started_at);
     archive(b.ends_at);
@@ -256,8 +262,11 @@ void Core::restore_indexes() {
         models_[batch.model].pool(batch.pin).retries.insert({batch.retry_sequence, slot});
     }
     for (std::uint32_t slot = 0; slot < batches_.slots(); ++slot) {
-        if (!batches_.live(slot) || batches_[slot].release_at == kNever) continue;
-        given_up_.push({batches_[slot].release_at, batches_.handle(slot), slot});
+        if (!batches_.live(slot)) continue;
+        const BatchRecord& batch = batches_[slot];
+        const BatchHandle handle = batches_.handle(slot);
+        if (batch.release_at != kNever) given_up_.push({batch.release_at, handle, slot});
+        if (batch.held_since != kNever) holds_.push({batch.hold_end(), handle, slot});
     }
 }
 

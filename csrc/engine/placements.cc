@@ -26,6 +26,12 @@ void PlacementState::observe(Nanos ran_ns, std::uint32_t rows) {
     ns_per_row = std::max<Nanos>(averaged(ns_per_row, sample / std::max(rows, 1u)), 1);
 }
 
+bool share_devices(const PlacementState& a, const PlacementState& b) {
+    return std::any_of(a.devices.begin(), a.devices.end(), [&](std::uint32_t device) {
+        return std::find(b.devices.begin(), b.devices.end(), device) != b.devices.end();
+    });
+}
+
 Nanos stage_at(const PlacementState& placement, std::uint32_t staged_batches_max,
                Nanos oldest_start) {
     const std::size_t staged = placement.out.size() - placement.instances;

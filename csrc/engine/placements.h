@@ -54,8 +54,10 @@ struct PlacementState {
     LatencyModel latency;        // of models that are batched by it
     std::uint32_t failures = 0;  // in a row, of those that make it rest
     Nanos rest_until = std::numeric_limits<Nanos>::min();
-    // The batch that is to have the devices for itself (BatchRecord::alone_until); 0: none.
+    // The batch that is to have the devices for itself (BatchRecord::alone); 0: none. What such
+    // batches have held back is paid for until then: before, there is no other.
     BatchHandle held_for = 0;
+    Nanos hold_paid_at = std::numeric_limits<Nanos>::min();
     Pool pinned;
     std::vector<std::uint32_t> devices;      // that its instances are on
     MemoryNeed memory;                       // on each of them
@@ -76,6 +78,9 @@ struct PlacementState {
     void observe(Nanos ran_ns, std::uint32_t rows);
 };
 
+// Whether batches of the one leave less memory to those of the other.
+bool share_devices(const PlacementState& a, const PlacementState& b);
+
 // The placement chosen for a batch.
 struct Choice {
     PlacementState* placement = nullptr;
@@ -94,9 +99,11 @@ struct Load {
     bool planned = false;  // of a batch that learned latency formed
     bool spread = false;   // of a sequence that is to be pinned: the fewest sequences count
     std::uint32_t avoid = kNoBackend;
-    bool again = false;     // after a failure
-    BatchHandle alone = 0;  // the batch, if nothing else may be there before alone_until
-    Nanos alone_until = kNever;
+    bool again = false;  // after a failure
+    bool alone = false;  // behind others that have devices for themselves
+    // Of a batch that has: itself, and what else is out there.
+    BatchHandle hold = 0;
+    std::uint32_t others_out = 0;
 };
 
 // The moving average of all times here: an eighth of the new sample.

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/backlog.h"
+#include "engine/core_limits.h"
 #include "engine/engine.h"
 #include "engine/queue_order.h"
 #include "engine/slot_map.h"
@@ -128,8 +129,14 @@ struct BatchRecord {
     bool grows = false;   // larger than those before it: may take `added_bytes` of device memory
     std::uint64_t added_bytes = 0;
     float row_size = 1;  // of its members: RequestRecord::row_size
-    // Ran out of memory beside others: is sent when nothing else is out on the devices, or then.
-    Nanos alone_until = kNever;
+    // Of halves of one that may have been too large: where it ran, and the cap there before.
+    // cap_before 0: none of those.
+    std::uint32_t cut_backend = kNoBackend;
+    double cap_before = 0;
+    std::uint32_t memory_tries = 0;  // failed attempts for memory, of what cannot be cut
+    bool alone = false;              // is to have its devices for itself, or had them
+    std::uint32_t others_out = 0;    // on the devices that are held free for it
+    Nanos held_since = kNever;       // they are; kNever: they are not
     Nanos dispatched_at = 0;
     Nanos ends_at = kNever;     // once started: when its reply is expected
     Nanos started_at = kNever;  // when an instance was free for it; kNever: still staged
@@ -138,16 +145,44 @@ struct BatchRecord {
     std::vector<BatchMember> members;
     std::uint32_t taken = 0;  // members that left their queue, while it is formed
 
+    Nanos hold_end() const { return add_saturating(held_since, kHoldMaxNs); }
+    // It has not got its devices for itself: the next attempt is the last.
+    void go_beside() {
+        if (!alone) return;
+        alone = false;
+        memory_tries = kMemoryTriesMax - 1;
+    }
+
     void recycle() {
         backend = pin = avoid = kNoBackend;
         executor = kNoSlot;
-        rows = live = tries = taken = 0;
+        cut_backend = kNoBackend;
+        rows = live = tries = taken = memory_tries = others_out = 0;
         retry_sequence = added_bytes = 0;
         row_size = 1;
-        retried = half = formed = sealed = grows = false;
-        started_at = ends_at = release_at = alone_until = kNever;
+        cap_before = 0;
+        retried = half = alone = formed = sealed = grows = false;
+        started_at = ends_at = release_at = held_since = kNever;
         members.clear();
     }
+};
+
+// How a request ends.
+struct Ending {
+    Outcome outcome;
+    Reason reason;
+    StatusCode code;
+    BatchHandle batch = 0;
+    std::uint32_t backend = kNoBackend;
+    std::uint64_t predicted_bytes = 0;
+    std::uint64_t free_bytes = 0;
+};
+
+// Requests that one batch completed.
+struct Completions {
+    Nanos requests = 0;
+    Nanos waited_ns = 0;  // arrival to answer, summed up
+    std::uint64_t rows = 0;
 };
 
 // A doubly linked list through the records of a slot map, in the order of appending.

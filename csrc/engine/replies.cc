@@ -31,8 +31,11 @@ void Core::leave_placement(std::uint32_t batch_slot, Nanos now) {
     placement.out.erase(place);
     placement.rows_out -= batch.rows;
     note_left(batch);
-    if (placement.held_for != 0) note_others_left(placement);
-    if (batch.alone_until != kNever) release_hold(batch_slot);
+    if (batch.held_since != kNever) {
+        release_hold(batch_slot, now);
+    } else if (placement.held_for != 0) {
+        note_left_beside(placement);
+    }
     if (batch.executor == kNoExecutor) {
         promote(placement, now);
     } else {

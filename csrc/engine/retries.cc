@@ -19,6 +19,9 @@ void Core::retry_group(ModelState& model, const BatchRecord& failed,
     batch.mergeable = failed.mergeable;
     batch.row_size = failed.row_size;
     batch.half = failed.half;
+    batch.cut_backend = failed.cut_backend;
+    batch.cap_before = failed.cap_before;
+    batch.memory_tries = failed.memory_tries;
     batch.retried = true;
     batch.tries = tries;
     batch.retry_sequence = ++retry_sequence_;
@@ -59,21 +62,25 @@ void Core::retry(ModelState& model, const BatchRecord& failed, std::size_t begin
     close();
 }
 
-void Core::drop_retry(std::uint32_t slot) {
+void Core::drop_retry(std::uint32_t slot, Nanos now) {
     const BatchRecord& batch = batches_[slot];
     models_[batch.model].pool(batch.pin).retries.erase({batch.retry_sequence, slot});
     mark_dirty(batch.model);
-    release_hold(slot);
+    release_hold(slot, now);
     batches_.remove(slot);
 }
 
-// After a change of policy: groups that have become too large are cut.
+// After a change of policy: groups that have become too large are cut. One that is to be alone
+// cannot be.
 void Core::rebuild_retries(ModelState& model) {
     model.each_pool([&](Pool& pool) {
         const auto waiting = pool.retries;
         pool.retries.clear();
         for (const auto& [sequence, slot] : waiting) {
-            release_hold(slot);
+            if (batches_[slot].alone) {
+                pool.retries.insert({sequence, slot});
+                continue;
+            }
             BatchRecord old = batches_[slot];
             old.members = detach(slot);
             old.backend = old.avoid;

@@ -97,8 +97,9 @@ void Backends::start(std::uint32_t slot, std::uint32_t server, Nanos now) {
     const Batch& batch = sent.batch;
     const Trouble& trouble = troubles_[batch.backend];
     const Latency& latency = scenario_.models[batch.model].latency;
-    double factor = slowdown(scenario_, batch.backend, now) * trouble.slow *
-                    (1 + settings_.drift_per_s * static_cast<double>(now) / 1e9);
+    double factor =
+        slowdown(scenario_, batch.backend, now) * trouble.slow *
+        (1 + settings_.drift_per_s * static_cast<double>(std::min(now, drift_until_)) / 1e9);
     if (batch.backend < settings_.speeds.size()) factor /= settings_.speeds[batch.backend];
     Nanos holds = execution_ns(latency, batch.rows, scenario_.noise_sigma, random_);
     if (factor != 1) {
@@ -210,7 +211,7 @@ std::vector<engine::BatchHandle> Backends::lose(std::uint32_t backend, Nanos now
         if (sent_[slot].where == Where::kRunning) leave_station(sent_[slot], now);
         release(slot);
     }
-    arenas_.forget(backend);
+    arenas_.forget(backend, now);
     return handles;
 }
 

@@ -44,6 +44,8 @@ class Backends {
 
     void begin(const Fault& fault);
     void end(const Fault& fault);
+    // Executions do not become slower any more.
+    void end_drift(Nanos now) { drift_until_ = now; }
     // What is there is lost; its handles, in the order of sending.
     std::vector<engine::BatchHandle> lose(std::uint32_t backend, Nanos now);
 
@@ -94,6 +96,7 @@ class Backends {
     Random random_;
     DeviceArenas arenas_;
     std::size_t backends_ = 0;
+    Nanos drift_until_ = kNever;
     std::vector<std::uint32_t> station_of_;  // by model * backends_ + backend
     std::vector<Station> stations_;
     std::vector<Trouble> troubles_;

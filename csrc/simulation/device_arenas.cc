@@ -24,7 +24,9 @@ void DeviceArenas::bring_up(std::uint32_t device, Nanos now) {
     for (; state.next < setup.tenant.size() && setup.tenant[state.next].from_ns <= now;
          ++state.next) {
         const std::uint64_t left = setup.total_bytes - state.arenas_bytes;
-        state.tenant_bytes = std::min(setup.tenant[state.next].bytes, left);
+        const std::uint64_t bytes = std::min(setup.tenant[state.next].bytes, left);
+        if (bytes < state.tenant_bytes) state.freed_at = setup.tenant[state.next].from_ns;
+        state.tenant_bytes = bytes;
     }
 }
 
@@ -55,23 +57,25 @@ bool DeviceArenas::take(std::uint32_t model, std::uint32_t backend, std::uint32_
     return true;
 }
 
-bool DeviceArenas::fits(std::uint32_t model, Rows rows, Nanos now) {
+bool DeviceArenas::fits(std::uint32_t model, Rows rows, Nanos since, Nanos now) {
     for (Placed& placed : placed_) {
         if (placed.model != model) continue;
         for (const Arena& arena : placed.arenas) {
             const std::uint64_t wanted = need(model, rows);
             const std::uint64_t added = wanted - std::min(wanted, arena.bytes);
             if (added > free_bytes(arena.device, now)) return false;
+            if (devices_[arena.device].freed_at > since) return false;
         }
     }
     return true;
 }
 
-void DeviceArenas::forget(std::uint32_t backend) {
+void DeviceArenas::forget(std::uint32_t backend, Nanos now) {
     for (Placed& placed : placed_) {
         if (placed.backend != backend) continue;
         for (Arena& arena : placed.arenas) {
             devices_[arena.device].arenas_bytes -= arena.bytes;
+            if (arena.bytes > 0) devices_[arena.device].freed_at = now;
             arena.bytes = 0;
         }
     }

@@ -22,10 +22,11 @@ class DeviceArenas {
     // A batch starts in an instance of the model. False: its device has no room for it.
     bool take(std::uint32_t model, std::uint32_t backend, std::uint32_t instance, Rows rows,
               Nanos now);
-    // Whether a request of these rows would find room alone, in every instance there.
-    bool fits(std::uint32_t model, Rows rows, Nanos now);
+    // Whether a request of these rows would have found room alone, in every instance there, ever
+    // since: nothing was freed meanwhile.
+    bool fits(std::uint32_t model, Rows rows, Nanos since, Nanos now);
     // The backend is started anew.
-    void forget(std::uint32_t backend);
+    void forget(std::uint32_t backend, Nanos now);
     std::uint64_t free_bytes(std::uint32_t device, Nanos now);
 
   private:
@@ -42,6 +43,7 @@ class DeviceArenas {
         std::uint64_t arenas_bytes = 0;
         std::uint64_t tenant_bytes = 0;
         std::size_t next = 0;  // of the tenant's changes
+        Nanos freed_at = 0;
     };
 
     void bring_up(std::uint32_t device, Nanos now);

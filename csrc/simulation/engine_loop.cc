@@ -92,6 +92,7 @@ bool EngineLoop::turn() {
     now_ = at;
     if (wake_ns_ <= now_) wake_ns_ = kNever;
     ended_.clear();
+    tried_ns_ = now_;
     while (events_.next() <= now_) handle(events_.pop());
     engine_.step(engine_now());
     ++metrics_.steps;
@@ -203,6 +204,7 @@ void EngineLoop::back(const Backends::Reply& reply) {
     truths_.returned(handle);
     if (reply.failed) {
         ++metrics_.failed_batches;
+        tried_ns_ = std::min(tried_ns_, now_ - reply.held_ns - settings_.wire_ns);
         engine_.event([&](engine::Engine& engine) {
             engine.dispatch_failed(handle, reply.failure, reply.code, engine_now());
         });
@@ -275,7 +277,7 @@ void EngineLoop::note_memory_failure(const engine::Action& action) {
     std::uint32_t rows = action.rows;
     if (policy.merge) rows = policy.mandatory_rows.empty() ? 1 : policy.mandatory_rows.front();
     metrics_.memory_failures_fitting += backends_.arenas().fits(
-        action.model, {rows, class_of(requests_[action.user]).row_bytes}, now_);
+        action.model, {rows, class_of(requests_[action.user]).row_bytes}, tried_ns_, now_);
 }
 
 void EngineLoop::settle(std::uint64_t user, Fate fate) {
@@ -331,9 +333,10 @@ void EngineLoop::close() {
     metrics_.totals.ended_ns = now_;
 }
 
-// Nothing arrives any more, every fault ends: all must be answered.
+// Nothing arrives any more, every fault and the drift end: all must be answered.
 void EngineLoop::drain() {
     arriving_ = false;
+    backends_.end_drift(now_);
     ends_ns_ = add_saturating(now_, kDrainNs);
     while (truths_.broken().empty() && turn()) {
         if (engine_.get().requests_inflight() == 0 && backends_.out() == 0) break;

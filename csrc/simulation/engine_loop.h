@@ -83,6 +83,7 @@ class EngineLoop {
     std::vector<Request> requests_;
     std::vector<std::uint32_t> free_;
     std::vector<Ended> ended_;        // in this turn
+    Nanos tried_ns_ = 0;              // when the first batch started that failed in this turn
     std::vector<int> outages_;        // by backend: kDown faults that are on
     std::vector<double> share_sums_;  // by model
     std::size_t readings_ = 0;        // that are to come

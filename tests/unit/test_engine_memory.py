@@ -331,7 +331,7 @@ def test_what_runs_out_of_memory_alone_is_refused_with_its_bytes() -> None:
     while sent := gpu.step():
         batches += sent
         answers = gpu.after(MS).fail(sent[0], "out_of_memory", INTERNAL)
-    assert len(batches) == 3
+    assert len(batches) == 2
     (answer,) = answers
     assert (answer.outcome, answer.reason, answer.code) == (
         "failed", "device_memory", RESOURCE_EXHAUSTED,

@@ -52,8 +52,53 @@ def test_such_requests_again_and_again_do_not_wear_the_batches_down() -> None:
         first = 100 * turn
         driver.submit_many(range(first, first + 64))
         play(driver, {first + 17})
-    driver.submit_many(range(10_000, 10_064))
+    driver.submit_many(range(90_000, 90_064))
     assert play(driver, set()) == [64]
+
+
+@pytest.mark.parametrize("instances", [1, 4])
+def test_batches_full_of_such_requests_do_not_cut_the_others(instances: int) -> None:
+    driver = on_device(instances)
+    for turn in range(20):
+        poison = range(1000 * turn, 1000 * turn + 64 * instances)
+        driver.submit_many(poison)
+        sizes = play(driver, set(poison))
+        # One after the other, as they are refused: each batch that fails cuts for a while.
+        assert sizes[0] == 64
+        assert {*driver.answers().values()} == {("failed", "device_memory")}
+        assert cap(driver) == 0
+    driver.submit_many(range(90_000, 90_064))
+    assert play(driver, set()) == [64]
+
+
+def test_batches_full_of_such_requests_cut_the_others_by_little_while_they_are_taken_apart() -> (
+    None
+):
+    driver = on_device()
+    driver.submit_many(range(64))
+    caps = set()
+    while batches := driver.step():
+        for batch in batches:
+            driver.after(MS).fail(batch, "out_of_memory", INTERNAL)
+            caps.add(cap(driver))
+    assert caps == {51, 0}
+
+
+def test_a_size_that_fails_twice_in_one_lineage_is_cut_on_every_backend() -> None:
+    driver = Driver(
+        [(b, 1, True, OWN_EXECUTORS, [b]) for b in range(2)], rows_max=64, load_aware=False
+    )
+    driver.submit_many(range(256))
+    largest = []
+    while batches := driver.step():
+        largest.append(max(batch.rows for batch in batches))
+        for batch in batches:
+            if batch.rows > 10:
+                driver.after(MS).fail(batch, "out_of_memory", INTERNAL)
+            else:
+                driver.after(MS).complete(batch)
+    assert set(driver.answers().values()) == {("completed", "none")}
+    assert largest[-1] <= 13
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
@@ -67,7 +112,9 @@ def test_a_small_one_alone_says_nothing_of_large_batches(rows: int) -> None:
     assert cap(driver) == 0
 
 
-def test_a_size_that_is_too_large_is_cut_once_and_again_when_both_halves_fail() -> None:
+def test_a_size_that_is_too_large_is_cut_once_and_again_when_both_halves_fail_but_not_theirs() -> (
+    None
+):
     driver = on_device()
     driver.submit_many(range(64))
     caps = []
@@ -78,7 +125,7 @@ def test_a_size_that_is_too_large_is_cut_once_and_again_when_both_halves_fail() 
             else:
                 driver.after(MS).complete(batch)
             caps.append(cap(driver))
-    assert caps == [51, 51, 25, 25, 25, 25, 25]
+    assert caps == [51, 51, 51, 25, 25, 25, 25]
 
 
 def test_a_batch_beyond_the_cap_that_ends_well_lifts_it() -> None:
