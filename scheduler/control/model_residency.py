@@ -23,6 +23,7 @@ from scheduler.v1 import dataplane_pb2 as pb
 if TYPE_CHECKING:
     from scheduler.control.plane import ControlPlane
 
+OUT_OF_REACH = "no backend that can load it is reachable"
 # A client of a cold call that names no deadline.
 WAIT_MAX_S = 3600.0
 
@@ -89,12 +90,23 @@ class ModelResidency:
         away = {n for n, _ in self._plane.pool.catalog if n in absent and n not in ready}
         names = (absent.keys() - ready) | refusing | (loader.loading.keys() - ready)
         ahead_ns = self._ahead_ns()
+        loadable = [self._loadable(name, absent, ahead_ns) for name in sorted(names)]
+        loadable += [
+            pb.LoadableModel(name=name, error=OUT_OF_REACH)
+            for name in sorted(self._out_of_reach() - names)
+        ]
         return Steered(
-            tuple(self._loadable(name, absent, ahead_ns) for name in sorted(names)),
+            tuple(loadable),
             frozenset(refusing | away),
             # A queue goes on where it is until it is empty.
             frozenset(placement for placement in leaving if placement[0] not in refusing),
         )
+
+    def _out_of_reach(self) -> set[str]:
+        """Without what is loaded somewhere, or was on a backend that is away."""
+        loader = self.loader
+        known = {name for name, _ in self._plane.pool.catalog}
+        return loader.residents.out_of_reach(loader.backends.others) - known
 
     def unready(self) -> frozenset[str]:
         """Names whose not being served is no fault: they leave, or are loaded when wanted."""
@@ -121,7 +133,11 @@ class ModelResidency:
         end_s = time.monotonic() + bound_s
         while self.on and not self._plane.pool.versions(name):
             if name not in loader.residents.absent() and name not in loader.loading:
-                return False
+                if name not in self._out_of_reach():
+                    return False
+                raise ColdError(
+                    grpc.StatusCode.UNAVAILABLE, f"model '{name}' cannot be loaded: {OUT_OF_REACH}"
+                )
             failure = loader.failures.active(name)
             if failure is not None:
                 code = grpc.StatusCode.UNAVAILABLE

@@ -6,7 +6,7 @@ Reads the catalog, the counters and the figures of the devices; changes nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,7 @@ class Residents:
         self._returned: dict[ModelKey, int] = {}
         self._configured: tuple[Settings | None, dict[str, Wanted]] = (None, {})
         self._specs: dict[tuple[str, str], ModelSpec] = {}  # of models that were loaded before
+        self._last_absent: dict[str, frozenset[str]] = {}  # by backend, when it was last asked
 
     def wanted(self, name: str) -> Wanted:
         settings = self._plane.settings
@@ -72,10 +73,23 @@ class Residents:
         """The backends by each model that they may load: it is not loaded there."""
         found: dict[str, list[str]] = {}
         for address, watch in self.watches().items():
+            self._last_absent[address] = watch.absent
             for name in watch.absent:
                 if self.may_load(name):
                     found.setdefault(name, []).append(address)
         return found
+
+    def out_of_reach(self, others: Container[str]) -> set[str]:
+        """Models that backends could load which are away, or are not known yet to load models as
+        they did before; `others` do not.
+        """
+        configured = self._plane.pool.watches
+        for address in list(self._last_absent):
+            if address not in configured or address in others:
+                del self._last_absent[address]
+        there = self.watches()
+        away = [names for address, names in self._last_absent.items() if address not in there]
+        return {name for names in away for name in names if self.may_load(name)}
 
     def served(self, name: str) -> bool:
         """Whether a version of the model is ready somewhere."""

@@ -24,6 +24,7 @@ from tests.wire.control_plane.words import (
     model_ready,
     server_ready,
 )
+from tests.wire.proxy import Proxy
 
 pytestmark = pytest.mark.e2e
 
@@ -117,6 +118,33 @@ def world(explicit: tuple[EmbeddedTriton, Path], data_plane: FakeDataPlane) -> I
         path.unlink()
     for path in notes.parent.glob("*.fail"):
         path.unlink()
+
+
+def test_models_of_a_backend_that_is_away_are_not_unknown(
+    world: World, data_plane: FakeDataPlane
+) -> None:
+    with (
+        Proxy(world.triton.grpc_address) as wire,
+        ControlPlane(data_plane, [wire.address], settings={**WEIGHTS, **QUICK}) as control,
+    ):
+
+        def told(error: str) -> Callable[[pb.Apply], bool]:
+            wanted = dict.fromkeys(MODELS, error)
+            return lambda apply: wanted == {m.name: m.error for m in apply.loadable}
+
+        world.until(told(""), "all can be loaded")
+        wire.cut()
+        away = "no backend that can load it is reachable"
+        world.until(told(away), "none can be loaded")
+        stub = Cold(control.cold_channel)
+        asked = service_pb2.ModelConfigRequest(name="a")
+        code, text = failure(lambda: stub.ModelConfig(asked, timeout=TIMEOUT_S))
+        assert code == grpc.StatusCode.UNAVAILABLE
+        assert text == f"model 'a' cannot be loaded: {away}"
+        wire.restore()
+        world.until(told(""), "all can be loaded again")
+        world.want("a")
+        world.until_served("a")
 
 
 def test_a_wanted_model_is_loaded_and_those_that_are_not_are_named(world: World) -> None:
