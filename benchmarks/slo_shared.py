@@ -4,6 +4,12 @@ Both models hold one process-shared lock while they sleep, as models on one GPU 
 the share of requests in time of the class that fares worst, at twice the goodput that the simulator
 predicts for the mix without priorities: ours, which is told which backend is one executor, against
 the best of Triton's batcher with priority levels, queue time-outs and its rate limiter.
+
+Room for the top classes at every moment and for the worst class is not to be had at once: a fluid
+model of one executor, its batch sizes and their order tried out, gives the worst class at most .86
+without precedence, .72 with nine tenths of the top classes in time, .54 with 99 %. So ours is told
+how much of the top classes must be in time before anything else is. Without that they nearly all
+are: told beside it.
 """
 
 from __future__ import annotations
@@ -37,6 +43,8 @@ HEAVY = Sleeper("heavy", 2.5, 12.0, objective_ms=80.0, instances=2)
 SHARES = {QUICK: 0.8, HEAVY: 0.2}
 TOP_SHARE = 0.3
 OVERLOAD = 2.0
+# Of the top classes, in time before others are.
+TOP_ATTAINMENT = 0.6
 # What Triton's round trip and the lock add to a batch, for the prediction.
 OVERHEAD_MS = 0.7
 # Of the rate limiter: one resource, which an execution of either model takes.
@@ -89,7 +97,11 @@ def run(options: Options) -> list[Figure]:
         repository, lock = Path(directory) / "models", Path(directory) / "device"
         for model in SHARES:
             model.write(repository, model.name, lock)
-        ours = [through_scheduler(repository, rate, options, turn) for turn in range(rounds)]
+        ours = [
+            through_scheduler(repository, rate, options, turn, TOP_ATTAINMENT)
+            for turn in range(rounds)
+        ]
+        strict = through_scheduler(repository, rate, options, rounds)
         theirs = [
             loads
             for limited in (False, True)
@@ -97,7 +109,7 @@ def run(options: Options) -> list[Figure]:
                 repository, [s for s in grid if bool(s.limiter) is limited], limited, rate, options
             )
         ]
-    problem = first_problem([load for loads in (*ours, *theirs) for load in loads])
+    problem = first_problem([load for loads in (*ours, strict, *theirs) for load in loads])
     worst = median(worst_class(loads) for loads in ours)
     best = max(worst_class(loads) for loads in theirs)
     say(f"worst class in time: {worst:.3f}, by Triton at best {best:.3f} {problem}")
@@ -134,20 +146,27 @@ def worst_class(loads: Sequence[Measured]) -> float:
     return min(load.attainment for load in loads)
 
 
-def through_scheduler(repository: Path, rate: float, options: Options, turn: int) -> list[Measured]:
+def through_scheduler(
+    repository: Path,
+    rate: float,
+    options: Options,
+    turn: int,
+    top_attainment: float | None = None,
+) -> list[Measured]:
+    """`top_attainment` None: the top classes go before the others without end."""
+    levels: dict[str, Any] = {"priority_levels": 2}
+    if top_attainment is not None:
+        levels["priorities"] = {"1": {"attainment": top_attainment}}
     config: dict[str, Any] = {
         "backend": {"executor": "device"},
-        "models": {
-            model.name: {"slo": f"{model.objective_ms:g}ms", "priority_levels": 2}
-            for model in SHARES
-        },
+        "models": {model.name: {"slo": f"{model.objective_ms:g}ms", **levels} for model in SHARES},
     }
     with tunable_triton(repository) as triton:
         for model in SHARES:
             triton.load(model.name, None)
         with scheduler_before(triton, config) as address:
             loads = offer(triton, address, classes(rate), options, turn)
-    told("scheduler", loads)
+    told(f"scheduler, top classes first up to {top_attainment or 1:g}", loads)
     return loads
 
 

@@ -114,7 +114,7 @@ Admission Core::refuse(ModelState& model, std::uint32_t index, Reason reason) {
 Arrival Core::arrival_of(const ModelState& model, const Request& request, Nanos now) const {
     Arrival arrival;
     arrival.at = sane_arrival(request.arrival, now);
-    arrival.level = queue_level(model.policy, request.priority);
+    arrival.level = arrival.asked_level = queue_level(model.policy, request.priority);
     arrival.deadline = request.deadline;
     const Nanos slo_ns = level_slo_ns(model.policy, arrival.level);
     if (slo_ns > 0) {
@@ -147,6 +147,7 @@ Admission Core::submit(const Request& request, Nanos now) {
         }
         return refused;
     }
+    arrival.level = served_level(model, arrival);
     weigh(model, request, arrival, now);
     const Forecast forecast = foresee(model, request, arrival, now);
     if (forecast.reason != Reason::kNone) {
@@ -167,6 +168,7 @@ Admission Core::submit(const Request& request, Nanos now) {
     record.rows = request.rows;
     record.row_size = row_size;
     record.level = arrival.level;
+    record.asked_level = arrival.asked_level;
     record.tenant = arrival.tenant;
     record.over_share = arrival.over_share;
     record.kept = request.kept;

@@ -12,7 +12,8 @@ namespace infersched::engine {
 struct Arrival {
     Nanos at = 0;
     Nanos deadline = kNever;
-    std::uint32_t level = 1;
+    std::uint32_t level = 1;        // to be served at
+    std::uint32_t asked_level = 1;  // of its priority
     std::uint32_t tenant = 0;
     bool over_share = false;
     GroupKey key;

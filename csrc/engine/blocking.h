@@ -44,6 +44,8 @@ class LevelMix {
         for (std::size_t l = 0; l <= level; ++l) sum += part_[l];
         return sum;
     }
+    // Nothing of this level comes any more.
+    void forget(std::size_t level) { part_[level] = 0; }
     // Moving average of the time from arrival to deadline.
     double budget_ns(std::size_t level) const { return budget_ns_[level]; }
 

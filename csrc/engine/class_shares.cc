@@ -56,32 +56,45 @@ void ClassShare::steer(double surplus) {
     part_ = std::clamp(1 - kept_out_ - kProportional * surplus, kPartMin, 1.0);
 }
 
-// Of requests of this level that have an objective. nullptr: nothing else runs where its model
-// does.
+// Of requests of this level that have an objective. nullptr: nothing is decided by them, as nothing
+// else runs where the model does.
 ClassShare* Core::class_share(ModelState& model, std::uint32_t level) {
-    if (!model.shares || (level & kBestEffortBit) != 0) return nullptr;
+    if ((level & kBestEffortBit) != 0) return nullptr;
+    if (!model.shares && !yields_beyond(model.policy)) return nullptr;
     const auto levels = std::min<std::size_t>(model.policy.priority_levels, kMeteredLevels);
     if (model.classes.size() != levels) model.classes.assign(levels, ClassShare());
     // Of a request that came when there were more levels: the last one.
     return &model.classes[std::min(metered_level(level << 1), levels - 1)];
 }
 
+// The level that a request is to be served at: its own, or that of those that it yields to.
+std::uint32_t Core::served_level(ModelState& model, const Arrival& arrival) {
+    const std::uint32_t asked = arrival.asked_level;
+    if (model.component == kNoSlot || rearrange_ || arrival.deadline == kNever) return asked;
+    const std::uint32_t missing = components_[model.component].missing_level;
+    if ((asked & kBestEffortBit) != 0 || missing <= asked) return asked;
+    ClassShare* share = class_share(model, asked);
+    return share == nullptr || share->leads() ? asked : missing;
+}
+
+// Visits the classes that have requests: model, level from 0 on, share.
+template <class Visit>
+void Core::each_class(const Component& component, const Visit& visit) {
+    for (const std::uint32_t index : component.metered) {
+        ModelState& model = models_[index];
+        for (std::size_t l = 0; l < model.classes.size(); ++l) visit(model, l, model.classes[l]);
+    }
+}
+
 // Levels that have others above them are left as they are: what those leave room for decides.
 void Core::balance_classes(Component& component) {
     std::array<LevelClasses, kMeteredLevels> levels;
-    const auto each = [&](const auto& visit) {
-        for (const std::uint32_t index : component.metered) {
-            ModelState& model = models_[index];
-            for (std::size_t l = 0; l < model.classes.size(); ++l)
-                visit(model, l, model.classes[l]);
-        }
-    };
     // What has nothing to run on would not be helped.
     const auto compared = [&](const ModelState& model, std::size_t l, const ClassShare& share) {
         const bool served = model.shared.unserved_since == kNever;
         return served && share.known() && component.holds[l].horizon_ns == 0;
     };
-    each([&](const ModelState& model, std::size_t l, ClassShare& share) {
+    each_class(component, [&](const ModelState& model, std::size_t l, ClassShare& share) {
         share.tick();
         if (!compared(model, l, share)) return;
         const double part = missed(model, share);
@@ -89,12 +102,37 @@ void Core::balance_classes(Component& component) {
         levels[l].count += 1;
         levels[l].least = std::min(levels[l].least, 1 - surely_missed(part, share.ends()));
     });
-    each([&](const ModelState& model, std::size_t l, ClassShare& share) {
+    each_class(component, [&](const ModelState& model, std::size_t l, ClassShare& share) {
         const LevelClasses& level = levels[l];
         if (!compared(model, l, share)) return share.steer(-1);
         const double fair = std::min(level.missed / level.count / model.policy.value, 1.0);
         const double poor = std::clamp((kFine - level.least) / (kFine - kPoor), 0.0, 1.0);
         share.steer(poor > 0 ? poor * (fair - missed(model, share)) : -1);
+    });
+}
+
+// What all of a level has beyond its part is served as the lowest level that misses its own. Where
+// nothing of a level leads any more, nothing has to be left to it.
+void Core::yield_levels(Component& component) {
+    component.missing_level = 0;
+    if (!component.levels) return;
+    bool yields = false;
+    std::size_t missing = 0;
+    each_class(component, [&](const ModelState& model, std::size_t l, const ClassShare& share) {
+        const auto level = static_cast<std::uint32_t>(l + 1);
+        const double own = part_of_level(model.policy, level);
+        const double part = own > 0 ? own : model.policy.attainment;
+        yields |= yields_beyond(model.policy);
+        if (share.known() && share.in_time() < kFine * part) missing = std::max(missing, l);
+    });
+    if (!yields) return;
+    component.missing_level = static_cast<std::uint32_t>(missing + 1);
+    each_class(component, [&](ModelState& model, std::size_t l, ClassShare& share) {
+        const auto level = static_cast<std::uint32_t>(l + 1);
+        const double part = part_of_level(model.policy, level);
+        share.yield(part > 0 && l < missing && share.known() ? share.in_time() - part : -1);
+        if (share.leading() > 0) return;
+        for (std::uint32_t g = 0; g < model.groups.slots(); ++g) model.groups[g].mix.forget(l);
     });
 }
 

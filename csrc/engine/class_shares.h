@@ -5,6 +5,8 @@
 // slow model keeps the executor for as long as all requests of a fast one can wait, and has its own
 // in time. So while classes of one level miss their targets, those of other models that are better
 // off are let in in part only, as many as bring the missed parts together.
+// And a level that is to go before those below it up to a part of its requests yields to them
+// beyond that.
 #pragma once
 
 #include <algorithm>
@@ -28,6 +30,14 @@ class ClassShare {
         credit_ -= 1;
         return true;
     }
+    // Whether the next request goes before those of lower levels.
+    bool leads() {
+        if (leading_ >= 1) return true;
+        lead_credit_ += leading_;
+        if (lead_credit_ < 1) return false;
+        lead_credit_ -= 1;
+        return true;
+    }
     // At the end of every control tick.
     void tick();
     // Enough ends of about the last second are known to tell.
@@ -35,9 +45,12 @@ class ClassShare {
     double ends() const { return recent_.ended; }
     // The part of the requests that was answered, be it late: that is not for want of room.
     double answered() const { return recent_.answered / recent_.ended; }
+    double in_time() const { return recent_.in_time / recent_.ended; }
     // Lets in less the more it is better off (surplus > 0) than others of its level.
     void steer(double surplus);
-    double part() const { return part_; }
+    // By how much more of it is in time than must be: fewer of them lead.
+    void yield(double beyond) { leading_ = std::clamp(leading_ - kYield * beyond, 0.0, 1.0); }
+    double leading() const { return leading_; }
 
     template <class Archive>
     void archive(Archive& archive) {
@@ -49,10 +62,13 @@ class ClassShare {
         archive(kept_out_);
         archive(part_);
         archive(credit_);
+        archive(leading_);
+        archive(lead_credit_);
     }
 
   private:
     static constexpr double kEndsMin = 8;
+    static constexpr double kYield = 0.5;
 
     struct Ends {
         double ended = 0;
@@ -65,6 +81,8 @@ class ClassShare {
     double kept_out_ = 0;  // what the surpluses add up to
     double part_ = 1;
     double credit_ = 0;
+    double leading_ = 1;
+    double lead_credit_ = 0;
 };
 
 }  // namespace infersched::engine

@@ -236,6 +236,10 @@ class Core {
 
     // class_shares.cc
     ClassShare* class_share(ModelState& model, std::uint32_t level);
+    std::uint32_t served_level(ModelState& model, const Arrival& arrival);
+    void yield_levels(Component& component);
+    template <class Visit>
+    void each_class(const Component& component, const Visit& visit);
     void balance_classes(Component& component);
     void set_target(std::uint32_t model, std::uint32_t group, std::uint32_t target,
                     Nanos gather_ns);

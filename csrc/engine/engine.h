@@ -56,6 +56,9 @@ struct TritonBatching {
 struct LevelPolicy {
     Nanos slo_ns = 0;          // 0: the model's
     bool best_effort = false;  // no objective at all: never refused for being late, served last
+    // The part of its requests that is to be in time before those of lower levels are; beyond it,
+    // while those miss theirs, it is served as they are. 0: the model's, and beyond it, too.
+    double attainment = 0;
 };
 
 struct ModelPolicy {

@@ -127,6 +127,7 @@ void Core::carry_over(std::deque<Component>& former, const std::vector<std::uint
         Component& component = components_[c];
         component.tick_at = former[from].tick_at;
         component.cursor = former[from].cursor;
+        component.missing_level = former[from].missing_level;
         component.batch_ns = former[from].batch_ns;
         component.holds = former[from].holds;
         component.look_credit = former[from].look_credit;
@@ -176,7 +177,6 @@ void Core::arrange_component(ModelState& model, std::uint32_t index) {
         components_.emplace_back();
     }
     model.refused = RefusedLook();
-    if (!model.shares) model.classes.clear();
     Component& component = components_[model.component];
     component.levels |= model.policy.priority_levels > 1;
     if (model.metered) component.metered.push_back(index);

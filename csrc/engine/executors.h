@@ -54,6 +54,8 @@ struct Component {
     Backlog backlog;                     // what runs on its executors and waits for them
     Holds holds;                         // made anew with every control tick
     PriorityCursor cursor;
+    // The lowest of those that miss their part, for what yields to it; 0: none does.
+    std::uint32_t missing_level = 0;
     FairShares shares;
     Nanos batch_ns = 0;  // moving average of the time that its batches take
     // Effort that close looks at what would be refused may take (feasibility.cc).

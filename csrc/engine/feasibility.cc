@@ -310,7 +310,7 @@ Forecast Core::foresee(ModelState& model, const Request& request, const Arrival&
                         component.cursor.offer(arrival.level, now, arrival.deadline - now,
                                                model.policy.attainment) ||
                         component.backlog.idle();
-    ClassShare* share = class_share(model, arrival.level);
+    ClassShare* share = class_share(model, arrival.asked_level);
     const bool even = share == nullptr || share->offer() || component.backlog.idle();
     const bool shed = (!let_in || !even) && !request.unconditional;
     if (shed) {
@@ -379,7 +379,7 @@ void Core::count_objective(ModelState& model, const RequestRecord& request, bool
     if ((request.level & kBestEffortBit) != 0) return;
     Component& component = components_[model.component];
     if (component.levels) component.cursor.count(request.level, in_time);
-    ClassShare* share = class_share(model, request.level);
+    ClassShare* share = class_share(model, request.asked_level);
     if (share != nullptr) share->count(answered, in_time);
 }
 

@@ -45,10 +45,11 @@ void archive_policy(Archive& archive, ModelPolicy& p) {
     archive(p.priority_levels);
     archive(p.default_priority);
     archive(p.slo_ns);
-    archive.vector_size(p.levels, 9);
+    archive.vector_size(p.levels, 17);
     for (LevelPolicy& level : p.levels) {
         archive(level.slo_ns);
         archive(level.best_effort);
+        archive(level.attainment);
     }
     archive(p.attainment);
     archive(p.load_aware);
@@ -157,6 +158,7 @@ void archive_request(Archive& archive, RequestRecord& r) {
     archive(r.rows);
     archive(r.rows_sent);
     archive(r.level);
+    archive(r.asked_level);
     archive(r.tenant);
     archive(r.aged);
     archive(r.over_share);
@@ -179,7 +181,7 @@ void archive_request(Archive& archive, RequestRecord& r) {
     archive(r.enqueued_at);
     archive(r.timeout_at);
     archive.require(r.rows_sent <= r.rows && Backlog::sound(r.backlog));
-    archive.require(r.tenant < kTenantsMax && r.level > 0);
+    archive.require(r.tenant < kTenantsMax && r.level > 0 && r.asked_level > 0);
 }
 
 template <class Archive>

@@ -26,6 +26,12 @@ std::uint32_t queue_level(const ModelPolicy& policy, std::uint64_t priority);
 // The latency objective of a queue level; 0: none.
 Nanos level_slo_ns(const ModelPolicy& policy, std::uint32_t level);
 
+// The part of its requests up to which a level goes before those below it; 0: always.
+double part_of_level(const ModelPolicy& policy, std::uint32_t level);
+
+// Whether some level is served as lower ones are beyond its own part.
+bool yields_beyond(const ModelPolicy& policy);
+
 // Levels with an objective are held to 0 or more, and to the priority levels there are.
 void normalise_levels(ModelPolicy& policy);
 

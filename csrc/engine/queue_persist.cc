@@ -242,6 +242,7 @@ void Core::archive_components(Archive& archive) {
         archive(changes);
         component.backlog.set_changes(changes);
         component.cursor.archive(archive);
+        archive(component.missing_level);
         component.shares.archive(archive);
         for (const std::uint32_t model : component.metered) {
             if (!archive.require(model < models_.size())) return;

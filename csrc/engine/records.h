@@ -68,8 +68,9 @@ struct RequestRecord {
     Nanos deadline = kNever;
     std::uint32_t model = 0;
     std::uint32_t rows = 0;
-    std::uint32_t rows_sent = 0;  // [0, rows_sent) are in batches or done
-    std::uint32_t level = 1;      // 1 = highest; with kBestEffortBit
+    std::uint32_t rows_sent = 0;    // [0, rows_sent) are in batches or done
+    std::uint32_t level = 1;        // served at; 1 = highest; with kBestEffortBit
+    std::uint32_t asked_level = 1;  // of its priority; where it is in time beyond its part, higher
     std::uint32_t tenant = 0;
     std::uint32_t group = kNoSlot;
     BacklogPlace backlog;        // while in a group

@@ -100,6 +100,7 @@ void Core::tick(std::uint32_t index, Nanos now) {
     retarget(component);
     plan_levels(component);
     balance_classes(component);
+    yield_levels(component);
     if (component.metered.empty()) component.tick_at = kNever;
     ticks_.set({component.tick_at, index, index});
 }

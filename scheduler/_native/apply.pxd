@@ -117,6 +117,7 @@ cdef inline ModelPolicy model_policy(batching, max_batch_size):
     for wanted in batching.levels:
         level.slo_ns = wanted.slo_ns
         level.best_effort = wanted.best_effort
+        level.attainment = wanted.attainment
         policy.levels.push_back(level)
     policy.load_aware = not batching.fixed_delay
     policy.attainment = batching.attainment or policy.attainment

@@ -59,6 +59,7 @@ class Admitted(NamedTuple):
 class Level(NamedTuple):
     slo_ns: int = 0
     best_effort: bool = False
+    attainment: float = 0.0
 
 class TritonPolicy(NamedTuple):
     timeout_ns: int = 0

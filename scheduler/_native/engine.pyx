@@ -27,7 +27,7 @@ Admitted = namedtuple(
     "Admitted", "handle reason retry_after_ns code predicted_ns budget_ns predicted_bytes "
     "free_bytes", defaults=(0, 0),
 )
-Level = namedtuple("Level", "slo_ns best_effort", defaults=(0, False))
+Level = namedtuple("Level", "slo_ns best_effort attainment", defaults=(0, False, 0.0))
 TritonPolicy = namedtuple(
     "TritonPolicy", "timeout_ns delay_timed_out timeout_override requests_max",
     defaults=(0, False, False, 0),
@@ -116,7 +116,8 @@ cdef class Engine:
         if triton is not None:
             policy.triton = triton_batching(triton)
         cdef LevelPolicy level
-        for level.slo_ns, level.best_effort in levels:
+        for item in levels:
+            level.slo_ns, level.best_effort, level.attainment = Level(*item)
             policy.levels.push_back(level)
         policy.attainment = attainment
         policy.load_aware = load_aware

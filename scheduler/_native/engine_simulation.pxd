@@ -20,6 +20,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
     cdef cppclass LevelPolicy:
         int64_t slo_ns
         cbool best_effort
+        double attainment
 
     cdef cppclass ModelPolicy:
         cbool in_use, merge, idempotent, cancellable, load_aware

@@ -27,9 +27,10 @@ cdef ModelPolicy engine_policy_of(dict wanted) except *:
     policy.queue_age_max_ns = wanted["queue_age_ns"]
     policy.queue_requests_max = wanted["queue_requests_max"]
     policy.queue_bytes_max = wanted["queue_bytes_max"]
-    for slo_ns, best_effort in wanted["levels"]:
+    for slo_ns, best_effort, attainment in wanted["levels"]:
         level.slo_ns = slo_ns
         level.best_effort = best_effort
+        level.attainment = attainment
         policy.levels.push_back(level)
     return policy
 

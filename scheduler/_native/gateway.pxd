@@ -106,6 +106,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
     cdef cppclass LevelPolicy:
         Nanos slo_ns
         cbool best_effort
+        double attainment
 
     cdef cppclass ModelPolicy:
         cbool in_use

@@ -69,11 +69,18 @@ class PriorityClass(Section):
         default=False,
         description="no objective: never refused for being late, served when no other is urgent",
     )
+    attainment: Attainment | None = Field(
+        default=None,
+        description="the part of its requests up to which the level goes before those below it, "
+        "while they miss theirs; none: it always does",
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> PriorityClass:
         if self.best_effort and self.slo:
             raise ValueError("best_effort has no slo; leave one of them out")
+        if self.best_effort and self.attainment:
+            raise ValueError("best_effort has no attainment; leave one of them out")
         return self
 
 

@@ -275,7 +275,7 @@ class Batching(Section):
     )
     priorities: Priorities = Field(
         default={},
-        description="slo and best_effort by priority level; else the model's",
+        description="slo, best_effort and attainment by priority level; else the model's",
     )
     aging: Objective = Field(
         default=0,

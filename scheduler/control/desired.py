@@ -211,7 +211,12 @@ def _level_policies(batching: Batching) -> list[pb.LevelPolicy]:
     """Of the levels from 1 to the last one that differs from the model."""
     levels = range(1, max(batching.priorities, default=0) + 1)
     classes = [batching.priorities.get(level, PriorityClass()) for level in levels]
-    return [pb.LevelPolicy(slo_ns=item.slo, best_effort=item.best_effort) for item in classes]
+    return [
+        pb.LevelPolicy(
+            slo_ns=item.slo, best_effort=item.best_effort, attainment=item.attainment or 0.0
+        )
+        for item in classes
+    ]
 
 
 def _sequence_idle_us(spec: ModelSpec) -> int:

@@ -71,6 +71,7 @@ class Level:
 
     slo_ms: float = 0.0  # 0: the model's
     best_effort: bool = False
+    attainment: float = 0.0  # 0: the model's
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,9 @@ class ModelSetup:
         }
         for name in ("slo", "aging", "queue_delay", "queue_age"):
             policy[f"{name}_ns"] = round(getattr(self, f"{name}_ms") * MS)
-        policy["levels"] = [(round(level.slo_ms * MS), level.best_effort) for level in self.levels]
+        policy["levels"] = [
+            (round(level.slo_ms * MS), level.best_effort, level.attainment) for level in self.levels
+        ]
         return {
             "policy": policy,
             "placements": [

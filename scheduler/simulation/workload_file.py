@@ -109,6 +109,7 @@ class ClassSpec(Section):
 class LevelSpec(Section):
     slo: Ms = 0.0
     best_effort: bool = False
+    attainment: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: the model's
 
 
 class ModelSpec(Section):

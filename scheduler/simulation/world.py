@@ -213,7 +213,9 @@ def _setup(model: ModelSpec, spec: WorkloadSpec) -> ModelSetup:
         value=model.value,
         aging_ms=model.aging,
         priority_levels=model.priority_levels,
-        levels=tuple(Level(level.slo, level.best_effort) for level in model.levels),
+        levels=tuple(
+            Level(level.slo, level.best_effort, level.attainment) for level in model.levels
+        ),
         queue_requests_max=model.queue_requests_max,
     )
 

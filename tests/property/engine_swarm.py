@@ -86,6 +86,8 @@ def random_setup(random: Random, backends: int, groups: list[int | None]) -> Mod
     levels = random.choice([1, 1, 2, 5])
     sizes = tuple(size for size in (2, 4, 8, 16) if size <= rows_max)
     bounded = random.random() < 0.3
+    # Drawn apart: seeds keep the worlds that they had before.
+    parts = Random(f"{held} {rows_max} {levels}")
     return ModelSetup(
         placements=tuple(
             Placement(b, random.choice([1, 1, 2, 4]), executor_group=groups[b]) for b in held
@@ -105,7 +107,7 @@ def random_setup(random: Random, backends: int, groups: list[int | None]) -> Mod
         priority_levels=levels,
         default_priority=random.randint(1, levels),
         levels=tuple(
-            Level(random.choice([0.0, 50.0]), random.random() < 0.2)
+            Level(random.choice([0.0, 50.0]), random.random() < 0.2, parts.choice([0.0, 0.5, 0.9]))
             for _ in range(random.randint(0, levels))
         ),
         staged_batches_max=random.randint(0, 3),

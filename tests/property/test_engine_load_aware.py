@@ -65,7 +65,7 @@ class Swarm:
             load_aware=random.random() < 0.8,
             priority_levels=random.choice([1, 3]),
             slo_ns=random.choice([0, 20 * MS, 60 * MS]),
-            levels=random.choice([(), ((0, False), (0, True))]),
+            levels=random.choice([(), ((0, False, 0.7), (0, True))]),
             aging_ns=random.choice([0, 30 * MS]),
             cancellable=random.random() < 0.3,
         )

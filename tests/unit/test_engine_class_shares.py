@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from scheduler.simulation.engine import EngineOutcome, EngineSettings, ModelSetup, Placement
+from scheduler.simulation.engine import (
+    EngineOutcome,
+    EngineSettings,
+    Level,
+    ModelSetup,
+    Placement,
+    RequestClass,
+)
 from scheduler.simulation.scenario import Arrivals, Latency, Model, Scenario, engine, simulate
 
 pytestmark = pytest.mark.native
@@ -70,3 +79,69 @@ def test_a_model_that_nothing_can_help_takes_nothing_from_the_others() -> None:
 
     assert 0.4 < good(0.1) < 0.9
     assert good(100.0) > 0.95 * good(0.1)
+
+
+def with_tops(part: float, times: float, requests: int = 12_000) -> list[tuple[float, float]]:
+    """Of both models, the top and the low class in time where the top is to be up to `part`."""
+    setups = tuple(
+        ModelSetup(
+            (Placement(0, 1, 0),),
+            classes=(RequestClass(0.3, priority=1), RequestClass(0.7, priority=2)),
+            slo_ms=slo_ms,
+            priority_levels=2,
+            default_priority=2,
+            levels=(Level(attainment=part),),
+        )
+        for slo_ms in (30.0, 80.0)
+    )
+    models = [
+        Model(QUICK, 30.0, Arrivals(rate_per_s=0.8 * times * GOODPUT)),
+        Model(SLOW, 80.0, Arrivals(rate_per_s=0.2 * times * GOODPUT)),
+    ]
+    scenario = Scenario(models, 1, seed=1, requests=requests)
+    outcome = simulate(scenario, engine(EngineSettings(models=setups))).engine
+    assert outcome is not None
+    return [(top.attainment, low.attainment) for top, low in outcome.classes]
+
+
+@pytest.mark.parametrize("part", [0.8, 0.9])
+def test_a_level_is_in_time_up_to_its_part_and_the_rest_is_for_those_below(part: float) -> None:
+    for top, low in with_tops(part, 2.0):
+        assert part - 0.03 < top < part + 0.05
+        assert low > 0.45
+
+
+def test_levels_are_served_alike_while_the_part_is_reached_so() -> None:
+    for top, low in with_tops(0.6, 2.0):
+        assert top > 0.72
+        assert low > 0.72
+
+
+def test_a_level_leads_again_when_the_load_asks_for_it() -> None:
+    """At three times the goodput the part is no longer reached by being served alike."""
+    for top, low in with_tops(0.7, 3.0):
+        assert 0.65 < top < 0.75
+        assert 0.2 < low < top
+
+
+def test_all_is_in_time_without_overload_whatever_the_part() -> None:
+    for top, low in with_tops(0.6, 0.85):
+        assert min(top, low) > 0.98
+
+
+def test_a_model_alone_holds_the_part_of_its_levels_too() -> None:
+    setup = ModelSetup(
+        (Placement(0, 1),),
+        classes=(RequestClass(0.5, priority=1), RequestClass(0.5, priority=2)),
+        slo_ms=40.0,
+        priority_levels=2,
+        levels=(Level(attainment=0.8),),
+    )
+    scenario = Scenario([Model(QUICK, 40.0, Arrivals(rate_per_s=3_000.0))], 1, seed=1)
+    outcome = simulate(
+        replace(scenario, requests=20_000), engine(EngineSettings(models=(setup,)))
+    ).engine
+    assert outcome is not None
+    ((top, low),) = outcome.classes
+    assert 0.77 < top.attainment < 0.84
+    assert low.attainment > 0.1

@@ -64,6 +64,11 @@ def message(**keys: object) -> pb.Batching:
         ("priorities: {1: {sloo: 5ms}}", "unknown key; did you mean slo?"),
         ("priorities: {1: {slo: 5}}", "write 5ms or 5s"),
         ("priorities: {1: {slo: 5ms, best_effort: true}}", "best_effort has no slo"),
+        (
+            "priorities: {1: {attainment: 0.9, best_effort: true}}",
+            "best_effort has no attainment",
+        ),
+        ("priorities: {1: {attainment: 90}}", "for 90 % write 0.9"),
         ("priorities: [{sloo: 5ms}]", "unknown key; did you mean slo?"),
         (
             "priority_levels: 2, priorities: [{best_effort: true}]",
@@ -121,15 +126,19 @@ def test_classes_reach_the_data_plane_by_level() -> None:
         value=3,
         aging="2s",
         priority_levels=4,
-        priorities={"1": {"slo": "20ms"}, "4": {"best_effort": True}},
+        priorities={
+            "1": {"slo": "20ms"},
+            "2": {"attainment": 0.9},
+            "4": {"best_effort": True},
+        },
     )
     assert (built.slo_ns, built.attainment, built.value) == (50 * MS, 0.95, 3.0)
     assert built.aging_ns == 2_000 * MS
-    assert [(level.slo_ns, level.best_effort) for level in built.levels] == [
-        (20 * MS, False),
-        (0, False),
-        (0, False),
-        (0, True),
+    assert [(level.slo_ns, level.best_effort, level.attainment) for level in built.levels] == [
+        (20 * MS, False, 0),
+        (0, False, 0.9),
+        (0, False, 0),
+        (0, True, 0),
     ]
 
 
