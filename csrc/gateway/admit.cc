@@ -179,7 +179,7 @@ Status Gateway::State::submit(const ModelConfig& model, const Arriving& arriving
     request.rows = record->prepared.rows();
     request.signature = kserve::signature_id(*record->prepared.signature());
     request.bytes = arriving.event->bytes;
-    request.row_bytes = kserve::signature_row_bytes(*record->prepared.signature());
+    request.row_bytes = record->prepared.row_bytes();
     request.priority = scheduling.priority;
     request.arrival = arriving.event->arrival;
     if (arriving.waited) request.admissible_at = now;

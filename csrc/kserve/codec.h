@@ -31,9 +31,6 @@ namespace infersched::kserve {
 class Signature;
 using SignatureRef = std::shared_ptr<const Signature>;
 std::uint64_t signature_id(const Signature& signature);  // never 0, never used again
-// Of the inputs of a row in a batch, padding included, those of BYTES left out. 0: the model's rows
-// are all alike, or its requests share no batches.
-std::uint64_t signature_row_bytes(const Signature& signature);
 
 // Interns signatures. Holds weak knowledge only: an unused signature costs nothing for long.
 class SignatureTable {
@@ -72,6 +69,9 @@ class PreparedRequest {
     // First dimension of the batched inputs; 1 for a model without batch dimension, and for a
     // request of zero rows, which Triton runs as one without batch dimension.
     std::uint32_t rows() const;
+    // Of the inputs of a row, in a batch with their padding, those of BYTES left out. 0: the
+    // model's rows are all alike.
+    std::uint64_t row_bytes() const;
     // Bytes held until it is answered.
     std::size_t bytes() const;
     // False: must be dispatched alone (no batch dimension, decoupled, sequence, shared memory,

@@ -46,6 +46,8 @@ PreparedRequest& PreparedRequest::operator=(PreparedRequest&& other) noexcept {
 
 std::uint32_t PreparedRequest::rows() const { return state_->rows; }
 
+std::uint64_t PreparedRequest::row_bytes() const { return state_->row_bytes; }
+
 std::size_t PreparedRequest::bytes() const {
     const std::size_t converted = state_->converted ? state_->converted->size() : 0;
     return sizeof(State) + state_->message->size() + converted;

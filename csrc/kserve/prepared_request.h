@@ -29,6 +29,7 @@ struct PreparedRequest::State {
     char sequence_digits[20];
     std::vector<std::string_view> regions;
     std::uint32_t rows = 1;
+    std::uint64_t row_bytes = 0;
     bool mergeable = false;
     bool trimmed = false;                  // some outputs of a batch are longer than this request's
     InlineArray<RequestTensor, 4> inputs;  // in the signature's order; only when mergeable

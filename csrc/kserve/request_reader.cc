@@ -120,6 +120,8 @@ Status RequestReader::prepare(const BufferRef& message, const ModelSchema& schem
     fresh.state_ = RequestAccess::take();
     scratch_->fill(message, fresh.state_);
     fresh.state_->signature = signatures_->state_->intern(scan, schema, checked, metadata);
+    fresh.state_->row_bytes = checked.mergeable ? fresh.state_->signature->row_bytes
+                                                : lone_row_bytes(scan, schema, checked);
     if (checked.padded) fresh.state_->trimmed = is_trimmed(*fresh.state_);
     *request = std::move(fresh);
     return Status();

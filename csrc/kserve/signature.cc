@@ -215,7 +215,22 @@ SignatureRef make_signature(const RequestScan& scan, const ModelSchema& schema,
 
 std::uint64_t signature_id(const Signature& signature) { return signature.id; }
 
-std::uint64_t signature_row_bytes(const Signature& signature) { return signature.row_bytes; }
+std::uint64_t lone_row_bytes(const RequestScan& scan, const ModelSchema& schema,
+                             const CheckedRequest& checked) {
+    if (!rows_differ(schema)) return 0;
+    std::uint64_t sum = 0;
+    for (const CheckedInput& input : checked.inputs) {
+        if (input.padding.fill != Fill::kNone) continue;
+        const Range dims = scan.inputs[input.scanned].dims;
+        std::uint64_t bytes = element_bytes(schema.inputs[input.schema].data_type);
+        for (std::uint32_t i = 0; i < dims.count; ++i) {
+            const auto dim = static_cast<std::uint64_t>(scan.dims[dims.first + i]);
+            if (__builtin_mul_overflow(bytes, dim, &bytes)) return 0;
+        }
+        if (__builtin_add_overflow(sum, bytes, &sum)) return 0;
+    }
+    return sum / std::max(checked.rows, 1u);
+}
 
 SignatureTable::SignatureTable() : state_(std::make_unique<State>()) {
     // Collisions cannot be prepared by somebody who does not know where the table lies.

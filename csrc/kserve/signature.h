@@ -39,8 +39,12 @@ class Signature {
     std::vector<std::string> output_names;   // all of the model, in its order
     std::vector<std::string> output_fields;  // the request's field 6 that asks for each of them
     std::vector<Trim> trims;
-    std::uint64_t row_bytes = 0;  // see signature_row_bytes()
+    std::uint64_t row_bytes = 0;  // as PreparedRequest::row_bytes()
 };
+
+// PreparedRequest::row_bytes() of one that shares no batch.
+std::uint64_t lone_row_bytes(const RequestScan& scan, const ModelSchema& schema,
+                             const CheckedRequest& checked);
 
 struct SignatureTable::State {
     std::unordered_multimap<std::uint64_t, SignatureRef> by_hash;

@@ -99,6 +99,7 @@ cdef extern from "kserve/codec.h" namespace "infersched::kserve" nogil:
 
     cdef cppclass CPreparedRequest "infersched::kserve::PreparedRequest":
         uint32_t rows()
+        uint64_t row_bytes()
         size_t bytes()
         cbool mergeable()
         const SchedulingParameters &scheduling()

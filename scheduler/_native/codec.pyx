@@ -107,6 +107,11 @@ cdef class PreparedRequest:
         return self._request.rows()
 
     @property
+    def row_bytes(self):
+        """Of the inputs of a row; 0: the model's rows are all alike."""
+        return self._request.row_bytes()
+
+    @property
     def bytes(self):
         return self._request.bytes()
 

@@ -108,6 +108,28 @@ def test_requests_that_go_alone_are_forwarded_as_they_are(
     assert Request.FromString(forwarded) == expected
 
 
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize(("dims", "row_bytes"), [([-1], 16), ([4], 0)])
+def test_rows_have_their_bytes_whether_they_share_batches_or_not(
+    merge: bool, dims: list[int], row_bytes: int
+) -> None:
+    schema = codec.ModelSchema("m", "1", max_batch_size=8, merge=merge)
+    prepared = prepare(vector_request(3), schema.add_input("I", "FP32", dims))
+
+    assert (prepared.mergeable, prepared.rows) == (merge, 3)
+    assert prepared.row_bytes == row_bytes
+
+
+def test_a_request_without_batch_dimension_is_one_row() -> None:
+    request = vector_request(3)
+    request.inputs.add(name="T", datatype="BYTES", shape=[1])
+    request.raw_input_contents.append(b"\x02\0\0\0ab")
+    schema = codec.ModelSchema("m").add_input("I", "FP32", [-1, 4]).add_input("T", "BYTES", [1])
+    prepared = prepare(request, schema)
+
+    assert (prepared.rows, prepared.row_bytes) == (1, 48)
+
+
 def test_request_alone_keeps_its_id_and_a_batch_has_none() -> None:
     reader = codec.Codec()
     a, b = (
