@@ -29,11 +29,12 @@ class ExplicitBackends:
         self._plane = plane
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._said: set[str] = set()
+        self._silent: set[str] = set()  # to the last question
 
     @property
     def settled(self) -> bool:
-        """Whether every backend that serves has told."""
-        known = self.explicit | self.others
+        """Whether every backend that serves has told, or was asked in vain."""
+        known = self.explicit | self.others | self._silent
         return all(
             address in known
             for address, watch in self._plane.pool.watches.items()
@@ -43,7 +44,7 @@ class ExplicitBackends:
     def look(self) -> None:
         """Asks those that have come."""
         watches = self._plane.pool.watches
-        for address in (self.explicit | self.others) - watches.keys():
+        for address in (self.explicit | self.others | self._silent) - watches.keys():
             self._forget(address)
         for address, watch in watches.items():
             if watch.status is BackendStatus.DOWN:
@@ -62,6 +63,7 @@ class ExplicitBackends:
     def _forget(self, address: str) -> None:
         self.explicit.discard(address)
         self.others.discard(address)
+        self._silent.discard(address)
 
     async def _ask(self, watch: BackendWatch) -> None:
         address = watch.address
@@ -71,9 +73,12 @@ class ExplicitBackends:
             else:
                 self.others.add(address)
                 self._say(address)
+            self._silent.discard(address)
         except RpcError as error:
             log(logger, logging.DEBUG, "a backend does not tell whether it loads models",
                 backend=address, reason=error)  # fmt: skip
+            self._silent.add(address)
+            self._plane.refresh_state()
             await asyncio.sleep(ASK_PERIOD_S)
         finally:
             del self._asking[address]

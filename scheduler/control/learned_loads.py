@@ -59,7 +59,10 @@ class LearnedLoads:
     def __init__(self, directory: Path) -> None:
         self._path = directory / FILE_NAME
         self._failure = ""
-        self._entries = self._load()
+        self._entries: dict[tuple[str, str], LearnedLoad] = {}  # the latest last
+        self._by_model: dict[str, dict[str, LearnedLoad]] = {}
+        for entry in self._load():
+            self._put(entry)
 
     def load_ns(self, model: str, backend: str) -> int:
         """How long a load takes; 0 = not known. Of another backend where this one is new."""
@@ -120,7 +123,7 @@ class LearnedLoads:
         self._failure = ""
 
     def _of_model(self, model: str) -> Iterable[LearnedLoad]:
-        return (entry for (name, _), entry in self._entries.items() if name == model)
+        return self._by_model.get(model, {}).values()
 
     def _entry(self, model: str, backend: str) -> LearnedLoad:
         found = self._entries.get((model, backend))
@@ -129,18 +132,22 @@ class LearnedLoads:
     def _put(self, entry: LearnedLoad) -> None:
         self._entries.pop((entry.model, entry.backend), None)
         self._entries[entry.model, entry.backend] = entry
-        for oldest in list(self._entries)[: max(len(self._entries) - ENTRIES_MAX, 0)]:
-            del self._entries[oldest]
+        self._by_model.setdefault(entry.model, {})[entry.backend] = entry
+        while len(self._entries) > ENTRIES_MAX:
+            model, backend = next(iter(self._entries))
+            del self._entries[model, backend], self._by_model[model][backend]
+            if not self._by_model[model]:
+                del self._by_model[model]
 
-    def _load(self) -> dict[tuple[str, str], LearnedLoad]:
+    def _load(self) -> tuple[LearnedLoad, ...]:
         try:
             with self._path.open("rb") as file:
                 text = file.read(FILE_BYTES_MAX + 1)
             if len(text) > FILE_BYTES_MAX:
                 raise ValueError("it is too large")
-            loads = LearnedLoadsFile.model_validate_json(text).loads
+            return LearnedLoadsFile.model_validate_json(text).loads
         except FileNotFoundError:
-            return {}
+            return ()
         except (OSError, ValidationError, ValueError) as error:
             reason = str(error)
             if isinstance(error, ValidationError):
@@ -148,5 +155,4 @@ class LearnedLoads:
             log(logger, logging.WARNING, "what loads took is ignored: the file cannot be used, and "
                 "is replaced by what is learned from now on", file=self._path,
                 reason=reason)  # fmt: skip
-            return {}
-        return {(entry.model, entry.backend): entry for entry in loads}
+            return ()

@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2
 from scheduler.backends.catalog import READY
 from scheduler.backends.probe import RpcError
 from scheduler.backends.watch import BackendWatch
-from scheduler.control.fan_out import UPDATE_TIMEOUT_S
+from scheduler.control.fan_out import READ_TIMEOUT_S, UPDATE_TIMEOUT_S
 from scheduler.control.unloading import until_unloaded
 
 LOADING = "LOADING"
@@ -40,7 +40,7 @@ async def loads_explicitly(watch: BackendWatch) -> bool:
     """
     request = service_pb2.RepositoryModelUnloadRequest(model_name="")
     try:
-        await watch.calls.rpc("RepositoryModelUnload", request, UPDATE_TIMEOUT_S)
+        await watch.calls.rpc("RepositoryModelUnload", request, READ_TIMEOUT_S)
     except RpcError as error:
         if _NOT_EXPLICIT in error.text:
             return False

@@ -45,7 +45,7 @@ from scheduler.control.residency import (
 )
 from scheduler.control.residents import Residents
 from scheduler.control.unloading import drained
-from scheduler.control.weighing import Scale, told_bytes
+from scheduler.control.weighing import LOOK_S, Scale, told_bytes
 from scheduler.telemetry.logs import log
 from scheduler.telemetry.residency_metrics import ModelLoads
 
@@ -66,7 +66,6 @@ class Loading:
 
     backend: str
     ready_at_ns: int  # expected; 0 = not known
-    makes_room: bool
 
 
 class UnloadError(Exception):
@@ -96,6 +95,7 @@ class Loader:
         self._starved: set[str] = set()  # found no memory where there should have been some
         self._places: dict[asyncio.Task[None], frozenset[str]] = {}  # that tasks hold
         self._noted_at_s = -math.inf
+        self._room_ns = 0  # that it takes of late until others have left
         self._changed = asyncio.Event()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
@@ -237,11 +237,12 @@ class Loader:
         for victim in found.victims:
             places.update(victim.weights)
         expected_ns = self.learned.load_ns(name, found.site.backend)
-        makes_room = bool(found.victims)
-        if makes_room:
+        if found.victims:
             self._starved.discard(name)
         ready_ns = time.monotonic_ns() + expected_ns if expected_ns else 0
-        self.loading[name] = Loading(found.site.backend, ready_ns, makes_room)
+        if ready_ns and found.victims:
+            ready_ns += self._room_ns
+        self.loading[name] = Loading(found.site.backend, ready_ns)
         self._note_change()
         self._hold(places, self._bring(name, target, found))
         return places
@@ -285,11 +286,12 @@ class Loader:
 
     async def _make_room(self, name: str, found: Plan) -> None:
         places = {place for victim in found.victims for place in victim.weights}
-        before = self._scale.before(places)
+        before, began_ns = self._scale.before(places), time.monotonic_ns()
         for victim in found.victims:
             await self._unload(victim, f"makes room for {name}")
         weights = sum(sum(victim.weights.values()) for victim in found.victims)
         await self._scale.freed(places, before, weights)
+        self._room_ns = (self._room_ns + time.monotonic_ns() - began_ns) // 2
 
     async def _load(self, name: str, site: Site) -> None:
         """Raises RpcError and CallError."""
@@ -302,6 +304,8 @@ class Loader:
             request = service_pb2.RepositoryModelLoadRequest(model_name=name)
             if wish is not None and wish.load is not None:
                 request = wish.load
+            if not site.certain:
+                await self._scale.looked(site.weights, LOOK_S)  # or it weighs what ran just now
             before = self._scale.before(site.weights)
             started_s = time.monotonic()
             await load_model(watch, request, plane.settings.residency.load_timeout / 1e9)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 OUT_OF_REACH = "no backend that can load it is reachable"
 # A client of a cold call that names no deadline.
 WAIT_MAX_S = 3600.0
+STATES = ("not_loaded", "waiting", "loading", "loaded", "leaving", "failed")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Shown:
     """One model that is governed, for people."""
 
     name: str
-    state: str  # not_loaded, waiting, loading, loaded, leaving, failed
+    state: str  # of STATES
     pinned: bool
     backends: tuple[str, ...]
     weights: Mapping[str, int] = field(default_factory=dict)
@@ -219,7 +221,7 @@ class ModelResidency:
         found += [
             f"model {name} cannot be loaded: {failure.error}"
             for name, failure in sorted(loader.failures.by_name.items())
-            if failure.until_s
+            if failure.until_s and not loader.residents.served(name)
         ]
         return found
 
@@ -264,12 +266,13 @@ class ModelResidency:
             weights,
             now_s - used_s if used_s is not None else -1.0,
             self._own_ns(name, absent.get(name, [])),
-            failure.error if failure is not None else "",
+            failure.error if failure is not None and not there else "",
         )
 
-    def _state(self, name: str, there: list[Resident]) -> str:
+    def _state(self, name: str, there: Sequence[Resident]) -> str:
+        """`there` are its copies, if any."""
         loader = self.loader
-        if any((r.name, r.backend) in loader.leaving for r in there):
+        if any(name in (r.name, *r.steps) for r in loader.leaving.values()):
             return "leaving"
         if there:
             return "loaded"
@@ -279,32 +282,36 @@ class ModelResidency:
             return "waiting"
         return "failed" if loader.failures.active(name) is not None else "not_loaded"
 
-    def resident_bytes(self) -> dict[str, int]:
-        """Known weights of what is loaded, by device."""
-        found: dict[str, int] = {}
-        for resident in self.loader.residents.all():
-            for place, weight in resident.weights.items():
-                found[place] = found.get(place, 0) + weight
-        return found
+    def weights_by_place(self) -> dict[str, tuple[int, int]]:
+        """By device the known weights of what is loaded, and the budget; 0: it has none."""
+        return self._weights_by_place(self.loader.residents.all())
 
-    def budget_bytes(self) -> dict[str, int]:
-        """By device that has one."""
+    def _weights_by_place(self, there: Sequence[Resident]) -> dict[str, tuple[int, int]]:
+        used: dict[str, int] = {}
+        for resident in there:
+            for place, weight in resident.weights.items():
+                used[place] = used.get(place, 0) + weight
         rooms = self.loader.residents.rooms()
-        used = self.resident_bytes()
-        devices = self._plane.devices.current
         return {
-            place: room.budget_bytes
-            for place, room in rooms.items()
-            if room.budget_bytes is not None and (place in devices or place in used)
+            place: (used.get(place, 0), rooms[place].budget_bytes or 0 if place in rooms else 0)
+            for place in sorted(used.keys() | self._plane.devices.current.keys())
         }
 
     def _looked(self) -> None:
-        states: dict[str, int] = {}
-        for shown in self.shown():
-            states[shown.state] = states.get(shown.state, 0) + 1
+        """For the metrics: their listener reads in a thread of its own."""
+        if not self.on:
+            self.scope = ResidencyScope()
+            return
+        loader = self.loader
+        there = loader.residents.all()
+        loaded = {name for resident in there for name in (resident.name, *resident.steps)}
+        names = loaded | loader.residents.absent().keys()
+        states = Counter(dict.fromkeys(STATES, 0))
+        states.update(self._state(name, there if name in loaded else []) for name in names)
+        places = self._weights_by_place(there)
         self.scope = ResidencyScope(
-            {labels: replace(counted) for labels, counted in self.loader.counted.items()},
-            self.resident_bytes(),
-            self.budget_bytes(),
+            {labels: replace(counted) for labels, counted in loader.counted.items()},
+            {place: used for place, (used, _) in places.items()},
+            {place: budget for place, (_, budget) in places.items() if budget},
             states,
         )

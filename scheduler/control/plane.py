@@ -316,7 +316,7 @@ class ControlPlane:
 
     def _awaits_residency(self) -> bool:
         """Whether the data plane has yet to be told which models may be loaded."""
-        return self.residency.on and (not self.residency.settled or self.steering.applied is None)
+        return self.residency.on and (not self.looked_around or self.steering.applied is None)
 
     def _data_plane_serves(self, key: ModelKey, address: str) -> bool:
         """Whether the data plane has taken over this placement and has a connection open there.

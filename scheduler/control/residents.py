@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Where the configuration of a sequence model names no idle time.
+SEQUENCE_IDLE_US = 1_000_000
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -43,6 +46,7 @@ class Residents:
         self._learned = learned
         self._explicit = explicit
         self.last_used_s: dict[str, float] = {}
+        self._seen_s: dict[str, float] = {}  # since when it is loaded, as far as is known
         self.protected_until_s: dict[tuple[str, str], float] = {}  # by model and backend
         self.problems: dict[str, str] = {}  # by device: its budget
         self._said: set[str] = set()
@@ -112,8 +116,10 @@ class Residents:
         for address, watch in plane.pool.watches.items():
             for (name, _), spec in watch.models.items():
                 self._specs[name, address] = spec
+        there = {name for name, _ in plane.pool.catalog}
+        self._seen_s = {name: self._seen_s.get(name, now_s) for name in there}
         listed = {n for watch in plane.pool.watches.values() for n in watch.absent}
-        listed.update(name for name, _ in plane.pool.catalog)
+        listed |= there
         for name in self.last_used_s.keys() - listed:
             del self.last_used_s[name]
         for known in (self._specs, self.protected_until_s):
@@ -237,13 +243,13 @@ class Residents:
                 own = 0 if whole else self.weight(step, address, place)[0]
                 weights[place] = weights.get(place, 0) + own
         names = {name, *steps}
-        used_s = max(self.last_used_s.get(n, 0.0) for n in names)
+        used_s = max(max(self.last_used_s.get(n, 0.0), self._seen_s.get(n, 0.0)) for n in names)
         protected_s = max(self.protected_until_s.get((n, address), 0.0) for n in names)
         for n in names:
-            if specs[n].sequence and n in self.last_used_s:
+            if specs[n].sequence:
                 # What a sequence has brought is lost with the model.
                 idle_us = specs[n].config.sequence_batching.max_sequence_idle_microseconds
-                protected_s = max(protected_s, self.last_used_s[n] + (idle_us or 1_000_000) / 1e6)
+                protected_s = max(protected_s, used_s + (idle_us or SEQUENCE_IDLE_US) / 1e6)
         return Resident(
             name,
             address,

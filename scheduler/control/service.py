@@ -236,14 +236,9 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
         residency = self._plane.residency
         if not residency.on:
             return []
-        used, budgets = residency.resident_bytes(), residency.budget_bytes()
         return [
-            pb.ResidencyPlace(
-                place=place,
-                resident_bytes=used.get(place, 0),
-                budget_bytes=budgets.get(place, 0),
-            )
-            for place in sorted(used.keys() | budgets.keys())
+            pb.ResidencyPlace(place=place, resident_bytes=used, budget_bytes=budget)
+            for place, (used, budget) in residency.weights_by_place().items()
         ]
 
     def _problems(self, entry: CatalogEntry) -> list[str]:
