@@ -86,7 +86,8 @@ def plan(
     """Where to load a model, and who makes room for it.
 
     `locked` are places where another load is under way. The site that costs the least wins: one
-    that needs nobody to leave, then one whose leavers are idle, then the fewest bytes.
+    that needs nobody to leave, then one whose leavers are idle, then the fewest bytes, then the
+    emptiest.
     """
     best: tuple[tuple[object, ...], Plan | Later] | None = None
     refusals: list[NoRoom] = []
@@ -102,6 +103,7 @@ def plan(
             any(victim.busy for victim in choice.victims),
             sum(sum(victim.weights.values()) for victim in choice.victims),
             -_spare(site, residents, rooms),
+            sum(resident.backend == site.backend for resident in residents),
             site.backend,
         )
         if best is None or cost < best[0]:

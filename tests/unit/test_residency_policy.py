@@ -107,6 +107,17 @@ def test_a_site_where_nobody_has_to_leave_is_chosen() -> None:
     assert (found.site.backend, found.victims) == ("two", ())
 
 
+def test_the_emptiest_site_is_chosen_also_where_nothing_is_known_of_it() -> None:
+    sites = [site(0), site(0, "two", "other")]
+    found = plan(sites, [resident("a", 0, 1)], {}, (), NOW)
+    assert isinstance(found, Plan)
+    assert found.site.backend == "two"
+    rooms = {"gpu": Room(free_bytes=3 * GIB), "other": Room(free_bytes=2 * GIB)}
+    found = plan(sites, [resident("a", 0, 1)], rooms, (), NOW)
+    assert isinstance(found, Plan)
+    assert found.site.backend == "one"
+
+
 def test_loads_of_one_device_follow_each_other() -> None:
     rooms = budget(4 * GIB)
     assert plan([site(GIB)], [], rooms, {"gpu"}, NOW) == Later(math.inf)
