@@ -92,7 +92,8 @@ class Loader:
         self._plane = plane
         self._on_look = on_look
         self._scale = Scale(plane)
-        self._starved: set[str] = set()  # found no memory where there should have been some
+        # Who found no memory where there should have been some, and what the Triton said of it.
+        self._starved: dict[str, str] = {}
         self._places: dict[asyncio.Task[None], frozenset[str]] = {}  # that tasks hold
         self._noted_at_s = -math.inf
         self._room_ns = 0  # that it takes of late until others have left
@@ -222,13 +223,11 @@ class Loader:
             return found
         first = leaving_next(found.site, there, now_s)
         if isinstance(first, Resident):
-            self._starved.discard(name)
             return Plan(found.site, (first,))
         if isinstance(first, Later):
             return first
         place, weight = next(iter(found.site.weights.items()))
         free = rooms.get(place, Room()).free_bytes
-        self._starved.discard(name)
         return NoRoom(place, weight, max(free or 0, 0), others=True)
 
     def _begin(self, name: str, target: str, found: Plan) -> set[str]:
@@ -238,7 +237,7 @@ class Loader:
             places.update(victim.weights)
         expected_ns = self.learned.load_ns(name, found.site.backend)
         if found.victims:
-            self._starved.discard(name)
+            self._starved.pop(name, None)
         ready_ns = time.monotonic_ns() + expected_ns if expected_ns else 0
         if ready_ns and found.victims:
             ready_ns += self._room_ns
@@ -267,7 +266,7 @@ class Loader:
                 return  # the policy looks at what is free now
             await self._load(name, found.site)
             self.failures.by_name.pop(name, None)
-            self._starved.discard(name)
+            self._starved.pop(name, None)
             self._end(name, target)
         except UnloadError as error:
             self._fail(name, target, str(error))
@@ -275,7 +274,7 @@ class Loader:
             text = error.text if isinstance(error, RpcError) else str(error)
             self._count(name, found.site.backend).failures += 1
             if says_out_of_memory(text) and name not in self._starved:
-                self._starved.add(name)  # somebody else leaves, and it is tried again
+                self._starved[name] = text  # somebody else leaves, and it is tried again
                 log(logger, logging.WARNING, f"model {name} found no memory to load",
                     backend=found.site.backend, reason=text)  # fmt: skip
                 return
@@ -403,13 +402,16 @@ class Loader:
 
     def _refuse(self, name: str, target: str, found: NoRoom) -> None:
         whose = "others leave" if found.others else "there can be for it"
-        error = f"there is no memory left for it on {found.place}"
-        if found.need_bytes > 1:
+        said = self._starved.pop(name, "")
+        if found.need_bytes > 1:  # else it is not known
             error = (
                 f"it needs {format_size(found.need_bytes)} of {found.place}, and "
                 f"{format_size(found.free_bytes)} is what {whose}"
             )
-        self._fail(name, target, error, found.need_bytes, found.free_bytes)
+            self._fail(name, target, error, found.need_bytes, found.free_bytes)
+            return
+        error = f"there is no memory left for it on {found.place}"
+        self._fail(name, target, f"{error}: {said}" if said else error)
 
     def _fail(
         self, name: str, target: str, error: str, need_bytes: int = 0, free_bytes: int = 0

@@ -247,6 +247,19 @@ def test_a_load_that_finds_no_memory_makes_others_leave(world: World) -> None:
         world.until(lambda apply: "c" in served(apply), "it is loaded")
 
 
+def test_a_load_that_finds_no_memory_though_nobody_has_any_is_told(world: World) -> None:
+    with world.control(residency__budget="none", defaults__weights="0"):
+        world.until(lambda apply: "c" in loadable(apply), "it is loadable")
+        fail = world.fail("c", "CUDA out of memory. Tried to allocate 20.00 GiB.")
+        world.want("c")
+        apply = world.until(lambda apply: loadable(apply)["c"].error, "it is told")
+        found = loadable(apply)["c"]
+        assert "no memory left" in found.error
+        assert "Tried to allocate 20.00 GiB" in found.error
+        assert (found.need_bytes, found.free_bytes) == (0, 0), "what it needs is not known"
+        fail.unlink()
+
+
 def test_one_that_fits_nowhere_is_refused_with_the_figures(world: World) -> None:
     with world.control(models={"c": {"weights": "2GiB"}, "b": {"residency": "pinned"}}):
         world.until_served("b")
