@@ -151,11 +151,22 @@ class Residents:
         for address in backends:
             certain = True
             weights = {}
+            missing = self._missing_steps(name, address)
             for place in self._places(name, address):
                 weights[place], seen = self.weight(name, address, place)
+                if missing and not self._learned.weight(name, address, place)[0]:
+                    weights[place] = sum(self.weight(s, address, place)[0] for s in missing)
+                    seen = False
                 certain = certain and seen
             found.append(Site(address, weights, certain))
         return found
+
+    def _missing_steps(self, name: str, address: str) -> set[str]:
+        """Of an ensemble that was loaded before: its load loads them, too."""
+        spec = self._specs.get((name, address))
+        return (
+            _steps(spec) & self._plane.pool.watches[address].absent if spec is not None else set()
+        )
 
     def weight(self, name: str, address: str, place: str) -> tuple[int, bool]:
         """Bytes, 0 = not known, and whether they may refuse the model."""
@@ -234,10 +245,12 @@ class Residents:
         busy: set[str],
     ) -> Resident:
         name = spec.name
-        weights: dict[str, int] = {}
-        for place in self._places(name, address):
-            weights[place] = self.weight(name, address, place)[0]
-        whole = any(weights.values())  # it was weighed with its steps
+        places = self._places(name, address)
+        if _steps(spec):  # it has nothing itself; it may have been weighed with its steps
+            weights = {place: self._learned.weight(name, address, place)[0] for place in places}
+        else:
+            weights = {place: self.weight(name, address, place)[0] for place in places}
+        whole = any(weights.values())
         for step in steps:
             for place in self._places(step, address):
                 own = 0 if whole else self.weight(step, address, place)[0]

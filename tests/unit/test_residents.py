@@ -112,9 +112,15 @@ def test_steps_leave_with_their_ensemble_but_not_those_of_two(tmp_path: Path) ->
     found = world.look()
     assert found.keys() == {"ensemble", "other", "both"}
     assert found["ensemble"].steps == ("step",)
+    assert found["ensemble"].weights == {"gpu": 3 * GIB}
+    assert found["both"].weights == {"gpu": GIB}
+    assert found["other"].weights == {"gpu": 0}
     assert found["ensemble"].busy, "its step is"
     assert found["both"].kept
     assert not found["ensemble"].kept
+    world.plane.pool.watches[ONE].absent = frozenset({"ensemble", "step"})
+    (again,) = world.residents.sites("ensemble", [ONE])
+    assert again.weights == {"gpu": 3 * GIB}, "its load loads its step, too"
 
 
 def test_pinned_models_and_those_of_clients_are_kept(tmp_path: Path) -> None:

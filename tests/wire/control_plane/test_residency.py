@@ -340,6 +340,27 @@ def test_a_control_plane_that_dies_during_a_load_is_followed_by_one_that_ends_it
         assert world.events().count(("a", "load")) == 1
 
 
+def test_an_ensemble_comes_and_leaves_with_its_steps(
+    needs_triton: None, tmp_path: Path, data_plane: FakeDataPlane
+) -> None:
+    for name in MODELS:
+        models.witness(tmp_path / "models", tmp_path / "notes", name)
+    models.ensemble(tmp_path / "models", "pair", steps=("a", "b"))
+    with EmbeddedTriton(tmp_path / "models", model_control_mode="explicit") as triton:
+        world = World(triton, tmp_path / "notes", data_plane)
+        with world.control():
+            world.until(lambda apply: "pair" in loadable(apply), "it is loadable")
+            world.want("pair")
+            world.until_served("pair", "a", "b")
+            world.want("c")
+            world.until_served("c")
+            world.until(lambda apply: set(loadable(apply)) == {"pair", "a", "b"}, "they left")
+            assert {("a", "unload"), ("b", "unload")} <= set(world.events())
+            world.want("pair")
+            world.until_served("pair", "a", "b")
+        triton.kill()
+
+
 def test_a_backend_that_loads_by_itself_is_left_alone(
     needs_triton: None, tmp_path: Path, data_plane: FakeDataPlane
 ) -> None:
