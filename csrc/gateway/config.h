@@ -101,8 +101,9 @@ struct SharedMemoryRegion {
 // A model that some backend can load: requests for it wait while it is not loaded.
 struct LoadableModel {
     std::string name;
-    Nanos load_ns = 0;             // of a load asked for now; 0: not known
-    Nanos ready_at = 0;            // when the load under way should be done; 0: none is
+    Nanos load_ns = 0;  // of a load asked for now; 0: not known
+    // When the load under way should be done; 0: none is. With an error: when to try again.
+    Nanos ready_at = 0;
     std::string error;             // why it cannot be loaded now; empty: it can
     std::uint64_t need_bytes = 0;  // 0: the error is not that no device has room for it
     std::uint64_t free_bytes = 0;

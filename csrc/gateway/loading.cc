@@ -72,7 +72,7 @@ Status Gateway::State::ask_to_park(const Arriving& arriving, Nanos now) {
     };
     if (draining) return refused_for(engine::Reason::kDraining, 0);
     if (model.missing() && !model.wanted.error.empty())
-        return refused(load_failed_status(arriving.id, model.wanted));
+        return refused(load_failed_status(arriving.id, model.wanted, now));
     if (deadline <= now) return refused_for(engine::Reason::kDeadlineInfeasible, 0);
     if (load_ns > deadline - now) {
         // Who tries again finds it loaded.
@@ -173,7 +173,7 @@ void Gateway::State::settle_due(ParkedId id, Nanos now) {
     const std::string_view text = request_id(stream == nullptr ? call.event : stream->held.front());
     const Status status =
         draining ? refusal_status({0, engine::Reason::kDraining, 0}, text, model.wanted.name)
-                 : load_failed_status(text, model.wanted);
+                 : load_failed_status(text, model.wanted, now);
     refuse_parked(id, status, &page->loading_failed_total, now);
 }
 

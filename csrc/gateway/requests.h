@@ -96,7 +96,7 @@ Status answer_status(const engine::Action& action, const RequestRecord& request,
 Status loading_status(std::string_view request_id, std::string_view model, Nanos predicted_ns,
                       Nanos budget_ns);
 // or it cannot be loaded now.
-Status load_failed_status(std::string_view request_id, const LoadableModel& model);
+Status load_failed_status(std::string_view request_id, const LoadableModel& model, Nanos now);
 Status expired_in_queue_status(Nanos queued_ns);
 // `[request id: ...] ` as Triton puts it before many texts.
 std::string request_id_prefix(std::string_view request_id);

@@ -54,7 +54,8 @@ Status too_large_for_devices(const std::string& prefix, std::uint64_t predicted_
     return overload(StatusCode::kResourceExhausted, text, info, retry_after_ns);
 }
 
-Status model_too_large(const std::string& prefix, const LoadableModel& model) {
+Status model_too_large(const std::string& prefix, const LoadableModel& model,
+                       Nanos retry_after_ns) {
     const std::string needed = std::to_string(model.need_bytes);
     const std::string free = std::to_string(model.free_bytes);
     const auto info = ErrorDetails().error_info("DEVICE_MEMORY",
@@ -62,7 +63,7 @@ Status model_too_large(const std::string& prefix, const LoadableModel& model) {
     return overload(StatusCode::kResourceExhausted,
                     prefix + "no device has room for model '" + model.name + "': it takes " +
                         needed + " bytes, " + free + " bytes are free",
-                    info, kUnavailableRetryNs);
+                    info, retry_after_ns);
 }
 
 Status over_quota(const std::string& prefix, std::string_view tenant, Nanos retry_after_ns) {
@@ -175,12 +176,13 @@ Status loading_status(std::string_view request_id, std::string_view model, Nanos
     return overload(StatusCode::kUnavailable, std::move(text), info, predicted_ns);
 }
 
-Status load_failed_status(std::string_view request_id, const LoadableModel& model) {
+Status load_failed_status(std::string_view request_id, const LoadableModel& model, Nanos now) {
     const std::string prefix = request_id_prefix(request_id);
-    if (model.need_bytes > 0) return model_too_large(prefix, model);
+    const Nanos retry_after_ns = model.ready_at > now ? model.ready_at - now : kUnavailableRetryNs;
+    if (model.need_bytes > 0) return model_too_large(prefix, model, retry_after_ns);
     return overload(StatusCode::kUnavailable,
                     prefix + "model '" + model.name + "' cannot be loaded: " + model.error,
-                    "MODEL_LOAD_FAILED", kUnavailableRetryNs);
+                    "MODEL_LOAD_FAILED", retry_after_ns);
 }
 
 Status expired_in_queue_status(Nanos queued_ns) {

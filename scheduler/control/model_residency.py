@@ -180,6 +180,7 @@ class ModelResidency:
         failure = loader.failures.active(name)
         if failure is not None:
             found.error = failure.error
+            found.ready_at_ns = int(failure.until_s * 1e9)
             found.need_bytes, found.free_bytes = failure.need_bytes, failure.free_bytes
             if not found.need_bytes:
                 found.free_bytes = 0

@@ -129,6 +129,10 @@ def test_a_failed_load_answers_those_that_wait_and_those_that_come(
         assert error_info(error).reason == "MODEL_LOAD_FAILED"
         assert retry_delay_ms(error) == 1000
     world.wanted()
+    # It is known when it will be tried again.
+    again_at = time.monotonic_ns() + 100 * SECOND_NS
+    world.say(loadable=pb.LoadableModel(name="lazy", error="still not", ready_at_ns=again_at))
+    assert 60_000 < retry_delay_ms(infer_error(client, lazy())) <= 100_000
     # It can be tried again.
     world.say()
     call = park(world, client)
