@@ -14,8 +14,15 @@ constexpr double kMemory = 10;
 // Of any class at least this part is let in: what keeps another from its target may be something
 // else than want of room.
 constexpr double kPartMin = 0.5;
-constexpr double kProportional = 1;
-constexpr double kIntegral = 0.06;
+constexpr double kProportional = 1.5;
+constexpr double kIntegral = 0.12;
+// Of what is in time beyond a level's part, so much less leads with every tick.
+constexpr double kYield = 0.5;
+// So far below nothing it sinks: what is missing for a moment only is made up for.
+constexpr double kReserve = -0.5;
+// Ticks without anything that leads after which a trial has succeeded; and between trials at most.
+constexpr std::uint32_t kLevelTicks = 32;
+constexpr std::uint32_t kTrialMax = 4096;
 // Classes are brought together when one has less than this part of what it is to have, wholly below
 // the second.
 constexpr double kFine = 0.95;
@@ -41,6 +48,20 @@ double surely_missed(double missed, double ends) {
 
 }  // namespace
 
+void ClassShare::count(bool answered, bool in_time) {
+    ++tick_.ended;
+    if (answered) ++tick_.answered;
+    if (in_time) ++tick_.in_time;
+}
+
+// Whether the next one is of this part of all, evenly spread.
+bool ClassShare::next_of(double part, double& credit) {
+    credit += part;
+    if (credit < 1) return false;
+    credit -= 1;
+    return true;
+}
+
 void ClassShare::tick() {
     const auto add = [](double& recent, double& tick) {
         recent += tick - recent / kMemory;
@@ -54,6 +75,20 @@ void ClassShare::tick() {
 void ClassShare::steer(double surplus) {
     kept_out_ = std::clamp(kept_out_ + kIntegral * surplus, 0.0, 1 - kPartMin);
     part_ = std::clamp(1 - kept_out_ - kProportional * surplus, kPartMin, 1.0);
+}
+
+void ClassShare::yield(double beyond) {
+    leading_ = std::clamp(leading_ - kYield * beyond, kReserve, 1.0);
+    if (leading_ <= 0) {
+        ticks_led_ = 0;
+        if (++ticks_level_ == kLevelTicks) trial_at_ = kTrialMin;
+        return;
+    }
+    ticks_level_ = 0;
+    if (++ticks_led_ < trial_at_) return;
+    leading_ = kReserve;
+    ticks_led_ = 0;
+    trial_at_ = std::min(2 * trial_at_, kTrialMax);
 }
 
 // Of requests of this level that have an objective. nullptr: nothing is decided by them, as nothing
@@ -130,7 +165,8 @@ void Core::yield_levels(Component& component) {
     each_class(component, [&](ModelState& model, std::size_t l, ClassShare& share) {
         const auto level = static_cast<std::uint32_t>(l + 1);
         const double part = part_of_level(model.policy, level);
-        share.yield(part > 0 && l < missing && share.known() ? share.in_time() - part : -1);
+        if (part == 0 || l >= missing || !share.known()) return share.lead();
+        share.yield(share.in_time() - part);
         if (share.leading() > 0) return;
         for (std::uint32_t g = 0; g < model.groups.slots(); ++g) model.groups[g].mix.forget(l);
     });

@@ -17,27 +17,11 @@ namespace infersched::engine {
 class ClassShare {
   public:
     // How a request with an objective ended, or that it was refused for reasons of load.
-    void count(bool answered, bool in_time) {
-        ++tick_.ended;
-        if (answered) ++tick_.answered;
-        if (in_time) ++tick_.in_time;
-    }
+    void count(bool answered, bool in_time);
     // Whether the next request is one of the part that is let in.
-    bool offer() {
-        if (part_ >= 1) return true;
-        credit_ += part_;
-        if (credit_ < 1) return false;
-        credit_ -= 1;
-        return true;
-    }
+    bool offer() { return part_ >= 1 || next_of(part_, credit_); }
     // Whether the next request goes before those of lower levels.
-    bool leads() {
-        if (leading_ >= 1) return true;
-        lead_credit_ += leading_;
-        if (lead_credit_ < 1) return false;
-        lead_credit_ -= 1;
-        return true;
-    }
+    bool leads() { return leading_ >= 1 || next_of(std::max(leading_, 0.0), lead_credit_); }
     // At the end of every control tick.
     void tick();
     // Enough ends of about the last second are known to tell.
@@ -48,8 +32,10 @@ class ClassShare {
     double in_time() const { return recent_.in_time / recent_.ended; }
     // Lets in less the more it is better off (surplus > 0) than others of its level.
     void steer(double surplus);
-    // By how much more of it is in time than must be: fewer of them lead.
-    void yield(double beyond) { leading_ = std::clamp(leading_ - kYield * beyond, 0.0, 1.0); }
+    // Fewer of them lead the more of it is in time beyond what must be. Room for those that lead
+    // costs all of them some: whether none has to is tried out from time to time.
+    void yield(double beyond);
+    void lead() { leading_ = 1, ticks_led_ = ticks_level_ = 0; }
     double leading() const { return leading_; }
 
     template <class Archive>
@@ -64,17 +50,22 @@ class ClassShare {
         archive(credit_);
         archive(leading_);
         archive(lead_credit_);
+        archive(ticks_led_);
+        archive(ticks_level_);
+        archive(trial_at_);
     }
 
   private:
     static constexpr double kEndsMin = 8;
-    static constexpr double kYield = 0.5;
+    static constexpr std::uint32_t kTrialMin = 256;
 
     struct Ends {
         double ended = 0;
         double answered = 0;
         double in_time = 0;
     };
+
+    static bool next_of(double part, double& credit);
 
     Ends tick_;            // of this one
     Ends recent_;          // of those before, the older the less
@@ -83,6 +74,9 @@ class ClassShare {
     double credit_ = 0;
     double leading_ = 1;
     double lead_credit_ = 0;
+    std::uint32_t ticks_led_ = 0;  // in a row
+    std::uint32_t ticks_level_ = 0;
+    std::uint32_t trial_at_ = kTrialMin;
 };
 
 }  // namespace infersched::engine

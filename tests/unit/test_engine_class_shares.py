@@ -145,3 +145,10 @@ def test_a_model_alone_holds_the_part_of_its_levels_too() -> None:
     ((top, low),) = outcome.classes
     assert 0.77 < top.attainment < 0.84
     assert low.attainment > 0.1
+
+
+def test_a_part_that_is_reached_alike_is_found_to_be_at_higher_load_too() -> None:
+    """Short dips do not make the level lead: that would cost more than it needs."""
+    for top, low in with_tops(0.5, 3.0, requests=20_000):
+        assert top > 0.5
+        assert low > 0.45  # .38 with a level that leads at once
