@@ -106,8 +106,8 @@ class FakeDataPlane:
                 peer, _ = listener.accept()
             except OSError:
                 return
-            self.connections += 1
             self._peer = peer
+            self.connections += 1
             hello = pb.Hello(interface_version=self.interface_version, pid=self.pid)
             threading.Thread(target=self._serve, args=(peer, hello), daemon=True).start()
 

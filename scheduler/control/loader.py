@@ -89,6 +89,7 @@ class Loader:
         self.counted: dict[tuple[str, str], ModelLoads] = {}
         # Of the last change of `wants` or `loading`: what is predicted counts from there.
         self.changed_at_ns = 0
+        self.room_ns = 0  # that it takes of late until others have left
         self._plane = plane
         self._on_look = on_look
         self._scale = Scale(plane)
@@ -96,7 +97,6 @@ class Loader:
         self._starved: dict[str, str] = {}
         self._places: dict[asyncio.Task[None], frozenset[str]] = {}  # that tasks hold
         self._noted_at_s = -math.inf
-        self._room_ns = 0  # that it takes of late until others have left
         self._changed = asyncio.Event()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
@@ -240,7 +240,7 @@ class Loader:
             self._starved.pop(name, None)
         ready_ns = time.monotonic_ns() + expected_ns if expected_ns else 0
         if ready_ns and found.victims:
-            ready_ns += self._room_ns
+            ready_ns += self.room_ns
         self.loading[name] = Loading(found.site.backend, ready_ns)
         self._note_change()
         self._hold(places, self._bring(name, target, found))
@@ -290,7 +290,7 @@ class Loader:
             await self._unload(victim, f"makes room for {name}")
         weights = sum(sum(victim.weights.values()) for victim in found.victims)
         await self._scale.freed(places, before, weights)
-        self._room_ns = (self._room_ns + time.monotonic_ns() - began_ns) // 2
+        self.room_ns = (self.room_ns + time.monotonic_ns() - began_ns) // 2
 
     async def _load(self, name: str, site: Site) -> None:
         """Raises RpcError and CallError."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ import grpc
 from scheduler.control.errors import ColdError
 from scheduler.control.learned_loads import LearnedLoads
 from scheduler.control.loader import Loader
-from scheduler.control.residency import Resident
+from scheduler.control.residency import Resident, room_at_s
 from scheduler.control.steered import NOTHING_STEERED, Steered
 from scheduler.telemetry.residency_metrics import ResidencyScope
 from scheduler.v1 import dataplane_pb2 as pb
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 OUT_OF_REACH = "no backend that can load it is reachable"
 # A client of a cold call that names no deadline.
 WAIT_MAX_S = 3600.0
+# Of more models than these only the loads themselves are predicted.
+ROOM_PREDICTED_MAX = 128
 STATES = ("not_loaded", "waiting", "loading", "loaded", "leaving", "failed")
 
 
@@ -92,7 +94,10 @@ class ModelResidency:
         away = {n for n, _ in self._plane.pool.catalog if n in absent and n not in ready}
         names = (absent.keys() - ready) | refusing | (loader.loading.keys() - ready)
         ahead_ns = self._ahead_ns()
-        loadable = [self._loadable(name, absent, ahead_ns) for name in sorted(names)]
+        room_ns = self._room_ns(names, absent)
+        loadable = [
+            self._loadable(name, absent, ahead_ns + room_ns.get(name, 0)) for name in sorted(names)
+        ]
         loadable += [
             pb.LoadableModel(name=name, error=OUT_OF_REACH)
             for name in sorted(self._out_of_reach() - names)
@@ -197,6 +202,21 @@ class ModelResidency:
     def _own_ns(self, name: str, backends: list[str]) -> int:
         known = [self.loader.learned.load_ns(name, backend) for backend in backends or [""]]
         return min([ns for ns in known if ns], default=0)
+
+    def _room_ns(self, names: Set[str], absent: Mapping[str, list[str]]) -> dict[str, int]:
+        """What it takes until others have left, for those that need that."""
+        loader = self.loader
+        known = [name for name in names & absent.keys() if self._own_ns(name, absent[name])]
+        if not known or len(known) > ROOM_PREDICTED_MAX:
+            return {}
+        # As of the last change, too.
+        residents, now_s = loader.residents, loader.changed_at_ns / 1e9
+        there, rooms = residents.all(), residents.rooms()
+        found = {}
+        for name in known:
+            at_s = room_at_s(residents.sites(name, absent[name]), there, rooms, now_s)
+            found[name] = int((at_s - now_s) * 1e9) + loader.room_ns if at_s else 0
+        return found
 
     def _ahead_ns(self) -> int:
         """Of the loads under way and waiting, as of their last change: a state that changed with

@@ -116,6 +116,20 @@ def plan(
     return Later()
 
 
+def room_at_s(
+    sites: Sequence[Site],
+    residents: Sequence[Resident],
+    rooms: Mapping[str, Room],
+    now_s: float,
+) -> float:
+    """From when on others may leave for a model; 0: nobody has to. For what is predicted."""
+    choices = [_choose(site, residents, rooms, now_s) for site in sites]
+    possible = [choice for choice in choices if choice.no_room is None]
+    if any(not choice.victims for choice in possible):
+        return 0.0
+    return min((max(choice.later_s, now_s) for choice in possible), default=0.0)
+
+
 def excess(
     residents: Sequence[Resident], rooms: Mapping[str, Room], now_s: float
 ) -> tuple[Resident, ...]:

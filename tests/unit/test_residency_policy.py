@@ -15,6 +15,7 @@ from scheduler.control.residency import (
     excess,
     idle,
     plan,
+    room_at_s,
 )
 
 GIB = 2**30
@@ -136,6 +137,17 @@ def test_a_model_on_two_devices_needs_room_on_both() -> None:
     ]
     wanted = Site("one", {"gpu": GIB, "other": GIB})
     assert victims(plan([wanted], there, rooms, (), NOW)) == ["a", "b"]
+
+
+def test_when_there_is_room_can_be_told_before_it_is_needed() -> None:
+    sites = [site(GIB)]
+    busy = [resident("a", GIB, 1, protected_until_s=NOW + 5), resident("b", GIB, 2)]
+    assert room_at_s(sites, busy, budget(3 * GIB), NOW) == 0, "nobody has to leave"
+    assert room_at_s(sites, busy, budget(2 * GIB), NOW) == NOW, "one can at once"
+    assert room_at_s(sites, busy[:1], budget(GIB), NOW) == NOW + 5
+    assert room_at_s([site(4 * GIB)], busy, budget(GIB), NOW) == 0, "it is refused anyway"
+    both = [site(GIB), site(GIB, "two", "other")]
+    assert room_at_s(both, busy[:1], budget(GIB), NOW) == 0
 
 
 def test_what_is_above_the_budget_leaves() -> None:

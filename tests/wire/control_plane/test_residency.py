@@ -182,6 +182,22 @@ def test_the_next_loads_are_predicted(world: World) -> None:
         wait_until(lambda: [n for n, e in world.events() if e == "load"] == [*"abacb"], "all", 60)
 
 
+def test_the_wait_for_one_that_may_not_leave_yet_is_predicted(world: World) -> None:
+    with world.control(residency__budget="1GiB"):
+        for name in ("a", "b"):
+            world.until(lambda apply, name=name: name in loadable(apply), "it is loadable")
+            world.want(name)
+            world.until_served(name)
+    world.data_plane.applies.clear()
+    # Times are kept; b has been there for longer than this one is.
+    with world.control(residency__budget="1GiB", residency__min_residency="1h"):
+        world.until(lambda apply: "a" in loadable(apply), "it is loadable")
+        world.want("a")
+        world.until_served("a")
+        apply = world.until(lambda apply: "b" in loadable(apply), "it has left")
+        assert loadable(apply)["b"].load_ns > 1800 * 1_000_000_000
+
+
 def test_the_least_recently_used_makes_room_once_it_is_idle(world: World) -> None:
     with world.control():
         world.until(lambda apply: "a" in loadable(apply), "it is loadable")
