@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -179,12 +180,20 @@ def check_turns(seen: list[tuple[str, str]]) -> None:
 def test_a_request_that_cannot_wait_is_told_how_long_the_load_takes(
     served: ServedScheduler, notes: Path
 ) -> None:
+    hold = notes.with_name(f"{notes.name}.a.hold")
+    hold.touch()
     with connected(served.address) as stub:
-        stub.ModelInfer(infer_request(rows(1), model="a"), timeout=WAIT_S)
+        first = stub.ModelInfer.future(infer_request(rows(1), model="a"), timeout=WAIT_S)
+        wait_until(lambda: ("a", "loading") in events(notes), "it is being loaded", WAIT_S)
+        began_s = time.monotonic()
+        wait_until(lambda: time.monotonic() - began_s > 4, "the load takes four seconds")
+        hold.unlink()
+        first.result(WAIT_S)
         stub.ModelInfer(infer_request(rows(1), model="b"), timeout=WAIT_S)
-        wait_until(lambda: residency(served)["a"]["load_ns"] > 0, "its time is known")
+        wait_until(lambda: residency(served)["a"]["load_ns"] > 4e9, "its time is known")
+        # Much less than the load, and much more than the refusal takes.
         with pytest.raises(grpc.RpcError) as refused:
-            stub.ModelInfer(infer_request(rows(1), model="a"), timeout=0.03)
+            stub.ModelInfer(infer_request(rows(1), model="a"), timeout=2)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "is predicted to be ready" in refused.value.details()
         # Who tries again finds it.
