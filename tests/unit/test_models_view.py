@@ -1,0 +1,84 @@
+"""`infersched models` and `infersched status` of models on demand, as people see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent import futures
+
+import grpc
+import pytest
+from click.testing import CliRunner
+
+from scheduler.cli.models import models
+from scheduler.cli.status import status
+from scheduler.v1 import control_pb2 as pb
+from scheduler.v1 import control_pb2_grpc
+
+GIB = 2**30
+
+
+class Control(control_pb2_grpc.ControlServicer):
+    """Knows of a loaded model and of one that is not."""
+
+    on_demand = True
+
+    def GetStatus(self, request: object, context: object) -> pb.GetStatusResponse:
+        place = pb.ResidencyPlace(place="GPU-a", resident_bytes=2 * GIB, budget_bytes=8 * GIB)
+        return pb.GetStatusResponse(ready=True, residency=[place])
+
+    def ListModels(self, request: pb.ListModelsRequest, context: object) -> pb.ListModelsResponse:
+        here = pb.ModelStatus(name="here", version="1", ready=True)
+        if not self.on_demand:
+            return pb.ListModelsResponse(models=[here])
+        here.residency.MergeFrom(
+            pb.ModelResidency(state="loaded", pinned=True, weight_bytes=2 * GIB, idle_ns=3 * 10**9)
+        )
+        away = pb.ModelStatus(name="away")
+        away.residency.MergeFrom(
+            pb.ModelResidency(state="not_loaded", idle_ns=-1, load_ns=1_500_000_000, error="no")
+        )
+        found = [model for model in (here, away) if request.name in ("", model.name)]
+        return pb.ListModelsResponse(models=found)
+
+
+@pytest.fixture
+def control() -> Iterator[tuple[Control, str]]:
+    servicer = Control()
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    control_pb2_grpc.add_ControlServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    server.stop(0)
+
+
+def lines(*arguments: str) -> list[str]:
+    done = CliRunner().invoke(models, arguments)
+    assert done.exit_code == 0, done.output
+    return [" ".join(line.split()) for line in done.output.splitlines()]
+
+
+def test_the_list_has_state_weight_and_last_use(control: tuple[Control, str]) -> None:
+    heading, here, away = lines("list", "--control", control[1])
+    assert heading.endswith("RESIDENCY WEIGHT LAST USE")
+    assert here.endswith("loaded, pinned 2.00 GiB 3 s ago")
+    assert away.endswith("not loaded - -")
+
+
+def test_the_list_is_as_before_without_residency(control: tuple[Control, str]) -> None:
+    control[0].on_demand = False
+    heading, _ = lines("list", "--control", control[1])
+    assert "RESIDENCY" not in heading
+
+
+def test_a_model_that_is_not_loaded_is_described(control: tuple[Control, str]) -> None:
+    found = lines("describe", "away", "--control", control[1])
+    assert "residency not loaded" in found
+    assert "a load takes 1.5 s" in found
+    assert "load failed no" in found
+
+
+def test_the_status_has_weights_against_the_budget(control: tuple[Control, str]) -> None:
+    done = CliRunner().invoke(status, ["--control", control[1]])
+    text = " ".join(done.output.split())
+    assert "weights on GPU-a 2.00 GiB of 8.00 GiB" in text
