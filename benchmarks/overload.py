@@ -5,7 +5,8 @@
 Workloads of scheduler.simulation; nothing is given to the engine, the first two seconds, in which
 it learns, are not counted. Medians over `--rounds` seeds; the worst workload counts.
 
-* goodput with 10 % lognormal noise of execution times, as a part of that without (A, C, F)
+* goodput with 10 % lognormal noise of execution times, as a part of that without (A, C, F);
+  `python -m benchmarks.noise` gives it by workload and seed
 * requests in time at two and three times the goodput load, as a part of the goodput (A, C, F)
 * the top class in time when at twice the goodput load 30 % of the requests are of it (A, C, F)
 * median wait, beyond the execution, at a fifth of the goodput load (A, C, F)
@@ -24,19 +25,17 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 from statistics import median
 
+from benchmarks.noise import LETTERS, NOISE, goodput
 from benchmarks.options import Options, say
 from benchmarks.results import Figure
 from scheduler.simulation.engine import FATES, EngineSettings, ModelSetup, Placement, RequestClass
-from scheduler.simulation.goodput import search
-from scheduler.simulation.scenario import Outcome, Scenario, engine, simulate
+from scheduler.simulation.scenario import Outcome, engine, simulate
 from scheduler.simulation.workloads import WORKLOADS, Workload, known
 
-LETTERS = ("A", "C", "F")
-NOISE = 0.1
 TOP_PART = 0.3
 SAMPLES = 1_000
 IN_TIME, REFUSED, EXPIRED = (FATES.index(fate) for fate in ("in_time", "refused", "expired"))
@@ -57,24 +56,6 @@ class Size:
             return cls(requests=500, seeds=(options.seed,), samples=5)
         seeds = tuple(range(options.seed, options.seed + options.rounds))
         return cls(requests=50_000, seeds=seeds, samples=SAMPLES)
-
-
-def goodput(workload: Workload, size: Size, noise: float = 0.0) -> float:
-    """Requests/s, the median over the seeds; 0: none was found."""
-
-    def at(rate: float, seed: int) -> Scenario:
-        scenario = workload.scenario(rate, seed=seed, requests=size.requests)
-        return replace(scenario, noise_sigma=noise)
-
-    return median(
-        search(
-            lambda rate, seed=seed: at(rate, seed),  # type: ignore[misc]
-            engine(),
-            from_per_s=workload.capacity_per_s,
-            to_per_s=workload.capacity_per_s / 1000,
-        ).per_s
-        for seed in size.seeds
-    )
 
 
 def outcomes(
@@ -210,8 +191,11 @@ def run(options: Options) -> list[Figure]:
     base: dict[str, float] = {}
     for letter in LETTERS:
         workload = WORKLOADS[letter]
-        rate = base[letter] = goodput(workload, size)
-        noisy = goodput(workload, size, NOISE)
+        rate, noisy = (
+            median(goodput(workload, seed, size.requests, noise) for seed in size.seeds)
+            for noise in (0.0, NOISE)
+        )
+        base[letter] = rate
         served = [
             factor * median(o.attainment for o in outcomes(workload, factor * rate, size))
             for factor in (2, 3)

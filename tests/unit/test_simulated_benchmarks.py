@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 
-from benchmarks import decisions, device_memory, device_memory_cost, overload
+from benchmarks import decisions, device_memory, device_memory_cost, noise, overload
 from benchmarks.options import Options
 from scheduler._native.simulation import DecisionLoad
 from scheduler.simulation.engine import FATES, EngineSettings
@@ -29,6 +30,14 @@ def test_overload_gives_every_figure() -> None:
         "simulated_requests",
     ]
     assert all(figure.verified for figure in figures.values())
+
+
+def test_noise_is_told_by_workload_and_seed() -> None:
+    (line,) = noise.lines(["C"], [1, 2], requests=2_000, noise=0.1, jobs=1)
+    found = json.loads(line)
+    assert found["figure"] == "noise_C_part_of_goodput"
+    assert len(found["by_seed"]) == 2
+    assert 0.7 < found["value"] <= 1.01
 
 
 def test_device_memory_gives_every_simulated_figure() -> None:
