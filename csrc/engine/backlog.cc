@@ -88,6 +88,11 @@ void Backlog::end(Nanos end) {
     if (place != ends_.end() && *place == end) ends_.erase(place);
 }
 
+std::uint32_t Backlog::free_by(Nanos at) const {
+    const auto later = ends_.end() - std::upper_bound(ends_.begin(), ends_.end(), at);
+    return slots_ - static_cast<std::uint32_t>(std::min<std::ptrdiff_t>(later, slots_));
+}
+
 // Every batch goes to the executor that is free first. Those that got one are free again in the
 // order in which they got it: two queues, and the earlier of their heads is next.
 Nanos Backlog::free_at(std::uint32_t batches, Nanos batch_ns, Nanos now) const {

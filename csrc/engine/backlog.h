@@ -56,6 +56,8 @@ class Backlog {
     bool idle() const { return ends_.size() < slots_; }
     // When an executor is free for a batch behind `batches` others that take `batch_ns` each.
     Nanos free_at(std::uint32_t batches, Nanos batch_ns, Nanos now) const;
+    // How many executors are free, or will be by then.
+    std::uint32_t free_by(Nanos at) const;
     std::uint32_t slots() const { return slots_; }
     // Goes up with every change.
     std::uint64_t changes() const { return changes_; }

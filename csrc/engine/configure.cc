@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "engine/core.h"
+#include "engine/load_rules.h"
 
 namespace infersched::engine {
 namespace {
@@ -70,7 +71,6 @@ void Core::configure_placements(std::uint32_t index, const std::vector<Placement
         state.ready = wanted.ready;
         const bool own = model.policy.direct_max > 0 || model.policy.triton != nullptr;
         state.executor = executor_of(own ? kOwnExecutors : wanted.executor_group);
-        state.latency.set_attainment(model.policy.attainment);
         place_on_devices(index, state, wanted.devices, now);
         state.configured = true;
         if (state.executor == kNoExecutor) promote(state, now);
@@ -103,6 +103,12 @@ void Core::configure_model(std::uint32_t index, const ModelPolicy& policy,
     if (!next.in_use) model.stats = ModelStats();
     const bool other_levels = !same_levels(model.policy, next);
     model.policy = next;
+    if (!next.in_use) model.latency = LatencyModel();
+    model.latency.set_attainment(batches_covered(next.attainment));
+    for (PlacementState& placement : model.placements) {
+        if (placement.own_latency)
+            placement.own_latency->set_attainment(model.latency.attainment());
+    }
     if (other_levels) rebuild_levels(model, now);
     model.known = true;
     counters(index).in_use = next.in_use;

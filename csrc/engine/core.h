@@ -3,13 +3,13 @@
 //
 //     admission.cc   submit, cancel, expiry: how requests come and go
 //     feasibility.cc what admission foresees; retry_times.cc: when what is refused may come again
-//     grouping.cc    where a request waits, when its group is ready
-//     aging.cc       what has waited long
+//     grouping.cc    where a request waits, when its group is ready; aging.cc: for too long
 //     sequences.cc   requests of a sequence: their order and their backend
 //     triton_*.cc    models whose requests are batched as Triton's batcher does
 //     dispatch.cc    which batch goes where
-//     load_aware.cc  batches formed by learned latency; targets.cc: how large they should be
-//     blocking.cc    how long low levels may hold executors; class_shares.cc: fairness of models
+//     load_aware.cc  batches formed by learned latency; latency_sharing.cc: of which backends
+//     targets.cc     how large they should be; class_shares.cc: fairness of models
+//     blocking.cc    how long low levels may hold executors
 //     executors.cc   models that share executors
 //     replies.cc     what a reply or a failure means for the members
 //     retries.cc     fixed groups that are sent again, bisecting, suspects
@@ -203,10 +203,8 @@ class Core {
     void send(ModelState& model, std::uint32_t batch, PlacementState& placement, Nanos now);
     Nanos next_moment(ModelState& model, Nanos now);
 
-    // load_aware.cc
+    // load_aware.cc, latency_sharing.cc
     bool planned(const ModelState& model, const Group& group) const;
-    const LatencyModel& latency_of(const ModelState& model, const PlacementState& placement) const;
-    const LatencyModel& planning_latency(const ModelState& model, const Group& group) const;
     std::uint32_t lead_rows(const ModelState& model, const Group& group, std::uint32_t slot) const;
     std::uint32_t rows_cap(const ModelState& model, const Group& group, std::uint32_t lead,
                            Nanos now) const;
@@ -227,6 +225,8 @@ class Core {
                       const PlacementState& placement, Nanos now);
     void update_reference(ModelState& model);
     void trust_rows(ModelState& model, const PlacementState& placement);
+    const LatencyModel& planning_latency(const ModelState& model, const Group& group) const;
+    void learn_latency(ModelState& model, PlacementState& place, std::uint32_t rows, Nanos ran_ns);
 
     // targets.cc
     void meter(ModelState& model, const Request& request, const Arrival& arrival, Nanos now);

@@ -63,15 +63,14 @@ FairShares::Account& FairShares::open(std::uint32_t tenant, double weight, Nanos
     return own;
 }
 
-bool FairShares::over(std::uint32_t tenant, double weight, Nanos patience_ns, std::uint32_t slots,
-                      Nanos now) {
+bool FairShares::over(std::uint32_t tenant, double weight, Nanos before_ns, Nanos now) {
     look_at_one(now);
     const Account& own = open(tenant, weight, now);
     if (active_.size() < 2) return false;
     const double least = wanting_.empty() ? virtual_ns_ : wanting_.begin()->first;
     const double ahead_ns = (own.counter_ns - least) * active_weight_;
     // One that cannot wait at all is not over its share as long as nobody was served less.
-    return ahead_ns > static_cast<double>(std::max<Nanos>(patience_ns, 0)) * std::max(slots, 1u);
+    return ahead_ns > static_cast<double>(before_ns);
 }
 
 void FairShares::enter(std::uint32_t tenant, double weight, Nanos work_ns, Nanos now) {

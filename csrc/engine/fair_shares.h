@@ -25,10 +25,9 @@ class FairShares {
     // What a request without a deadline may wait.
     static constexpr Nanos kPatienceNs = kSecond;
 
-    // Whether a request that can wait `patience_ns` for `slots` executors is over its share. Alone,
-    // a tenant is not.
-    bool over(std::uint32_t tenant, double weight, Nanos patience_ns, std::uint32_t slots,
-              Nanos now);
+    // Whether a request that can wait until work of `before_ns` was started is over its share.
+    // Alone, a tenant is not.
+    bool over(std::uint32_t tenant, double weight, Nanos before_ns, Nanos now);
     // Whether there are others beside one tenant.
     bool contended() const { return active_.size() > 1; }
     // A request comes into a queue; it takes `work_ns` of device time. It may have been asked about

@@ -149,7 +149,7 @@ Nanos Core::foreseen_end(const ModelState& model, const Arrival& arrival, std::u
                          Nanos now) const {
     const Component& component = components_[model.component];
     const Backlog& backlog = component.backlog;
-    const LatencyModel& latency = model.placements[model.reference].latency;
+    const LatencyModel& latency = reference_latency(model);
     const std::uint32_t level = arrival.level << 1 | (arrival.over_share ? 1u : 0u);
     const std::size_t rank = backlog_level(level);
     const Group* group = arrival.group == kNoSlot ? nullptr : &model.groups[arrival.group];
@@ -199,7 +199,7 @@ Nanos Core::foreseen_end(const ModelState& model, const Arrival& arrival, std::u
 bool Core::list_ahead(const ModelState& model, const Group& group, Lookahead::Waiting* asked) {
     Lookahead::Group& ahead = lookahead_.add_group();
     ahead.policy = &model.policy;
-    ahead.latency = &model.placements[model.reference].latency;
+    ahead.latency = &reference_latency(model);
     ahead.rows_trusted = rows_risked(model, &group);
     ahead.rows_single = rows_limit(model.policy, rows_allowed(model, group).single);
     ahead.merges = splits(model, group);
@@ -319,7 +319,7 @@ Forecast Core::foresee(ModelState& model, const Request& request, const Arrival&
         if (share != nullptr) share->count(false, false);
     }
     if (model.reference == kNoSlot) return forecast;
-    const LatencyModel& latency = model.placements[model.reference].latency;
+    const LatencyModel& latency = reference_latency(model);
     const bool splits = arrival.key.mergeable && model.merging();
     const std::uint32_t rows =
         std::max(splits ? std::min(request.rows, rows_limit(model.policy)) : request.rows, 1u);

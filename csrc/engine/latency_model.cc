@@ -175,9 +175,8 @@ void LatencyModel::State::try_prior(LatencySizeRecord& size) {
     prior_log_shift += (held - prior_log_shift) / priors_tried;
 }
 
-// All sizes are taken to have changed by the same factor until they are seen again.
-void LatencyModel::State::drifted(const LatencyDrift::Change& change, double attainment) {
-    const double factor = std::exp(change.log_shift);
+void LatencyModel::State::shift(double log_shift) {
+    const double factor = std::exp(log_shift);
     for (LatencySizeRecord& size : sizes) {
         const double known_ns = size_ns(size, line);
         const double now_ns = (known_ns > 0 ? known_ns : expected_ns(size.rows)) * factor;
@@ -187,6 +186,13 @@ void LatencyModel::State::drifted(const LatencyDrift::Change& change, double att
     }
     prior_log_shift = 0;
     priors_tried = 0;
+    backbone.rescale(factor, kBackboneKept);
+    stale = true;
+}
+
+// All sizes are taken to have changed by the same factor until they are seen again.
+void LatencyModel::State::drifted(const LatencyDrift::Change& change, double attainment) {
+    shift(change.log_shift);
     std::uint32_t rows_seen = 0;
     for (std::size_t back = change.batches; back-- > 0;) {
         const LatencyDrift::Sample& sample = drift.recent(back);
@@ -197,10 +203,8 @@ void LatencyModel::State::drifted(const LatencyDrift::Change& change, double att
         }
     }
     if (change.log_shift > 0) rows_measured = rows_seen;
-    backbone.rescale(factor, kBackboneKept);
     margin.drifted(change.log_shift, change.batches, attainment);
     ++accuracy.drifts;
-    stale = true;
 }
 
 template <class Archive>
@@ -332,6 +336,45 @@ double LatencyModel::beta_ns() const { return state_ ? state_->backbone.line().b
 double LatencyModel::slowdown(std::uint32_t running) const {
     return state_ ? state_->factor(running) : 1;
 }
+
+double LatencyModel::scale() const { return state_ ? state_->margin.scale() : 0; }
+
+bool LatencyModel::well_known(std::uint32_t rows) const {
+    if (!known()) return false;
+    const LatencySizeRecord* size = state_->find(rows);
+    return size != nullptr && size->backed();
+}
+
+bool LatencyModel::heard_of(std::uint32_t rows) const {
+    return known() && state_->find(rows) != nullptr;
+}
+
+bool LatencyModel::sensible_prior(std::uint32_t rows, double mean_ns, std::uint64_t count) {
+    return rows > 0 && rows <= kRowsMax && mean_ns > 0 && mean_ns <= kRanMax &&
+           count >= kPriorBatchesMin;
+}
+
+LatencyModel LatencyModel::shifted(double log_shift) const {
+    LatencyModel other(attainment_);
+    if (!known()) return other;
+    State& state = other.state();
+    state = *state_;
+    state.refresh(attainment_);
+    state.shift(log_shift);
+    for (LatencySizeRecord& size : state.sizes) size.observations = size.last_seen = 0;
+    state.accuracy = LatencyAccuracy();
+    state.room_made_at = 0;
+    state.primed = true;
+    state.drift = LatencyDrift();
+    state.margin = LatencyMargin();
+    return other;
+}
+
+std::uint64_t LatencyModel::observations() const {
+    return state_ ? state_->accuracy.observations : 0;
+}
+
+std::uint64_t LatencyModel::drifts() const { return state_ ? state_->accuracy.drifts : 0; }
 
 LatencyAccuracy LatencyModel::accuracy() const {
     LatencyAccuracy accuracy;

@@ -93,7 +93,21 @@ class LatencyModel {
     // Factor on l(b) while `running` batches share the device, relative to the number first seen.
     double slowdown(std::uint32_t running) const;
 
+    // The usual size of log(observed / expected).
+    double scale() const;
+    // Whether the size has enough observations for a time of its own.
+    bool well_known(std::uint32_t rows) const;
+    // Whether the size was observed or primed and there are predictions.
+    bool heard_of(std::uint32_t rows) const;
+    static bool sensible_prior(std::uint32_t rows, double mean_ns, std::uint64_t count);
+    // What is known here, of something that takes exp(log_shift) times as long, as a prior.
+    LatencyModel shifted(double log_shift) const;
+
     LatencyAccuracy accuracy() const;
+    // As in accuracy(), at no cost.
+    std::uint64_t observations() const;
+    std::uint64_t drifts() const;
+    std::uint64_t ignored() const { return ignored_; }
     std::vector<LatencySize> sizes() const;  // those observed, by rows
     std::size_t memory_bytes() const;        // allocated, besides this object
 

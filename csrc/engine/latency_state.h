@@ -39,6 +39,8 @@ struct LatencyModel::State {
     double tail_weight(std::uint32_t rows) const;
     void try_prior(LatencySizeRecord& size);
     void drifted(const LatencyDrift::Change& change, double attainment);
+    // Every size takes exp(log_shift) times as long, until it is seen again.
+    void shift(double log_shift);
     LatencySizeRecord* find(std::uint32_t rows);
     LatencySizeRecord* find_or_make(std::uint32_t rows);
     bool make_room();

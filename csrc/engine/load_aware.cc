@@ -14,31 +14,13 @@ namespace {
 
 // Something is run this often, however late it is predicted to be: only what runs is learned from.
 constexpr Nanos kProbeNs = 100 * kMillisecond;
-// Backends whose batches of so many rows differ by less than this part take the same.
+// The rows of the batch by which the fastest backend is found.
 constexpr std::uint32_t kRowsCompared = 8;
-constexpr Nanos kAlikeShare = 20;
 
 }  // namespace
 
 bool Core::planned(const ModelState& model, const Group& group) const {
     return model.reference != kNoSlot && !group.order.empty() && group.head().deadline != kNever;
-}
-
-const LatencyModel& Core::latency_of(const ModelState& model,
-                                     const PlacementState& placement) const {
-    if (model.reference == kNoSlot) return placement.latency;
-    const LatencyModel& reference = model.placements[model.reference].latency;
-    if (!placement.latency.known()) return reference;
-    // Of two that take the same, the one that is known better.
-    const Nanos own = placement.latency.expected(kRowsCompared);
-    const Nanos other = reference.expected(kRowsCompared);
-    return own > other + other / kAlikeShare ? placement.latency : reference;
-}
-
-const LatencyModel& Core::planning_latency(const ModelState& model, const Group& group) const {
-    const PlacementState* pinned = const_cast<ModelState&>(model).placement(group.key.pin);
-    return pinned != nullptr ? latency_of(model, *pinned)
-                             : model.placements[model.reference].latency;
 }
 
 // The usable placement that is fastest: what it cannot do in time, none can.
@@ -50,9 +32,9 @@ void Core::update_reference(ModelState& model) {
     model.rows_trusted = 1;
     for (std::uint32_t i = 0; i < model.placements.size(); ++i) {
         const PlacementState& p = model.placements[i];
-        if (!p.configured || !p.latency.known()) continue;
+        if (!p.configured || !latency_of(model, p).known()) continue;
         trust_rows(model, p);
-        const Nanos bound = p.latency.bound(rows);
+        const Nanos bound = latency_of(model, p).bound(rows);
         // One that cannot be used now is better than nothing.
         const Nanos ranked = usable(p) ? bound : kNever - 1;
         if (ranked >= least) continue;
@@ -64,7 +46,7 @@ void Core::update_reference(ModelState& model) {
 // What one backend has run, the others may risk: with many of them, each sees few of the large
 // ones.
 void Core::trust_rows(ModelState& model, const PlacementState& placement) {
-    const std::uint32_t rows = placement.latency.rows_trusted(rows_limit(model.policy));
+    const std::uint32_t rows = latency_of(model, placement).rows_trusted(rows_limit(model.policy));
     model.rows_trusted = std::max(model.rows_trusted, rows);
 }
 

@@ -14,6 +14,17 @@ namespace infersched::engine {
 // A batch that is smaller than its target goes this part of the lead's time before it must.
 inline constexpr Nanos kSlackShare = 10;
 
+// The part of batches that bounds are to cover, so that of the requests that are answered no more
+// than 1 - attainment are late. What ends later than its bound makes those late that had no time to
+// spare, a part of its members, and most batches have time to spare: under twice the load that
+// there is room for, a third or less of the batches' part. Wider bounds answer fewer requests, and
+// those refused for them are misses as well.
+inline double batches_covered(double attainment) {
+    constexpr double kBatchesBeyond = 3;
+    constexpr double kCoveredMin = 0.8;
+    return std::max(1 - kBatchesBeyond * (1 - attainment), std::min(attainment, kCoveredMin));
+}
+
 inline Nanos bound_ns(const ModelPolicy& policy, const LatencyModel& latency, std::uint32_t rows) {
     return latency.bound(padded_rows(policy, rows));
 }

@@ -9,6 +9,7 @@
 #include "engine/class_shares.h"
 #include "engine/core_limits.h"
 #include "engine/engine.h"
+#include "engine/latency_model.h"
 #include "engine/placements.h"
 #include "engine/queue.h"
 #include "engine/records.h"
@@ -68,7 +69,9 @@ struct ModelState {
     Nanos last_complete = 0;
     std::int32_t bisect_tenths = kBisectTenthsMax;
     std::vector<Suspect> suspects;
-    ModelStats stats;                        // batch_sizes[i] are those of i rows
+    ModelStats stats;  // batch_sizes[i] are those of i rows
+    // Learned from the batches of all backends but those that have an own_latency.
+    LatencyModel latency;
     bool learns = false;                     // batches are formed by learned latency
     bool shares = false;                     // has shared executors
     bool metered = false;                    // in Component::metered
@@ -97,5 +100,10 @@ struct ModelState {
         for (PlacementState& placement : placements) visit(placement.pinned);
     }
 };
+
+// What is known of the batches of one backend (latency_sharing.cc).
+const LatencyModel& latency_of(const ModelState& model, const PlacementState& placement);
+// Of the fastest backend; there must be one.
+const LatencyModel& reference_latency(const ModelState& model);
 
 }  // namespace infersched::engine

@@ -80,7 +80,13 @@ void archive_placement(Archive& archive, PlacementState& p) {
     archive(p.ns_per_row);
     archive(p.batch_ns);
     archive(p.executor);
-    p.latency.archive(archive);
+    p.likeness.archive(archive);
+    bool own = p.own_latency != nullptr;
+    archive(own);
+    if constexpr (Archive::kReads) {
+        p.own_latency = own ? std::make_unique<LatencyModel>() : nullptr;
+    }
+    if (own) p.own_latency->archive(archive);
     archive(p.failures);
     archive(p.rest_until);
     archive(p.pinned.unserved_since);
@@ -128,6 +134,7 @@ void archive_model(Archive& archive, ModelState& m) {
     archive(m.drain_ns);
     archive(m.last_complete);
     archive_stats(archive, m.stats);
+    m.latency.archive(archive);
     archive(m.learns);
     archive(m.shares);
     archive(m.metered);

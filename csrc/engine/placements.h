@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "engine/latency_likeness.h"
 #include "engine/latency_model.h"
 #include "engine/memory_need.h"
 #include "engine/queue.h"
@@ -51,8 +53,9 @@ struct PlacementState {
     std::uint64_t rows_out = 0;
     Nanos ns_per_row = 0;  // moving averages of start to reply; 0 = nothing seen yet
     Nanos batch_ns = 0;
-    LatencyModel latency;        // of models that are batched by it
-    std::uint32_t failures = 0;  // in a row, of those that make it rest
+    LatencyLikeness likeness;                   // to the model's other backends
+    std::unique_ptr<LatencyModel> own_latency;  // of one that is unlike the others
+    std::uint32_t failures = 0;                 // in a row, of those that make it rest
     Nanos rest_until = std::numeric_limits<Nanos>::min();
     // The batch that is to have the devices for itself (BatchRecord::alone); 0: none. What such
     // batches have held back is paid for until then: before, there is no other.

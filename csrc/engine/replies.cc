@@ -58,9 +58,7 @@ void Core::observe(ModelState& model, const BatchRecord& batch, Nanos now) {
     const Nanos ran = now - batch.started_at;
     placement.observe(ran, batch.rows);
     if (model.learns) {
-        placement.latency.observe(rows_sent(model, batch), ran);
-        if (model.reference == kNoSlot) update_reference(model);
-        trust_rows(model, placement);
+        learn_latency(model, placement, rows_sent(model, batch), ran);
     }
     model.batch_ns = averaged(model.batch_ns, ran);
 }
@@ -166,12 +164,12 @@ void Core::dispatch_failed(BatchHandle handle, FailureKind kind, StatusCode code
 // longer than the objective would never be known.
 void Core::observe_unfinished(ModelState& model, const BatchRecord& batch, Nanos now) {
     if (!model.learns || batch.started_at == kNever || now <= batch.started_at) return;
-    LatencyModel& latency = model.placement(batch.backend)->latency;
+    PlacementState& placement = *model.placement(batch.backend);
+    const LatencyModel& latency = latency_of(model, placement);
     const Nanos ran_ns = now - batch.started_at;
     const std::uint32_t rows = rows_sent(model, batch);
     if (latency.known() && ran_ns <= latency.expected(rows)) return;
-    latency.observe(rows, ran_ns);
-    if (model.reference == kNoSlot) update_reference(model);
+    learn_latency(model, placement, rows, ran_ns);
 }
 
 // The members have their answer; the slot is taken until the execution should be over.

@@ -46,7 +46,7 @@ Nanos Core::retry_full(const ModelState& model, const Request& request, const Ar
                           model.policy.triton == nullptr && components_[model.component].slots > 0;
     if (!foreseen || group == nullptr || group->work_ns == 0) return drain;
     const Backlog& backlog = components_[model.component].backlog;
-    const LatencyModel& latency = model.placements[model.reference].latency;
+    const LatencyModel& latency = reference_latency(model);
     const Nanos drained = drained_at(components_[model.component], Backlog::kLevels - 1, now);
     Nanos at = drained;
     // The next batch makes room for one more request.
@@ -87,7 +87,7 @@ Nanos Core::retry_late(const ModelState& model, const Arrival& arrival, std::uin
         at = add_saturating(refused.retry_at, std::max<Nanos>(refused.budget_ns - budget_ns, 0));
     } else if (component.backlog.queued() > 0) {
         // The executors may be busy with the last batches of it, large ones.
-        const LatencyModel& latency = model.placements[model.reference].latency;
+        const LatencyModel& latency = reference_latency(model);
         const std::uint32_t most = arrival.group == kNoSlot ? 1 : rows_queued(model, arrival.group);
         const Nanos batch_ns =
             std::max(component.batch_ns, latency.expected(padded_rows(model.policy, most)));

@@ -151,25 +151,13 @@ void Core::set_target(std::uint32_t index, std::uint32_t group_index, std::uint3
     mark_dirty(index);
 }
 
-bool Core::prime_latency(std::uint32_t index, std::uint32_t backend, std::uint32_t rows,
-                         Nanos mean_ns, std::uint64_t count) {
-    if (index >= models_.size() || rows == 0 || mean_ns <= 0 || count == 0) return false;
-    ModelState& model = models_[index];
-    PlacementState* placement = model.placement(backend);
-    if (placement == nullptr) return false;
-    const std::uint64_t ignored = placement->latency.accuracy().ignored;
-    placement->latency.prime(rows, static_cast<double>(mean_ns), count);
-    update_reference(model);
-    return placement->latency.accuracy().ignored == ignored;
-}
-
 LatencyStatus Core::latency_status(std::uint32_t index, std::uint32_t backend) const {
     LatencyStatus status;
     if (index >= models_.size()) return status;
     const ModelState& model = models_[index];
     const PlacementState* placement = const_cast<ModelState&>(model).placement(backend);
     if (placement == nullptr) return status;
-    const LatencyModel& latency = placement->latency;
+    const LatencyModel& latency = latency_of(model, *placement);
     const LatencyAccuracy accuracy = latency.accuracy();
     status.known = latency.known();
     status.observations = accuracy.observations;

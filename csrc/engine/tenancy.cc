@@ -22,21 +22,26 @@ void Core::weigh(ModelState& model, const Request& request, Arrival& arrival, Na
     FairShares* shares = shares_of(model);
     if (shares == nullptr) return;
     const std::uint32_t rows = std::max(request.rows, 1u);
+    const Component& component = components_[model.component];
     const Nanos budget = arrival.deadline == kNever ? kNever : arrival.deadline - now;
     Nanos patience = std::min(budget, FairShares::kPatienceNs);
+    Nanos starts_ns = 0;
     if (model.reference != kNoSlot) {
-        const LatencyModel& latency = model.placements[model.reference].latency;
+        const LatencyModel& latency = reference_latency(model);
         const std::uint32_t with =
             arrival.group == kNoSlot ? 1 : model.groups[arrival.group].target;
         const Nanos batch_ns = latency.expected(padded_rows(model.policy, std::max(with, rows)));
         arrival.share_ns = batch_ns / std::max(with, rows) * rows;
-        patience -= batch_ns;
+        patience = std::max<Nanos>(patience - batch_ns, 0);
+        // Whole batches are started: the one that it is in, and where executors are free together,
+        // all of theirs.
+        const std::uint32_t starts = component.backlog.free_by(add_saturating(now, patience));
+        starts_ns = batch_ns * std::max(starts, 1u);
     } else if (!model.placements.empty()) {
         arrival.share_ns = model.placements.front().ns_per_row * rows;
     }
-    const std::uint32_t slots = components_[model.component].slots;
-    arrival.over_share =
-        shares->over(arrival.tenant, weight_of(arrival.tenant), patience, slots, now);
+    const Nanos before_ns = std::max(patience * std::max(component.slots, 1u), starts_ns);
+    arrival.over_share = shares->over(arrival.tenant, weight_of(arrival.tenant), before_ns, now);
 }
 
 // Of a request for which a queue is full: whether its tenant would, served fairly, wait longer than
@@ -46,12 +51,10 @@ bool Core::over_share_of_queue(ModelState& model, const Request& request, Arriva
     weigh(model, request, arrival, now);
     FairShares* shares = shares_of(model);
     if (shares == nullptr) return false;
-    const std::uint32_t slots = std::max(components_[model.component].slots, 1u);
     Nanos queued_ns = 0;
     const auto queued = static_cast<Nanos>(model.queued_requests);
     if (__builtin_mul_overflow(arrival.share_ns, queued, &queued_ns)) queued_ns = kNever;
-    const bool over =
-        shares->over(arrival.tenant, weight_of(arrival.tenant), queued_ns / slots, slots, now);
+    const bool over = shares->over(arrival.tenant, weight_of(arrival.tenant), queued_ns, now);
     shares->refuse(arrival.tenant, now);
     return over;
 }
@@ -60,7 +63,7 @@ bool Core::over_share_of_queue(ModelState& model, const Request& request, Arriva
 void Core::charge_batch(const ModelState& model, const BatchRecord& batch) {
     if (tenant_weights_.size() < 2 || rearrange_ || model.reference == kNoSlot) return;
     FairShares& shares = components_[model.component].shares;
-    const LatencyModel& latency = model.placements[model.reference].latency;
+    const LatencyModel& latency = reference_latency(model);
     const Nanos row_ns = latency.expected(rows_sent(model, batch)) / std::max(batch.rows, 1u);
     for (const BatchMember& member : batch.members) {
         const RequestRecord& request = requests_[static_cast<std::uint32_t>(member.request)];

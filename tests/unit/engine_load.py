@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 from scheduler._native.engine import Answer, Dispatch
@@ -42,8 +44,13 @@ class Stream:
         return self.counts["in_time"] / max(sum(self.counts.values()), 1)
 
 
-def run(driver: Driver, streams: Sequence[Stream], duration: int) -> None:
-    """Every batch takes its latency, one after the other on a backend. Ends with an empty house."""
+def run(driver: Driver, streams: Sequence[Stream], duration: int, sigma: float = 0) -> None:
+    """Every batch takes its latency, one after the other on a backend. Ends with an empty house.
+
+    `sigma`: the deviation of the logarithm of a factor on each. Without it backends fall into step,
+    and who comes when they all become free gets what he wants.
+    """
+    random = Random(1)
     start = driver.now
     users: dict[int, tuple[Stream, int]] = {}
     events: list[tuple[int, int, Any]] = []
@@ -76,7 +83,8 @@ def run(driver: Driver, streams: Sequence[Stream], duration: int) -> None:
         for action in driver.engine.take_actions():
             if isinstance(action, Dispatch):
                 begins = max(free[action.backend], driver.now)
-                free[action.backend] = begins + latency(action.rows)
+                takes = latency(action.rows) * math.exp(sigma * random.gauss(0, 1))
+                free[action.backend] = begins + round(takes)
                 heapq.heappush(events, (free[action.backend], number, action.batch))
                 number += 1
             elif isinstance(action, Answer):

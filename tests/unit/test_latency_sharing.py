@@ -1,0 +1,124 @@
+"""Backends that take the same time learn together; one that differs learns apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from scheduler._native.engine import Engine
+from scheduler.simulation.scenario import engine, simulate
+from scheduler.simulation.workloads import WORKLOADS
+from tests.unit.engine_driver import MS, Driver
+
+pytestmark = pytest.mark.native
+
+BACKENDS = 4
+SIGMA = 0.1
+
+
+def run(driver: Driver, batches: int, factor: Callable[[int], float], seed: int = 1) -> None:
+    """Single requests, the backends in turn; each takes 10 ms times its factor and noise."""
+    random = Random(seed)
+    for batch_number in range(batches):
+        backend = batch_number % BACKENDS
+        driver.submit(batch_number, pinned_backend=backend, deadline=driver.now + 1000 * MS)
+        (batch,) = driver.step()
+        assert batch.backend == backend
+        ran = 10 * MS * factor(backend) * math.exp(SIGMA * random.gauss(0, 1))
+        driver.after(round(ran)).complete(batch)
+
+
+def expected(driver: Driver, backend: int) -> float:
+    """Of a batch of one row, in ms; as the engine would tell it of this backend."""
+    times = {rows: ns for rows, _, ns in driver.engine.latency_status(0, backend).sizes}
+    return times[1] / MS
+
+
+def fresh() -> Driver:
+    return Driver(backends=BACKENDS, rows_max=8, load_aware=True)
+
+
+def test_what_one_backend_ran_is_known_of_those_like_it() -> None:
+    driver = fresh()
+    for user in range(20):
+        driver.submit(user, pinned_backend=0, deadline=driver.now + 1000 * MS)
+        (batch,) = driver.step()
+        driver.after(10 * MS).complete(batch)
+    assert driver.engine.latency_status(0, 3).known
+    assert expected(driver, 3) == pytest.approx(10, rel=0.01)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.3, 2.0, 4.0])
+def test_a_backend_that_changes_learns_apart_and_comes_back(factor: float) -> None:
+    driver = fresh()
+    run(driver, 400, lambda backend: 1)
+    run(driver, 400, lambda backend: factor if backend == 2 else 1, seed=2)
+    assert expected(driver, 2) == pytest.approx(10 * factor, rel=0.08)
+    assert expected(driver, 1) == pytest.approx(10, rel=0.08)
+    assert driver.engine.latency_status(0, 2).observations <= 100
+    run(driver, 1600, lambda backend: 1, seed=3)
+    assert {expected(driver, backend) for backend in range(BACKENDS)} == {expected(driver, 0)}
+
+
+def test_two_kinds_of_backends_are_told_apart_from_the_start() -> None:
+    driver = fresh()
+    run(driver, 1200, lambda backend: 2 if backend % 2 else 1)
+    for backend in range(BACKENDS):
+        kind = 2 if backend % 2 else 1
+        assert expected(driver, backend) == pytest.approx(10 * kind, rel=0.08)
+        margin = driver.engine.latency_status(0, backend).margin
+        assert margin < 1.6
+
+
+def test_chance_sets_nobody_apart() -> None:
+    for seed in range(3):
+        driver = fresh()
+        run(driver, 3000, lambda backend: 1, seed=seed)
+        observations = driver.engine.latency_status(0, 0).observations
+        assert observations == 3000, seed
+
+
+def test_priors_that_differ_are_of_different_backends() -> None:
+    driver = fresh()
+    for rows in (1, 2, 4, 8):
+        for backend in range(BACKENDS):
+            slower = 3 if backend == 3 else 1 + 0.02 * backend
+            mean = round((5 + rows) * MS * slower)
+            assert driver.engine.prime_latency(0, backend, rows, mean, 10)
+    told = [driver.engine.latency_status(0, backend) for backend in range(BACKENDS)]
+    assert told[0].alpha_ns == told[1].alpha_ns == told[2].alpha_ns
+    assert told[3].alpha_ns == pytest.approx(3 * told[0].alpha_ns, rel=0.2)
+    assert not driver.engine.prime_latency(0, 0, 16, 3601 * 1_000_000_000, 10)
+
+
+def test_an_engine_with_a_backend_apart_is_loaded_as_it_was_saved() -> None:
+    driver = fresh()
+    run(driver, 600, lambda backend: 2 if backend == 2 else 1)
+    saved = driver.engine.save()
+    loaded = Driver(backends=BACKENDS, rows_max=8, load_aware=True)
+    loaded.engine = Engine()
+    assert loaded.engine.load(saved)
+    loaded.now = driver.now
+    assert loaded.engine.save() == saved
+    for each in (driver, loaded):
+        run(each, 400, lambda backend: 1, seed=5)
+    assert loaded.engine.save() == driver.engine.save()
+
+
+def test_noise_costs_little() -> None:
+    """Nine tenths of the goodput without noise."""
+    scenario = WORKLOADS["C"].scenario(2450, seed=1, requests=50_000)
+    assert simulate(replace(scenario, noise_sigma=SIGMA), engine()).attainment >= 0.987
+
+
+def test_a_part_of_the_batches_beyond_their_bound_is_what_the_objective_allows() -> None:
+    driver = fresh()
+    run(driver, 3000, lambda backend: 1)
+    status = driver.engine.latency_status(0, 0)
+    # The 97 % quantile: of a batch beyond its bound, only a part is late.
+    assert status.margin == pytest.approx(math.exp(1.88 * SIGMA), rel=0.05)
+    assert 0.02 < status.beyond_margin < 0.04
