@@ -217,6 +217,7 @@ class Core {
     QueueKey rank(const ModelState& model, const Group& group) const;
     void index_ready(ModelState& model, std::uint32_t group, const QueueKey& key);
     void index_waiting(ModelState& model, std::uint32_t group, Nanos ready_at);
+    std::uint32_t rows_awaited(const ModelState& model, const Group& group) const;
     std::uint32_t held_rows(const ModelState& model, const Group& group, std::uint32_t limit,
                             Nanos now) const;
     bool settle(ModelState& model, Pool& pool, Nanos now);

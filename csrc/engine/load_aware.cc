@@ -212,12 +212,13 @@ void Core::plan(ModelState& model, std::uint32_t index, Nanos now) {
     const std::uint32_t rows =
         std::max(lead, rows_within(model.policy, latency, head.deadline - now, queued));
     group.rows_planned = group.rows;
-    if (rows < std::min(group.target, cap)) {
+    const std::uint32_t awaited = rows_awaited(model, group);
+    if (rows < std::min(awaited, cap)) {
         const Nanos slack = (head.deadline - requests_[head.slot].arrival) / kSlackShare;
         const Nanos must_go = head.deadline - bound_ns(model.policy, latency, rows + 1) - slack;
         const Nanos last = requests_[group.by_age.last].arrival;
         // What is waited for must not take longer than running without it.
-        const Nanos patience = std::min(static_cast<Nanos>(group.target - rows) * group.gather_ns,
+        const Nanos patience = std::min(static_cast<Nanos>(awaited - rows) * group.gather_ns,
                                         latency.expected(padded_rows(model.policy, rows)));
         const Nanos go_at = std::min(must_go, add_saturating(last, patience));
         if (go_at > now) return index_waiting(model, index, go_at);
@@ -236,6 +237,16 @@ bool Core::settle(ModelState& model, Pool& pool, Nanos now) {
         plan(model, index, now);
     }
     return false;
+}
+
+// Rows that are worth waiting for. A batch with rows of a level that yields is not let last longer
+// than those above it leave time for: to wait for more of them leaves executors idle.
+std::uint32_t Core::rows_awaited(const ModelState& model, const Group& group) const {
+    const std::uint32_t level = group.order.back().level;
+    if (!yields(model, level)) return group.target;
+    const Hold& hold = components_[model.component].holds[metered_level(level)];
+    const LatencyModel& latency = planning_latency(model, group);
+    return std::max(rows_within(model.policy, latency, hold.alone_ns, group.target), 1u);
 }
 
 // Of at most `limit` rows behind a lead without a deadline: as many as higher levels leave time
