@@ -51,19 +51,23 @@ async def loads_explicitly(watch: BackendWatch) -> bool:
 
 async def load_model(
     watch: BackendWatch, request: service_pb2.RepositoryModelLoadRequest, timeout_s: float
-) -> None:
-    """Returns once it is loaded. One that is being loaded already (by a control plane before this
-    one, or another client) is waited for. Raises RpcError.
+) -> bool:
+    """Returns once it is loaded, and whether the whole load was ours: one that is under way
+    already, for a control plane before this one or another client, is waited for. Raises RpcError.
     """
 
-    async def load() -> None:
+    async def load() -> bool:
+        ours = True
         while LOADING in (states := await _states(watch, request.model_name)):
+            ours = False
             await asyncio.sleep(POLL_PERIOD_S)
-        if READY not in states or request.parameters:
-            await watch.calls.rpc("RepositoryModelLoad", request, timeout_s)
+        if READY in states and not request.parameters:
+            return False
+        await watch.calls.rpc("RepositoryModelLoad", request, timeout_s)
+        return ours
 
     try:
-        await asyncio.wait_for(load(), timeout_s)
+        return await asyncio.wait_for(load(), timeout_s)
     except (asyncio.TimeoutError, RpcError) as error:
         if isinstance(error, RpcError) and error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
             raise

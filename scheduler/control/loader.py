@@ -307,16 +307,21 @@ class Loader:
                 await self._scale.looked(site.weights, LOOK_S)  # or it weighs what ran just now
             before = self._scale.before(site.weights)
             started_s = time.monotonic()
-            await load_model(watch, request, plane.settings.residency.load_timeout / 1e9)
+            timeout_s = plane.settings.residency.load_timeout / 1e9
+            ours = await load_model(watch, request, timeout_s)
             took_s = time.monotonic() - started_s
-            self.learned.took(name, site.backend, int(took_s * 1e9))
-            taken = await self._scale.after(site.weights, before, took_s, site.certain)
+            taken: dict[str, int] = {}
+            if ours:
+                self.learned.took(name, site.backend, int(took_s * 1e9))
+                taken = await self._scale.after(site.weights, before, took_s, site.certain)
             if not taken and not site.certain:
                 taken = await told_bytes(watch, name, site.weights)
             self.learned.weighed(name, site.backend, taken)
             self.learned.store()
-            self._loaded(name, site.backend, took_s)
             await watch.refresh([name])
+            if name in watch.absent:  # or it would be loaded again at once
+                raise CallError(f"{site.backend} has loaded it, and does not describe it")
+            self._loaded(name, site.backend, took_s)
         seen = {"taken": format_size(sum(taken.values()))} if taken else {}
         log(logger, logging.INFO, f"model {name} loaded", backend=site.backend,
             seconds=round(took_s, 3), **seen)  # fmt: skip
