@@ -64,6 +64,8 @@ void Device::archive(Archive& archive) {
     archive(memory.headroom_bytes);
     archive(memory.measured_at);
     archive(memory.fixed);
+    archive(memory.own_bytes);
+    archive(memory.own_measured_at);
     archive(seen);
     archive(takers);
     archive(reserved_bytes_);

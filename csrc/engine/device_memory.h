@@ -25,6 +25,10 @@ class Device {
     double used_bytes() const {
         return static_cast<double>(memory.total_bytes) - static_cast<double>(memory.free_bytes);
     }
+    // Whether the last reading tells what the servers' processes use.
+    bool tells_own() const {
+        return memory.own_measured_at != 0 && memory.own_measured_at >= memory.measured_at;
+    }
     // Whether the last reading shows all that batches have taken.
     bool settled() const { return inflight_ == 0 && unseen_.empty(); }
     // Of batches that have ended; and how many have not.

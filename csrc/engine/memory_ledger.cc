@@ -72,7 +72,11 @@ void MemoryLedger::learn(std::uint32_t index, PlacementState& placement) {
     const bool measures = device.settled() && placement.devices.size() == 1;
     placement.memory.look_back(device.used_bytes(), measures);
     if (measures) {
-        placement.memory.measure(device.used_bytes(), device.takers - placement.memory.takes());
+        const std::uint64_t foreign = device.takers - placement.memory.takes();
+        placement.memory.measure(device.used_bytes(), foreign);
+        if (device.tells_own()) {
+            placement.memory.measure_own(static_cast<double>(device.memory.own_bytes), foreign);
+        }
     }
     update_held(placement);
 }

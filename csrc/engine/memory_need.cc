@@ -22,6 +22,8 @@ constexpr double kSmallPieceBytes = 2.0 * (1 << 20);
 constexpr double kPieceBytes = 20.0 * (1 << 20);
 // Marks that differ less are taken as alike.
 constexpr double kAlike = 0.05;
+// Levels of the servers' own use are told apart by so much.
+constexpr double kLevelsApart = 1.5;
 constexpr double kErrorShare = 0.25;
 constexpr double kBytesMax = 1e15;
 // Allocators that give back this share of what they kept were started anew.
@@ -72,7 +74,7 @@ bool MemoryNeed::prime(double base_bytes, double bytes_per_row, double size_high
     const auto sound = [](double bytes) { return bytes >= 0 && bytes <= kBytesMax; };
     if (!sound(base_bytes) || !sound(bytes_per_row) || !(size_high >= 0)) return false;
     // What was learned here is better than what was known before.
-    if (fixed || fixed_ || agreeing_ < kSamplesConfirmed) {
+    if (fixed || fixed_ || (agreeing_ < kSamplesConfirmed && !by_own_)) {
         base_bytes_ = base_bytes;
         bytes_per_row_ = bytes_per_row;
         primed_ = true;
@@ -87,7 +89,7 @@ bool MemoryNeed::prime(double base_bytes, double bytes_per_row, double size_high
 
 // When others never rest, so many samples must do.
 bool MemoryNeed::confirmed() const {
-    return primed_ || agreeing_ >= kSamplesConfirmed || samples_ >= kSamplesMax;
+    return primed_ || by_own_ || agreeing_ >= kSamplesConfirmed || samples_ >= kSamplesMax;
 }
 
 double MemoryNeed::added_bytes(double size, double mark) const {
@@ -226,9 +228,39 @@ void MemoryNeed::measure(double used_bytes, std::uint64_t foreign) {
     bound_base();
 }
 
+void MemoryNeed::measure_own(double own_bytes, std::uint64_t foreign) {
+    const double size = mark();
+    if (largest() > size * (1 + kAlike)) return;
+    const bool shrunk = size < own_high_.size || own_bytes < own_high_.bytes;
+    if (shrunk || foreign != own_foreign_) restart_own(foreign);
+    if (size <= 0) {
+        own_empty_ = own_bytes;
+        return;
+    }
+    own_high_ = {own_bytes, size};
+    if (own_low_.size <= 0) own_low_ = own_high_;
+    if (fixed_ || size < own_low_.size * kLevelsApart) return;
+    const auto instances = static_cast<double>(marks_.size());
+    const double rows = (own_high_.size - own_low_.size) * instances;
+    bytes_per_row_ = (own_high_.bytes - own_low_.bytes) / rows;
+    if (own_empty_ < kNoSizeLimit) {
+        const double first = (own_low_.bytes - own_empty_) / instances;
+        base_bytes_ = std::max(first - bytes_per_row_ * own_low_.size, 0.0);
+    }
+    by_own_ = true;
+    primed_ = false;
+}
+
+// The servers were started anew, gave something back, or other models took some, too.
+void MemoryNeed::restart_own(std::uint64_t foreign) {
+    own_low_ = own_high_ = {};
+    own_empty_ = kNoSizeLimit;
+    own_foreign_ = foreign;
+}
+
 // What the first batch took, of which all instances together have taken no more than is used.
 void MemoryNeed::bound_base() {
-    if (fixed_ || primed_ || first_size_ <= 0) return;
+    if (fixed_ || primed_ || by_own_ || first_size_ <= 0) return;
     const double used = least_used_ / static_cast<double>(marks_.size());
     const double most = used - bytes_per_row_ * measured_size_;
     base_bytes_ = std::max(std::min(first_bytes_ - bytes_per_row_ * first_size_, most), 0.0);
@@ -242,7 +274,7 @@ void MemoryNeed::add_sample(double bytes, double size) {
     ring_[samples_ % kSamplesMax] = {bytes, size};
     ++samples_;
     const double per_row = fitted();
-    if (fixed_ || (primed_ && agreeing_ < kSamplesConfirmed)) return;
+    if (fixed_ || by_own_ || (primed_ && agreeing_ < kSamplesConfirmed)) return;
     primed_ = false;
     bytes_per_row_ = per_row;
 }
@@ -301,6 +333,13 @@ void MemoryNeed::archive(Archive& archive) {
     archive(samples_);
     archive(agreeing_);
     archive(measured_);
+    archive(by_own_);
+    for (Sample* level : {&own_low_, &own_high_}) {
+        archive(level->bytes);
+        archive(level->size);
+    }
+    archive(own_empty_);
+    archive(own_foreign_);
     archive(measured_foreign_);
     archive(raised_at_);
     archive(away_until_);

@@ -82,6 +82,9 @@ class MemoryNeed {
     // A reading that shows all that has run so far. `foreign`: how often other batches have taken
     // memory of the device.
     void measure(double used_bytes, std::uint64_t foreign);
+    // And what the servers' processes use, in which other tenants do not show: two such levels, of
+    // sizes that are far enough apart, are better than any samples.
+    void measure_own(double own_bytes, std::uint64_t foreign);
 
     template <class Archive>
     void archive(Archive& archive);
@@ -95,6 +98,7 @@ class MemoryNeed {
         double size = 0;
     };
 
+    void restart_own(std::uint64_t foreign);
     void cut(double size, double row_size);
     void add_sample(double bytes, double size);
     double fitted();
@@ -118,6 +122,12 @@ class MemoryNeed {
     double measured_used_ = 0;
     double least_used_ = kNoSizeLimit;  // since the marks are of that size
     std::uint64_t measured_foreign_ = 0;
+    // What the servers' processes used at two sizes and at none. A size of 0: not known.
+    Sample own_low_;
+    Sample own_high_;
+    double own_empty_ = kNoSizeLimit;  // that: not known
+    std::uint64_t own_foreign_ = 0;
+    bool by_own_ = false;  // the need is known by them
     Nanos raised_at_ = std::numeric_limits<Nanos>::min();
     Nanos away_until_ = std::numeric_limits<Nanos>::min();
     double cap_ = kNoSizeLimit;

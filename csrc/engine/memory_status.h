@@ -19,6 +19,10 @@ struct DeviceMemory {
     Nanos measured_at = 0;
     // Nothing that batches do changes the figures, which are of a device without them.
     bool fixed = false;
+    // What the servers' own processes use, and as of when; 0: that is not told. Other tenants do
+    // not show in it. It may be older than the rest.
+    std::uint64_t own_bytes = 0;
+    Nanos own_measured_at = 0;
 };
 
 // What the batches of a model take on a device, at its placements there. A batch of b rows adds

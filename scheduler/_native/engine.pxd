@@ -149,6 +149,8 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         cbool known, fixed
         uint64_t free_bytes, total_bytes, headroom_bytes
         int64_t measured_at
+        uint64_t own_bytes
+        int64_t own_measured_at
 
     cdef cppclass MemoryStatus:
         cbool known

@@ -164,6 +164,8 @@ class Engine:
         measured_at: int | None = None,
         known: bool = True,
         fixed: bool = False,
+        own_bytes: int = 0,
+        own_measured_at: int = 0,
     ) -> None: ...
     def prime_memory(
         self,

@@ -167,6 +167,8 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         uint64_t total_bytes
         uint64_t headroom_bytes
         Nanos measured_at
+        uint64_t own_bytes
+        Nanos own_measured_at
 
     cdef cppclass MemoryStatus:
         cbool known

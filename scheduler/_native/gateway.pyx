@@ -328,8 +328,8 @@ cdef class Gateway:
         return learned_needs(self.core.get(), model)
 
     def devices(self):
-        """(index, known, free, total, headroom, measured_at_ns, fixed, reserved), see
-        memory.pxi.
+        """(index, known, free, total, headroom, measured_at_ns, fixed, reserved, own,
+        own_measured_at_ns), see memory.pxi.
         """
         return device_states(self.core.get())
 

@@ -16,6 +16,8 @@ cdef DeviceMemory device_memory(message) except *:
     memory.total_bytes = message.total_bytes
     memory.headroom_bytes = message.headroom_bytes
     memory.measured_at = message.measured_at_ns
+    memory.own_bytes = message.own_bytes
+    memory.own_measured_at = message.own_measured_at_ns
     return memory
 
 
@@ -44,8 +46,8 @@ cdef list learned_needs(CppGateway* core, uint32_t model):
 
 
 cdef list device_states(CppGateway* core):
-    """(index, known, free, total, headroom, measured_at_ns, fixed, reserved) of the devices with
-    readings.
+    """(index, known, free, total, headroom, measured_at_ns, fixed, reserved, own,
+    own_measured_at_ns) of the devices with readings.
     """
     cdef uint32_t index
     cdef DeviceStatus status
@@ -56,6 +58,7 @@ cdef list device_states(CppGateway* core):
             states.append((
                 index, status.memory.known, status.memory.free_bytes, status.memory.total_bytes,
                 status.memory.headroom_bytes, status.memory.measured_at,
-                status.memory.fixed, status.reserved_bytes,
+                status.memory.fixed, status.reserved_bytes, status.memory.own_bytes,
+                status.memory.own_measured_at,
             ))
     return states

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from scheduler.backends.catalog import ModelSpec
-from scheduler.backends.local import is_local
+from scheduler.backends.local import LocalServers, is_local
 from scheduler.config import Backend
 from scheduler.config.address import Address, parse_address
 from scheduler.control.device_places import places_of
@@ -37,11 +37,15 @@ def watched_device(server: str, spec: ModelSpec, device: str, metrics: str) -> I
     except ValueError as error:
         raise MeasureError(str(error)) from error
     local = port is None and asyncio.run(is_local(address.host))
-    source = NvmlSource() if local else _port_source(port or _default_port(address))
+    servers = LocalServers()
+    servers.ports = frozenset({address.port})
+    nvml = NvmlSource(is_own=servers.owns, own_period_ns=0)
+    source = nvml if local else _port_source(port or _default_port(address))
     try:
         readings = _readings(source, local)
         key = _device(backend, spec, device, readings, local)
-        yield Watched(source, key, NVML_STILL_S if local else METRICS_STILL_S)
+        own = any(reading.own_measured_at_ns for reading in readings if reading.key == key)
+        yield Watched(source, key, NVML_STILL_S if local else METRICS_STILL_S, own=own)
     finally:
         source.close()
 

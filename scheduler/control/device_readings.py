@@ -74,6 +74,8 @@ def message(number: int, device: DeviceMemory) -> pb.DeviceMemory:
         headroom_bytes=device.headroom_bytes,
         measured_at_ns=reading.measured_at_ns,
         fixed=reading.measured_at_ns == 0,
+        own_bytes=reading.own_bytes,
+        own_measured_at_ns=reading.own_measured_at_ns,
     )
 
 

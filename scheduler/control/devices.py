@@ -16,7 +16,7 @@ from pathlib import Path
 
 from scheduler._native.counters import CountersPage
 from scheduler.backends.catalog import ModelSpec
-from scheduler.backends.local import is_local
+from scheduler.backends.local import LocalServers, is_local
 from scheduler.backends.pool import BackendPool
 from scheduler.backends.remembered import ModelKey
 from scheduler.config import Backend, Settings
@@ -93,6 +93,7 @@ class Devices:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pollers: dict[_Wanted, Poller] = {}
         self._local: dict[str, bool] = {}  # by host, as far as it has been found out
+        self._servers = LocalServers()
         self._keys: frozenset[str] = frozenset()
         self._models: dict[str, dict[ModelKey, None]] = {}
         self._gpus: tuple[Settings | None, dict[str, tuple[int, ...]]] = (None, {})
@@ -102,6 +103,7 @@ class Devices:
     async def run(self) -> None:
         """Follows the pool and the settings, and the figures' age; until cancelled."""
         self._loop = asyncio.get_running_loop()
+        self._name_ports(lambda host: True)  # which are of other hosts is being found out
         while True:
             self._changed.clear()
             self._choose_sources()  # finding out may take its time
@@ -257,6 +259,11 @@ class Devices:
         self._local = {host: found for host, found in self._local.items() if host in hosts}
         for host in hosts - self._local.keys():
             self._local[host] = await is_local(host)
+        self._name_ports(self._local.__getitem__)
+
+    def _name_ports(self, local: Callable[[str], bool]) -> None:
+        addresses = [backend.address for backend in self._pool.backends.values()]
+        self._servers.ports = frozenset(a.port for a in addresses if local(a.host))
 
     def _port_of(self, backend: Backend, has_gpus: bool) -> tuple[str, int] | None:
         """Its metrics port, where it is to be asked."""
@@ -339,7 +346,7 @@ class Devices:
     def _start(self, wanted: _Wanted) -> None:
         source: MemorySource
         if wanted.name == NVML:
-            source = NvmlSource()
+            source = NvmlSource(is_own=self._servers.owns)
         else:
             source = TritonMetricsSource(wanted.name, wanted.host, wanted.port, wanted.timeout_s)
 

@@ -230,7 +230,18 @@ def snapshot(gateway: Gateway, model_indices: Collection[int] = ()) -> pb.Snapsh
         )
     for name, requests, held, age_ns in gateway.loading():
         message.loading.add(name=name, requests=requests, bytes=held, oldest_age_ns=age_ns)
-    for index, known, free, total, headroom, measured_at_ns, fixed, reserved in gateway.devices():
+    for (
+        index,
+        known,
+        free,
+        total,
+        headroom,
+        measured_at_ns,
+        fixed,
+        reserved,
+        own_bytes,
+        own_measured_at_ns,
+    ) in gateway.devices():
         device = message.devices.add(reserved_bytes=reserved)
         device.memory.index = index
         device.memory.known = known
@@ -239,6 +250,8 @@ def snapshot(gateway: Gateway, model_indices: Collection[int] = ()) -> pb.Snapsh
         device.memory.headroom_bytes = headroom
         device.memory.measured_at_ns = measured_at_ns
         device.memory.fixed = fixed
+        device.memory.own_bytes = own_bytes
+        device.memory.own_measured_at_ns = own_measured_at_ns
     return message
 
 

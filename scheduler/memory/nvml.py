@@ -29,6 +29,8 @@ from scheduler.telemetry.logs import log
 logger = logging.getLogger(__name__)
 
 CHORE_PERIOD_NS = 1_000_000_000
+# Between two looks at what each process uses, where some are a backend's: two calls.
+OWN_PERIOD_NS = 1_000_000_000
 # Every this many-th chore is to see which devices there are.
 ENUMERATE_EVERY = 10
 # At least so long between two of them, when devices fail.
@@ -76,6 +78,9 @@ class _Device:
     gpu_key: str  # its own, of a MIG instance that of its GPU
     gpu: Any = None  # handle of that GPU
     processes: tuple[ProcessMemory, ...] = ()
+    processes_at_ns: int = 0  # when they were asked for last
+    own_bytes: int = 0
+    own_measured_at_ns: int = 0
     slowed_by_heat: bool = False
     ecc_errors: int = -1  # not asked yet
     unsupported: set[str] = field(default_factory=set)
@@ -90,7 +95,12 @@ class NvmlSource:
         self,
         retry_period_s: float = RETRY_PERIOD_S,
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        is_own: Callable[[int], bool] | None = None,
+        own_period_ns: int = OWN_PERIOD_NS,
     ) -> None:
+        """`is_own` tells by its number whether a process is a backend's."""
+        self._is_own = is_own
+        self._own_period_ns = own_period_ns
         self.retry_period_s = retry_period_s
         self.calls: Counter[str] = Counter()  # by device; "" is of none
         self._clock_ns = clock_ns
@@ -166,8 +176,11 @@ class NvmlSource:
         problem = figures_problem(total, free, used)
         if problem:
             return replace(bare, problem=problem)
+        self._note_own(device, bare.measured_at_ns)
         return replace(
             bare,
+            own_bytes=device.own_bytes,
+            own_measured_at_ns=device.own_measured_at_ns,
             total_bytes=total,
             free_bytes=free,
             used_bytes=used,
@@ -176,6 +189,21 @@ class NvmlSource:
             slowed_by_heat=device.slowed_by_heat,
             events=dict(self._event_counts.get(device.gpu_key, {})),
         )
+
+    def _note_own(self, device: _Device, now_ns: int) -> None:
+        """What the backends' processes use: other tenants do not show in it."""
+        if self._is_own is None or now_ns - device.processes_at_ns < self._own_period_ns:
+            return
+        device.processes_at_ns = now_ns
+        found = self._ask(device, "processes", self._processes, None)
+        if found is None:
+            return
+        device.processes = found
+        own = [process.used_bytes for process in found if self._is_own(process.pid)]
+        known = [used for used in own if used is not None]
+        told = bool(own) and len(known) == len(own)
+        device.own_bytes = sum(known) if told else 0
+        device.own_measured_at_ns = now_ns if told else 0
 
     def _memory(self, device: _Device) -> Any:
         """By the second version, which tells the driver's own part; older drivers have the first
@@ -215,7 +243,9 @@ class NvmlSource:
 
     def _look_around(self, device: _Device) -> None:
         """What is good to know and no look depends on."""
-        device.processes = self._ask(device, "processes", self._processes, ())
+        if self._is_own is None:
+            device.processes = self._ask(device, "processes", self._processes, ())
+        device.name = device.name or self._ask(device, "name", self._name, "")
         if device.mig:
             return  # heat and errors are of the GPU, told for its first instance only by events
         device.slowed_by_heat = bool(self._ask(device, "heat", self._slowdowns, 0) & _HEAT)
@@ -253,6 +283,10 @@ class NvmlSource:
             self._count(device.key)  # the first one tells how many
         return tuple(ProcessMemory(int(p.pid), p.usedGpuMemory) for p in found)
 
+    def _name(self, device: _Device) -> str:
+        self._count(device.gpu_key)
+        return str(pynvml.nvmlDeviceGetName(device.gpu))
+
     def _slowdowns(self, device: _Device) -> int:
         self._count(device.key)
         # The name of drivers since 535 and the one before.
@@ -286,8 +320,13 @@ class NvmlSource:
             known = before.get(device.key)
             if known is not None:
                 device.processes, device.ecc_errors = known.processes, known.ecc_errors
+                device.own_bytes = known.own_bytes
+                device.own_measured_at_ns = known.own_measured_at_ns
                 device.slowed_by_heat = known.slowed_by_heat
                 device.unsupported = known.unsupported
+                device.name = known.name
+                # That was calls enough for a while.
+                device.processes_at_ns = self._enumerated_at_ns
         self._devices = found
         self._devices_seen = max(self._devices_seen, len(found))
         if self._events is not None:
@@ -297,9 +336,9 @@ class NvmlSource:
         """The GPU, or the instances that it is divided into."""
         handle = pynvml.nvmlDeviceGetHandleByIndex(ordinal)
         key = pynvml.nvmlDeviceGetUUID(handle)
-        name = pynvml.nvmlDeviceGetName(handle)
-        self.calls[key] += 3
-        whole = _Device(handle, key, name, ordinal, mig=False, gpu_key=key, gpu=handle)
+        self.calls[key] += 2
+        # Its name can wait until there is less to ask.
+        whole = _Device(handle, key, "", ordinal, mig=False, gpu_key=key, gpu=handle)
         try:
             self._count(key)
             divided, _ = pynvml.nvmlDeviceGetMigMode(handle)

@@ -50,6 +50,9 @@ class DeviceReading:
     mig: bool = False
     processes: tuple[ProcessMemory, ...] = ()
     slowed_by_heat: bool = False
+    # What the backends' own processes use, and as of when, which may be earlier; 0: not known.
+    own_bytes: int = 0
+    own_measured_at_ns: int = 0
     # What happened to it since the source began, by kind: "ecc", "xid 79", ...
     events: dict[str, int] = field(default_factory=dict)
 

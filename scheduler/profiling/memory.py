@@ -39,6 +39,13 @@ class Watched:
     key: str
     window_s: float
     headroom: Headroom = field(default_factory=Headroom)
+    own: bool = False  # what counts is what the server's processes use, not all that is used
+
+    def used_bytes(self, reading: DeviceReading) -> int:
+        return reading.own_bytes if self.own else reading.used_bytes
+
+    def same(self, one: DeviceReading, other: DeviceReading) -> bool:
+        return abs(self.used_bytes(one) - self.used_bytes(other)) <= SAME_BYTES
 
     def look(self, after_ns: int) -> DeviceReading:
         """Figures of `after_ns` of the monotonic clock or later. Raises MeasureError."""
@@ -68,13 +75,9 @@ class Watched:
                 return last, True
             time.sleep(LOOK_PERIOD_S)
             last = self.look(now_ns)
-            if not same(first, last):
+            if not self.same(first, last):
                 first = last
         return last, False
-
-
-def same(one: DeviceReading, other: DeviceReading) -> bool:
-    return abs(one.used_bytes - other.used_bytes) <= SAME_BYTES
 
 
 @dataclass
@@ -119,11 +122,15 @@ class _Sweep:
         for _ in range(ROUNDS_MAX if self.plan.in_flight > 1 else 1):
             self._infer(rows)
             last, stands = self.device.still()
-            still, unchanged = still and stands, same(after, last)
+            still, unchanged = still and stands, self.device.same(after, last)
             if unchanged or not still:
                 break
             after = last
-        return Step(rows, after.used_bytes - before.used_bytes, not (still and unchanged))
+        return Step(
+            rows,
+            self.device.used_bytes(after) - self.device.used_bytes(before),
+            not (still and unchanged),
+        )
 
     def _infer(self, rows: int) -> None:
         count = self.plan.in_flight

@@ -28,6 +28,8 @@ FILE_VARIABLE = "INFERSCHED_TEST_NVML"
 LIBRARY = "libnvidia-ml.so.1"
 DEVICES, PROCESSES, EVENTS, TEXT = 16, 32, 16, 96
 NOT_A_MIG_INSTANCE = -1
+# What a process uses, where the driver does not tell it.
+NOT_TOLD = 2**64 - 1
 
 # Error codes of nvml.h and types of its events.
 GPU_IS_LOST, UNKNOWN, LIBRARY_DRIVER_MISMATCH, DRIVER_NOT_LOADED = 15, 999, 18, 9

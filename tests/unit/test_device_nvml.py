@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,9 @@ def test_tells_total_free_used_and_reserved(
     assert (first.total_bytes, first.free_bytes) == (16 * GIB, 10 * GIB)
     assert (first.used_bytes, first.reserved_bytes) == (5 * GIB, GIB)
     assert first.measured_at_ns == clock.now_ns
-    assert first.name == "Test GPU"
+    clock.pass_s(1)
+    source.poll()
+    assert source.poll()[0].name == "Test GPU"
     figures.devices[0].other_bytes = 9 * GIB
     assert source.poll()[0].free_bytes == 6 * GIB
 
@@ -198,14 +201,44 @@ def test_a_lying_driver_is_a_problem_of_the_device(
     assert seen["GPU-b"].free_bytes == GIB
 
 
+def test_what_the_backends_use_is_told_beside_what_all_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: Clock
+) -> None:
+    figures = load(monkeypatch, tmp_path, [gpu("GPU-a", 16 * GIB)])
+    source = NvmlSource(clock_ns=clock, is_own={5, 6}.__contains__)
+
+    def own() -> tuple[int, int]:
+        (reading,) = source.poll()
+        return reading.own_bytes, reading.own_measured_at_ns
+
+    clock.pass_s(1)
+    figures.set_process(0, 7, 3 * GIB)
+    assert own() == (0, 0)  # none is a backend's
+    figures.set_process(0, 5, 2 * GIB)
+    figures.set_process(0, 6, GIB)
+    clock.pass_s(1)
+    asked_ns = clock.now_ns
+    assert own() == (3 * GIB, asked_ns)
+    figures.set_process(0, 5, 4 * GIB)
+    clock.pass_s(0.1)
+    assert own() == (3 * GIB, asked_ns)  # as old as it says
+    clock.pass_s(1)
+    assert own() == (5 * GIB, clock.now_ns)
+    figures.set_process(0, 5, nvml.NOT_TOLD)
+    clock.pass_s(1)
+    assert own() == (0, 0)
+
+
+@pytest.mark.parametrize("is_own", [None, {5, 6}.__contains__], ids=["", "own"])
 @pytest.mark.parametrize("period_s", [0.08, 0.1, 0.2])
 def test_at_most_twenty_calls_a_second_and_device(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    source: NvmlSource,
     clock: Clock,
     period_s: float,
+    is_own: Callable[[int], bool] | None,
 ) -> None:
+    source = NvmlSource(clock_ns=clock, is_own=is_own)
     devices = [gpu("GPU-a"), gpu("GPU-b", divided=1)]
     devices += [gpu(f"MIG-{n}", gpu=1) for n in range(7)]
     figures = load(monkeypatch, tmp_path, devices)
@@ -215,7 +248,8 @@ def test_at_most_twenty_calls_a_second_and_device(
         figures.happen(0, nvml.XID, 63)
     looked: list[tuple[int, list[int]]] = []
     waited: list[int] = []  # calls of no device, which the event set takes
-    while clock.now_ns < (2 * ENUMERATE_EVERY + 2) * SECOND_NS:
+    clock.pass_s(100)  # the first look is not soon after the clock's begin
+    while clock.now_ns < (2 * ENUMERATE_EVERY + 102) * SECOND_NS:
         without = source.calls[""]
         source.poll()
         waited.append(source.calls[""] - without)

@@ -25,11 +25,11 @@ class Gpu(Driver):
         self.free = TOTAL
         self.headroom = 0
 
-    def read(self, free: int | None = None, known: bool = True) -> None:
+    def read(self, free: int | None = None, known: bool = True, **own: int) -> None:
         self.free = self.free if free is None else free
         self.engine.set_device(
             0, self.now, free_bytes=self.free, total_bytes=TOTAL, headroom_bytes=self.headroom,
-            known=known,
+            known=known, **own,
         )  # fmt: skip
         self.engine.check_invariants()
 

@@ -1,0 +1,71 @@
+"""Needs that are learned from what the servers' own processes use, whatever other tenants do."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from tests.unit.engine_driver import MS
+from tests.unit.test_engine_memory import MIB, TOTAL, Gpu
+
+WEIGHTS, BASE, PER_ROW = 500 * MIB, 800 * MIB, 64 * MIB
+
+
+class Creeping:
+    """A tenant that takes 230 MiB again and again, and frees all."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = Random(seed)
+        self._has = 0
+
+    def moves(self) -> int:
+        self._has = (self._has + 230 * MIB * self._random.randint(1, 8)) % (3_000 * MIB)
+        return self._has
+
+
+def runs(gpu: Gpu, tenant: Creeping, turns: int, own_every: int) -> int:
+    """Batches of an arena and a reading after each, of which every so-manyth tells of the servers'
+    processes; 0: none does. Returns the largest batch."""
+    high, own, own_at = 0, 0, 0
+    for turn in range(turns):
+        kept = WEIGHTS + (BASE + PER_ROW * high if high else 0)
+        gpu.after(100 * MS)
+        if own_every and turn % own_every == 0:
+            own, own_at = kept, gpu.now
+        gpu.read(TOTAL - tenant.moves() - kept, own_bytes=own, own_measured_at=own_at)
+        gpu.submit_many(range(64))
+        while batches := gpu.step():
+            for batch in batches:
+                high = max(high, batch.rows)
+                gpu.after(MS).complete(batch)
+    return high
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_beside_a_tenant_that_creeps_the_need_is_right(seed: int) -> None:
+    gpu = Gpu()
+    assert runs(gpu, Creeping(seed), 200, own_every=6) == 64
+    status = gpu.engine.memory_status(0, 0)
+    predicted = status.base_bytes + status.bytes_per_row * 64
+    assert predicted == pytest.approx(BASE + PER_ROW * 64, rel=0.03)
+
+
+def test_what_a_server_that_was_started_anew_uses_is_not_compared_with_before() -> None:
+    gpu, tenant = Gpu(), Creeping(1)
+    runs(gpu, tenant, 200, own_every=6)
+    learned = gpu.engine.memory_status(0, 0)
+    gpu.engine.set_backend(0, False, gpu.now)
+    gpu.engine.set_backend(0, True, gpu.after(MS).now)
+    assert runs(gpu, tenant, 100, own_every=6) == 64
+    status = gpu.engine.memory_status(0, 0)
+    assert status.bytes_per_row == pytest.approx(learned.bytes_per_row)
+    assert status.base_bytes == pytest.approx(learned.base_bytes)
+
+
+def test_figures_of_the_configuration_hold_against_those_of_the_servers() -> None:
+    gpu = Gpu()
+    gpu.prime(per_row=100 * MIB, base=MIB)
+    runs(gpu, Creeping(1), 100, own_every=6)
+    status = gpu.engine.memory_status(0, 0)
+    assert (status.base_bytes, status.bytes_per_row) == (MIB, 100 * MIB)
