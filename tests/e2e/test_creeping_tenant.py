@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from concurrent import futures
 from pathlib import Path
 
 import pytest
@@ -45,27 +45,16 @@ def test_what_the_servers_processes_use_teaches_the_need(
     nvml = {"LD_LIBRARY_PATH": str(library_folder()), FILE_VARIABLE: str(figures.path)}
     arguments = ["--backend", triton.grpc_address, "--config", str(config)]
 
-    def client(requests: int) -> None:
-        for _ in range(requests):
-            infer(scheduler.address, "arena", 1)
-
-    with (
-        ServedScheduler(arguments, environment=nvml) as scheduler,
-        moving(figures, 0.03),
-        futures.ThreadPoolExecutor(48) as pool,
-    ):
+    with ServedScheduler(arguments, environment=nvml) as scheduler, moving(figures, 0.03):
         view = DataPlaneView(scheduler)
         try:
-            wait_until(lambda: (n := view.need()) and n.rows_limit > 0, "the device", WAIT_S)
-            wait_until(lambda: own_is_told(view), "what the servers use", WAIT_S)
-
-            def confirmed() -> bool:
-                for done in [pool.submit(client, 5) for _ in range(48)]:
-                    done.result()
-                need = view.need()
-                return need is not None and need.confirmed
-
-            wait_until(confirmed, "the need", WAIT_S)
+            wait_until(lambda: own_measured_at_ns(view) > 0, "what the servers use", WAIT_S)
+            for rows in (1, 2, 4, 8):
+                infer(scheduler.address, "arena", rows)
+                ended_ns = time.monotonic_ns()
+                wait_until(
+                    lambda at=ended_ns: own_measured_at_ns(view) > at, "what they use now", WAIT_S
+                )
             need = view.need()
         finally:
             view.close()
@@ -74,6 +63,7 @@ def test_what_the_servers_processes_use_teaches_the_need(
     assert predicted == pytest.approx(BASE + PER_ROW * ROWS_MAX, rel=0.03)
 
 
-def own_is_told(view: DataPlaneView) -> bool:
-    """The first figures are the servers' weights."""
-    return any(device.memory.own_measured_at_ns for device in view.snapshot().devices)
+def own_measured_at_ns(view: DataPlaneView) -> int:
+    """Of the last figures of the servers' processes, whose first ones are the weights."""
+    devices = view.snapshot().devices
+    return max((device.memory.own_measured_at_ns for device in devices), default=0)
