@@ -118,7 +118,7 @@ def test_nvml_tells_and_models_have_their_devices(
         ages = {"stale_after": "1h", "lost_after": "2h"}  # however long a look stalls
         async with world(tmp_path, pool, headroom_min="1GiB", **ages) as made:
             devices = made.devices
-            await made.until(lambda: len(devices.current) == 2, "two devices")
+            await made.until(lambda: len(devices.current) == 2 and devices.heard, "two devices")
             assert devices.assign() == {
                 (("left", "1"), "127.0.0.1:1"): (0,),
                 (("right", "1"), "127.0.0.1:1"): (1,),
