@@ -143,8 +143,9 @@ class SteeringClient:
             await asyncio.sleep(RECONNECT_PERIOD_S)
 
     def tell_memory(self, readings: pb.MemoryReadings) -> bool:
-        """Figures of device memory, which have no answer; False while there is no data plane."""
-        if self._writer is None:
+        """Figures of device memory, which have no answer. False while there is no data plane, or
+        one that has not read the last ones: they are told again, as they are then."""
+        if self._writer is None or self._writer.transport.get_write_buffer_size() > 0:
             return False
         write_frame(self._writer, pb.ToDataPlane(memory=readings))
         return True

@@ -129,6 +129,9 @@ class NvmlSource:
             self.close()
             absent = error.value in _ABSENT and not was_open
             raise (SourceAbsent if absent else SourceError)(reason_of(error)) from error
+        except Exception:  # of a library that is not as it should be: it begins anew
+            self.close()
+            raise
         return readings
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pynvml
 import pytest
 
 from scheduler.memory.nvml import ENUMERATE_EVERY, REOPEN_PERIOD_NS, NvmlSource
@@ -141,6 +142,21 @@ def test_a_library_of_another_kind(
     monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(None))
     with pytest.raises(SourceError, match="Function Not Found"):
         source.poll()
+
+
+def test_a_library_that_raises_anything_else_is_begun_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: NvmlSource
+) -> None:
+    load(monkeypatch, tmp_path, [gpu("GPU-a", GIB)])
+
+    def broken() -> int:
+        raise ValueError("no number")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pynvml, "nvmlDeviceGetCount", broken)
+        with pytest.raises(ValueError, match="no number"):
+            source.poll()
+    assert [reading.key for reading in source.poll()] == ["GPU-a"]
 
 
 def test_the_driver_goes_and_comes_back(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from scheduler.control.desired import DesiredState
 from scheduler.control.device_places import Places, places_of
 from scheduler.control.device_readings import CHANGE_BYTES, DeviceReadings
 from scheduler.control.regions import Regions
+from scheduler.control.steering import SteeringClient
 from scheduler.dataplane import steering
 from scheduler.memory.headroom import Ages, Headroom
 from scheduler.memory.source import DeviceReading, SourceAbsent
@@ -301,6 +303,25 @@ def test_the_data_plane_is_told_of_changes_at_rest_and_of_every_look_when_busy()
     tell(device(2 * GIB, 7))
     readings.tell({}, {})
     assert plane.told[4:] == [{7: (True, 2 * GIB)}, {7: (False, 0)}]
+
+
+def test_figures_do_not_pile_up_before_a_data_plane_that_reads_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        mine, theirs = socket.socketpair()
+        mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        client = SteeringClient(tmp_path / "steering", lambda event: None, lambda: None)
+        _, client._writer = await asyncio.open_connection(sock=mine)
+        reading = pb.MemoryReadings(devices=[pb.DeviceMemory(index=n) for n in range(64)])
+        told = 0
+        while client.tell_memory(reading):
+            told += 1
+            assert told < 100_000
+        assert told > 0
+        assert client._writer.transport.get_write_buffer_size() <= 2 * reading.ByteSize()
+        client._writer.transport.abort()
+        theirs.close()
+
+    asyncio.run(scenario())
 
 
 def test_the_data_plane_knows_the_devices_of_a_placement(tmp_path: Path) -> None:
