@@ -109,6 +109,7 @@ def compare(contenders: Sequence[Contender], rounds: int, searches: int) -> None
             top = FROM_ABOVE * max(contender.about_per_s, LEAST_PER_S)
             per_s = contender.search(top, LEAST_PER_S, turn=10 * (turn + 1), searches=searches)
             found[contender.name].append(per_s)
+            say(f"  round {turn + 1} of {rounds}: {contender.name} {per_s:.0f}/s")
     for contender in contenders:
         contender.goodput_per_s = median(found[contender.name])
         rates = ", ".join(f"{per_s:.0f}" for per_s in found[contender.name])
