@@ -10,7 +10,7 @@ from scheduler.backends.catalog import ModelSpec
 from scheduler.backends.local import LocalServers, is_local
 from scheduler.config import Backend
 from scheduler.config.address import Address, parse_address
-from scheduler.control.device_places import places_of
+from scheduler.control.device_memory.places import places_of
 from scheduler.memory.nvml import NvmlSource
 from scheduler.memory.source import DeviceReading, MemorySource, SourceError
 from scheduler.memory.triton_metrics import READING_PERIOD_NS, TritonMetricsSource

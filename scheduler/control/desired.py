@@ -14,13 +14,13 @@ from scheduler.backends.watch import BackendStatus
 from scheduler.config import Batching, Settings, batching_problems
 from scheduler.config.objectives import PriorityClass
 from scheduler.config.padding import Padding
+from scheduler.control.cold.regions import Regions
+from scheduler.control.device_memory.priors import MemoryPriors
 from scheduler.control.executors import ExecutorGroups
 from scheduler.control.indices import BACKENDS_MAX, MODELS_MAX, IndexBook
-from scheduler.control.memory_priors import MemoryPriors
+from scheduler.control.latency.priors import Priors
 from scheduler.control.padding import apply_padding, padding_problems
 from scheduler.control.payload_memory import PayloadMemory
-from scheduler.control.priors import Priors
-from scheduler.control.regions import Regions
 from scheduler.control.steered import NOTHING_STEERED, Steered
 from scheduler.control.triton_batching import forms_batches, held_requests, triton_message
 from scheduler.security.tls import ClientTls

@@ -15,18 +15,18 @@ from scheduler.backends.remembered import ModelKey
 from scheduler.backends.watch import BackendStatus
 from scheduler.config import Batching, ConfigError, LoadedSettings, Settings
 from scheduler.control.activity import Activity
+from scheduler.control.cold.loads import Loads
+from scheduler.control.cold.regions import Regions
 from scheduler.control.desired import DesiredState, served_placements
-from scheduler.control.device_readings import DeviceReadings
-from scheduler.control.devices import Devices
+from scheduler.control.device_memory.devices import Devices
+from scheduler.control.device_memory.learned import LearnedMemory
+from scheduler.control.device_memory.readings import DeviceReadings
 from scheduler.control.health import HealthServicer
-from scheduler.control.latencies import Latencies
-from scheduler.control.learned_memory import LearnedMemory
-from scheduler.control.loads import Loads
-from scheduler.control.model_residency import ModelResidency
+from scheduler.control.latency.latencies import Latencies
 from scheduler.control.parameters import Parameters
 from scheduler.control.payload_memory import PayloadMemory
 from scheduler.control.readiness import Readiness
-from scheduler.control.regions import Regions
+from scheduler.control.residency.on_demand import ModelResidency
 from scheduler.control.steering import SteeringClient
 from scheduler.control.turns import Turns
 from scheduler.telemetry.logs import log

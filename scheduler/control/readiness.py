@@ -9,7 +9,7 @@ from scheduler.backends.pool import BackendPool, CatalogEntry
 from scheduler.backends.remembered import ModelKey
 
 if TYPE_CHECKING:
-    from scheduler.control.model_residency import ModelResidency
+    from scheduler.control.residency.on_demand import ModelResidency
 
 
 class Readiness:

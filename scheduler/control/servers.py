@@ -10,7 +10,8 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 from tritonclient.grpc import service_pb2_grpc
 
-from scheduler.control import cold, health, service
+from scheduler.control import health, service
+from scheduler.control.cold import rpcs as cold
 from scheduler.control.plane import ControlPlane
 from scheduler.telemetry.listener import HttpListener
 from scheduler.telemetry.metrics import CountersCollector

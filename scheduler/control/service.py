@@ -16,8 +16,8 @@ from scheduler.backends.remembered import ModelKey
 from scheduler.backends.watch import BackendStatus
 from scheduler.config.errors import path_text
 from scheduler.control.desired import batching_message, tensor_message
-from scheduler.control.model_residency import Shown
 from scheduler.control.plane import ControlPlane
+from scheduler.control.residency.on_demand import Shown
 from scheduler.memory.table import DeviceMemory
 from scheduler.v1 import control_pb2 as pb
 from scheduler.v1 import control_pb2_grpc, dataplane_pb2

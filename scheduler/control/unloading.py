@@ -10,7 +10,7 @@ from tritonclient.grpc import service_pb2
 
 from scheduler.backends.probe import RpcError
 from scheduler.backends.watch import BackendWatch
-from scheduler.control.fan_out import UPDATE_TIMEOUT_S
+from scheduler.control.cold.fan_out import UPDATE_TIMEOUT_S
 from scheduler.control.steering import SteeringClient
 from scheduler.v1 import dataplane_pb2 as pb
 

@@ -6,7 +6,7 @@ import re
 
 import grpc
 
-from scheduler.control.errors import ColdError
+from scheduler.control.cold.errors import ColdError
 
 _STOL = re.compile(r"\s*([+-]?[0-9]+)")
 _INT64 = range(-(2**63), 2**63)

@@ -12,7 +12,7 @@ import pytest
 
 from scheduler.backends.pool import BackendPool
 from scheduler.config import Settings
-from scheduler.control.devices import Devices
+from scheduler.control.device_memory.devices import Devices
 from scheduler.memory.source import DeviceReading
 from scheduler.memory.table import DeviceMemory
 from scheduler.v1 import dataplane_pb2 as pb

@@ -12,11 +12,11 @@ from tritonclient.grpc import service_pb2
 from scheduler.backends.local import is_local
 from scheduler.backends.probe import RpcError
 from scheduler.config import Batching
+from scheduler.control.cold.errors import ColdError
+from scheduler.control.cold.fan_out import Outcome
+from scheduler.control.cold.repository import merged_index
+from scheduler.control.cold.statistics import merged_statistics
 from scheduler.control.desired import batching_message
-from scheduler.control.errors import ColdError
-from scheduler.control.fan_out import Outcome
-from scheduler.control.repository import merged_index
-from scheduler.control.statistics import merged_statistics
 from scheduler.control.turns import Turns
 from tests.unit.triton_answers import spec
 

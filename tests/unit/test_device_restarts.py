@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from scheduler.config.device_memory import DEVICES_MAX
-from scheduler.control import devices as devices_module
-from scheduler.control.device_readings import DeviceReadings
+from scheduler.control.device_memory import devices as devices_module
+from scheduler.control.device_memory.readings import DeviceReadings
 from scheduler.memory.headroom import Ages
 from scheduler.memory.source import DeviceReading
 from tests.unit.devices_world import (

@@ -13,10 +13,10 @@ import pytest
 from scheduler._native.counters import CountersPage
 from scheduler.config import Backend, Settings
 from scheduler.config.device_memory import DEVICES_MAX
+from scheduler.control.cold.regions import Regions
 from scheduler.control.desired import DesiredState
-from scheduler.control.device_places import Places, places_of
-from scheduler.control.device_readings import CHANGE_BYTES, DeviceReadings
-from scheduler.control.regions import Regions
+from scheduler.control.device_memory.places import Places, places_of
+from scheduler.control.device_memory.readings import CHANGE_BYTES, DeviceReadings
 from scheduler.control.steering import SteeringClient
 from scheduler.dataplane import steering
 from scheduler.memory.headroom import Ages, Headroom

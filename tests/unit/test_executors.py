@@ -9,9 +9,9 @@ import pytest
 
 from scheduler.backends.pool import BackendPool
 from scheduler.config import Settings
+from scheduler.control.cold.regions import Regions
 from scheduler.control.desired import DesiredState
 from scheduler.control.executors import gpus_of
-from scheduler.control.regions import Regions
 from tests.unit.triton_answers import config, pool_of
 
 GPU_0 = "instance_group { kind: KIND_GPU count: 2 gpus: 0 }"

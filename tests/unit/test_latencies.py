@@ -13,11 +13,16 @@ from tritonclient.grpc import service_pb2
 from scheduler.backends.catalog import profiled_model
 from scheduler.config import Batching, Settings
 from scheduler.config.profile import save_profile
+from scheduler.control.cold.regions import Regions
 from scheduler.control.desired import DesiredState
-from scheduler.control.latencies import OBSERVATIONS_MIN, Latencies
-from scheduler.control.learned import ENTRIES_MAX, FILE_NAME, LearnedLatencies, learned_latency
-from scheduler.control.priors import Priors, statistics_prior
-from scheduler.control.regions import Regions
+from scheduler.control.latency.latencies import OBSERVATIONS_MIN, Latencies
+from scheduler.control.latency.learned import (
+    ENTRIES_MAX,
+    FILE_NAME,
+    LearnedLatencies,
+    learned_latency,
+)
+from scheduler.control.latency.priors import Priors, statistics_prior
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.unit.test_executors import pool_of
 from tests.unit.test_profile import profile_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.control.learned_loads import FILE_NAME, LearnedLoads
+from scheduler.control.residency.learned_loads import FILE_NAME, LearnedLoads
 
 GIB = 2**30
 SECOND = 1_000_000_000

@@ -14,10 +14,10 @@ from scheduler.backends.catalog import profiled_model
 from scheduler.config import Batching, Settings
 from scheduler.config.device_memory import MemoryNeed
 from scheduler.config.profile import MemoryProfile, MemorySize, Profile, save_profile
+from scheduler.control.cold.regions import Regions
 from scheduler.control.desired import DesiredState
-from scheduler.control.learned_memory import LearnedMemory
-from scheduler.control.memory_needs import FILE_NAME
-from scheduler.control.regions import Regions
+from scheduler.control.device_memory.learned import LearnedMemory
+from scheduler.control.device_memory.needs import FILE_NAME
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.unit.test_executors import pool_of
 from tests.unit.test_profile import profile_of
@@ -162,7 +162,7 @@ def test_the_configuration_is_above_all_where_it_is_fixed(tmp_path: Path) -> Non
 def test_rows_of_variable_length_are_not_taken_from_elsewhere(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from scheduler.control.memory_priors import MemoryPriors
+    from scheduler.control.device_memory.priors import MemoryPriors
 
     variable = spec('name: "identity" max_batch_size: 8 input { name: "A" data_type: TYPE_FP32 '
                     "dims: -1 }")  # fmt: skip

@@ -8,8 +8,8 @@ import pytest
 
 from scheduler.config import Batching, ConfigError, Settings, load_settings
 from scheduler.config.profile import save_profile
+from scheduler.control.cold.regions import Regions
 from scheduler.control.desired import DesiredState, batching_message
-from scheduler.control.regions import Regions
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.unit.test_executors import pool_of
 from tests.unit.test_profile import profile_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from scheduler.control.residency import (
+from scheduler.control.residency.policy import (
     Later,
     NoRoom,
     Plan,

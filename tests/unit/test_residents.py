@@ -12,12 +12,12 @@ import pytest
 
 from scheduler.backends.pool import BackendPool
 from scheduler.config import Settings
-from scheduler.control.device_places import Places
-from scheduler.control.learned_loads import LearnedLoads
-from scheduler.control.load_calls import says_out_of_memory
-from scheduler.control.loads import Loads
-from scheduler.control.residency import Resident, Room
-from scheduler.control.residents import Residents
+from scheduler.control.cold.loads import Loads
+from scheduler.control.device_memory.places import Places
+from scheduler.control.residency.learned_loads import LearnedLoads
+from scheduler.control.residency.load_calls import says_out_of_memory
+from scheduler.control.residency.policy import Resident, Room
+from scheduler.control.residency.residents import Residents
 from scheduler.memory.source import DeviceReading
 from scheduler.memory.table import DeviceMemory
 from tests.unit.triton_answers import pool_of

@@ -9,7 +9,7 @@ from tritonclient.grpc import InferenceServerClient, service_pb2
 from tritonclient.utils import InferenceServerException
 
 from scheduler.backends.embedded_triton import EmbeddedTriton
-from scheduler.control.server_settings import ServerSettings
+from scheduler.control.cold.server_settings import ServerSettings
 from tests.control_plane import ControlPlane, FakeDataPlane, wait_until
 from tests.wire.control_plane.words import START_TIMEOUT_S, TIMEOUT_S, Cold, failure
 

@@ -17,8 +17,8 @@ from scheduler.backends.remembered import ModelKey
 from scheduler.backends.watch import BackendStatus, BackendWatch
 from scheduler.config import Settings
 from scheduler.config.units import format_size
-from scheduler.control.learned_loads import LearnedLoads
-from scheduler.control.residency import Resident, Room, Site
+from scheduler.control.residency.learned_loads import LearnedLoads
+from scheduler.control.residency.policy import Resident, Room, Site
 from scheduler.telemetry.logs import log
 
 if TYPE_CHECKING:

@@ -1,26 +1,18 @@
-"""What loads of models took, in time and in device memory; kept in the state directory.
-
-The file is written whole. One that is torn or of another format is reported, and what is learned
-anew replaces it.
-"""
+"""What loads of models took, in time and in device memory; kept in the state directory."""
 
 from __future__ import annotations
 
-import logging
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from scheduler.config.section import Section
-from scheduler.telemetry.logs import log
-
-logger = logging.getLogger(__name__)
+from scheduler.control.kept_file import KeptFile
 
 FILE_NAME = "model-loads.json"
-FILE_BYTES_MAX = 16 * 2**20
 # Models and backends come and go by other names.
 ENTRIES_MAX = 4096
 # The median of so many: what others took or freed meanwhile is in one of them only.
@@ -57,11 +49,12 @@ class LearnedLoads:
     """By model name and backend address."""
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / FILE_NAME
-        self._failure = ""
+        what = "the times and weights of loads"
+        self._file = KeptFile(directory / FILE_NAME, LearnedLoadsFile, what)
         self._entries: dict[tuple[str, str], LearnedLoad] = {}  # the latest last
         self._by_model: dict[str, dict[str, LearnedLoad]] = {}
-        for entry in self._load():
+        kept = self._file.load()
+        for entry in kept.loads if kept is not None else ():
             self._put(entry)
 
     def load_ns(self, model: str, backend: str) -> int:
@@ -108,19 +101,7 @@ class LearnedLoads:
 
     def store(self) -> None:
         """Writes the file; a failure is told once."""
-        file = LearnedLoadsFile(loads=tuple(self._entries.values()))
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(".new")
-            temporary.write_text(file.model_dump_json() + "\n")
-            temporary.replace(self._path)
-        except OSError as error:
-            if str(error) != self._failure:
-                self._failure = str(error)
-                log(logger, logging.WARNING, "what loads take cannot be kept",
-                    file=self._path, reason=error.strerror)  # fmt: skip
-            return
-        self._failure = ""
+        self._file.store(LearnedLoadsFile(loads=tuple(self._entries.values())))
 
     def _of_model(self, model: str) -> Iterable[LearnedLoad]:
         return self._by_model.get(model, {}).values()
@@ -138,21 +119,3 @@ class LearnedLoads:
             del self._entries[model, backend], self._by_model[model][backend]
             if not self._by_model[model]:
                 del self._by_model[model]
-
-    def _load(self) -> tuple[LearnedLoad, ...]:
-        try:
-            with self._path.open("rb") as file:
-                text = file.read(FILE_BYTES_MAX + 1)
-            if len(text) > FILE_BYTES_MAX:
-                raise ValueError("it is too large")
-            return LearnedLoadsFile.model_validate_json(text).loads
-        except FileNotFoundError:
-            return ()
-        except (OSError, ValidationError, ValueError) as error:
-            reason = str(error)
-            if isinstance(error, ValidationError):
-                reason = str(error.errors(include_url=False)[0]["msg"])
-            log(logger, logging.WARNING, "what loads took is ignored: the file cannot be used, and "
-                "is replaced by what is learned from now on", file=self._path,
-                reason=reason)  # fmt: skip
-            return ()

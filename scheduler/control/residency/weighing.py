@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2
 
 from scheduler.backends.probe import RpcError
 from scheduler.backends.watch import BackendWatch
-from scheduler.control.devices import NVML
+from scheduler.control.device_memory.devices import NVML
 
 if TYPE_CHECKING:
     from scheduler.control.plane import ControlPlane

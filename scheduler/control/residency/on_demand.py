@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from scheduler.control.errors import ColdError
-from scheduler.control.learned_loads import LearnedLoads
-from scheduler.control.loader import Loader
-from scheduler.control.residency import Resident, room_at_s
+from scheduler.control.cold.errors import ColdError
+from scheduler.control.residency.learned_loads import LearnedLoads
+from scheduler.control.residency.loader import Loader
+from scheduler.control.residency.policy import Resident, room_at_s
 from scheduler.control.steered import NOTHING_STEERED, Steered
 from scheduler.telemetry.residency_metrics import ResidencyScope
 from scheduler.v1 import dataplane_pb2 as pb

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from scheduler.backends.probe import RpcError
 from scheduler.backends.watch import BackendStatus, BackendWatch
-from scheduler.control.load_calls import loads_explicitly
+from scheduler.control.residency.load_calls import loads_explicitly
 from scheduler.telemetry.logs import log
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from scheduler.backends.remembered import ModelKey
 from scheduler.config import Backend, Settings
 from scheduler.config.address import parse_address
 from scheduler.config.device_memory import DEVICES_MAX
-from scheduler.control.device_places import LastPlaces, Places, places_of
+from scheduler.control.device_memory.places import LastPlaces, Places, places_of
 from scheduler.control.executors import gpus_of
 from scheduler.control.indices import IndexBook
 from scheduler.memory.headroom import Ages, Headroom

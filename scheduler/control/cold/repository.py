@@ -19,15 +19,15 @@ from tritonclient.grpc import service_pb2
 from scheduler.backends.catalog import READY, CatalogError, model_spec
 from scheduler.backends.probe import CallError, RpcError
 from scheduler.backends.watch import BackendWatch
-from scheduler.control.errors import ColdError
-from scheduler.control.fan_out import (
+from scheduler.control.cold.errors import ColdError
+from scheduler.control.cold.fan_out import (
     READ_TIMEOUT_S,
     UPDATE_TIMEOUT_S,
     Outcome,
     ask_all,
     reachable,
 )
-from scheduler.control.loads import Wish
+from scheduler.control.cold.loads import Wish
 from scheduler.control.plane import ControlPlane
 from scheduler.control.unloading import drained, until_unloaded
 from scheduler.telemetry.logs import log

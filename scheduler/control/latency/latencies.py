@@ -20,8 +20,8 @@ from scheduler.config import Batching, Settings
 from scheduler.config.objectives import objectives
 from scheduler.config.profile import objective_below_floor
 from scheduler.control.desired import DesiredState
-from scheduler.control.learned import LearnedLatencies, LearnedLatency, learned_latency
-from scheduler.control.priors import Priors
+from scheduler.control.latency.learned import LearnedLatencies, LearnedLatency, learned_latency
+from scheduler.control.latency.priors import Priors
 from scheduler.control.steering import SteeringClient
 from scheduler.telemetry.logs import log
 from scheduler.telemetry.metrics import LearnedFigures

@@ -16,11 +16,11 @@ from tritonclient.grpc import service_pb2
 from scheduler.backends.local import is_local
 from scheduler.backends.probe import RpcError
 from scheduler.backends.watch import BackendWatch
-from scheduler.control.errors import ColdError
-from scheduler.control.fan_out import READ_TIMEOUT_S, UPDATE_TIMEOUT_S, Outcome, ask_all
+from scheduler.control.cold.errors import ColdError
+from scheduler.control.cold.fan_out import READ_TIMEOUT_S, UPDATE_TIMEOUT_S, Outcome, ask_all
+from scheduler.control.cold.regions import Kind
 from scheduler.control.payload_memory import PREFIX, is_payload_key, is_payload_region
 from scheduler.control.plane import ControlPlane
-from scheduler.control.regions import Kind
 from scheduler.telemetry.logs import log
 
 logger = logging.getLogger(__name__)

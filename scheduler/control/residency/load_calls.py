@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2
 from scheduler.backends.catalog import READY
 from scheduler.backends.probe import RpcError
 from scheduler.backends.watch import BackendWatch
-from scheduler.control.fan_out import READ_TIMEOUT_S, UPDATE_TIMEOUT_S
+from scheduler.control.cold.fan_out import READ_TIMEOUT_S, UPDATE_TIMEOUT_S
 from scheduler.control.unloading import until_unloaded
 
 LOADING = "LOADING"

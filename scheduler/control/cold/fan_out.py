@@ -12,7 +12,7 @@ import grpc
 from scheduler.backends.pool import BackendPool
 from scheduler.backends.probe import RpcError
 from scheduler.backends.watch import BackendWatch
-from scheduler.control.errors import ColdError
+from scheduler.control.cold.errors import ColdError
 
 READ_TIMEOUT_S = 2.0
 UPDATE_TIMEOUT_S = 10.0

@@ -21,7 +21,7 @@ from scheduler.config.profile import (
     check_model,
     load_profile,
 )
-from scheduler.control.learned import COUNT_MAX, LearnedLatencies
+from scheduler.control.latency.learned import COUNT_MAX, LearnedLatencies
 from scheduler.telemetry.logs import log
 from scheduler.v1 import dataplane_pb2 as pb
 

@@ -23,15 +23,15 @@ from tritonclient.grpc import service_pb2
 from scheduler.backends.probe import CallError, RpcError
 from scheduler.backends.watch import BackendWatch
 from scheduler.config.units import format_size
-from scheduler.control.explicit_backends import ExplicitBackends
-from scheduler.control.learned_loads import LearnedLoads
-from scheduler.control.load_calls import (
+from scheduler.control.residency.explicit_backends import ExplicitBackends
+from scheduler.control.residency.learned_loads import LearnedLoads
+from scheduler.control.residency.load_calls import (
     load_model,
     says_out_of_memory,
     unload_model,
 )
-from scheduler.control.load_failures import LoadFailures
-from scheduler.control.residency import (
+from scheduler.control.residency.load_failures import LoadFailures
+from scheduler.control.residency.policy import (
     Later,
     NoRoom,
     Plan,
@@ -43,9 +43,9 @@ from scheduler.control.residency import (
     leaving_next,
     plan,
 )
-from scheduler.control.residents import Residents
+from scheduler.control.residency.residents import Residents
+from scheduler.control.residency.weighing import LOOK_S, Scale, told_bytes
 from scheduler.control.unloading import drained
-from scheduler.control.weighing import LOOK_S, Scale, told_bytes
 from scheduler.telemetry.logs import log
 from scheduler.telemetry.residency_metrics import ModelLoads
 

@@ -15,8 +15,8 @@ import grpc
 from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2
 
-from scheduler.control.errors import ColdError
-from scheduler.control.fan_out import READ_TIMEOUT_S, ask_all, reachable
+from scheduler.control.cold.errors import ColdError
+from scheduler.control.cold.fan_out import READ_TIMEOUT_S, ask_all, reachable
 from scheduler.control.plane import ControlPlane
 from scheduler.control.versions import parse_version
 from scheduler.v1 import dataplane_pb2 as pb

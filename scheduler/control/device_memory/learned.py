@@ -11,8 +11,8 @@ from scheduler.backends.catalog import ModelSpec
 from scheduler.backends.pool import BackendPool
 from scheduler.backends.remembered import ModelKey
 from scheduler.control.desired import DesiredState
-from scheduler.control.memory_needs import MemoryNeeds
-from scheduler.control.memory_priors import MemoryPriors
+from scheduler.control.device_memory.needs import MemoryNeeds
+from scheduler.control.device_memory.priors import MemoryPriors
 from scheduler.v1 import dataplane_pb2 as pb
 
 

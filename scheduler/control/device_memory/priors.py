@@ -20,7 +20,7 @@ from scheduler.backends.catalog import ModelSpec, profiled_model
 from scheduler.backends.remembered import ModelKey
 from scheduler.config import Batching
 from scheduler.config.profile import ProfileError, check_model, load_profile
-from scheduler.control.memory_needs import MemoryNeeds
+from scheduler.control.device_memory.needs import MemoryNeeds
 from scheduler.telemetry.logs import log
 from scheduler.v1 import dataplane_pb2 as pb
 

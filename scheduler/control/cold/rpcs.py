@@ -15,12 +15,12 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from scheduler.backends.pool import CatalogEntry
 from scheduler.config import Batching, batching_problems
-from scheduler.control.errors import ColdError
+from scheduler.control.cold.errors import ColdError
+from scheduler.control.cold.repository import Repository
+from scheduler.control.cold.shared_memory import SharedMemory
+from scheduler.control.cold.statistics import VIEW_HEADER, Statistics
+from scheduler.control.cold.trace_and_log import TraceAndLog
 from scheduler.control.plane import ControlPlane
-from scheduler.control.repository import Repository
-from scheduler.control.shared_memory import SharedMemory
-from scheduler.control.statistics import VIEW_HEADER, Statistics
-from scheduler.control.trace_and_log import TraceAndLog
 from scheduler.control.triton_batching import triton_block
 from scheduler.control.versions import parse_version
 

@@ -10,9 +10,9 @@ from tritonclient.grpc import service_pb2
 
 from scheduler.backends.probe import RpcError
 from scheduler.backends.watch import BackendStatus, BackendWatch
-from scheduler.control.fan_out import UPDATE_TIMEOUT_S, ask_all, ask_any, reachable
+from scheduler.control.cold.fan_out import UPDATE_TIMEOUT_S, ask_all, ask_any, reachable
+from scheduler.control.cold.server_settings import Method, ServerSettings
 from scheduler.control.plane import ControlPlane
-from scheduler.control.server_settings import Method, ServerSettings
 from scheduler.telemetry.logs import log
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""What the control plane knows of device memory: sources, places, needs and priors."""

@@ -1,0 +1,1 @@
+"""Models on demand: loaded when they are wanted, unloaded where room is needed."""
