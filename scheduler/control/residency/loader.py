@@ -66,6 +66,7 @@ class Loading:
 
     backend: str
     ready_at_ns: int  # expected; 0 = not known
+    places: frozenset[str] = frozenset()  # that nobody else loads on meanwhile
 
 
 class UnloadError(Exception):
@@ -241,7 +242,7 @@ class Loader:
         ready_ns = time.monotonic_ns() + expected_ns if expected_ns else 0
         if ready_ns and found.victims:
             ready_ns += self.room_ns
-        self.loading[name] = Loading(found.site.backend, ready_ns)
+        self.loading[name] = Loading(found.site.backend, ready_ns, frozenset(places))
         self._note_change()
         self._hold(places, self._bring(name, target, found))
         return places

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,8 @@ import grpc
 from scheduler.control.cold.errors import ColdError
 from scheduler.control.residency.learned_loads import LearnedLoads
 from scheduler.control.residency.loader import Loader
-from scheduler.control.residency.policy import Resident, room_at_s
+from scheduler.control.residency.policy import Resident
+from scheduler.control.residency.predictions import Predictions
 from scheduler.control.steered import NOTHING_STEERED, Steered
 from scheduler.telemetry.residency_metrics import ResidencyScope
 from scheduler.v1 import dataplane_pb2 as pb
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 OUT_OF_REACH = "no backend that can load it is reachable"
 # A client of a cold call that names no deadline.
 WAIT_MAX_S = 3600.0
-# Of more models than these only the loads themselves are predicted.
-ROOM_PREDICTED_MAX = 128
 STATES = ("not_loaded", "waiting", "loading", "loaded", "leaving", "failed")
 
 
@@ -53,6 +52,7 @@ class ModelResidency:
         self.held_back: set[str] = set()  # a client unloads them
         self._plane = plane
         self.loader = Loader(plane, LearnedLoads(state_directory), self._looked)
+        self.predictions = Predictions(self.loader)
         self.scope = ResidencyScope()  # replaced as a whole, for other threads to read
 
     @property
@@ -93,11 +93,8 @@ class ModelResidency:
         # Those whose only backend is away may be loaded on another one.
         away = {n for n, _ in self._plane.pool.catalog if n in absent and n not in ready}
         names = (absent.keys() - ready) | refusing | (loader.loading.keys() - ready)
-        ahead_ns = self._ahead_ns()
-        room_ns = self._room_ns(names, absent)
-        loadable = [
-            self._loadable(name, absent, ahead_ns + room_ns.get(name, 0)) for name in sorted(names)
-        ]
+        load_ns = self.predictions.load_ns(names, absent)
+        loadable = [self._loadable(name, absent, load_ns) for name in sorted(names)]
         loadable += [
             pb.LoadableModel(name=name, error=OUT_OF_REACH)
             for name in sorted(self._out_of_reach() - names)
@@ -162,9 +159,8 @@ class ModelResidency:
         return self.on
 
     def _refuse_if_late(self, name: str, left_s: float) -> None:
-        wanted = next((m for m in self.steered().loadable if m.name == name), None)
-        if wanted is None:
-            return
+        absent = self.loader.residents.absent()
+        wanted = self._loadable(name, absent, self.predictions.load_ns({name}, absent))
         load_s = wanted.load_ns / 1e9
         if wanted.ready_at_ns:
             load_s = max(wanted.ready_at_ns - time.monotonic_ns(), 0) / 1e9
@@ -178,7 +174,7 @@ class ModelResidency:
             )
 
     def _loadable(
-        self, name: str, absent: Mapping[str, list[str]], ahead_ns: int
+        self, name: str, absent: Mapping[str, list[str]], load_ns: Mapping[str, int]
     ) -> pb.LoadableModel:
         loader = self.loader
         found = pb.LoadableModel(name=name)
@@ -190,43 +186,13 @@ class ModelResidency:
             if not found.need_bytes:
                 found.free_bytes = 0
             return found
-        own_ns = self._own_ns(name, absent.get(name, []))
         loading = loader.loading.get(name)
         if loading is not None:
             found.ready_at_ns = loading.ready_at_ns
-            found.load_ns = own_ns
+            found.load_ns = self.predictions.own_ns(name, absent.get(name, []))
         else:
-            found.load_ns = own_ns + ahead_ns if own_ns else 0
+            found.load_ns = load_ns.get(name, 0)
         return found
-
-    def _own_ns(self, name: str, backends: list[str]) -> int:
-        known = [self.loader.learned.load_ns(name, backend) for backend in backends or [""]]
-        return min([ns for ns in known if ns], default=0)
-
-    def _room_ns(self, names: Set[str], absent: Mapping[str, list[str]]) -> dict[str, int]:
-        """What it takes until others have left, for those that need that."""
-        loader = self.loader
-        known = [name for name in names & absent.keys() if self._own_ns(name, absent[name])]
-        if not known or len(known) > ROOM_PREDICTED_MAX:
-            return {}
-        # As of the last change, too.
-        residents, now_s = loader.residents, loader.changed_at_ns / 1e9
-        there, rooms = residents.all(), residents.rooms()
-        found = {}
-        for name in known:
-            at_s = room_at_s(residents.sites(name, absent[name]), there, rooms, now_s)
-            found[name] = int((at_s - now_s) * 1e9) + loader.room_ns if at_s else 0
-        return found
-
-    def _ahead_ns(self) -> int:
-        """Of the loads under way and waiting, as of their last change: a state that changed with
-        the time would be told again and again."""
-        loader = self.loader
-        under_way = [
-            loading.ready_at_ns - loader.changed_at_ns for loading in loader.loading.values()
-        ]
-        waiting = {name for name, _ in loader.wants} - loader.loading.keys()
-        return max([0, *under_way]) + sum(self._own_ns(name, []) for name in waiting)
 
     @property
     def problems(self) -> list[str]:
@@ -286,7 +252,7 @@ class ModelResidency:
             tuple(sorted(resident.backend for resident in there)),
             weights,
             now_s - used_s if used_s is not None else -1.0,
-            self._own_ns(name, absent.get(name, [])),
+            self.predictions.own_ns(name, absent.get(name, [])),
             failure.error if failure is not None and not there else "",
         )
 
