@@ -25,11 +25,7 @@ from scheduler.backends.watch import BackendWatch
 from scheduler.config.units import format_size
 from scheduler.control.residency.explicit_backends import ExplicitBackends
 from scheduler.control.residency.learned_loads import LearnedLoads
-from scheduler.control.residency.load_calls import (
-    load_model,
-    says_out_of_memory,
-    unload_model,
-)
+from scheduler.control.residency.load_calls import load_model, says_out_of_memory
 from scheduler.control.residency.load_failures import LoadFailures
 from scheduler.control.residency.policy import (
     Later,
@@ -44,8 +40,8 @@ from scheduler.control.residency.policy import (
     plan,
 )
 from scheduler.control.residency.residents import Residents
+from scheduler.control.residency.unloads import UnloadError, Unloads
 from scheduler.control.residency.weighing import LOOK_S, Scale, told_bytes
-from scheduler.control.unloading import drained
 from scheduler.telemetry.logs import log
 from scheduler.telemetry.residency_metrics import ModelLoads
 
@@ -56,8 +52,6 @@ logger = logging.getLogger(__name__)
 
 # How often it is looked who was used, while residency is on.
 LOOK_PERIOD_S = 0.5
-# After a failed unload of one that was to make room.
-STAYS_S = 5.0
 
 
 @dataclass
@@ -67,10 +61,6 @@ class Loading:
     backend: str
     ready_at_ns: int  # expected; 0 = not known
     places: frozenset[str] = frozenset()  # that nobody else loads on meanwhile
-
-
-class UnloadError(Exception):
-    """A model that was to make room is there still."""
 
 
 class Loader:
@@ -85,9 +75,10 @@ class Loader:
         self.residents = Residents(plane, learned, self.backends.explicit)
         self.wants: dict[tuple[str, str], None] = {}  # name and backend ("" = any), in order
         self.loading: dict[str, Loading] = {}
-        self.leaving: dict[tuple[str, str], Resident] = {}  # by name and backend
         self.failures = LoadFailures()
         self.counted: dict[tuple[str, str], ModelLoads] = {}
+        self.unloads = Unloads(plane, self.residents, self._unloaded, self._note_change)
+        self.leaving = self.unloads.leaving
         # Of the last change of `wants` or `loading`: what is predicted counts from there.
         self.changed_at_ns = 0
         self.room_ns = 0  # that it takes of late until others have left
@@ -288,7 +279,7 @@ class Loader:
         places = {place for victim in found.victims for place in victim.weights}
         before, began_ns = self._scale.before(places), time.monotonic_ns()
         for victim in found.victims:
-            await self._unload(victim, f"makes room for {name}")
+            await self.unloads.unload(victim, f"makes room for {name}")
         weights = sum(sum(victim.weights.values()) for victim in found.victims)
         await self._scale.freed(places, before, weights)
         self.room_ns = (self.room_ns + time.monotonic_ns() - began_ns) // 2
@@ -338,50 +329,8 @@ class Loader:
         counted.loads += 1
         counted.load_seconds += took_s
 
-    async def _unload(self, victim: Resident, why: str) -> None:
-        """Raises UnloadError."""
-        names, key = [victim.name, *victim.steps], (victim.name, victim.backend)
-        try:
-            watch = self._watch(victim.backend)
-            async with self._plane.turns.of(names):
-                self.leaving[key] = victim
-                self._plane.refresh_state()
-                await self._drain(victim, names)
-                await unload_model(watch, victim.name, victim.steps)
-                self._count(victim.name, victim.backend).unloads += 1
-                await watch.refresh()
-        except (RpcError, CallError, ConnectionError, asyncio.TimeoutError) as error:
-            until_s = time.monotonic() + STAYS_S
-            self.residents.protected_until_s[key] = until_s
-            reason = error if isinstance(error, (RpcError, CallError)) else "it does not end"
-            log(logger, logging.WARNING, f"model {victim.name} cannot be unloaded: {reason}",
-                backend=victim.backend)  # fmt: skip
-            raise UnloadError(f"model {victim.name} has its memory, and {reason}") from error
-        finally:
-            self.leaving.pop(key, None)
-            self._note_change()
-        log(logger, logging.INFO, f"model {victim.name} unloaded: it {why}",
-            backend=victim.backend)  # fmt: skip
-
-    async def _drain(self, victim: Resident, names: list[str]) -> None:
-        """Nothing new goes there, what is queued or running ends."""
-        plane = self._plane
-        indices = [index for (n, _), index in plane.desired.model_index.items() if n in names]
-        timeout_s = plane.settings.residency.drain_timeout / 1e9
-        backend = None
-        if self.served_elsewhere(victim):
-            backend = plane.desired.backend_index.get(victim.backend)
-        await drained(plane.steering, indices, timeout_s, backend)
-
-    def served_elsewhere(self, victim: Resident) -> bool:
-        """Whether other backends have it that stay: its queue goes on."""
-        return any(
-            placement.ready
-            and placement.address != victim.backend
-            and (victim.name, placement.address) not in self.leaving
-            for entry in self._plane.pool.versions(victim.name)
-            for placement in entry.placements
-        )
+    def _unloaded(self, victim: Resident) -> None:
+        self._count(victim.name, victim.backend).unloads += 1
 
     def _shrink(self, now_s: float) -> None:
         """Who is above a budget leaves, and whom nobody has used for long."""
@@ -402,7 +351,7 @@ class Loader:
 
     async def _leave(self, resident: Resident, why: str) -> None:
         try:
-            await self._unload(resident, why)
+            await self.unloads.unload(resident, why)
         except UnloadError:
             return  # it was told; it is tried again
 

@@ -87,7 +87,7 @@ class ModelResidency:
         refusing = {
             name
             for resident in loader.leaving.values()
-            if not loader.served_elsewhere(resident)
+            if not loader.unloads.served_elsewhere(resident)
             for name in (resident.name, *resident.steps)
         }
         # Those whose only backend is away may be loaded on another one.

@@ -1,0 +1,93 @@
+"""Models that leave: nothing new goes there, what runs ends, then Triton ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from scheduler.backends.probe import CallError, RpcError
+from scheduler.control.residency.load_calls import unload_model
+from scheduler.control.residency.policy import Resident
+from scheduler.control.residency.residents import Residents
+from scheduler.control.unloading import drained
+from scheduler.telemetry.logs import log
+
+if TYPE_CHECKING:
+    from scheduler.control.plane import ControlPlane
+
+logger = logging.getLogger(__name__)
+
+# After a failed unload of one that was to make room.
+STAYS_S = 5.0
+
+
+class UnloadError(Exception):
+    """A model that was to make room is there still."""
+
+
+class Unloads:
+    """Those under way are in `leaving`."""
+
+    def __init__(
+        self,
+        plane: ControlPlane,
+        residents: Residents,
+        on_unloaded: Callable[[Resident], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        """`on_change` is called after every change of `leaving`."""
+        self.leaving: dict[tuple[str, str], Resident] = {}  # by name and backend
+        self._plane = plane
+        self._residents = residents
+        self._on_unloaded = on_unloaded
+        self._on_change = on_change
+
+    async def unload(self, victim: Resident, why: str) -> None:
+        """Raises UnloadError."""
+        names, key = [victim.name, *victim.steps], (victim.name, victim.backend)
+        try:
+            watch = self._plane.pool.watches.get(victim.backend)
+            if watch is None:
+                raise CallError(f"backend {victim.backend} is gone")
+            async with self._plane.turns.of(names):
+                self.leaving[key] = victim
+                self._plane.refresh_state()
+                await self._drain(victim, names)
+                await unload_model(watch, victim.name, victim.steps)
+                self._on_unloaded(victim)
+                await watch.refresh()
+        except (RpcError, CallError, ConnectionError, asyncio.TimeoutError) as error:
+            until_s = time.monotonic() + STAYS_S
+            self._residents.protected_until_s[key] = until_s
+            reason = error if isinstance(error, (RpcError, CallError)) else "it does not end"
+            log(logger, logging.WARNING, f"model {victim.name} cannot be unloaded: {reason}",
+                backend=victim.backend)  # fmt: skip
+            raise UnloadError(f"model {victim.name} has its memory, and {reason}") from error
+        finally:
+            self.leaving.pop(key, None)
+            self._on_change()
+        log(logger, logging.INFO, f"model {victim.name} unloaded: it {why}",
+            backend=victim.backend)  # fmt: skip
+
+    async def _drain(self, victim: Resident, names: list[str]) -> None:
+        """Nothing new goes there, what is queued or running ends."""
+        plane = self._plane
+        indices = [index for (n, _), index in plane.desired.model_index.items() if n in names]
+        timeout_s = plane.settings.residency.drain_timeout / 1e9
+        backend = None
+        if self.served_elsewhere(victim):
+            backend = plane.desired.backend_index.get(victim.backend)
+        await drained(plane.steering, indices, timeout_s, backend)
+
+    def served_elsewhere(self, victim: Resident) -> bool:
+        """Whether other backends have it that stay: its queue goes on."""
+        return any(
+            placement.ready
+            and placement.address != victim.backend
+            and (victim.name, placement.address) not in self.leaving
+            for entry in self._plane.pool.versions(victim.name)
+            for placement in entry.placements
+        )
