@@ -145,7 +145,8 @@ struct CountersPage {
     std::uint64_t loading_admitted_total;  // handed to admission, which may still refuse them
     std::uint64_t loading_expired_total;
     std::uint64_t loading_cancelled_total;
-    std::uint64_t loading_failed_total;   // the load failed, or the scheduler drains
+    // The load failed, the scheduler drains, or what came behind it on its stream is too much.
+    std::uint64_t loading_failed_total;
     std::uint64_t loading_refused_total;  // at arrival
     std::uint64_t reserved[8];
     DeviceCounters devices[kDevicesMax];

@@ -7,7 +7,7 @@ namespace infersched::gateway {
 
 namespace {
 
-ParkedCall parked_call(const Arriving& arriving, Nanos deadline) {
+ParkedCall parked_call(const Arriving& arriving, std::uint64_t bytes, Nanos deadline) {
     ParkedCall call;
     call.model = arriving.awaited;
     call.connection = arriving.connection;
@@ -15,8 +15,13 @@ ParkedCall parked_call(const Arriving& arriving, Nanos deadline) {
     call.arrival = arriving.event->arrival;
     call.deadline = deadline;
     call.overhead = sizeof(ParkedCall);
-    call.bytes = arriving.event->bytes + call.overhead;
+    call.bytes = bytes + call.overhead;
     return call;
+}
+
+// Of a load that is under way or asked for now.
+Nanos load_ns_left(const LoadingModel& model, Nanos now) {
+    return model.missing() ? std::max<Nanos>(model.expected_at(now) - now, 0) : 0;
 }
 
 std::string_view request_id(const http2::Event& event) {
@@ -53,12 +58,18 @@ Nanos Gateway::State::parked_deadline(const Arriving& arriving) const {
     return arriving.deadline_within(Arriving::budget_ns(reader.decoded_timeout_us()));
 }
 
+// With what waits behind it on its stream.
+std::uint64_t Gateway::State::bytes_to_park(const Arriving& arriving) {
+    const ClientStream* stream = client_streams.find(arriving.client_stream);
+    return arriving.event->bytes + (stream == nullptr ? 0 : stream->held.bytes());
+}
+
 // OK: the request may wait for `arriving.awaited`.
 Status Gateway::State::ask_to_park(const Arriving& arriving, Nanos now) {
     LoadingModel& model = *arriving.awaited;
     const std::string& name = model.wanted.name;
     const Nanos deadline = parked_deadline(arriving);
-    const Nanos load_ns = model.missing() ? std::max<Nanos>(model.expected_at(now) - now, 0) : 0;
+    const Nanos load_ns = load_ns_left(model, now);
     const auto refused = [&](Status&& status) {
         ++page->loading_refused_total;
         return std::move(status);
@@ -81,7 +92,7 @@ Status Gateway::State::ask_to_park(const Arriving& arriving, Nanos now) {
     }
     if (model.waiting >= kParkedPerModelMax)
         return refused_for(engine::Reason::kQueueFull, load_ns);
-    if (parking.bytes() + arriving.event->bytes > budget.max / kParkedBytesShare ||
+    if (parking.bytes() + bytes_to_park(arriving) > budget.max / kParkedBytesShare ||
         budget.room() < sizeof(ParkedCall))
         return refused_for(engine::Reason::kHostMemory, load_ns);
     return Status();
@@ -89,9 +100,9 @@ Status Gateway::State::ask_to_park(const Arriving& arriving, Nanos now) {
 
 void Gateway::State::park_request(const Arriving& arriving, Connection* connection,
                                   http2::Event* event, Nanos now) {
-    ParkedCall call = parked_call(arriving, parked_deadline(arriving));
+    ParkedCall call = parked_call(arriving, event->bytes, parked_deadline(arriving));
     call.event = std::move(*event);
-    connection->server->set_aside(call.event.bytes);
+    connection->server->set_aside(call.message_bytes());
     connections.mark_dirty(call.connection, connection);
     const http2::StreamId stream = call.event.stream;
     connection->parked.insert(stream, park(std::move(call), now));
@@ -102,12 +113,26 @@ void Gateway::State::park_message(const Arriving& arriving, ClientStream* stream
                                   Connection* connection, http2::Event* event, Nanos now) {
     const Nanos deadline = parked_deadline(arriving);
     // At its own deadline the stream ends as a whole.
-    ParkedCall call = parked_call(arriving, deadline < stream->deadline ? deadline : kNever);
-    connection->server->set_aside(event->bytes);
+    ParkedCall call = parked_call(arriving, bytes_to_park(arriving),
+                                  deadline < stream->deadline ? deadline : kNever);
+    connection->server->set_aside(call.message_bytes());
     connection->server->hold(stream->stream, true);
     connections.mark_dirty(stream->connection, connection);
     stream->held.push_front(std::move(*event));
     stream->parked = park(std::move(call), now);
+}
+
+// What is too much costs the first message of the stream its place: the next one is looked at.
+void Gateway::State::park_behind(ClientStream* stream, Connection* connection, http2::Event* event,
+                                 Nanos now) {
+    connection->server->set_aside(event->bytes);
+    parking.add_bytes(stream->parked, event->bytes);
+    stream->held.push_back(std::move(*event));
+    if (parking.bytes() <= budget.max / kParkedBytesShare) return;
+    const LoadingModel& model = *parking.find(stream->parked)->model;
+    const Status status = refusal_status({0, engine::Reason::kHostMemory, load_ns_left(model, now)},
+                                         request_id(stream->held.front()), model.wanted.name);
+    refuse_parked(stream->parked, status, &page->loading_failed_total, now);
 }
 
 ParkedId Gateway::State::park(ParkedCall&& call, Nanos now) {
@@ -126,16 +151,15 @@ ParkedCall Gateway::State::take_parked(ParkedId id, std::uint64_t* counter) {
     budget.used -= call.overhead;
     ++*counter;
     page->loading_waiting = parking.size();
+    Connection* connection = connections.find(call.connection);
+    if (connection != nullptr) connection->server->take_back(call.message_bytes());
     if (ClientStream* stream = client_streams.find(call.client_stream)) {
         stream->parked = 0;
-        call.event = std::move(stream->held.front());
-        stream->held.pop_front();
-    } else if (call.client_stream != 0) {
-        return call;  // it ends, and lets go what it holds
-    } else if (Connection* connection = connections.find(call.connection)) {
+        call.event = stream->held.take_front();
+    } else if (call.client_stream == 0 && connection != nullptr) {
         connection->parked.take(call.event.stream);
     }
-    return call;
+    return call;  // a stream that ends lets go what it holds
 }
 
 // Nobody waits for the answer.

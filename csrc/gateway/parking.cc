@@ -100,6 +100,13 @@ ParkedId Parking::park(ParkedCall&& parked) {
     return id;
 }
 
+void Parking::add_bytes(ParkedId id, std::uint64_t bytes) {
+    ParkedCall& call = *calls_.find(id);
+    call.bytes += bytes;
+    call.model->bytes += bytes;
+    bytes_ += bytes;
+}
+
 ParkedCall Parking::take(ParkedId id) {
     ParkedCall call = std::move(*calls_.find(id));
     calls_.erase(id);

@@ -60,10 +60,12 @@ struct ParkedCall {
     http2::Event event;                // of a unary call; a stream's stays with the stream
     Nanos arrival = 0;
     Nanos deadline = kNever;
-    std::uint64_t bytes = 0;     // held for it
-    std::uint64_t overhead = 0;  // of them: charged to the budget besides the message
+    std::uint64_t bytes = 0;     // held for it, with what waits behind it on its stream
+    std::uint64_t overhead = 0;  // of them: charged to the budget besides the messages
     ParkedId before = 0;         // in the queue of its model
     ParkedId after = 0;
+
+    std::uint64_t message_bytes() const { return bytes - overhead; }
 };
 
 class Parking {
@@ -88,6 +90,8 @@ class Parking {
     LoadingModel* awaited(std::string_view name);
 
     ParkedId park(ParkedCall&& call);
+    // More came on its stream.
+    void add_bytes(ParkedId id, std::uint64_t bytes);
     ParkedCall* find(ParkedId id) { return calls_.find(id); }
     // It is out of every list; its model may be gone with it when no Apply lists that.
     ParkedCall take(ParkedId id);

@@ -141,11 +141,13 @@ struct Gateway::State {
     void apply_loadable(const WantedState& next, Nanos now);
     std::vector<bool> available_backends() const;
     Status ask_to_park(const Arriving& arriving, Nanos now);
+    std::uint64_t bytes_to_park(const Arriving& arriving);
     Nanos parked_deadline(const Arriving& arriving) const;
     void park_request(const Arriving& arriving, Connection* connection, http2::Event* event,
                       Nanos now);
     void park_message(const Arriving& arriving, ClientStream* stream, Connection* connection,
                       http2::Event* event, Nanos now);
+    void park_behind(ClientStream* stream, Connection* connection, http2::Event* event, Nanos now);
     ParkedId park(ParkedCall&& call, Nanos now);
     ParkedCall take_parked(ParkedId id, std::uint64_t* counter);
     void forget_parked(ParkedId id);

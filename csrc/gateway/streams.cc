@@ -37,11 +37,12 @@ void Gateway::State::take_message(ConnectionId id, Connection* connection, http2
     if (stream == nullptr || stream->half_closed) {
         connection->server->release(event->bytes);
         connections.mark_dirty(id, connection);
+    } else if (stream->parked != 0) {
+        park_behind(stream, connection, event, now);
     } else if (!stream->held.empty() || must_wait(*stream, *connection)) {
         connection->server->hold(stream->stream, true);
-        if (stream->parked != 0) connection->server->set_aside(event->bytes);
         stream->held.push_back(std::move(*event));
-        if (stream->parked == 0) stall(stream_id, stream, connection);
+        stall(stream_id, stream, connection);
     } else {
         start_message(stream_id, stream, connection, event, now);
     }
@@ -76,8 +77,7 @@ void Gateway::State::start_message(ClientStreamId id, ClientStream* stream, Conn
     }
     // To Triton a message that cannot be parsed is the end of the requests.
     if (status.code == StatusCode::kInternal) {
-        connection->server->release(event->bytes);
-        for (const http2::Event& later : stream->held) connection->server->release(later.bytes);
+        connection->server->release(event->bytes + stream->held.bytes());
         connections.mark_dirty(stream->connection, connection);
         stream->held.clear();
         requests_ended(id, now);
@@ -137,8 +137,7 @@ std::uint32_t Gateway::State::resume_stalled(ConnectionId id, Connection* connec
         const bool has_turn = started < kRequestsPerTurnMax;
         while (!stream->held.empty() && started < kRequestsPerTurnMax &&
                !must_wait(*stream, *connection)) {
-            http2::Event event = std::move(stream->held.front());
-            stream->held.pop_front();
+            http2::Event event = stream->held.take_front();
             ++started;
             start_message(stream_id, stream, connection, &event, now);
             stream = client_streams.find(stream_id);
@@ -249,7 +248,7 @@ void Gateway::State::end_client_stream(ClientStreamId id, const Status* status, 
     Connection* connection = connections.find(stream.connection);
     if (connection == nullptr) return;
     connection->streams.take(stream.stream);
-    for (const http2::Event& event : stream.held) connection->server->release(event.bytes);
+    connection->server->release(stream.held.bytes());
     if (status != nullptr) connection->server->finish(stream.stream, *status, &stream.answer);
     connections.mark_dirty(stream.connection, connection);
 }

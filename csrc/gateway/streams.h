@@ -12,6 +12,7 @@
 
 #include <deque>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gateway/requests.h"
@@ -34,6 +35,36 @@ struct OrderedReply {
     Pieces message;
 };
 
+// Messages of a client's stream that were not looked at yet, in their order.
+class HeldMessages {
+  public:
+    void push_back(http2::Event&& event) {
+        bytes_ += event.bytes;
+        events_.push_back(std::move(event));
+    }
+    void push_front(http2::Event&& event) {
+        bytes_ += event.bytes;
+        events_.push_front(std::move(event));
+    }
+    http2::Event take_front() {
+        http2::Event event = std::move(events_.front());
+        events_.pop_front();
+        bytes_ -= event.bytes;
+        return event;
+    }
+    void clear() {
+        events_.clear();
+        bytes_ = 0;
+    }
+    const http2::Event& front() const { return events_.front(); }
+    bool empty() const { return events_.empty(); }
+    std::uint64_t bytes() const { return bytes_; }
+
+  private:
+    std::deque<http2::Event> events_;
+    std::uint64_t bytes_ = 0;
+};
+
 struct ClientStream {
     ConnectionId connection = 0;
     http2::StreamId stream = 0;
@@ -48,7 +79,7 @@ struct ClientStream {
     std::deque<OrderedReply> ordered;
     std::uint64_t ordered_first = 0;  // number of the reply at the front
     std::uint64_t ordered_bytes = 0;
-    std::deque<http2::Event> held;  // messages not looked at yet
+    HeldMessages held;
     std::vector<BackendStreamId> backend_streams;
     http2::AnswerMetadata answer;  // of the first backend stream that brought any
 };

@@ -69,7 +69,15 @@ void ServerSession::State::pay(std::uint64_t bytes) {
 
 void ServerSession::State::release_held(std::uint64_t bytes) {
     held_bytes -= std::min(bytes, held_bytes);
-    pay(held_bytes == 0 ? debt_bytes : bytes);
+    // Whose they are matters little: all that are held soon leave.
+    const std::uint64_t paid = std::min(bytes, prepaid_bytes);
+    prepaid_bytes -= paid;
+    pay(held_bytes == 0 ? debt_bytes : bytes - paid);
+}
+
+void ServerSession::State::hold_again(std::uint64_t bytes) {
+    held_bytes += bytes;
+    prepaid_bytes += bytes;
 }
 
 void ServerSession::State::update_throttle() {
@@ -337,7 +345,8 @@ void ServerSession::release(std::uint64_t bytes) {
     state_->release_held(bytes);
 }
 
-void ServerSession::set_aside(std::uint64_t bytes) { state_->pay(bytes); }
+void ServerSession::set_aside(std::uint64_t bytes) { state_->release_held(bytes); }
+void ServerSession::take_back(std::uint64_t bytes) { state_->hold_again(bytes); }
 
 void ServerSession::forward_headers(StreamId id, const Headers& headers, bool end_stream) {
     if (Stream* stream = state_->find(id)) state_->forward_headers(stream, headers, end_stream);

@@ -46,13 +46,16 @@ class ServerSession::State : public SessionCore {
     bool charge_inflated(Stream* stream);
     // Pays back up to `bytes` of the connection window.
     void pay(std::uint64_t bytes);
-    // A complete request of `bytes` is no longer held.
+    // A complete request of `bytes` is no longer held, or will be for long.
     void release_held(std::uint64_t bytes);
+    // It will not be for long any more.
+    void hold_again(std::uint64_t bytes);
 
     const ServerConfig* config;
     ByteBudget* budget;
     std::uint64_t charged_bytes = 0;  // to the budget by this connection
-    std::uint64_t held_bytes = 0;     // of complete requests until release()
+    std::uint64_t held_bytes = 0;     // of complete requests until release() or set_aside()
+    std::uint64_t prepaid_bytes = 0;  // of them: had been set aside, their window is paid back
     std::uint64_t debt_bytes = 0;     // received and not paid back to the connection window
     std::size_t open_streams = 0;
     std::uint64_t resets_received = 0;

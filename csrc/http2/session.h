@@ -168,8 +168,10 @@ class ServerSession {
     // window. Due once for every one of them, whether it was answered, cancelled or lost.
     void release(std::uint64_t bytes);
     // They may be held for long: pays back the connection window at once, so that other requests
-    // get through, and the budget as ever by release().
+    // get through. The budget is paid back by release(), once take_back() was called for them.
     void set_aside(std::uint64_t bytes);
+    // They are held as others are again; the window is not paid back a second time for them.
+    void take_back(std::uint64_t bytes);
 
     // -- message streams --
 

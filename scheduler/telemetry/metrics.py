@@ -90,7 +90,7 @@ _PAGE_COUNTERS = {
     "loading_cancelled_total": ("model_loading_cancelled", "Of these, cancelled before.", 1.0),
     "loading_failed_total": (
         "model_loading_failed",
-        "Of these, answered because the load failed or by a drain.",
+        "Of these, answered for a failed load, a drain, or too much behind them on their stream.",
         1.0,
     ),
     "loading_refused_total": (

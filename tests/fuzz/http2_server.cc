@@ -1,7 +1,8 @@
 // A client's bytes, in any pieces, into a server session whose owner answers, refuses, resets,
-// streams, drains and loses what is announced. In the end nothing is held.
+// streams, sets aside, drains and loses what is announced. In the end nothing is held.
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "http2/session.h"
@@ -40,6 +41,7 @@ struct Owner {
     Input* input;
     std::map<StreamId, Kind> open;
     std::uint64_t held = 0;
+    std::uint64_t aside = 0;
 
     static Pieces message(std::size_t bytes) {
         static const BufferRef large = BufferRef::copy_of(span_of(std::string(20'000, 'm')));
@@ -133,13 +135,21 @@ struct Owner {
             std::advance(at, input->choice(static_cast<std::uint32_t>(open.size())));
             input->flag() ? end(at->first) : go_on(at->first);
         }
-        if (input->choice(3) == 0) release();
+        switch (input->choice(3)) {
+            case 0:
+                release();
+                break;
+            case 1:
+                session->set_aside(held);
+                aside += std::exchange(held, 0);
+                break;
+            default:
+                session->take_back(aside);
+                held += std::exchange(aside, 0);
+        }
         if (input->choice(100) == 1) session->begin_drain();
     }
-    void release() {
-        session->release(held);
-        held = 0;
-    }
+    void release() { session->release(std::exchange(held, 0)); }
 };
 
 void pull(ServerSession* session, std::size_t bytes) {
@@ -160,7 +170,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     const bool greeted = input.flag();
     {
         ServerSession session(&config, &budget);
-        Owner owner{&session, &input, {}, 0};
+        Owner owner{&session, &input, {}, 0, 0};
         bool alive = true;
         if (greeted) {
             const std::string greeting(kPreface.data(), kPrefaceBytes);
@@ -178,6 +188,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         pull(&session, 1 << 20);
         session.connection_lost();
         owner.turn();
+        session.take_back(owner.aside);
+        owner.held += owner.aside;
         owner.release();
         Event event{};
         EXPECT(!session.next_event(&event));

@@ -100,7 +100,7 @@ def test_a_deadline_before_the_predicted_end_of_the_load_is_refused(
     info = error_info(error)
     assert info.reason == "MODEL_LOADING"
     assert info.metadata["loadMs"] == "500000"
-    assert 0 < int(info.metadata["budgetMs"]) <= 50_000
+    assert 0 < int(info.metadata["budgetMs"]) <= 51_000  # grpcio rounds deadlines up
     assert retry_delay_ms(error) == pushback_ms(error) == 500_000
     # Who tries again finds it loaded.
     wanted = world.wanted()
