@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Collection
 from enum import Enum
 
@@ -29,6 +30,8 @@ from scheduler.telemetry.logs import log
 logger = logging.getLogger(__name__)
 
 TIMEOUTS_UNTIL_DOWN = 2
+# Between refreshes that somebody waits for.
+RETRY_PERIOD_S = 0.1
 PARALLEL_MODEL_READS = 4
 
 
@@ -158,16 +161,28 @@ class BackendWatch:
                 log(logger, logging.DEBUG, "refresh failed", backend=self.address, reason=error)
                 self._settle()
 
-    async def refresh(self, reread: Collection[str] = ()) -> None:
+    async def refresh(self, reread: Collection[str] = ()) -> bool:
         """Reads the index, and the models that are new, were reloaded, or have their turn.
 
-        The models named in `reread` are read whatever is known of them. Raises CallError; then
-        nothing has changed.
+        The models named in `reread` are read whatever is known of them. False: what was read is
+        not believed, because the backend leaves or did not answer after it. Raises CallError; then
+        nothing has changed either.
         """
         async with self._refreshing:
-            await self._refresh(reread)
+            return await self._refresh(reread)
 
-    async def _refresh(self, reread: Collection[str]) -> None:
+    async def refresh_within(self, timeout_s: float, reread: Collection[str] = ()) -> bool:
+        """Refreshes until one takes effect; False when none does in time, or it is down."""
+        end_s = time.monotonic() + timeout_s
+        while True:
+            with contextlib.suppress(CallError):
+                if await self.refresh(reread):
+                    return True
+            if self.status is BackendStatus.DOWN or time.monotonic() >= end_s:
+                return False
+            await asyncio.sleep(RETRY_PERIOD_S)
+
+    async def _refresh(self, reread: Collection[str]) -> bool:
         suspicions = self._suspicions
         if self.server is None:
             self.server = await self.calls.server_metadata()
@@ -184,12 +199,13 @@ class BackendWatch:
         result = await self.calls.ready(self.discovery.probe_timeout / 1e9)
         if result.answer not in (Answer.READY, Answer.NOT_READY):
             self.take_probe(result)
-            return
+            return False
         if suspicions == self._suspicions:
             self._suspected = False
         absent = frozenset(m.name for m in index.models) - {name for name, _ in described}
         self._take_catalog(described, ready & described.keys(), absent)
         self.take_probe(result)
+        return True
 
     def _next_in_turn(self, ready: set[ModelKey]) -> set[ModelKey]:
         """One known model a refresh is read again: a fast reload does not show in the index."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Iterable
 
 import grpc
 from tritonclient.grpc import service_pb2
 
 from scheduler.backends.probe import RpcError
-from scheduler.backends.watch import BackendWatch
+from scheduler.backends.watch import BackendStatus, BackendWatch
 from scheduler.control.cold.fan_out import UPDATE_TIMEOUT_S
 from scheduler.control.steering import SteeringClient
 from scheduler.v1 import dataplane_pb2 as pb
 
 # How long a backend may take to end the model after it has taken the unload.
 UNLOAD_TIMEOUT_S = 300.0
+# How long it may be silent meanwhile: what it has taken it goes on with.
+SILENT_MAX_S = 5.0
 POLL_PERIOD_S = 0.02
 _GONE = ("UNAVAILABLE", "")
 
@@ -56,15 +59,22 @@ def _busy(snapshot: pb.Snapshot, models: Collection[int], backend: int | None) -
 async def until_unloaded(watch: BackendWatch, names: Collection[str]) -> RpcError | None:
     """None once no version of the models is loaded there; a failure when that takes too long.
 
-    Triton answers an unload before it is done.
+    Triton answers an unload before it is done. A question that is lost is asked again.
     """
     request = service_pb2.RepositoryIndexRequest()
 
     async def until_gone() -> None:
+        heard_s = time.monotonic()
         while True:
-            index = await watch.calls.rpc("RepositoryIndex", request, UPDATE_TIMEOUT_S)
-            if all(model.state in _GONE for model in index.models if model.name in names):
-                return
+            try:
+                index = await watch.calls.rpc("RepositoryIndex", request, UPDATE_TIMEOUT_S)
+                if all(model.state in _GONE for model in index.models if model.name in names):
+                    return
+                heard_s = time.monotonic()
+            except RpcError:
+                down = watch.status is BackendStatus.DOWN
+                if down or time.monotonic() - heard_s > SILENT_MAX_S:
+                    raise
             await asyncio.sleep(POLL_PERIOD_S)
 
     try:

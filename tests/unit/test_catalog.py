@@ -203,6 +203,38 @@ def test_a_backend_that_left_while_its_index_was_read_keeps_its_models() -> None
     assert watch.status is BackendStatus.DRAINING
 
 
+def test_a_refresh_that_is_not_believed_says_so_and_is_done_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("scheduler.backends.watch.RETRY_PERIOD_S", 0.001)
+    watch, calls = served()
+    assert asyncio.run(watch.refresh())
+    calls.states[MODEL] = "UNAVAILABLE"
+    calls.answer = ProbeResult(Answer.LATE)
+    calls._check = lambda: None  # type: ignore[method-assign]
+    assert not asyncio.run(watch.refresh())
+    assert watch.model_ready(MODEL)
+    assert not asyncio.run(watch.refresh_within(0.0))
+
+    async def until_it_answers() -> bool:
+        waiting = asyncio.create_task(watch.refresh_within(60.0))
+        before = calls.probes
+        while calls.probes < before + 3:
+            await asyncio.sleep(0)
+        calls.answer = ProbeResult(Answer.READY)
+        return await waiting
+
+    assert asyncio.run(until_it_answers())
+    assert not watch.model_ready(MODEL)
+
+
+def test_a_backend_that_is_down_is_not_asked_again_for_its_models() -> None:
+    watch, calls = served()
+    calls.answer = ProbeResult(Answer.UNREACHABLE)
+    watch.take_probe(calls.answer)
+    assert not asyncio.run(watch.refresh_within(3600.0))
+
+
 def test_a_suspected_backend_serves_again_only_after_a_good_refresh() -> None:
     watch, _ = served()
     watch.suspect()

@@ -182,11 +182,8 @@ class Repository:
         """Reads the catalog of these backends and waits until the data plane serves by it."""
 
         async def read(watch: BackendWatch) -> None:
-            try:
-                await watch.refresh(names)
-            except CallError as error:
-                log(logger, logging.WARNING, "cannot read the catalog", backend=watch.address,
-                    reason=error)  # fmt: skip
+            if not await watch.refresh_within(READ_TIMEOUT_S, names):
+                log(logger, logging.WARNING, "cannot read the catalog", backend=watch.address)
 
         await asyncio.gather(*(read(watch) for watch in watches))
         self._plane.refresh_state()

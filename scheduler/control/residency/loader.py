@@ -52,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 # How often it is looked who was used, while residency is on.
 LOOK_PERIOD_S = 0.5
+# A backend has so long to describe what it has loaded.
+REFRESH_MAX_S = 10.0
 
 
 @dataclass
@@ -310,8 +312,8 @@ class Loader:
                 taken = await told_bytes(watch, name, site.weights)
             self.learned.weighed(name, site.backend, taken)
             self.learned.store()
-            await watch.refresh([name])
-            if name in watch.absent:  # or it would be loaded again at once
+            described = await watch.refresh_within(REFRESH_MAX_S, [name])
+            if not described or name in watch.absent:  # or it would be loaded again at once
                 raise CallError(f"{site.backend} has loaded it, and does not describe it")
             self._loaded(name, site.backend, took_s)
         seen = {"taken": format_size(sum(taken.values()))} if taken else {}

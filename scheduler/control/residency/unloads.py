@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from scheduler.backends.probe import CallError, RpcError
+from scheduler.backends.watch import BackendStatus, BackendWatch
 from scheduler.control.residency.load_calls import unload_model
 from scheduler.control.residency.policy import Resident
 from scheduler.control.residency.residents import Residents
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 # After a failed unload of one that was to make room.
 STAYS_S = 5.0
+REFRESH_MAX_S = 10.0
 
 
 class UnloadError(Exception):
@@ -56,9 +58,8 @@ class Unloads:
                 self.leaving[key] = victim
                 self._plane.refresh_state()
                 await self._drain(victim, names)
-                await unload_model(watch, victim.name, victim.steps)
+                await self._end(watch, victim)
                 self._on_unloaded(victim)
-                await watch.refresh()
         except (RpcError, CallError, ConnectionError, asyncio.TimeoutError) as error:
             until_s = time.monotonic() + STAYS_S
             self._residents.protected_until_s[key] = until_s
@@ -71,6 +72,23 @@ class Unloads:
             self._on_change()
         log(logger, logging.INFO, f"model {victim.name} unloaded: it {why}",
             backend=victim.backend)  # fmt: skip
+
+    async def _end(self, watch: BackendWatch, victim: Resident) -> None:
+        """Returns once it is known what is there: until then nothing may be sent to the victim.
+        Raises RpcError when it stays, or nobody can tell.
+        """
+        failure: RpcError | None = None
+        try:
+            await unload_model(watch, victim.name, victim.steps)
+        except RpcError as error:
+            failure = error  # it may have been taken all the same
+        known, watches = False, self._plane.pool.watches
+        while not known and watches.get(victim.backend) is watch:
+            known = await watch.refresh_within(REFRESH_MAX_S)
+            if watch.status is BackendStatus.DOWN:
+                break  # whatever comes back there is read before anything is sent
+        if failure is not None and not (known and victim.name in watch.absent):
+            raise failure
 
     async def _drain(self, victim: Resident, names: list[str]) -> None:
         """Nothing new goes there, what is queued or running ends."""
