@@ -8,7 +8,8 @@ the best of Triton's batcher with priority levels, queue time-outs and its rate 
 Room for the top classes at every moment and for the worst class is not to be had at once: a fluid
 model of one executor, its batch sizes and their order tried out, gives the worst class at most .86
 without precedence, .72 with nine tenths of the top classes in time, .54 with 99 %. So ours is told
-how much of the top classes must be in time before anything else is. Without that they nearly all
+that the models are worth the same and how much of the top classes must be in time before anything
+else is. Without that they nearly all
 are: told beside it.
 """
 
@@ -153,8 +154,11 @@ def through_scheduler(
     turn: int,
     top_attainment: float | None = None,
 ) -> list[Measured]:
-    """`top_attainment` None: the top classes go before the others without end."""
-    levels: dict[str, Any] = {"priority_levels": 2}
+    """`top_attainment` None: the top classes go before the others without end.
+
+    The models are weighed against each other: the default is that they are not.
+    """
+    levels: dict[str, Any] = {"priority_levels": 2, "value": 1}
     if top_attainment is not None:
         levels["priorities"] = {"1": {"attainment": top_attainment}}
     config: dict[str, Any] = {

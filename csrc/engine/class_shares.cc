@@ -34,7 +34,8 @@ constexpr double kDeviations = 3;
 struct LevelClasses {
     double missed = 0;  // sum over them, by value
     double count = 0;
-    double least = 1;  // of what one has of what it is to have
+    double least = 1;     // of what one has of what it is to have
+    double kept_out = 1;  // the least of any
 };
 
 double missed(const ModelState& model, const ClassShare& share) {
@@ -121,13 +122,14 @@ void Core::each_class(const Component& component, const Visit& visit) {
     }
 }
 
-// Levels that have others above them are left as they are: what those leave room for decides.
+// Of models that are weighed. Levels that have others above them are left as they are: what those
+// leave room for decides.
 void Core::balance_classes(Component& component) {
     std::array<LevelClasses, kMeteredLevels> levels;
-    // What has nothing to run on would not be helped.
+    // What has nothing to run on, or fails, would not be helped.
     const auto compared = [&](const ModelState& model, std::size_t l, const ClassShare& share) {
-        const bool served = model.shared.unserved_since == kNever;
-        return served && share.known() && component.holds[l].horizon_ns == 0;
+        const bool weighed = model.policy.value > 0 && model.shared.unserved_since == kNever;
+        return weighed && share.known() && share.answers() && component.holds[l].horizon_ns == 0;
     };
     each_class(component, [&](const ModelState& model, std::size_t l, ClassShare& share) {
         share.tick();
@@ -143,6 +145,11 @@ void Core::balance_classes(Component& component) {
         const double fair = std::min(level.missed / level.count / model.policy.value, 1.0);
         const double poor = std::clamp((kFine - level.least) / (kFine - kPoor), 0.0, 1.0);
         share.steer(poor > 0 ? poor * (fair - missed(model, share)) : -1);
+        levels[l].kept_out = std::min(levels[l].kept_out, share.kept_out());
+    });
+    // Somebody of every level is let in whole, or all would be kept out for what is kept out.
+    each_class(component, [&](const ModelState& model, std::size_t l, ClassShare& share) {
+        if (compared(model, l, share)) share.relax(levels[l].kept_out);
     });
 }
 

@@ -4,7 +4,8 @@
 // What is most urgent goes first, and under overload that favours who has the longer objective: a
 // slow model keeps the executor for as long as all requests of a fast one can wait, and has its own
 // in time. So while classes of one level miss their targets, those of other models that are better
-// off are let in in part only, as many as bring the missed parts together.
+// off are let in in part only, as many as bring the missed parts together. All of this only among
+// models that are to be weighed (ModelPolicy::value).
 // And a level that is to go before those below it up to a part of its requests yields to them
 // beyond that.
 #pragma once
@@ -26,12 +27,16 @@ class ClassShare {
     void tick();
     // Enough ends of about the last second are known to tell.
     bool known() const { return recent_.ended >= kEndsMin; }
+    bool answers() const { return recent_.answered >= 1; }
     double ends() const { return recent_.ended; }
     // The part of the requests that was answered, be it late: that is not for want of room.
     double answered() const { return recent_.answered / recent_.ended; }
     double in_time() const { return recent_.in_time / recent_.ended; }
     // Lets in less the more it is better off (surplus > 0) than others of its level.
     void steer(double surplus);
+    double kept_out() const { return kept_out_; }
+    // Lets in so much more: what is kept out of all is kept out for nobody.
+    void relax(double part) { kept_out_ -= part, part_ = std::min(part_ + part, 1.0); }
     // Fewer of them lead the more of it is in time beyond what must be. Room for those that lead
     // costs all of them some: whether none has to is tried out from time to time.
     void yield(double beyond);

@@ -79,8 +79,9 @@ struct ModelPolicy {
     // deadlines (queue_delay_max_ns and preferred_rows are then not looked at). Without a deadline
     // or while the latency is unknown a batch goes as soon as a slot is free for it.
     bool load_aware = true;
-    // What a request answered in time is worth against those of other models on shared executors.
-    double value = 1.0;
+    // What a request answered in time is worth against those of other models on shared executors
+    // that have a value, too. 0: the model is not weighed.
+    double value = 0;
     // A request below level 1 that has waited this long goes before all levels, the oldest first;
     // one batch in eight may be led so. 0: never.
     Nanos aging_ns = 0;

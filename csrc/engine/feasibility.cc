@@ -311,7 +311,10 @@ Forecast Core::foresee(ModelState& model, const Request& request, const Arrival&
                                                model.policy.attainment) ||
                         component.backlog.idle();
     ClassShare* share = class_share(model, arrival.asked_level);
-    const bool even = share == nullptr || share->offer() || component.backlog.idle();
+    // Nor where tenants contend, of who has not had its share: that is fairer than models alike.
+    const FairShares* tenants = shares_of(model);
+    const bool owed = tenants != nullptr && tenants->contended() && !arrival.over_share;
+    const bool even = share == nullptr || share->offer() || owed || component.backlog.idle();
     const bool shed = (!let_in || !even) && !request.unconditional;
     if (shed) {
         forecast.reason = Reason::kPriorityShed;
@@ -339,7 +342,7 @@ Forecast Core::foresee(ModelState& model, const Request& request, const Arrival&
         forecast.predicted_ns = end - now;
         forecast.retry_after_ns = retry_late(model, arrival, rows, end, now);
         if (component.levels) component.cursor.count(arrival.level, false);
-        if (share != nullptr) share->count(false, false);
+        if (share != nullptr && !arrival.over_share) share->count(false, false);
     }
     if (request.unconditional || (forecast.reason != Reason::kNone && probes(model, now))) {
         forecast.reason = Reason::kNone;

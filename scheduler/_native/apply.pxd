@@ -121,7 +121,7 @@ cdef inline ModelPolicy model_policy(batching, max_batch_size):
         policy.levels.push_back(level)
     policy.load_aware = not batching.fixed_delay
     policy.attainment = batching.attainment or policy.attainment
-    policy.value = batching.value or policy.value
+    policy.value = batching.value
     policy.aging_ns = batching.aging_ns
     policy.queue_requests_max = batching.queue_requests_max
     policy.queue_bytes_max = batching.queue_bytes_max

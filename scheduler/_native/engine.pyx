@@ -89,7 +89,7 @@ cdef class Engine:
         queue_requests_max=10_000, queue_bytes_max=1 << 30, queue_age_max_ns=0,
         staged_batches_max=1, idempotent=True, cancellable=False, direct_max=0,
         sequence_idle_ns=0, admitting=True, hold_requests=0, triton=None, levels=(),
-        attainment=0.99, load_aware=False, value=1.0, aging_ns=0,
+        attainment=0.99, load_aware=False, value=0.0, aging_ns=0,
     ):
         cdef ModelPolicy policy
         cdef vector[Placement] places

@@ -263,9 +263,10 @@ class Batching(Section):
     attainment: Attainment = Field(
         default=ATTAINMENT_DEFAULT, description="the part of the requests that is to be in time"
     )
-    value: Weight = Field(
-        default=1.0,
-        description="what a request in time is worth against those of other models on the executor",
+    value: Weight | None = Field(
+        default=None,
+        description="what a request in time is worth against those of other models on the executor "
+        "that have a value, too; none: it is not weighed",
     )
     priority_levels: Annotated[int, Field(ge=0, le=32)] = Field(
         default=1, description="number of levels; 1 is the most urgent"

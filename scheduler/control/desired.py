@@ -201,7 +201,7 @@ def batching_message(batching: Batching, spec: ModelSpec, merge: bool) -> pb.Bat
         triton=triton,
         fixed_delay=batching.forms_by_delay,
         attainment=batching.attainment,
-        value=batching.value,
+        value=batching.value or 0.0,
         levels=[] if triton else _level_policies(batching),
         aging_ns=0 if triton else batching.aging,
     )

@@ -94,7 +94,7 @@ class ModelSetup:
     slo_ms: float = 0.0
     load_aware: bool = True
     attainment: float = 0.99
-    value: float = 1.0
+    value: float = 0.0  # 0: not weighed against other models
     aging_ms: float = 0.0
     merge: bool = True
     idempotent: bool = True

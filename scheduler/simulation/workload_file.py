@@ -120,7 +120,7 @@ class ModelSpec(Section):
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 128
     instances: Annotated[int, Field(ge=1, le=1024)] = 1
     attainment: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    value: Share = 1.0
+    value: Annotated[float, Field(ge=0, le=1e6)] = 0.0  # 0: not weighed against other models
     priority_levels: Annotated[int, Field(ge=1, le=1000)] = 1
     levels: tuple[LevelSpec, ...] = ()
     aging: Ms = 0.0

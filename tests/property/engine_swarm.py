@@ -99,7 +99,7 @@ def random_setup(random: Random, backends: int, groups: list[int | None]) -> Mod
         slo_ms=random.choice([0.0, 0.0, 25.0, 200.0]),
         load_aware=random.random() < 0.7,
         attainment=random.choice([0.9, 0.99, 0.999]),
-        value=random.choice([1.0, 1.0, 0.1, 10.0]),
+        value=random.choice([0.0, 1.0, 1.0, 0.1, 10.0]),
         aging_ms=random.choice([0.0, 20.0, 500.0]),
         merge=random.random() < 0.9,
         idempotent=random.random() < 0.6,

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from scheduler.simulation.engine import (
+    FATES,
     EngineOutcome,
     EngineSettings,
+    Fault,
     Level,
     ModelSetup,
     Placement,
@@ -56,6 +58,77 @@ def test_nobody_is_kept_out_without_overload() -> None:
     assert sum(classes[0].refused for classes in outcome.classes) < 10
 
 
+def test_models_without_a_value_are_left_as_they_are() -> None:
+    quick, slow = attained(shared(2 * GOODPUT, values=(0.0, 0.0)))
+    assert slow > quick + 0.15
+    assert attained(shared(2 * GOODPUT, values=(1.0, 0.0))) == pytest.approx(
+        [quick, slow], abs=0.01
+    )
+
+
+@pytest.mark.parametrize("rate_per_s", [200.0, 400.0])
+def test_nobody_is_kept_out_for_an_overload_that_is_over(rate_per_s: float) -> None:
+    """The slow model asks for too much for ten seconds, and then for nothing."""
+    setups = tuple(
+        ModelSetup((Placement(0, 1, 0),), slo_ms=slo_ms, value=1.0) for slo_ms in (30.0, 80.0)
+    )
+    rates = (400.0,) * 10 + (0.0,) * 20
+    models = [
+        Model(QUICK, 30.0, Arrivals(rate_per_s=rate_per_s)),
+        Model(SLOW, 80.0, Arrivals("series", rates_per_s=rates, step_ms=1000.0)),
+    ]
+    requests = int(rate_per_s * 30 + 4000)
+    settings = EngineSettings(models=setups, keep_fates=True)
+    outcome = simulate(Scenario(models, 1, seed=1, requests=requests), engine(settings)).engine
+    assert outcome is not None
+    fates = zip(outcome.arrivals_ns, outcome.fates, strict=True)
+    late = [FATES[fate] for at_ns, fate in fates if 15e9 < at_ns < 30e9]
+    assert late.count("in_time") > 0.98 * len(late)
+
+
+@pytest.mark.parametrize("kind", ["hang", "failing", "refusing"])
+@pytest.mark.parametrize("rate_per_s", [100.0, 800.0])
+def test_a_model_that_fails_does_not_keep_its_neighbour_out(kind: str, rate_per_s: float) -> None:
+    """It shares one of the two executors of the other."""
+    setups = (
+        ModelSetup((Placement(0, 1, 0), Placement(1, 1, 1)), slo_ms=40.0, value=1.0),
+        ModelSetup((Placement(2, 1, 1),), slo_ms=40.0, value=1.0),
+    )
+    models = [
+        Model(QUICK, 40.0, Arrivals(rate_per_s=rate_per_s)),
+        Model(QUICK, 40.0, Arrivals(rate_per_s=50.0)),
+    ]
+    fault = Fault(kind, 3_000.0, 60_000.0, backend=2)
+    requests = int((rate_per_s + 50) * 20)
+    settings = EngineSettings(models=setups, faults=(fault,))
+    outcome = simulate(Scenario(models, 3, seed=1, requests=requests), engine(settings)).engine
+    assert outcome is not None
+    assert attained(outcome)[0] > 0.92  # .60 to .92 where its misses count
+
+
+def test_who_floods_a_model_takes_nothing_from_a_small_tenant_of_another() -> None:
+    def small(values: float) -> float:
+        setups = tuple(
+            ModelSetup(
+                (Placement(0, 1, 0),),
+                slo_ms=slo_ms,
+                value=values,
+                classes=(RequestClass(tenant=t),),
+            )
+            for slo_ms, t in ((40.0, 2), (80.0, 1))
+        )
+        models = [
+            Model(QUICK, 40.0, Arrivals(rate_per_s=20.0)),
+            Model(SLOW, 80.0, Arrivals(rate_per_s=2_000.0)),
+        ]
+        settings = EngineSettings(models=setups, tenants=(1.0, 1.0, 1.0))
+        outcome = simulate(Scenario(models, 1, seed=1, requests=40_000), engine(settings)).engine
+        assert outcome is not None
+        return attained(outcome)[0]
+
+    assert small(1.0) > 0.9 * small(0.0)
+
+
 def test_misses_weigh_by_value() -> None:
     quick, slow = attained(shared(2 * GOODPUT, values=(1.0, 4.0)))
     assert slow > 0.9
@@ -67,7 +140,9 @@ def test_misses_weigh_by_value() -> None:
 def test_a_model_that_nothing_can_help_takes_nothing_from_the_others() -> None:
     def good(rate_of_hopeless: float) -> float:
         """In time of a model beside one whose objective is below what a single row takes."""
-        setups = [ModelSetup((Placement(0, 1, 0),), slo_ms=slo_ms) for slo_ms in (60.0, 14.0)]
+        setups = [
+            ModelSetup((Placement(0, 1, 0),), slo_ms=slo_ms, value=1.0) for slo_ms in (60.0, 14.0)
+        ]
         models = [
             Model(SLOW, 60.0, Arrivals(rate_per_s=400.0)),
             Model(SLOW, 14.0, Arrivals(rate_per_s=rate_of_hopeless)),
@@ -88,6 +163,7 @@ def with_tops(part: float, times: float, requests: int = 12_000) -> list[tuple[f
             (Placement(0, 1, 0),),
             classes=(RequestClass(0.3, priority=1), RequestClass(0.7, priority=2)),
             slo_ms=slo_ms,
+            value=1.0,
             priority_levels=2,
             default_priority=2,
             levels=(Level(attainment=part),),
