@@ -74,9 +74,10 @@ class ExplicitBackends:
                 self.others.add(address)
                 self._say(address)
             self._silent.discard(address)
-        except RpcError as error:
-            log(logger, logging.DEBUG, "a backend does not tell whether it loads models",
-                backend=address, reason=error)  # fmt: skip
+        except Exception as error:  # whatever it is: not again without a pause
+            level = logging.DEBUG if isinstance(error, RpcError) else logging.ERROR
+            log(logger, level, "a backend does not tell whether it loads models",
+                backend=address, reason=repr(error))  # fmt: skip
             self._silent.add(address)
             self._plane.refresh_state()
             await asyncio.sleep(ASK_PERIOD_S)

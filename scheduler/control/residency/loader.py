@@ -273,6 +273,10 @@ class Loader:
                     backend=found.site.backend, reason=text)  # fmt: skip
                 return
             self._fail(name, target, text)
+        except Exception as error:  # it must not be tried again and again without a pause
+            log(logger, logging.ERROR, f"model {name}: a load ended by a fault of ours",
+                backend=found.site.backend, reason=repr(error))  # fmt: skip
+            self._fail(name, target, "internal error")
         finally:
             del self.loading[name]
             self._note_change()
