@@ -83,6 +83,10 @@ class FakeTriton(ScriptedCalls):
             raise self.faults[name]
 
 
+def device_of(address: str) -> str:
+    return "gpu" + address.rpartition(":")[2]
+
+
 def failure(text: str) -> RpcError:
     return RpcError("fake", grpc.StatusCode.INTERNAL, text)
 
@@ -125,15 +129,17 @@ class FakeDevices:
     def current(self) -> dict[str, DeviceMemory]:
         if not self._figures:
             return {}
-        return {f"gpu {address}": self._device(t, address) for address, t in self._tritons.items()}
+        return {
+            device_of(address): self._device(t, address) for address, t in self._tritons.items()
+        }
 
     def _device(self, triton: FakeTriton, address: str) -> DeviceMemory:
-        key, now_ns = f"gpu {address}", time.monotonic_ns()
+        key, now_ns = device_of(address), time.monotonic_ns()
         reading = DeviceReading(key, now_ns, total_bytes=triton.total, free_bytes=triton.free)
         return DeviceMemory(key, True, "nvml", "", 0, HEADROOM, reading)
 
     def places(self, backend: Backend, spec: object) -> Places:
-        return Places((f"gpu {backend.address}",) if self._figures else ())
+        return Places((device_of(str(backend.address)),) if self._figures else ())
 
     def models_on(self, device: str) -> list[Any]:
         return []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ import pytest
 from tests.unit.residency_world import (
     GIB,
     GROUP,
-    HEADROOM,
     ONE,
-    SEQUENCE,
     TWO,
     World,
+    device_of,
     failure,
 )
 from tests.unit.virtual_time import run_virtually
@@ -81,5 +79,82 @@ def test_a_backend_whose_answer_is_not_understood_is_asked_now_and_then(
         triton.faults.clear()
         await world.wanted_for(5, "a")
         assert triton.loaded == {"a"}
+
+    run(scenario())
+
+
+def test_a_pinned_model_that_one_backend_cannot_load_is_loaded_on_the_others(
+    tmp_path: Path, run: Run
+) -> None:
+    here = {"a": GROUP}
+    world = World(tmp_path, (ONE, here), (TWO, here), models={"a": {"residency": "pinned"}})
+    world.tritons[ONE].faults["a"] = failure("no such layer")
+
+    async def scenario() -> None:
+        await world.start()
+        await world.until(lambda: world.tritons[TWO].loaded == {"a"}, "the other has it")
+        world.tritons[ONE].faults.clear()
+        await world.until(lambda: world.tritons[ONE].loaded == {"a"}, "it was tried again")
+
+    run(scenario())
+
+
+def test_a_wanted_model_that_one_backend_cannot_load_is_loaded_on_another(
+    tmp_path: Path, run: Run
+) -> None:
+    here = {"a": GROUP}
+    world = World(tmp_path, (ONE, here), (TWO, here))
+    world.tritons[ONE].faults["a"] = failure("no such layer")
+
+    async def scenario() -> None:
+        await world.start()
+        world.loader.want("a")
+        errors = set()
+        while not world.loaded("a"):
+            errors.add(world.error("a"))
+            await asyncio.sleep(0.01)
+            assert len(world.tritons[ONE].loads) < 3
+        assert errors == {""}, "its requests go on waiting"
+
+    run(scenario())
+
+
+def test_a_model_fails_when_the_last_backend_has_failed_and_each_has_its_own_pause(
+    tmp_path: Path, run: Run
+) -> None:
+    here = {"a": GROUP}
+    world = World(tmp_path, (ONE, here), (TWO, here))
+    for address in (ONE, TWO):
+        world.tritons[address].faults["a"] = failure(f"no layer at {address}")
+
+    async def scenario() -> None:
+        await world.start()
+        world.loader.want("a")
+        await world.until(lambda: world.error("a"), "it is told")
+        assert world.error("a") == f"no layer at {TWO}"
+        assert [len(triton.loads) for triton in world.tritons.values()] == [1, 1]
+        await world.wanted_for(30, "a")
+        for triton in world.tritons.values():
+            assert 3 <= len(triton.loads) <= 6
+        world.tritons[ONE].faults.clear()
+        await world.wanted_for(61, "a")
+        assert world.tritons[ONE].loaded == {"a"}
+        assert world.error("a") == ""
+
+    run(scenario())
+
+
+def test_a_backend_without_room_for_a_pinned_model_does_not_keep_it_from_another(
+    tmp_path: Path, run: Run
+) -> None:
+    here = {"a": GROUP}
+    budgets = {"budgets": {device_of(ONE): GIB}}
+    pinned = {"a": {"residency": "pinned", "weights": 3 * GIB // 2}}
+    world = World(tmp_path, (ONE, here), (TWO, here), residency=budgets, models=pinned)
+
+    async def scenario() -> None:
+        await world.start()
+        await world.until(lambda: world.tritons[TWO].loaded == {"a"}, "the other has it")
+        assert not world.tritons[ONE].loads
 
     run(scenario())

@@ -32,14 +32,13 @@ from scheduler.control.residency.policy import (
     NoRoom,
     Plan,
     Resident,
-    Room,
     Site,
     excess,
     idle,
-    leaving_next,
     plan,
 )
 from scheduler.control.residency.residents import Residents
+from scheduler.control.residency.starved import Starved
 from scheduler.control.residency.unloads import UnloadError, Unloads
 from scheduler.control.residency.weighing import LOOK_S, Scale, told_bytes
 from scheduler.telemetry.logs import log
@@ -87,8 +86,7 @@ class Loader:
         self._plane = plane
         self._on_look = on_look
         self._scale = Scale(plane)
-        # Who found no memory where there should have been some, and what the Triton said of it.
-        self._starved: dict[str, str] = {}
+        self._starved = Starved()
         self._places: dict[asyncio.Task[None], frozenset[str]] = {}  # that tasks hold
         self._noted_at_s = -math.inf
         self._changed = asyncio.Event()
@@ -137,7 +135,7 @@ class Loader:
 
     def _rest(self) -> None:
         self.wants.clear()
-        self.failures.by_name.clear()
+        self.failures.clear()
         self._on_look()
 
     def _turn(self) -> float:
@@ -164,7 +162,7 @@ class Loader:
                 if (
                     self.residents.wanted(name).kind == "pinned"
                     and key not in self.wants
-                    and not self.failures.active(name)
+                    and not self.failures.at(name, address)
                     and self.residents.may_load(name)
                 ):
                     self.wants[key] = None
@@ -184,45 +182,28 @@ class Loader:
             backends = absent.get(name, [])
             backends = [b for b in backends if target in ("", b)]
             is_served = not target and self.residents.served(name)
-            if not backends or is_served or self.failures.active(name):
+            left = [b for b in backends if not self.failures.at(name, b)]
+            if backends and not left:
+                self.failures.conclude(name, backends)
+            if not left or is_served or (not target and self.failures.active(name)):
                 if not self._comes_back(name):
                     self._end(name, target)
                 continue
-            sites = self.residents.sites(name, backends)
-            found = self._decide(name, sites, there, rooms, held, now_s)
+            sites = self.residents.sites(name, left)
+            found = plan(sites, there, rooms, held, now_s)
+            found = self._starved.decided(name, found, there, rooms, now_s)
             if isinstance(found, Plan):
                 held |= self._begin(name, target, found)
             elif isinstance(found, Later):
                 again_s = min(again_s, found.at_s)
                 held |= {place for site in sites for place in site.weights}  # it is the next one
             else:
-                self._refuse(name, target, found)
+                self._refuse(name, target, left, found)
         return again_s
 
     def _comes_back(self, name: str) -> bool:
         """Whether it is wanted while it leaves: it is loaded again then."""
         return any(name in (r.name, *r.steps) for r in self.leaving.values())
-
-    def _decide(
-        self,
-        name: str,
-        sites: list[Site],
-        there: list[Resident],
-        rooms: dict[str, Room],
-        held: set[str],
-        now_s: float,
-    ) -> Plan | Later | NoRoom:
-        found = plan(sites, there, rooms, held, now_s)
-        if not isinstance(found, Plan) or found.victims or name not in self._starved:
-            return found
-        first = leaving_next(found.site, there, now_s)
-        if isinstance(first, Resident):
-            return Plan(found.site, (first,))
-        if isinstance(first, Later):
-            return first
-        place, weight = next(iter(found.site.weights.items()))
-        free = rooms.get(place, Room()).free_bytes
-        return NoRoom(place, weight, max(free or 0, 0), others=True)
 
     def _begin(self, name: str, target: str, found: Plan) -> set[str]:
         """Returns the places that it holds now."""
@@ -231,7 +212,7 @@ class Loader:
             places.update(victim.weights)
         expected_ns = self.learned.load_ns(name, found.site.backend)
         if found.victims:
-            self._starved.pop(name, None)
+            self._starved.ended(name, found.site.backend)
         ready_ns = time.monotonic_ns() + expected_ns if expected_ns else 0
         if ready_ns and found.victims:
             ready_ns += self.room_ns
@@ -254,29 +235,29 @@ class Loader:
         task.add_done_callback(ended)
 
     async def _bring(self, name: str, target: str, found: Plan) -> None:
+        backend = found.site.backend
         try:
             if found.victims:
                 await self._make_room(name, found)
                 return  # the policy looks at what is free now
             await self._load(name, found.site)
-            self.failures.by_name.pop(name, None)
-            self._starved.pop(name, None)
+            self.failures.loaded(name, backend)
+            self._starved.ended(name, backend)
             self._end(name, target)
         except UnloadError as error:
-            self._fail(name, target, str(error))
+            self._fail(name, target, [backend], str(error))
         except (RpcError, CallError) as error:
             text = error.text if isinstance(error, RpcError) else str(error)
-            self._count(name, found.site.backend).failures += 1
-            if says_out_of_memory(text) and name not in self._starved:
-                self._starved[name] = text  # somebody else leaves, and it is tried again
+            self._count(name, backend).failures += 1
+            if says_out_of_memory(text) and self._starved.found_none(name, backend, text):
                 log(logger, logging.WARNING, f"model {name} found no memory to load",
-                    backend=found.site.backend, reason=text)  # fmt: skip
-                return
-            self._fail(name, target, text)
+                    backend=backend, reason=text)  # fmt: skip
+                return  # somebody else leaves, and it is tried again
+            self._fail(name, target, [backend], text)
         except Exception as error:  # it must not be tried again and again without a pause
             log(logger, logging.ERROR, f"model {name}: a load ended by a fault of ours",
-                backend=found.site.backend, reason=repr(error))  # fmt: skip
-            self._fail(name, target, "internal error")
+                backend=backend, reason=repr(error))  # fmt: skip
+            self._fail(name, target, [backend], "internal error")
         finally:
             del self.loading[name]
             self._note_change()
@@ -361,24 +342,38 @@ class Loader:
         except UnloadError:
             return  # it was told; it is tried again
 
-    def _refuse(self, name: str, target: str, found: NoRoom) -> None:
+    def _refuse(self, name: str, target: str, backends: list[str], found: NoRoom) -> None:
+        """It has room on none of these."""
         whose = "others leave" if found.others else "there can be for it"
-        said = self._starved.pop(name, "")
+        said = [text for b in backends if (text := self._starved.ended(name, b))]
         if found.need_bytes > 1:  # else it is not known
             error = (
                 f"it needs {format_size(found.need_bytes)} of {found.place}, and "
                 f"{format_size(found.free_bytes)} is what {whose}"
             )
-            self._fail(name, target, error, found.need_bytes, found.free_bytes)
+            self._fail(name, target, backends, error, found.need_bytes, found.free_bytes)
             return
         error = f"there is no memory left for it on {found.place}"
-        self._fail(name, target, f"{error}: {said}" if said else error)
+        self._fail(name, target, backends, ": ".join([error, *said[:1]]))
 
     def _fail(
-        self, name: str, target: str, error: str, need_bytes: int = 0, free_bytes: int = 0
+        self,
+        name: str,
+        target: str,
+        backends: list[str],
+        error: str,
+        need_bytes: int = 0,
+        free_bytes: int = 0,
     ) -> None:
-        self.failures.add(name, error, need_bytes, free_bytes)
-        self._end(name, target)
+        """It cannot be loaded on these backends; another one may be left to try."""
+        for backend in backends:
+            self.failures.add(name, backend, error, need_bytes, free_bytes)
+        possible = self.residents.absent().get(name, backends)
+        if all(self.failures.at(name, backend) for backend in possible):
+            self.failures.conclude(name, possible)
+        if target or self.failures.active(name):
+            self._end(name, target)
+        self._note_change()
 
     def _end(self, name: str, target: str) -> None:
         self.wants.pop((name, target), None)
