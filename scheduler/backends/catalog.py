@@ -9,6 +9,8 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from scheduler.config.profile import ProfiledModel, model_signature
 
+# Where the configuration of a sequence model names no idle time.
+SEQUENCE_IDLE_DEFAULT_US = 1_000_000
 READY = "READY"
 # Instances of an ensemble whose steps are not known: it has none of its own.
 ENSEMBLE_INSTANCES = 2
@@ -44,6 +46,14 @@ class ModelSpec:
     instances: int
     metadata: service_pb2.ModelMetadataResponse
     config: model_config_pb2.ModelConfig
+
+    @property
+    def sequence_idle_us(self) -> int:
+        """When Triton forgets a sequence nobody speaks of; 0 for a model without sequences."""
+        if not self.sequence:
+            return 0
+        idle_us = int(self.config.sequence_batching.max_sequence_idle_microseconds)
+        return idle_us or SEQUENCE_IDLE_DEFAULT_US
 
     def differs_from(self, other: ModelSpec) -> str:
         """Why the two must not serve one catalog entry together; empty when they may.

@@ -40,8 +40,6 @@ _COMPRESSION = {
     "gzip": pb.COMPRESSION_GZIP,
     "deflate": pb.COMPRESSION_DEFLATE,
 }
-# Where the configuration of a sequence model names no idle time.
-SEQUENCE_IDLE_DEFAULT_US = 1_000_000
 
 
 def key_text(key: ModelKey) -> str:
@@ -195,7 +193,7 @@ def batching_message(batching: Batching, spec: ModelSpec, merge: bool) -> pb.Bat
         idempotent=batching.idempotent,
         cancellable=batching.cancellable,
         direct_max=batching.max_inflight if direct else 0,
-        sequence_idle_ns=_sequence_idle_us(spec) * 1000,
+        sequence_idle_ns=spec.sequence_idle_us * 1000,
         key_headers=batching.batch_keys,
         hold_requests=held_requests() if forms_batches(batching, spec) else 0,
         triton=triton,
@@ -217,14 +215,6 @@ def _level_policies(batching: Batching) -> list[pb.LevelPolicy]:
         )
         for item in classes
     ]
-
-
-def _sequence_idle_us(spec: ModelSpec) -> int:
-    """When Triton forgets a sequence nobody speaks of; 0 for a model without sequences."""
-    if not spec.sequence:
-        return 0
-    idle_us = spec.config.sequence_batching.max_sequence_idle_microseconds
-    return idle_us or SEQUENCE_IDLE_DEFAULT_US
 
 
 def _model(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Collection, Iterable
 
 import grpc
 from tritonclient.grpc import service_pb2
 
+from scheduler._native.counters import CountersPage
 from scheduler.backends.probe import RpcError
 from scheduler.backends.watch import BackendStatus, BackendWatch
 from scheduler.control.cold.fan_out import UPDATE_TIMEOUT_S
@@ -20,11 +22,14 @@ UNLOAD_TIMEOUT_S = 300.0
 # How long it may be silent meanwhile: what it has taken it goes on with.
 SILENT_MAX_S = 5.0
 POLL_PERIOD_S = 0.02
+# The data plane is asked for all that it has only now and then while its counters show requests.
+SNAPSHOT_PERIOD_S = 0.2
 _GONE = ("UNAVAILABLE", "")
 
 
 async def drained(
     steering: SteeringClient,
+    counters: CountersPage,
     models: Iterable[int],
     timeout_s: float,
     backend: int | None = None,
@@ -37,10 +42,23 @@ async def drained(
 
     async def until_idle() -> None:
         await steering.settled(timeout_s)
-        while _busy(await steering.snapshot(), wanted, backend):
+        asked_s = -math.inf
+        while True:
+            # A batch may be out though all of its requests have been answered.
+            if not _in_flight(counters, wanted) or time.monotonic() - asked_s >= SNAPSHOT_PERIOD_S:
+                asked_s = time.monotonic()
+                if not _busy(await steering.snapshot(), wanted, backend):
+                    return
             await asyncio.sleep(POLL_PERIOD_S)
 
     await asyncio.wait_for(until_idle(), timeout_s)
+
+
+def _in_flight(counters: CountersPage, models: Iterable[int]) -> bool:
+    """Whether requests of these models are not answered; costs the data plane nothing."""
+    if not counters.valid:
+        return False
+    return any(found["in_flight"] for index in models if (found := counters.model(index)))
 
 
 def _busy(snapshot: pb.Snapshot, models: Collection[int], backend: int | None) -> bool:

@@ -61,7 +61,9 @@ class Triton(ScriptedCalls):
 
 
 class DataPlane:
-    """Nothing runs."""
+    """Nothing runs, and it has no counters."""
+
+    valid = False
 
     async def settled(self, timeout_s: float) -> None:
         pass
@@ -82,6 +84,7 @@ class World:
             pool=self.pool,
             settings=Settings.model_validate({"residency": {"mode": "on_demand"}}),
             steering=DataPlane(),
+            counters=DataPlane(),
             desired=SimpleNamespace(model_index={MODEL: 0}, backend_index={ADDRESS: 0}),
             turns=Turns(),
             refresh_state=lambda: None,
@@ -161,8 +164,9 @@ def test_an_unload_whose_answer_is_lost_was_taken_all_the_same(world: World) -> 
 def test_an_unload_that_is_refused_leaves_the_model_where_it_is(world: World) -> None:
     world.triton.takes_unloads = False
     world.triton.unload_faults = [lost(grpc.StatusCode.INVALID_ARGUMENT)]
-    with pytest.raises(UnloadError):
+    with pytest.raises(UnloadError) as raised:
         world.unload()
+    assert not {ADDRESS, "lost"} & set(str(raised.value).split()), "clients read it"
     assert world.unloaded == []
     assert world.watch.model_ready(MODEL)
     assert not world.unloads.leaving

@@ -161,8 +161,9 @@ class Repository:
         """
         plane = self._plane
         indices = {index for key, index in plane.desired.model_index.items() if key[0] in names}
+        deadline_s = plane.settings.server.drain.deadline / 1e9
         try:
-            await drained(plane.steering, indices, plane.settings.server.drain.deadline / 1e9)
+            await drained(plane.steering, plane.counters, indices, deadline_s)
         except (ConnectionError, asyncio.TimeoutError) as error:
             log(logger, logging.WARNING, "a model is unloaded that is not drained",
                 models=",".join(sorted(names)), reason=repr(error))  # fmt: skip

@@ -134,6 +134,8 @@ class Loader:
             self.backends.stop()
 
     def _rest(self) -> None:
+        for name in list(self._waiting):
+            self._tell_ended(name)
         self.wants.clear()
         self.failures.clear()
         self._on_look()
@@ -299,7 +301,9 @@ class Loader:
             self.learned.store()
             described = await watch.refresh_within(REFRESH_MAX_S, [name])
             if not described or name in watch.absent:  # or it would be loaded again at once
-                raise CallError(f"{site.backend} has loaded it, and does not describe it")
+                log(logger, logging.WARNING, f"model {name} was loaded, and is not described",
+                    backend=site.backend)  # fmt: skip
+                raise CallError("it was loaded, and its backend does not describe it")
             self._loaded(name, site.backend, took_s)
         seen = {"taken": format_size(sum(taken.values()))} if taken else {}
         log(logger, logging.INFO, f"model {name} loaded", backend=site.backend,
@@ -377,10 +381,13 @@ class Loader:
 
     def _end(self, name: str, target: str) -> None:
         self.wants.pop((name, target), None)
+        self._tell_ended(name)
+        self._note_change()
+
+    def _tell_ended(self, name: str) -> None:
         for future in self._waiting.pop(name, []):
             if not future.done():
                 future.set_result(None)
-        self._note_change()
 
     def _note_change(self) -> None:
         self.changed_at_ns = time.monotonic_ns()
@@ -393,5 +400,5 @@ class Loader:
         """Raises CallError when the configuration has it no more."""
         watch = self._plane.pool.watches.get(address)
         if watch is None:
-            raise CallError(f"backend {address} is gone")
+            raise CallError("its backend is gone")
         return watch

@@ -76,7 +76,7 @@ class ModelResidency:
     def steered(self) -> Steered:
         """As of now; the same while nothing happens."""
         loader = self.loader
-        if not self.on:
+        if not self.on and not loader.leaving:
             return NOTHING_STEERED
         absent, ready = loader.residents.absent(), loader.residents.ready_names()
         leaving = {
@@ -90,6 +90,10 @@ class ModelResidency:
             if not loader.unloads.served_elsewhere(resident)
             for name in (resident.name, *resident.steps)
         }
+        # A queue goes on where it is until it is empty.
+        elsewhere = frozenset(placement for placement in leaving if placement[0] not in refusing)
+        if not self.on:  # unloads that have begun are ended
+            return Steered((), frozenset(refusing), elsewhere)
         # Those whose only backend is away may be loaded on another one.
         away = {n for n, _ in self._plane.pool.catalog if n in absent and n not in ready}
         names = (absent.keys() - ready) | refusing | (loader.loading.keys() - ready)
@@ -99,12 +103,7 @@ class ModelResidency:
             pb.LoadableModel(name=name, error=OUT_OF_REACH)
             for name in sorted(self._out_of_reach() - names)
         ]
-        return Steered(
-            tuple(loadable),
-            frozenset(refusing | away),
-            # A queue goes on where it is until it is empty.
-            frozenset(placement for placement in leaving if placement[0] not in refusing),
-        )
+        return Steered(tuple(loadable), frozenset(refusing | away), elsewhere)
 
     def _out_of_reach(self) -> set[str]:
         """Without what is loaded somewhere, or was on a backend that is away."""

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Where the configuration of a sequence model names no idle time.
-SEQUENCE_IDLE_US = 1_000_000
-
 
 @dataclass(frozen=True)
 class Wanted:
@@ -261,8 +258,7 @@ class Residents:
         for n in names:
             if specs[n].sequence:
                 # What a sequence has brought is lost with the model.
-                idle_us = specs[n].config.sequence_batching.max_sequence_idle_microseconds
-                protected_s = max(protected_s, used_s + (idle_us or SEQUENCE_IDLE_US) / 1e6)
+                protected_s = max(protected_s, used_s + specs[n].sequence_idle_us / 1e6)
         return Resident(
             name,
             address,

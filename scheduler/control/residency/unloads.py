@@ -27,7 +27,7 @@ REFRESH_MAX_S = 10.0
 
 
 class UnloadError(Exception):
-    """A model that was to make room is there still."""
+    """A model that was to make room is there still; clients may read it, so it names nobody."""
 
 
 class Unloads:
@@ -66,7 +66,7 @@ class Unloads:
             reason = error if isinstance(error, (RpcError, CallError)) else "it does not end"
             log(logger, logging.WARNING, f"model {victim.name} cannot be unloaded: {reason}",
                 backend=victim.backend)  # fmt: skip
-            raise UnloadError(f"model {victim.name} has its memory, and {reason}") from error
+            raise UnloadError("other models have its memory and cannot leave now") from error
         finally:
             self.leaving.pop(key, None)
             self._on_change()
@@ -98,7 +98,7 @@ class Unloads:
         backend = None
         if self.served_elsewhere(victim):
             backend = plane.desired.backend_index.get(victim.backend)
-        await drained(plane.steering, indices, timeout_s, backend)
+        await drained(plane.steering, plane.counters, indices, timeout_s, backend)
 
     def served_elsewhere(self, victim: Resident) -> bool:
         """Whether other backends have it that stay: its queue goes on."""

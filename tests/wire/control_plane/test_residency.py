@@ -227,7 +227,7 @@ def test_one_whose_work_does_not_end_stays_and_that_is_told(world: World) -> Non
         queue = world.data_plane.snapshot.models.add(index=apply.models[0].index, queued_requests=1)
         world.want("b")
         apply = world.until(lambda apply: loadable(apply)["b"].error, "it is told")
-        assert "model a has its memory" in loadable(apply)["b"].error
+        assert "cannot leave now" in loadable(apply)["b"].error
         world.until_served("a")
         queue.queued_requests = 0
         world.until(lambda apply: not loadable(apply)["b"].error, "it may be tried again")
