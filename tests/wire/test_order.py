@@ -116,7 +116,7 @@ def test_a_deadline_cuts_the_wait_short(plane: DataPlane, fake: FakeTriton) -> N
         # A full batch: the model is taken to need two seconds. It is not so slow any more.
         stub.ModelInfer(infer_request(rows(1, 64)), timeout=30)
         fake.behaviour = identity
-        calls = [stub.ModelInfer.future(infer_request(rows(n)), timeout=8) for n in (2, 3)]
+        calls = [stub.ModelInfer.future(infer_request(rows(n)), timeout=5) for n in (2, 3)]
         for n, call in zip((2, 3), calls, strict=True):
             np.testing.assert_array_equal(output(call.result()), rows(n))
 
