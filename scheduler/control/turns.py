@@ -13,14 +13,22 @@ class Turns:
     def __init__(self) -> None:
         self._locks: dict[str, asyncio.Lock] = {}
         self._users: dict[str, int] = {}
+        self._others = 0  # that run now
+        self._others_begun = 0
 
     @property
     def names(self) -> list[str]:
         """Those with an operation that runs or waits."""
         return list(self._locks)
 
+    @property
+    def others(self) -> tuple[int, int]:
+        """How many run that residency does not do, and how many have begun: the same again says
+        that none began or ended meanwhile."""
+        return self._others, self._others_begun
+
     @asynccontextmanager
-    async def of(self, names: Iterable[str]) -> AsyncIterator[None]:
+    async def of(self, names: Iterable[str], residency: bool = False) -> AsyncIterator[None]:
         """Holds all these names; they are taken in order, against deadlocks."""
         taken: list[asyncio.Lock] = []
         wanted = sorted(set(names))
@@ -31,7 +39,15 @@ class Turns:
             for name in wanted:
                 await self._locks[name].acquire()
                 taken.append(self._locks[name])
-            yield
+            if residency:
+                yield
+                return
+            self._others += 1
+            self._others_begun += 1
+            try:
+                yield
+            finally:
+                self._others -= 1
         finally:
             for lock in taken:
                 lock.release()

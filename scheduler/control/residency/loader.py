@@ -277,7 +277,7 @@ class Loader:
         """Raises RpcError and CallError."""
         plane = self._plane
         watch = self._watch(site.backend)
-        async with plane.turns.of([name]):
+        async with plane.turns.of([name], residency=True):
             if not self.residents.may_load(name):
                 return  # it was unloaded meanwhile, to stay so
             wish = plane.loads.by_name.get(name)

@@ -54,7 +54,7 @@ class Unloads:
             watch = self._plane.pool.watches.get(victim.backend)
             if watch is None:
                 raise CallError(f"backend {victim.backend} is gone")
-            async with self._plane.turns.of(names):
+            async with self._plane.turns.of(names, residency=True):
                 self.leaving[key] = victim
                 self._plane.refresh_state()
                 await self._drain(victim, names)

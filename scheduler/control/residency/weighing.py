@@ -27,10 +27,11 @@ STATISTICS_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Before:
-    """Free bytes by place, and how many batches had come back from there."""
+    """Free bytes by place, how many batches had come back from there, and `Turns.others`."""
 
     free: Mapping[str, int]
     batches: int
+    others: tuple[int, int]
 
 
 class Scale:
@@ -40,18 +41,21 @@ class Scale:
         self._plane = plane
 
     def before(self, places: Collection[str]) -> Before:
-        return Before(self._free(places), self._batches(places))
+        return Before(self._free(places), self._batches(places), self._plane.turns.others)
 
     async def after(
         self, places: Collection[str], before: Before, load_s: float, certain: bool
     ) -> dict[str, int]:
-        """What was taken, by place; empty where it cannot be told: no figures, or batches ran
-        whose memory is in the figures too. `certain`: it is known well already.
+        """What was taken, by place; empty where it cannot be told: no figures, or batches ran or
+        clients loaded models whose memory is in the figures too. `certain`: it is known well
+        already.
         """
         bound_s = LOOK_S if self._all_nvml(places) else PORT_LOOK_S
         if certain:
             bound_s = min(bound_s, load_s * LOOK_PART)
         if not before.free or not await self.looked(before.free, bound_s):
+            return {}
+        if before.others[0] or self._plane.turns.others != before.others:
             return {}
         if certain and self._batches(places) != before.batches:
             return {}

@@ -1,0 +1,85 @@
+"""What a load is learned to take, and what is told of it, while others act or a Triton is slow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler.backends.probe import Answer, ProbeResult
+from tests.unit.residency_world import GIB, GROUP, ONE, TWO, World
+from tests.unit.virtual_time import run_virtually
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    return lambda work: run_virtually(work, monkeypatch)
+
+
+def weight(world: World, name: str, address: str = ONE) -> int:
+    return world.loader.learned.weight(name, address, f"gpu {address}")[0]
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_what_a_client_loads_meanwhile_is_not_weighed_with_it(
+    tmp_path: Path, run: Run, ends: bool
+) -> None:
+    world = World(tmp_path, (ONE, dict.fromkeys("abc", GROUP)), total=8 * GIB)
+    triton = world.tritons[ONE]
+
+    async def scenario() -> None:
+        await world.start()
+        world.loader.want("a")
+        await world.until(lambda: triton.loads, "it has begun")
+        async with world.plane.turns.of(["b"]):
+            triton.states["b", "1"] = "READY"
+            if not ends:
+                await world.until(lambda: world.loader.residents.served("a"), "it is loaded")
+        await world.until(lambda: world.loader.residents.served("a"), "it is loaded")
+        assert weight(world, "a") == 0
+        await world.load("c")
+        await world.until(lambda: world.loader.residents.served("c"), "it is loaded")
+        assert weight(world, "c") == GIB, "nobody else did anything"
+
+    run(scenario())
+
+
+def test_loads_side_by_side_on_two_devices_are_weighed(tmp_path: Path, run: Run) -> None:
+    world = World(tmp_path, (ONE, {"a": GROUP}), (TWO, {"b": GROUP}), total=8 * GIB)
+
+    async def scenario() -> None:
+        await world.start()
+        await world.wanted_for(10, "a", "b")
+        assert (weight(world, "a"), weight(world, "b", TWO)) == (GIB, GIB)
+
+    run(scenario())
+
+
+def test_a_triton_that_answers_late_after_a_load_has_loaded_it(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, (ONE, {"a": GROUP}))
+    triton = world.tritons[ONE]
+    late = [Answer.LATE, Answer.TIMEOUT, Answer.LATE]
+
+    async def ready(timeout_s: float) -> ProbeResult:
+        return ProbeResult(late.pop() if triton.loads and late else Answer.READY)
+
+    monkeypatch.setattr(triton, "ready", ready)
+
+    async def scenario() -> None:
+        await world.start()
+        world.loader.want("a")
+        await world.until(
+            lambda: world.error("a") or world.loader.residents.served("a"), "it has ended"
+        )
+        assert not world.error("a")
+        await asyncio.sleep(5)
+        assert (triton.loads, late) == (["a"], [])
+
+    run(scenario())
