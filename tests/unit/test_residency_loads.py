@@ -83,3 +83,22 @@ def test_a_triton_that_answers_late_after_a_load_has_loaded_it(
         assert (triton.loads, late) == (["a"], [])
 
     run(scenario())
+
+
+def test_clients_read_the_address_of_no_backend(tmp_path: Path, run: Run) -> None:
+    world = World(
+        tmp_path,
+        (ONE, {"a": GROUP}),
+        residency={"budget": GIB},
+        defaults={"weights": 2 * GIB},
+        figures=False,
+    )
+
+    async def scenario() -> None:
+        await world.start()
+        world.loader.want("a")
+        await world.until(lambda: world.error("a"), "it is refused")
+        assert "2GiB" in world.error("a").replace(" ", "")
+        assert ONE not in world.error("a")
+
+    run(scenario())

@@ -350,14 +350,16 @@ class Loader:
         """It has room on none of these."""
         whose = "others leave" if found.others else "there can be for it"
         said = [text for b in backends if (text := self._starved.ended(name, b))]
+        # Clients read it: of a backend whose devices are not known they see no address.
+        where = found.place if found.place in self._plane.devices.current else "its device"
         if found.need_bytes > 1:  # else it is not known
             error = (
-                f"it needs {format_size(found.need_bytes)} of {found.place}, and "
+                f"it needs {format_size(found.need_bytes)} of {where}, and "
                 f"{format_size(found.free_bytes)} is what {whose}"
             )
             self._fail(name, target, backends, error, found.need_bytes, found.free_bytes)
             return
-        error = f"there is no memory left for it on {found.place}"
+        error = f"there is no memory left for it on {where}"
         self._fail(name, target, backends, ": ".join([error, *said[:1]]))
 
     def _fail(
