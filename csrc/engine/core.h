@@ -376,7 +376,6 @@ class Core {
     // memory_holds.cc
     void stand_in_line(std::uint32_t batch, Nanos now);
     bool take_hold(std::uint32_t batch, Nanos now);
-    void hand_on(std::uint32_t model, const PlacementState& there, Nanos now);
     void end_hold(std::uint32_t batch, Nanos now);
     void release_hold(std::uint32_t batch, Nanos now);
     void release_ended_holds(Nanos now);

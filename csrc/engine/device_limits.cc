@@ -151,8 +151,9 @@ void Core::prove_memory(ModelState& model, const BatchRecord& batch, Nanos now) 
     MemoryNeed& need = placement.memory;
     const double size = size_sent(model, batch);
     const double cap = need.cap();
+    const double largest = need.largest();
     need.count_good(size, batch.row_size, batch.cap_before);
-    if (need.cap() != cap) {
+    if (need.cap() != cap || need.largest() != largest) {
         memory_.update_held(placement);
         memory_.touch();
     }

@@ -198,7 +198,7 @@ void Core::withdraw(std::uint32_t index, Pool& pool, std::uint32_t pin) {
 void Core::offer(std::uint32_t index, Pool& pool, std::uint32_t pin) {
     if (pool.domain == kNoSlot) return;
     QueueKey key;
-    if (!pool.retries.empty()) {
+    if (pool.offers_retry()) {
         key.deadline = std::numeric_limits<Nanos>::min();
         key.sequence = pool.retries.begin()->first;
     } else if (!pool.ready.empty()) {
@@ -244,7 +244,7 @@ Domain* Core::best_offer(const Component& component) {
 bool Core::serve_offer(const Offer& offered, Nanos now) {
     ModelState& model = models_[offered.model];
     Pool& pool = model.pool(offered.pin);
-    if (!pool.retries.empty()) {
+    if (pool.offers_retry()) {
         PlacementState* placement = choose_for_retry(model, pool, Executors::kAll, now).placement;
         if (placement == nullptr) return false;
         send_retry(model, pool, *placement, now);
@@ -266,7 +266,7 @@ const Offer* Core::urgent_below(const Domain& domain, Nanos now) {
     const auto batch_ns = [&](const Offer& offer) -> Nanos {
         const ModelState& model = models_[offer.model];
         const Pool& pool = const_cast<ModelState&>(model).pool(offer.pin);
-        if (!pool.retries.empty() || pool.ready.empty()) return kNever;
+        if (pool.offers_retry() || pool.ready.empty()) return kNever;
         const Group& group = model.groups[pool.ready.begin()->group];
         if (!planned(model, group)) return kNever;
         return group.head().deadline - pool.ready.begin()->key.deadline;
@@ -315,14 +315,21 @@ void Core::serve(std::uint32_t index, Nanos now) {
             if (!brought_up_to_date(*domain, offered, now)) continue;
         }
         Pool& pool = models_[offered.model].pool(offered.pin);
-        if (serve_offer(offered, now)) {
-            offer(offered.model, pool, offered.pin);
-        } else {
-            withdraw(offered.model, pool, offered.pin);
+        if (!serve_offer(offered, now)) {
             blocked.push_back(offered);
+            if (!pool.offers_retry()) {
+                withdraw(offered.model, pool, offered.pin);
+                continue;
+            }
+            // What is held free for it is not all there is: the group takes its turn elsewhere.
+            pool.retry_waits = true;
         }
+        offer(offered.model, pool, offered.pin);
     }
-    for (const Offer& offered : blocked) offer_all(models_[offered.model], offered.model);
+    for (const Offer& offered : blocked) {
+        models_[offered.model].pool(offered.pin).retry_waits = false;
+        offer_all(models_[offered.model], offered.model);
+    }
     component.dirty = false;
 }
 

@@ -74,7 +74,7 @@ bool MemoryNeed::prime(double base_bytes, double bytes_per_row, double size_high
     const auto sound = [](double bytes) { return bytes >= 0 && bytes <= kBytesMax; };
     if (!sound(base_bytes) || !sound(bytes_per_row) || !(size_high >= 0)) return false;
     // What was learned here is better than what was known before.
-    if (fixed || fixed_ || (agreeing_ < kSamplesConfirmed && !by_own_)) {
+    if (fixed || fixed_ || (agreeing_ < kSamplesConfirmed && !by_own())) {
         base_bytes_ = base_bytes;
         bytes_per_row_ = bytes_per_row;
         primed_ = true;
@@ -89,7 +89,7 @@ bool MemoryNeed::prime(double base_bytes, double bytes_per_row, double size_high
 
 // When others never rest, so many samples must do.
 bool MemoryNeed::confirmed() const {
-    return primed_ || by_own_ || agreeing_ >= kSamplesConfirmed || samples_ >= kSamplesMax;
+    return primed_ || by_own() || agreeing_ >= kSamplesConfirmed || samples_ >= kSamplesMax;
 }
 
 double MemoryNeed::added_bytes(double size, double mark) const {
@@ -231,36 +231,71 @@ void MemoryNeed::measure(double used_bytes, std::uint64_t foreign) {
 void MemoryNeed::measure_own(double own_bytes, std::uint64_t foreign) {
     const double size = mark();
     if (largest() > size * (1 + kAlike)) return;
-    const bool shrunk = size < own_high_.size || own_bytes < own_high_.bytes;
-    if (shrunk || foreign != own_foreign_) restart_own(foreign);
+    const double moved = own_bytes - own_high_.bytes;
+    if (size < own_high_.size || foreign != own_foreign_) {
+        restart_own(foreign);
+    } else if (moved < 0 || (size > 0 && size == own_high_.size && moved > kPieceBytes)) {
+        // Another model was loaded or unloaded there: perhaps while this one grew, too.
+        restart_own(foreign);
+        if (std::abs(moved) > kPieceBytes && own_agreed_ < kOwnCertain) doubt_own();
+    }
     if (size <= 0) {
         own_empty_ = own_bytes;
         return;
     }
     own_high_ = {own_bytes, size};
     if (own_low_.size <= 0) own_low_ = own_high_;
-    if (fixed_ || size < own_low_.size * kLevelsApart) return;
+    const double last = own_mid_.size > 0 ? own_mid_.size : own_low_.size;
+    if (fixed_ || size < last * kLevelsApart) return;
+    if (own_mid_.size > 0) judge_own();
+    if (own_low_.size < size) own_mid_ = own_high_;
+}
+
+// What was taken up to the last level and since then is so much a row in both, or another model was
+// loaded at one of these times.
+void MemoryNeed::judge_own() {
+    const auto bytes_per_size = [](const Sample& from, const Sample& to) {
+        return (to.bytes - from.bytes) / (to.size - from.size);
+    };
+    const double expected = bytes_per_size(own_low_, own_mid_) * (own_high_.size - own_mid_.size);
+    const double off =
+        kPieceBytes * (own_high_.size - own_low_.size) / (own_mid_.size - own_low_.size);
+    const double error = std::abs(own_high_.bytes - own_mid_.bytes - expected);
+    if (error > expected * kAgreeShare + off) {
+        // Levels that agreed before are not to blame.
+        own_low_ = by_own() ? own_high_ : own_mid_;
+        own_mid_ = {};
+        own_empty_ = kNoSizeLimit;
+        return doubt_own();
+    }
     const auto instances = static_cast<double>(marks_.size());
-    const double rows = (own_high_.size - own_low_.size) * instances;
-    bytes_per_row_ = (own_high_.bytes - own_low_.bytes) / rows;
+    bytes_per_row_ = bytes_per_size(own_low_, own_high_) / instances;
     if (own_empty_ < kNoSizeLimit) {
         const double first = (own_low_.bytes - own_empty_) / instances;
         base_bytes_ = std::max(first - bytes_per_row_ * own_low_.size, 0.0);
+    } else {
+        bound_base();
     }
-    by_own_ = true;
+    own_agreed_ = std::min(own_agreed_ + 1, kOwnCertain);
     primed_ = false;
 }
 
-// The servers were started anew, gave something back, or other models took some, too.
+// The servers were started anew, gave something back, or other models took some, too. What is known
+// stays: it is of levels before that.
 void MemoryNeed::restart_own(std::uint64_t foreign) {
-    own_low_ = own_high_ = {};
+    own_low_ = own_mid_ = own_high_ = {};
     own_empty_ = kNoSizeLimit;
     own_foreign_ = foreign;
 }
 
+void MemoryNeed::doubt_own() {
+    if (!by_own() || --own_agreed_ > 0 || fixed_ || samples_ == 0) return;
+    bytes_per_row_ = fitted();
+}
+
 // What the first batch took, of which all instances together have taken no more than is used.
 void MemoryNeed::bound_base() {
-    if (fixed_ || primed_ || by_own_ || first_size_ <= 0) return;
+    if (fixed_ || primed_ || by_own() || first_size_ <= 0) return;
     const double used = least_used_ / static_cast<double>(marks_.size());
     const double most = used - bytes_per_row_ * measured_size_;
     base_bytes_ = std::max(std::min(first_bytes_ - bytes_per_row_ * first_size_, most), 0.0);
@@ -274,7 +309,7 @@ void MemoryNeed::add_sample(double bytes, double size) {
     ring_[samples_ % kSamplesMax] = {bytes, size};
     ++samples_;
     const double per_row = fitted();
-    if (fixed_ || by_own_ || (primed_ && agreeing_ < kSamplesConfirmed)) return;
+    if (fixed_ || by_own() || (primed_ && agreeing_ < kSamplesConfirmed)) return;
     primed_ = false;
     bytes_per_row_ = per_row;
 }
@@ -333,8 +368,8 @@ void MemoryNeed::archive(Archive& archive) {
     archive(samples_);
     archive(agreeing_);
     archive(measured_);
-    archive(by_own_);
-    for (Sample* level : {&own_low_, &own_high_}) {
+    archive(own_agreed_);
+    for (Sample* level : {&own_low_, &own_mid_, &own_high_}) {
         archive(level->bytes);
         archive(level->size);
     }

@@ -82,8 +82,9 @@ class MemoryNeed {
     // A reading that shows all that has run so far. `foreign`: how often other batches have taken
     // memory of the device.
     void measure(double used_bytes, std::uint64_t foreign);
-    // And what the servers' processes use, in which other tenants do not show: two such levels, of
-    // sizes that are far enough apart, are better than any samples.
+    // And what the servers' processes use, in which other tenants do not show: such levels, of
+    // sizes that are far enough apart, are better than any samples. Other models that are loaded
+    // there do show: three levels must agree.
     void measure_own(double own_bytes, std::uint64_t foreign);
 
     template <class Archive>
@@ -92,13 +93,18 @@ class MemoryNeed {
   private:
     static constexpr std::uint64_t kSamplesConfirmed = 4;
     static constexpr std::size_t kSamplesMax = 16;
+    // Levels that agreed after the need was known by others: it grew differently meanwhile.
+    static constexpr std::uint32_t kOwnCertain = 2;
 
     struct Sample {
         double bytes = 0;
         double size = 0;
     };
 
+    void judge_own();
     void restart_own(std::uint64_t foreign);
+    void doubt_own();
+    bool by_own() const { return own_agreed_ > 0; }
     void cut(double size, double row_size);
     void add_sample(double bytes, double size);
     double fitted();
@@ -122,12 +128,13 @@ class MemoryNeed {
     double measured_used_ = 0;
     double least_used_ = kNoSizeLimit;  // since the marks are of that size
     std::uint64_t measured_foreign_ = 0;
-    // What the servers' processes used at two sizes and at none. A size of 0: not known.
+    // What the servers' processes used at three sizes and at none. A size of 0: not known.
     Sample own_low_;
+    Sample own_mid_;
     Sample own_high_;
     double own_empty_ = kNoSizeLimit;  // that: not known
     std::uint64_t own_foreign_ = 0;
-    bool by_own_ = false;  // the need is known by them
+    std::uint32_t own_agreed_ = 0;  // how often they did; 0: the need is not known by them
     Nanos raised_at_ = std::numeric_limits<Nanos>::min();
     Nanos away_until_ = std::numeric_limits<Nanos>::min();
     double cap_ = kNoSizeLimit;

@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x37656e69676e65;  // "engine7"
+constexpr std::uint64_t kStateMagic = 0x38656e69676e65;  // "engine8"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {

@@ -96,7 +96,9 @@ struct Pool {
     std::uint32_t domain = kNoSlot;
     bool offered = false;
     QueueKey offer_key;
+    bool retry_waits = false;  // while executors are given out: none takes the first of retries
 
+    bool offers_retry() const { return !retries.empty() && !retry_waits; }
     bool has_work() const { return !ready.empty() || !waiting.empty() || !retries.empty(); }
 };
 

@@ -196,3 +196,24 @@ def test_a_hold_is_saved_and_loaded() -> None:
         engine.step(driver.now + SECOND)
     assert driver.engine.take_actions() == twin.take_actions()
     assert driver.engine.save() == twin.save()
+
+
+@pytest.mark.parametrize("groups", [[OWN_EXECUTORS] * 3, [0, 1, 2]], ids=["own", "shared"])
+def test_a_device_that_is_held_stops_nothing_on_others(groups: list[int]) -> None:
+    mine, elsewhere, near = groups
+    driver = Driver([(0, 1, True, mine, [0]), (1, 1, True, elsewhere, [1])], rows_max=8)
+    driver.engine.configure_model(NEIGHBOUR, [(2, 1, True, near, [1])], driver.now, rows_max=8)
+    driver.engine.set_backend(2, True, driver.now)
+    driver.submit(100, model=NEIGHBOUR)
+    driver.step()
+    driver.submit(1, mergeable=False)
+    for backend in (0, 1):
+        (batch,) = driver.step()
+        assert batch.backend == backend
+        driver.after(MS).fail(batch, "out_of_memory", INTERNAL)
+    for user in (2, 3):
+        driver.submit(user, mergeable=False)
+        (batch,) = driver.step()
+        assert (batch.backend, users(batch)) == (0, [user])
+        driver.after(MS).complete(batch)
+    assert [users(batch) for batch in driver.after(SECOND).step()] == [[1]]

@@ -24,6 +24,19 @@ class Creeping:
         return self._has
 
 
+class Loads:
+    """Turns at which another model of the same server is loaded, bit by bit, and unloaded."""
+
+    def __init__(self, load_bytes: int, loaded_at: int, load_turns: int, unloaded_at: int) -> None:
+        self._bytes, self._turns = load_bytes, load_turns
+        self._at, self._until = loaded_at, unloaded_at
+
+    def kept(self, turn: int) -> int:
+        if turn >= self._until:
+            return 0
+        return self._bytes * min(max(turn - self._at + 1, 0), self._turns) // self._turns
+
+
 def runs(gpu: Gpu, tenant: Creeping, turns: int, own_every: int) -> int:
     """Batches of an arena and a reading after each, of which every so-manyth tells of the servers'
     processes; 0: none does. Returns the largest batch."""
@@ -69,3 +82,28 @@ def test_figures_of_the_configuration_hold_against_those_of_the_servers() -> Non
     runs(gpu, Creeping(1), 100, own_every=6)
     status = gpu.engine.memory_status(0, 0)
     assert (status.base_bytes, status.bytes_per_row) == (MIB, 100 * MIB)
+
+
+NEVER = 1_000
+
+
+@pytest.mark.parametrize("loaded_at", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("load_turns", [1, 2, 4])
+@pytest.mark.parametrize("unloaded_at", [NEVER, 50])
+def test_a_model_that_is_loaded_meanwhile_is_not_taken_for_what_rows_need(
+    loaded_at: int, load_turns: int, unloaded_at: int
+) -> None:
+    gpu = Gpu()
+    loads = Loads(3_072 * MIB, loaded_at, load_turns, unloaded_at)
+    high = 0
+    for turn in range(150):
+        kept = WEIGHTS + (BASE + PER_ROW * high if high else 0) + loads.kept(turn)
+        gpu.after(100 * MS)
+        gpu.read(TOTAL - kept, own_bytes=kept, own_measured_at=gpu.now)
+        gpu.submit_many(range(64))
+        while batches := gpu.step():
+            for batch in batches:
+                high = max(high, batch.rows)
+                gpu.after(MS).complete(batch)
+    assert high == 64
+    assert gpu.engine.memory_status(0, 0).bytes_per_row == pytest.approx(PER_ROW, rel=0.05)
