@@ -116,6 +116,8 @@ class FakeDataPlane:
             found.models.add(index=index, inflight_batches=count)
             for backend in range(2 if count else 0):
                 found.batches.add(model_index=index, backend_index=backend)
+        for name, requests in self.waiting.items():
+            found.loading.add(name=name, requests=requests)
         return found
 
 

@@ -13,6 +13,7 @@ from tests.unit.residency_world import (
     GIB,
     GROUP,
     ONE,
+    SEQUENCE,
     TWO,
     World,
     device_of,
@@ -156,5 +157,83 @@ def test_a_backend_without_room_for_a_pinned_model_does_not_keep_it_from_another
         await world.start()
         await world.until(lambda: world.tritons[TWO].loaded == {"a"}, "the other has it")
         assert not world.tritons[ONE].loads
+
+    run(scenario())
+
+
+SIZES = {"seq": 2 * GIB, "big": 3 * GIB, "small": GIB}
+WEIGHTS = {name: {"weights": size} for name, size in SIZES.items()}
+NAMES = {"seq": SEQUENCE, "big": GROUP, "small": GROUP}
+
+
+def world_of_a_sequence(folder: Path) -> World:
+    budget = {"budget": 4 * GIB}
+    return World(
+        folder, (ONE, NAMES), sizes=SIZES, total=4 * GIB, figures=False, residency=budget,
+        models=WEIGHTS,
+    )  # fmt: skip
+
+
+async def use_for(world: World, name: str, seconds: float) -> None:
+    for _ in range(int(seconds / 0.25)):
+        world.use(name)
+        await asyncio.sleep(0.25)
+
+
+def test_one_that_waits_for_a_model_in_use_does_not_keep_others_waiting(
+    tmp_path: Path, run: Run
+) -> None:
+    world = world_of_a_sequence(tmp_path)
+
+    async def scenario() -> None:
+        await world.start()
+        await world.load("seq")
+        world.data_plane.waiting["big"] = 1
+        world.loader.want("big")
+        await use_for(world, "seq", 2)
+        world.loader.want("small")
+        await use_for(world, "seq", 5)
+        assert world.tritons[ONE].loaded == {"seq", "small"}
+        await use_for(world, "seq", 150)
+        assert world.tritons[ONE].loads == ["seq", "small"]
+        await world.until(lambda: world.loaded("big"), "nothing is in its way now")
+
+    run(scenario())
+
+
+def test_one_that_nobody_waits_for_any_more_is_not_loaded(tmp_path: Path, run: Run) -> None:
+    world = world_of_a_sequence(tmp_path)
+
+    async def scenario() -> None:
+        await world.start()
+        await world.load("seq")
+        world.loader.want("big")
+        await use_for(world, "seq", 30)
+        assert ("big", "") in world.loader.wants
+        await use_for(world, "seq", 40)
+        assert not world.loader.wants
+        await asyncio.sleep(10)
+        assert world.tritons[ONE].loaded == {"seq"}
+
+    run(scenario())
+
+
+def test_one_that_may_be_loaded_soon_is_not_overtaken(tmp_path: Path, run: Run) -> None:
+    here = dict.fromkeys(("old", "big", "small"), GROUP)
+    sizes = {"old": 2 * GIB, "big": 4 * GIB, "small": GIB}
+    weights = {name: {"weights": size} for name, size in sizes.items()}
+    stays = {"budget": 4 * GIB, "min_residency": "3s"}
+    world = World(
+        tmp_path, (ONE, here), sizes=sizes, total=4 * GIB, figures=False, residency=stays,
+        models=weights,
+    )  # fmt: skip
+
+    async def scenario() -> None:
+        await world.start()
+        await world.load("old")
+        world.loader.want("big")
+        await asyncio.sleep(1)
+        await world.wanted_for(10, "big", "small")
+        assert world.tritons[ONE].loads[:2] == ["old", "big"]
 
     run(scenario())

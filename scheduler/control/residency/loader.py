@@ -40,6 +40,7 @@ from scheduler.control.residency.policy import (
 from scheduler.control.residency.residents import Residents
 from scheduler.control.residency.starved import Starved
 from scheduler.control.residency.unloads import UnloadError, Unloads
+from scheduler.control.residency.wants import FORGOTTEN_S, Want, nobody_waits
 from scheduler.control.residency.weighing import LOOK_S, Scale, told_bytes
 from scheduler.telemetry.logs import log
 from scheduler.telemetry.residency_metrics import ModelLoads
@@ -74,7 +75,7 @@ class Loader:
         self.learned = learned
         self.backends = ExplicitBackends(plane)
         self.residents = Residents(plane, learned, self.backends.explicit)
-        self.wants: dict[tuple[str, str], None] = {}  # name and backend ("" = any), in order
+        self.wants: dict[tuple[str, str], Want] = {}  # name and backend ("" = any), in order
         self.loading: dict[str, Loading] = {}
         self.failures = LoadFailures()
         self.counted: dict[tuple[str, str], ModelLoads] = {}
@@ -88,6 +89,7 @@ class Loader:
         self._scale = Scale(plane)
         self._starved = Starved()
         self._places: dict[asyncio.Task[None], frozenset[str]] = {}  # that tasks hold
+        self._asking: asyncio.Task[None] | None = None  # who waits still
         self._noted_at_s = -math.inf
         self._changed = asyncio.Event()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
@@ -102,9 +104,14 @@ class Loader:
 
     def want(self, name: str) -> None:
         """Requests wait for the model."""
-        if self.on and (name, "") not in self.wants and not self.failures.active(name):
-            self.wants[name, ""] = None
-            self._note_change()
+        if not self.on or self.failures.active(name):
+            return
+        known = self.wants.get((name, ""))
+        if known is not None:
+            known.told_s = time.monotonic()
+            return
+        self.wants[name, ""] = Want(time.monotonic())
+        self._note_change()
 
     async def next_end(self, name: str, timeout_s: float) -> None:
         """Until a load of the model has ended, well or not. Raises TimeoutError."""
@@ -131,6 +138,8 @@ class Loader:
         finally:
             for task in self._places:
                 task.cancel()
+            if self._asking is not None:
+                self._asking.cancel()
             self.backends.stop()
 
     def _rest(self) -> None:
@@ -167,7 +176,7 @@ class Loader:
                     and not self.failures.at(name, address)
                     and self.residents.may_load(name)
                 ):
-                    self.wants[key] = None
+                    self.wants[key] = Want(time.monotonic())
                     self._note_change()
 
     def _start(self, now_s: float) -> float:
@@ -176,6 +185,8 @@ class Loader:
         again_s = math.inf
         if not self.wants:
             return again_s
+        self._drop_forgotten(now_s)
+        min_residency_s = self._plane.settings.residency.min_residency / 1e9
         absent = self.residents.absent()
         rooms, there = self.residents.rooms(), self.residents.all()
         for name, target in list(self.wants):
@@ -198,10 +209,30 @@ class Loader:
                 held |= self._begin(name, target, found)
             elif isinstance(found, Later):
                 again_s = min(again_s, found.at_s)
-                held |= {place for site in sites for place in site.weights}  # it is the next one
+                if found.site and self.wants[name, target].holds(found, min_residency_s, now_s):
+                    held.update(found.site.weights)  # it is the next one
             else:
                 self._refuse(name, target, left, found)
         return again_s
+
+    def _drop_forgotten(self, now_s: float) -> None:
+        """Of a wait that has ended nobody tells."""
+        waits = {name for name, futures in self._waiting.items() if futures} | self.loading.keys()
+        old = {
+            name
+            for (name, target), want in self.wants.items()
+            if not target and name not in waits and now_s - want.told_s > FORGOTTEN_S
+        }
+        if old and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.create_task(self._drop(old))
+
+    async def _drop(self, names: set[str]) -> None:
+        for name in await nobody_waits(self._plane.steering, names):
+            if name not in self.loading and not self._waiting.get(name):
+                self._end(name, "")
+        for name in names:
+            if (name, "") in self.wants:
+                self.want(name)  # it is looked again when it has waited for that long once more
 
     def _comes_back(self, name: str) -> bool:
         """Whether it is wanted while it leaves: it is loaded again then."""

@@ -57,6 +57,7 @@ class Later:
     """Nothing can be done now; at `at_s` a protection ends, or (inf) when something changes."""
 
     at_s: float = math.inf
+    site: Site | None = field(default=None, compare=False)  # where it is going to be loaded
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def plan(
             site.backend,
         )
         if best is None or cost < best[0]:
-            later = Later(choice.later_s or math.inf)
+            later = Later(choice.later_s or math.inf, site)
             best = cost, later if waits else Plan(site, tuple(choice.victims))
     if best is not None:
         return best[1]
@@ -261,4 +262,4 @@ def leaving_next(
     if not found:
         return None
     first = found[0]
-    return Later(first.protected_until_s) if first.protected_until_s > now_s else first
+    return Later(first.protected_until_s, site) if first.protected_until_s > now_s else first
