@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# After a failed unload of one that was to make room.
-STAYS_S = 5.0
+# After a failed unload of one that was to make room: it served nobody while it was drained. At
+# least so many times as long as that took, twice as long after each further one.
+STAYS_S, STAYS_PART, STAYS_MAX_S = 5.0, 10, 3600.0
 REFRESH_MAX_S = 10.0
 
 
@@ -42,6 +43,7 @@ class Unloads:
     ) -> None:
         """`on_change` is called after every change of `leaving`."""
         self.leaving: dict[tuple[str, str], Resident] = {}  # by name and backend
+        self._failed: dict[tuple[str, str], int] = {}  # how often in a row, by name and backend
         self._plane = plane
         self._residents = residents
         self._on_unloaded = on_unloaded
@@ -50,28 +52,41 @@ class Unloads:
     async def unload(self, victim: Resident, why: str) -> None:
         """Raises UnloadError."""
         names, key = [victim.name, *victim.steps], (victim.name, victim.backend)
+        began_s = time.monotonic()
         try:
             watch = self._plane.pool.watches.get(victim.backend)
             if watch is None:
                 raise CallError(f"backend {victim.backend} is gone")
             async with self._plane.turns.of(names, residency=True):
+                began_s = time.monotonic()
                 self.leaving[key] = victim
                 self._plane.refresh_state()
                 await self._drain(victim, names)
                 await self._end(watch, victim)
+                self._failed.pop(key, None)
                 self._on_unloaded(victim)
         except (RpcError, CallError, ConnectionError, asyncio.TimeoutError) as error:
-            until_s = time.monotonic() + STAYS_S
-            self._residents.protected_until_s[key] = until_s
+            self._stays(key, time.monotonic() - began_s)
             reason = error if isinstance(error, (RpcError, CallError)) else "it does not end"
             log(logger, logging.WARNING, f"model {victim.name} cannot be unloaded: {reason}",
                 backend=victim.backend)  # fmt: skip
             raise UnloadError("other models have its memory and cannot leave now") from error
+        except Exception:
+            self._stays(key, time.monotonic() - began_s)
+            raise
         finally:
             self.leaving.pop(key, None)
             self._on_change()
         log(logger, logging.INFO, f"model {victim.name} unloaded: it {why}",
             backend=victim.backend)  # fmt: skip
+
+    def _stays(self, key: tuple[str, str], took_s: float) -> None:
+        """Others are preferred, and it serves."""
+        protected = self._residents.protected_until_s
+        self._failed = {k: count for k, count in self._failed.items() if k in protected}
+        count = self._failed[key] = self._failed.get(key, 0) + 1
+        stays_s = max(STAYS_S, STAYS_PART * took_s) * 2 ** min(count - 1, 16)
+        protected[key] = time.monotonic() + min(stays_s, STAYS_MAX_S)
 
     async def _end(self, watch: BackendWatch, victim: Resident) -> None:
         """Returns once it is known what is there: until then nothing may be sent to the victim.
