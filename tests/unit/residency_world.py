@@ -42,6 +42,7 @@ class FakeTriton(ScriptedCalls):
         super().__init__(**texts)
         self.states = {(name, "1"): "UNAVAILABLE" for name in models}
         self.sizes, self.total = sizes, total
+        self.taken = 0  # by another process
         self.loads: list[str] = []
         self.unloads: list[str] = []
         self.asked = 0  # whether it loads models
@@ -53,7 +54,7 @@ class FakeTriton(ScriptedCalls):
 
     @property
     def free(self) -> int:
-        return self.total - sum(self.sizes.get(name, GIB) for name in self.loaded)
+        return self.total - self.taken - sum(self.sizes.get(name, GIB) for name in self.loaded)
 
     async def rpc(self, method: str, request: Any, timeout_s: float) -> Any:
         if method == "RepositoryIndex":

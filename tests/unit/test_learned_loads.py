@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
-from scheduler.control.residency.learned_loads import FILE_NAME, LearnedLoads
+from scheduler.control.residency.learned_loads import FILE_NAME, LEAST_KEPT_S, MIB, LearnedLoads
 
 GIB = 2**30
 SECOND = 1_000_000_000
@@ -74,3 +75,22 @@ def test_a_directory_that_cannot_be_written_is_no_failure(tmp_path: Path) -> Non
     learned.took("a", "one", SECOND)
     learned.store()
     assert learned.load_ns("a", "one") == SECOND
+
+
+def test_what_a_model_needs_at_least_is_known_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    loads = LearnedLoads(tmp_path)
+    loads.starved("a", "one", "gpu", 5 * MIB, 64 * MIB)
+    loads.starved("a", "one", "gpu", 3 * MIB, 64 * MIB)
+    assert loads.least("a", "one", "gpu", 64 * MIB) == 6 * MIB
+    assert loads.least("a", "one", "gpu", 32 * MIB) == 0, "another device"
+    assert loads.least("a", "two", "gpu", 64 * MIB) == 0
+    now[0] += LEAST_KEPT_S
+    assert loads.least("a", "one", "gpu", 64 * MIB) == 0, "others may have had the memory"
+    loads.starved("a", "one", "gpu", math.inf, 0)
+    assert loads.least("a", "one", "gpu", 0) == math.inf
+    loads.fits("a", "one")
+    assert loads.least("a", "one", "gpu", 0) == 0

@@ -237,3 +237,101 @@ def test_one_that_may_be_loaded_soon_is_not_overtaken(tmp_path: Path, run: Run) 
         assert world.tritons[ONE].loads[:2] == ["old", "big"]
 
     run(scenario())
+
+
+@pytest.mark.parametrize("figures", [True, False])
+def test_a_model_that_is_too_large_makes_others_leave_once(
+    tmp_path: Path, run: Run, figures: bool
+) -> None:
+    others = ("a", "b", "c")
+    world = World(
+        tmp_path, (ONE, dict.fromkeys((*others, "huge"), GROUP)), sizes={"huge": 20 * GIB},
+        total=4 * GIB, figures=figures,
+    )  # fmt: skip
+    triton = world.tritons[ONE]
+
+    async def scenario() -> None:
+        await world.start()
+        for name in others:
+            await world.load(name)
+        await world.wanted_for(600, "huge", *others)
+        assert sorted(triton.unloads) == ["a", "b", "c"]
+        assert triton.loaded == {"a", "b", "c"}
+        assert triton.loads.count("huge") == 4, "since then it is known that it does not fit"
+        failed = world.loader.failures.by_name["huge"]
+        why = "it needs 4097MiB of gpu1" if figures else "there is no memory left for it"
+        assert why in failed.error
+        assert failed.need_bytes > 4 * GIB if figures else not failed.need_bytes
+        triton.total = 32 * GIB
+        if figures:
+            await world.wanted_for(100, "huge")
+            assert triton.loaded == {"a", "b", "c", "huge"}
+
+    run(scenario())
+
+
+def test_a_model_that_found_no_memory_because_of_others_is_loaded_when_they_are_gone(
+    tmp_path: Path, run: Run
+) -> None:
+    world = World(tmp_path, (ONE, {"a": GROUP}), sizes={"a": 3 * GIB}, total=4 * GIB)
+    triton = world.tritons[ONE]
+
+    async def scenario() -> None:
+        await world.start()
+        triton.taken = 2 * GIB  # another process
+        await world.wanted_for(300, "a")
+        assert len(triton.loads) == 1, "that there is less than it needs is known"
+        triton.taken = 0
+        await world.wanted_for(100, "a")
+        assert triton.loaded == {"a"}
+
+    run(scenario())
+
+
+def test_one_whose_work_never_ends_is_shut_out_more_and_more_rarely(
+    tmp_path: Path, run: Run
+) -> None:
+    stays = {"budget": GIB, "drain_timeout": "10s"}
+    world = World(
+        tmp_path, (ONE, dict.fromkeys("ab", GROUP)), figures=False, residency=stays,
+        defaults={"weights": GIB},
+    )  # fmt: skip
+
+    async def scenario() -> None:
+        await world.start()
+        await world.load("a")
+        world.use("a", in_flight=1)
+        shut_out_s = 0.0
+        for _ in range(4000):
+            world.loader.want("b")
+            shut_out_s += 0.5 if world.loader.leaving else 0
+            await asyncio.sleep(0.5)
+        assert 30 <= shut_out_s <= 60, "tries of 10 s, further and further apart"
+        world.use("a")
+        await world.wanted_for(3700, "b")
+        assert world.tritons[ONE].loaded == {"b"}
+
+    run(scenario())
+
+
+def test_others_leave_rather_than_one_whose_work_did_not_end(tmp_path: Path, run: Run) -> None:
+    stays = {"budget": 2 * GIB, "drain_timeout": "10s"}
+    world = World(
+        tmp_path, (ONE, dict.fromkeys("abc", GROUP)), figures=False, residency=stays,
+        defaults={"weights": GIB},
+    )  # fmt: skip
+
+    async def scenario() -> None:
+        await world.start()
+        for name in "ab":
+            await world.load(name)
+        for name in "ab":
+            world.use(name, in_flight=1)
+            await asyncio.sleep(1)
+        world.loader.want("c")
+        await world.until(lambda: world.error("c"), "a does not end")
+        world.use("b")
+        await world.wanted_for(5, "c")
+        assert world.tritons[ONE].loaded == {"a", "c"}
+
+    run(scenario())

@@ -206,3 +206,15 @@ def test_random_plans_keep_the_budget_and_touch_nobody_that_must_stay() -> None:
         for victim in found.victims:
             assert left_over + weight + victim.weights["gpu"] > limit or not victim.weights["gpu"]
     assert outcomes == {Plan, Later, NoRoom}
+
+
+def test_one_that_was_seen_to_need_more_than_there_can_be_makes_nobody_leave() -> None:
+    rooms = {"gpu": Room(free_bytes=GIB, most_bytes=8 * GIB)}
+    there = [resident("a", 2 * GIB, 1)]
+    wanted = Site("one", {"gpu": 0}, False, {"gpu": 3 * GIB})
+    assert victims(plan([wanted], there, rooms, (), NOW)) == [], "it may be enough"
+    wanted = Site("one", {"gpu": 0}, False, {"gpu": 3 * GIB + 1})
+    found = plan([wanted], there, rooms, (), NOW)
+    assert found == NoRoom("gpu", 3 * GIB + 1, 3 * GIB, others=True)
+    wanted = Site("one", {"gpu": 0}, False, {"gpu": math.inf})
+    assert plan([wanted], there, {}, (), NOW) == NoRoom("gpu", 1, 0, others=True)

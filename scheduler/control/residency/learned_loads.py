@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +23,9 @@ SAMPLES_MAX = 3
 CERTAIN_SAMPLES = 2
 # Of the last load in the mean: one that took longer is believed sooner.
 RISE, FALL = 0.6, 0.3
+# What a model was seen to need more than: it may have been others that had the memory.
+LEAST_KEPT_S = 3600.0
+MIB = 2**20
 
 Bytes = Annotated[int, Field(ge=0, le=2**50)]
 Nanoseconds = Annotated[int, Field(ge=0, le=10**15)]
@@ -45,6 +51,15 @@ class LearnedLoadsFile(Section):
     loads: tuple[LearnedLoad, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Least:
+    """Of a device that had so much memory, at this moment."""
+
+    need_bytes: float
+    total_bytes: int
+    seen_s: float
+
+
 class LearnedLoads:
     """By model name and backend address."""
 
@@ -53,6 +68,8 @@ class LearnedLoads:
         self._file = KeptFile(directory / FILE_NAME, LearnedLoadsFile, what)
         self._entries: dict[tuple[str, str], LearnedLoad] = {}  # the latest last
         self._by_model: dict[str, dict[str, LearnedLoad]] = {}
+        # Of models that found no memory, by model, backend and place; not kept in the file.
+        self._least: dict[tuple[str, str], dict[str, _Least]] = {}
         kept = self._file.load()
         for entry in kept.loads if kept is not None else ():
             self._put(entry)
@@ -79,6 +96,29 @@ class LearnedLoads:
         if not samples:
             return 0, False
         return int(statistics.median_high(samples)), len(samples) >= CERTAIN_SAMPLES
+
+    def least(self, model: str, backend: str, place: str, total_bytes: int) -> float:
+        """What it needs there at least, in bytes; inf: more than there can be, 0: not known."""
+        found = self._least.get((model, backend), {}).get(place)
+        if found is None or found.total_bytes != total_bytes:
+            return 0
+        return found.need_bytes if time.monotonic() - found.seen_s < LEAST_KEPT_S else 0
+
+    def starved(
+        self, model: str, backend: str, place: str, free_bytes: float, total_bytes: int
+    ) -> None:
+        """A load found no memory, and there was so much."""
+        before = self.least(model, backend, place, total_bytes)
+        # In whole MiB: it is told to people.
+        needs = math.inf if math.isinf(free_bytes) else (int(free_bytes) // MIB + 1) * MIB
+        found = _Least(max(before, needs), total_bytes, time.monotonic())
+        self._least.setdefault((model, backend), {})[place] = found
+        while len(self._least) > ENTRIES_MAX:
+            del self._least[next(iter(self._least))]
+
+    def fits(self, model: str, backend: str) -> None:
+        """It is loaded there."""
+        self._least.pop((model, backend), None)
 
     def took(self, model: str, backend: str, load_ns: int) -> None:
         """A load has ended well after so long."""

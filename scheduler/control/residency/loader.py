@@ -14,8 +14,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tritonclient.grpc import service_pb2
@@ -63,6 +63,7 @@ class Loading:
     backend: str
     ready_at_ns: int  # expected; 0 = not known
     places: frozenset[str] = frozenset()  # that nobody else loads on meanwhile
+    free: Mapping[str, int] = field(default_factory=dict)  # by place, just before
 
 
 class Loader:
@@ -87,7 +88,7 @@ class Loader:
         self._plane = plane
         self._on_look = on_look
         self._scale = Scale(plane)
-        self._starved = Starved()
+        self._starved = Starved(learned, self.residents)
         self._places: dict[asyncio.Task[None], frozenset[str]] = {}  # that tasks hold
         self._asking: asyncio.Task[None] | None = None  # who waits still
         self._noted_at_s = -math.inf
@@ -196,7 +197,7 @@ class Loader:
             backends = [b for b in backends if target in ("", b)]
             is_served = not target and self.residents.served(name)
             left = [b for b in backends if not self.failures.at(name, b)]
-            if backends and not left:
+            if backends and not left and not target:
                 self.failures.conclude(name, backends)
             if not left or is_served or (not target and self.failures.active(name)):
                 if not self._comes_back(name):
@@ -282,7 +283,7 @@ class Loader:
         except (RpcError, CallError) as error:
             text = error.text if isinstance(error, RpcError) else str(error)
             self._count(name, backend).failures += 1
-            if says_out_of_memory(text) and self._starved.found_none(name, backend, text):
+            if says_out_of_memory(text) and self._starves(name, found.site, text):
                 log(logger, logging.WARNING, f"model {name} found no memory to load",
                     backend=backend, reason=text)  # fmt: skip
                 return  # somebody else leaves, and it is tried again
@@ -294,6 +295,9 @@ class Loader:
         finally:
             del self.loading[name]
             self._note_change()
+
+    def _starves(self, name: str, site: Site, text: str) -> bool:
+        return self._starved.found_none(name, site, text, self.loading[name].free)
 
     async def _make_room(self, name: str, found: Plan) -> None:
         places = {place for victim in found.victims for place in victim.weights}
@@ -318,6 +322,7 @@ class Loader:
             if not site.certain:
                 await self._scale.looked(site.weights, LOOK_S)  # or it weighs what ran just now
             before = self._scale.before(site.weights)
+            self.loading[name].free = before.free
             started_s = time.monotonic()
             timeout_s = plane.settings.residency.load_timeout / 1e9
             ours = await load_model(watch, request, timeout_s)

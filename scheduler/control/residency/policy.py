@@ -42,6 +42,8 @@ class Site:
     weights: Mapping[str, int]
     # Whether the weights have been seen often enough to refuse the model for them.
     certain: bool = True
+    # By place what it was seen to need at least; inf: more than there can be.
+    least: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,11 @@ def _choose(
         room = rooms.get(place, Room())
         need = max(weight, 1)  # of unknown weight: there must be something left
         most = _most(place, there, room)
-        if need > most and (site.certain or most <= 0):
-            choice.no_room = _no_room(place, need, there, room, int(most))
+        least = site.least.get(place, 0)
+        if least > most or math.isinf(least) or (need > most and (site.certain or most <= 0)):
+            need = need if math.isinf(least) else max(need, int(least))
+            known = 0 if math.isinf(most) else int(most)
+            choice.no_room = _no_room(place, need, there, room, known)
             return choice
         need = min(need, int(most)) if most < math.inf else need
         freed_already = sum(v.weights.get(place, 0) for v in choice.victims)

@@ -113,6 +113,7 @@ class Residents:
         for address, watch in plane.pool.watches.items():
             for (name, _), spec in watch.models.items():
                 self._specs[name, address] = spec
+                self._learned.fits(name, address)
         there = {name for name, _ in plane.pool.catalog}
         self._seen_s = {name: self._seen_s.get(name, now_s) for name in there}
         listed = {n for watch in plane.pool.watches.values() for n in watch.absent}
@@ -147,7 +148,7 @@ class Residents:
         found = []
         for address in backends:
             certain = True
-            weights = {}
+            weights, least = {}, {}
             missing = self._missing_steps(name, address)
             for place in self._places(name, address):
                 weights[place], seen = self.weight(name, address, place)
@@ -155,8 +156,15 @@ class Residents:
                     weights[place] = sum(self.weight(s, address, place)[0] for s in missing)
                     seen = False
                 certain = certain and seen
-            found.append(Site(address, weights, certain))
+                total = self.total_bytes(place)
+                least[place] = self._learned.least(name, address, place, total)
+            found.append(Site(address, weights, certain, least))
         return found
+
+    def total_bytes(self, place: str) -> int:
+        """Of a device; 0 = not known."""
+        device = self._plane.devices.current.get(place)
+        return device.reading.total_bytes if device is not None else 0
 
     def _missing_steps(self, name: str, address: str) -> set[str]:
         """Of an ensemble that was loaded before: its load loads them, too."""

@@ -1,37 +1,54 @@
 """Loads that found no memory where the figures had said that there is some: others leave one by one
-until it is enough, or nobody is left."""
+until it is enough, or nobody is left. What is seen then bounds what the model needs, so that the
+others do not leave for it again and again."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from scheduler.control.residency.learned_loads import LearnedLoads
 from scheduler.control.residency.policy import (
     Later,
     NoRoom,
     Plan,
     Resident,
     Room,
+    Site,
     leaving_next,
 )
+from scheduler.control.residency.residents import Residents
+
+
+@dataclass(frozen=True)
+class _Tried:
+    text: str  # of the Triton
+    free: Mapping[str, int]  # before the load, by place
 
 
 class Starved:
     """By model and backend, until it is loaded there or others have left."""
 
-    def __init__(self) -> None:
-        self._said: dict[tuple[str, str], str] = {}
+    def __init__(self, learned: LearnedLoads, residents: Residents) -> None:
+        self._learned, self._residents = learned, residents
+        self._tried: dict[tuple[str, str], _Tried] = {}
 
-    def found_none(self, name: str, backend: str, text: str) -> bool:
-        """A load there failed for want of memory, as Triton says. Whether it is worth another try:
-        not where it had one just now."""
-        if (name, backend) in self._said:
+    def found_none(self, name: str, site: Site, text: str, free: Mapping[str, int]) -> bool:
+        """A load there failed for want of memory, as Triton says; so much was free. Whether it is
+        worth another try: not where it had one just now."""
+        if len(site.weights) == 1:  # of two devices either may be the full one
+            for place, free_bytes in free.items():
+                self._learn(name, site, place, free_bytes)
+        if (name, site.backend) in self._tried:
             return False
-        self._said[name, backend] = text
+        self._tried[name, site.backend] = _Tried(text, free)
         return True
 
     def ended(self, name: str, backend: str) -> str:
         """It counts no more; what the Triton had said."""
-        return self._said.pop((name, backend), "")
+        found = self._tried.pop((name, backend), None)
+        return found.text if found is not None else ""
 
     def decided(
         self,
@@ -45,13 +62,22 @@ class Starved:
         if not isinstance(found, Plan) or found.victims:
             return found
         site = found.site
-        if (name, site.backend) not in self._said:
+        tried = self._tried.get((name, site.backend))
+        if tried is None:
             return found
         first = leaving_next(site, there, now_s)
         if isinstance(first, Resident):
             return Plan(site, (first,))
         if isinstance(first, Later):
             return first
+        for place in site.weights:
+            self._learn(name, site, place, tried.free.get(place, math.inf))
         place, weight = next(iter(site.weights.items()))
         free = rooms.get(place, Room()).free_bytes
         return NoRoom(place, weight, max(free or 0, 0), others=True)
+
+    def _learn(self, name: str, site: Site, place: str, free_bytes: float) -> None:
+        if self._learned.weight(name, site.backend, place)[1]:
+            return  # it has fitted into less: others took what was free meanwhile
+        total = self._residents.total_bytes(place)
+        self._learned.starved(name, site.backend, place, free_bytes, total)
