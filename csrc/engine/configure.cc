@@ -103,7 +103,7 @@ void Core::configure_model(std::uint32_t index, const ModelPolicy& policy,
     if (!next.in_use) model.stats = ModelStats();
     const bool other_levels = !same_levels(model.policy, next);
     model.policy = next;
-    if (!next.in_use) model.latency = LatencyModel();
+    if (!next.in_use) forget_latencies(model);
     model.latency.set_attainment(batches_covered(next.attainment));
     for (PlacementState& placement : model.placements) {
         if (placement.own_latency)

@@ -17,9 +17,22 @@ constexpr double kAlike = 0.05;
 
 }  // namespace
 
-double LatencyLikeness::learn(double log_ratio, double scale) {
+void LatencyLikeness::add(double log_ratio) {
     ratios_[count_ % kRatios] = static_cast<float>(log_ratio);
     ++count_;
+}
+
+bool LatencyLikeness::same(double log_ratio) {
+    add(log_ratio);
+    if (count_ < kJumpBatches) return false;
+    std::size_t near = 0;
+    for (std::size_t back = 1; back <= kJumpBatches; ++back)
+        near += std::fabs(ratios_[(count_ - back) % kRatios]) < kJumpMin ? 1 : 0;
+    return near + 1 >= kJumpBatches;
+}
+
+double LatencyLikeness::learn(double log_ratio, double scale) {
+    add(log_ratio);
     const double jump = jumped(scale);
     return jump != 0 ? jump : differs();
 }

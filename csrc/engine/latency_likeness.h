@@ -13,6 +13,8 @@ class LatencyLikeness {
     // deviate by `scale`. The logarithm of the factor by which this backend differs; 0: it does
     // not, as far as can be told.
     double learn(double log_ratio, double scale);
+    // As learn(), of one that is still learned apart: whether enough batches took the same time.
+    bool same(double log_ratio);
     void forget() { count_ = 0; }
 
     template <class Archive>
@@ -28,6 +30,7 @@ class LatencyLikeness {
     double jumped(double scale) const;
     double differs() const;
     double median_off(std::size_t back) const;
+    void add(double log_ratio);
 
     std::array<float, kRatios> ratios_{};
     std::uint64_t count_ = 0;

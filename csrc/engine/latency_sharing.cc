@@ -1,8 +1,10 @@
 // What is learned of one backend holds for those like it.
 //
-// The batches of all backends of a model are learned from together, until one of them differs: it
-// goes on with what is known times the factor by which it does, and learns apart. It comes back
-// when it takes the same time again.
+// A backend learns apart at first. Once the first one has run a few batches it is what the others
+// are compared with, and who takes the same time learns together with it, until it differs: it goes
+// on with what is known times the factor by which it does, and learns apart. It comes back when it
+// takes the same time again. Who has not run anything is taken to be like the others, or, as long
+// as nobody is, like the fastest.
 #include <algorithm>
 #include <cmath>
 
@@ -11,7 +13,11 @@
 namespace infersched::engine {
 namespace {
 
-// Batches after which a backend apart is compared again.
+// Batches of a backend from which on others are compared with it.
+constexpr std::uint64_t kFoundingBatches = 4;
+// Of a backend's first batches, the latest say whether it is like the others.
+constexpr std::uint64_t kYoungBatches = 64;
+// Batches after which an older backend apart is compared again.
 constexpr std::uint64_t kComparedEvery = 64;
 // Those whose times differ by less than this part take the same.
 constexpr Nanos kAlikeShare = 20;
@@ -24,6 +30,11 @@ bool alike(const LatencyModel& one, const LatencyModel& other, std::uint32_t row
     return std::max(a, b) - std::min(a, b) <= std::min(a, b) / kAlikeShare;
 }
 
+bool alike(const LatencyModel& own, const LatencyModel& common) {
+    const std::uint32_t rows = std::max(own.rows_measured(), 1u);
+    return alike(own, common, 1) && alike(own, common, (rows + 1) / 2) && alike(own, common, rows);
+}
+
 LatencyModel& learned_by(ModelState& model, PlacementState& placement) {
     return placement.own_latency ? *placement.own_latency : model.latency;
 }
@@ -33,25 +44,69 @@ void set_apart(ModelState& model, PlacementState& placement, double log_shift) {
     placement.likeness.forget();
 }
 
-void rejoin(ModelState& model, PlacementState& placement) {
-    const bool any = std::any_of(
-        model.placements.begin(), model.placements.end(),
-        [](const PlacementState& each) { return each.configured && !each.own_latency; });
+bool any_together(const ModelState& model) {
+    return std::any_of(model.placements.begin(), model.placements.end(),
+                       [](const PlacementState& each) {
+                           return each.configured && !each.own_latency && each.batches_learned > 0;
+                       });
+}
+
+void forget_likenesses(ModelState& model) {
+    for (PlacementState& each : model.placements) each.likeness.forget();
+}
+
+// A backend apart ran a batch that took `ran_ns`; the others take `expected` (0: not known) for it.
+// Whether it learns with them from here on.
+bool joined(ModelState& model, PlacementState& placement, double ran_ns, double expected) {
     const LatencyModel& own = *placement.own_latency;
-    const std::uint32_t rows = std::max(own.rows_measured(), 1u);
-    const bool same = alike(own, model.latency, 1) && alike(own, model.latency, (rows + 1) / 2) &&
-                      alike(own, model.latency, rows);
-    if (any && !same) return;
-    // Where all are apart, the first one begins anew what is common.
-    if (!any) model.latency = std::move(*placement.own_latency);
+    if (!any_together(model)) {
+        if (own.observations() < kFoundingBatches) return false;
+        // What is common begins anew.
+        model.latency = std::move(*placement.own_latency);
+        placement.own_latency.reset();
+        forget_likenesses(model);
+        return true;
+    }
+    bool same = false;
+    if (placement.batches_learned < kYoungBatches) {
+        same = expected > 0 && placement.likeness.same(std::log(ran_ns / expected));
+    } else if (own.observations() % kComparedEvery == 0) {
+        same = alike(own, model.latency);
+    }
+    if (!same) return false;
     placement.own_latency.reset();
     placement.likeness.forget();
+    return true;
+}
+
+// What those who learn together take for such a batch; 0: that is not known.
+double foretold(const ModelState& model, const PlacementState& placement, std::uint32_t rows) {
+    const LatencyModel& common = model.latency;
+    const bool usable = placement.own_latency ? common.known() : common.well_known(rows);
+    return usable ? static_cast<double>(common.expected(rows)) : 0;
+}
+
+// Of a backend of which nothing is known.
+const LatencyModel& fallback_latency(const ModelState& model) {
+    if (model.latency.known() || model.reference == kNoSlot) return model.latency;
+    const PlacementState& fastest = model.placements[model.reference];
+    return fastest.own_latency ? *fastest.own_latency : model.latency;
 }
 
 }  // namespace
 
 const LatencyModel& latency_of(const ModelState& model, const PlacementState& placement) {
-    return placement.own_latency ? *placement.own_latency : model.latency;
+    const LatencyModel* own = placement.own_latency.get();
+    return own != nullptr && own->known() ? *own : fallback_latency(model);
+}
+
+void forget_latencies(ModelState& model) {
+    model.latency = LatencyModel();
+    for (PlacementState& each : model.placements) {
+        each.own_latency.reset();
+        each.likeness.forget();
+        each.batches_learned = 0;
+    }
 }
 
 const LatencyModel& reference_latency(const ModelState& model) {
@@ -65,21 +120,21 @@ const LatencyModel& Core::planning_latency(const ModelState& model, const Group&
 
 void Core::learn_latency(ModelState& model, PlacementState& placement, std::uint32_t rows,
                          Nanos ran_ns) {
+    if (placement.batches_learned == 0 && !placement.own_latency) set_apart(model, placement, 0);
     LatencyModel& latency = learned_by(model, placement);
-    const double expected =
-        latency.well_known(rows) ? static_cast<double>(latency.expected(rows)) : 0;
+    const double expected = foretold(model, placement, rows);
     const std::uint64_t drifts = latency.drifts();
+    const std::uint64_t observations = latency.observations();
     latency.observe(rows, ran_ns);
+    if (latency.observations() == observations) return;
+    ++placement.batches_learned;
+    const auto ran = static_cast<double>(ran_ns);
     if (placement.own_latency) {
-        if (latency.observations() % kComparedEvery == 0) {
-            rejoin(model, placement);
-            update_reference(model);
-        }
+        if (joined(model, placement, ran, expected)) update_reference(model);
     } else if (latency.drifts() != drifts) {
-        for (PlacementState& each : model.placements) each.likeness.forget();
-    } else if (expected > 0 && ran_ns > 0 && model.placements.size() > 1) {
-        const double log_ratio = std::log(static_cast<double>(ran_ns) / expected);
-        const double shift = placement.likeness.learn(log_ratio, latency.scale());
+        forget_likenesses(model);
+    } else if (expected > 0 && model.placements.size() > 1) {
+        const double shift = placement.likeness.learn(std::log(ran / expected), latency.scale());
         if (shift != 0) {
             set_apart(model, placement, shift);
             update_reference(model);
@@ -95,18 +150,24 @@ bool Core::prime_latency(std::uint32_t index, std::uint32_t backend, std::uint32
     ModelState& model = models_[index];
     PlacementState* placement = model.placement(backend);
     if (placement == nullptr) return false;
-    const bool sensible = LatencyModel::sensible_prior(rows, static_cast<double>(mean_ns), count);
-    if (sensible && !placement->own_latency && model.latency.heard_of(rows)) {
+    const auto mean = static_cast<double>(mean_ns);
+    const bool sensible = LatencyModel::sensible_prior(rows, mean, count);
+    if (sensible && !placement->own_latency && placement->batches_learned == 0) {
+        // Those that ran tell more than a profile that says the same.
+        const bool heard = model.latency.heard_of(rows);
         const auto expected = static_cast<double>(model.latency.expected(rows));
-        const double shift = std::log(static_cast<double>(mean_ns) / expected);
-        // What ran tells more than what others say.
-        const bool ran = model.latency.observations() > 0;
-        if (ran || std::fabs(shift) < std::log(kPriorApart)) return true;
-        set_apart(model, *placement, shift);
+        const bool same = heard && std::fabs(std::log(mean / expected)) < std::log(kPriorApart);
+        if (same) return true;
+        // Of another backend, nothing is known but what is said.
+        if (heard) {
+            placement->own_latency = std::make_unique<LatencyModel>(model.latency.attainment());
+        } else {
+            set_apart(model, *placement, 0);
+        }
     }
     LatencyModel& latency = learned_by(model, *placement);
     const std::uint64_t ignored = latency.ignored();
-    latency.prime(rows, static_cast<double>(mean_ns), count);
+    latency.prime(rows, mean, count);
     update_reference(model);
     return latency.ignored() == ignored;
 }

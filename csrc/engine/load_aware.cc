@@ -29,6 +29,7 @@ void Core::update_reference(ModelState& model) {
     if (!model.learns) return;
     const std::uint32_t rows = std::min(rows_limit(model.policy), kRowsCompared);
     Nanos least = kNever;
+    std::uint32_t fastest = kNoSlot;
     model.rows_trusted = 1;
     for (std::uint32_t i = 0; i < model.placements.size(); ++i) {
         const PlacementState& p = model.placements[i];
@@ -39,8 +40,9 @@ void Core::update_reference(ModelState& model) {
         const Nanos ranked = usable(p) ? bound : kNever - 1;
         if (ranked >= least) continue;
         least = ranked;
-        model.reference = i;
+        fastest = i;
     }
+    model.reference = fastest;
 }
 
 // What one backend has run, the others may risk: with many of them, each sees few of the large

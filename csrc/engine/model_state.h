@@ -103,6 +103,7 @@ struct ModelState {
 
 // What is known of the batches of one backend (latency_sharing.cc).
 const LatencyModel& latency_of(const ModelState& model, const PlacementState& placement);
+void forget_latencies(ModelState& model);
 // Of the fastest backend; there must be one.
 const LatencyModel& reference_latency(const ModelState& model);
 

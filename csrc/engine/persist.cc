@@ -81,6 +81,7 @@ void archive_placement(Archive& archive, PlacementState& p) {
     archive(p.batch_ns);
     archive(p.executor);
     p.likeness.archive(archive);
+    archive(p.batches_learned);
     bool own = p.own_latency != nullptr;
     archive(own);
     if constexpr (Archive::kReads) {

@@ -54,7 +54,8 @@ struct PlacementState {
     Nanos ns_per_row = 0;  // moving averages of start to reply; 0 = nothing seen yet
     Nanos batch_ns = 0;
     LatencyLikeness likeness;                   // to the model's other backends
-    std::unique_ptr<LatencyModel> own_latency;  // of one that is unlike the others
+    std::unique_ptr<LatencyModel> own_latency;  // of one that is new, or unlike the others
+    std::uint64_t batches_learned = 0;          // that it ran itself
     std::uint32_t failures = 0;                 // in a row, of those that make it rest
     Nanos rest_until = std::numeric_limits<Nanos>::min();
     // The batch that is to have the devices for itself (BatchRecord::alone); 0: none. What such

@@ -160,7 +160,7 @@ LatencyStatus Core::latency_status(std::uint32_t index, std::uint32_t backend) c
     const LatencyModel& latency = latency_of(model, *placement);
     const LatencyAccuracy accuracy = latency.accuracy();
     status.known = latency.known();
-    status.observations = accuracy.observations;
+    status.observations = placement->batches_learned;
     status.alpha_ns = static_cast<Nanos>(latency.alpha_ns());
     status.beta_ns = static_cast<Nanos>(latency.beta_ns());
     status.margin = latency.margin();
