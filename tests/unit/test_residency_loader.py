@@ -240,7 +240,7 @@ def test_one_that_may_be_loaded_soon_is_not_overtaken(tmp_path: Path, run: Run) 
 
 
 @pytest.mark.parametrize("figures", [True, False])
-def test_a_model_that_is_too_large_makes_others_leave_once(
+def test_a_model_that_is_too_large_does_not_make_others_leave_again_and_again(
     tmp_path: Path, run: Run, figures: bool
 ) -> None:
     others = ("a", "b", "c")
@@ -255,9 +255,12 @@ def test_a_model_that_is_too_large_makes_others_leave_once(
         for name in others:
             await world.load(name)
         await world.wanted_for(600, "huge", *others)
-        assert sorted(triton.unloads) == ["a", "b", "c"]
+        rounds = len(triton.unloads) // 3
+        assert sorted(triton.unloads) == sorted(others * rounds)
         assert triton.loaded == {"a", "b", "c"}
-        assert triton.loads.count("huge") == 4, "since then it is known that it does not fit"
+        # Since then it is known that it does not fit; without figures for twice as long every time.
+        assert rounds == 1 if figures else 2 <= rounds <= 4
+        assert triton.loads.count("huge") == 4 * rounds
         failed = world.loader.failures.by_name["huge"]
         why = "it needs 4097MiB of gpu1" if figures else "there is no memory left for it"
         assert why in failed.error

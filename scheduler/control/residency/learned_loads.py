@@ -25,6 +25,8 @@ CERTAIN_SAMPLES = 2
 RISE, FALL = 0.6, 0.3
 # What a model was seen to need more than: it may have been others that had the memory.
 LEAST_KEPT_S = 3600.0
+# That it found none though nobody was left, where there are no figures: twice as long every time.
+INFINITE_KEPT_S = 60.0
 MIB = 2**20
 
 Bytes = Annotated[int, Field(ge=0, le=2**50)]
@@ -53,11 +55,12 @@ class LearnedLoadsFile(Section):
 
 @dataclass(frozen=True)
 class _Least:
-    """Of a device that had so much memory, at this moment."""
+    """Of a device that had so much memory, at this moment, believed for so long."""
 
     need_bytes: float
     total_bytes: int
     seen_s: float
+    kept_s: float
 
 
 class LearnedLoads:
@@ -102,7 +105,7 @@ class LearnedLoads:
         found = self._least.get((model, backend), {}).get(place)
         if found is None or found.total_bytes != total_bytes:
             return 0
-        return found.need_bytes if time.monotonic() - found.seen_s < LEAST_KEPT_S else 0
+        return found.need_bytes if time.monotonic() - found.seen_s < found.kept_s else 0
 
     def starved(
         self, model: str, backend: str, place: str, free_bytes: float, total_bytes: int
@@ -111,7 +114,12 @@ class LearnedLoads:
         before = self.least(model, backend, place, total_bytes)
         # In whole MiB: it is told to people.
         needs = math.inf if math.isinf(free_bytes) else (int(free_bytes) // MIB + 1) * MIB
-        found = _Least(max(before, needs), total_bytes, time.monotonic())
+        kept_s = LEAST_KEPT_S
+        if math.isinf(needs):
+            last = self._least.get((model, backend), {}).get(place)
+            again = last is not None and math.isinf(last.need_bytes)
+            kept_s = min(2 * last.kept_s, LEAST_KEPT_S) if last and again else INFINITE_KEPT_S
+        found = _Least(max(before, needs), total_bytes, time.monotonic(), kept_s)
         self._least.setdefault((model, backend), {})[place] = found
         while len(self._least) > ENTRIES_MAX:
             del self._least[next(iter(self._least))]

@@ -187,7 +187,8 @@ class Loader:
         if not self.wants:
             return again_s
         self._drop_forgotten(now_s)
-        min_residency_s = self._plane.settings.residency.min_residency / 1e9
+        settings = self._plane.settings.residency
+        min_residency_s, load_timeout_s = settings.min_residency / 1e9, settings.load_timeout / 1e9
         absent = self.residents.absent()
         rooms, there = self.residents.rooms(), self.residents.all()
         for name, target in list(self.wants):
@@ -210,10 +211,11 @@ class Loader:
                 held |= self._begin(name, target, found)
             elif isinstance(found, Later):
                 again_s = min(again_s, found.at_s)
-                if found.site and self.wants[name, target].holds(found, min_residency_s, now_s):
+                want = self.wants[name, target]
+                if found.site and want.holds(found, min_residency_s, load_timeout_s, now_s):
                     held.update(found.site.weights)  # it is the next one
             else:
-                self._refuse(name, target, left, found)
+                self._refuse(name, target, [found.backend] if found.backend else left, found)
         return again_s
 
     def _drop_forgotten(self, now_s: float) -> None:
@@ -228,8 +230,12 @@ class Loader:
             self._asking = asyncio.create_task(self._drop(old))
 
     async def _drop(self, names: set[str]) -> None:
+        told_s = {name: self.wants[name, ""].told_s for name in names}
         for name in await nobody_waits(self._plane.steering, names):
-            if name not in self.loading and not self._waiting.get(name):
+            want = self.wants.get((name, ""))
+            again = want is None or want.told_s != told_s[name]  # told while we asked
+            if not again and name not in self.loading and not self._waiting.get(name):
+                self._starved.forget(name)
                 self._end(name, "")
         for name in names:
             if (name, "") in self.wants:

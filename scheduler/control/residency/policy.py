@@ -70,6 +70,7 @@ class NoRoom:
     need_bytes: int
     free_bytes: int  # that there could be for it
     others: bool  # who have it are no models of ours: it may come free
+    backend: str = ""  # the only one that it is said of
 
 
 @dataclass

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scheduler.control.residency.learned_loads import LearnedLoads
 from scheduler.control.residency.policy import (
@@ -25,6 +25,7 @@ from scheduler.control.residency.residents import Residents
 class _Tried:
     text: str  # of the Triton
     free: Mapping[str, int]  # before the load, by place
+    beside: bool = False  # others were there that could not leave yet
 
 
 class Starved:
@@ -50,6 +51,11 @@ class Starved:
         found = self._tried.pop((name, backend), None)
         return found.text if found is not None else ""
 
+    def forget(self, name: str) -> None:
+        """Nobody wants it any more."""
+        for key in [key for key in self._tried if key[0] == name]:
+            del self._tried[key]
+
     def decided(
         self,
         name: str,
@@ -62,19 +68,24 @@ class Starved:
         if not isinstance(found, Plan) or found.victims:
             return found
         site = found.site
-        tried = self._tried.get((name, site.backend))
+        key = (name, site.backend)
+        tried = self._tried.get(key)
         if tried is None:
             return found
         first = leaving_next(site, there, now_s)
         if isinstance(first, Resident):
             return Plan(site, (first,))
         if isinstance(first, Later):
+            self._tried[key] = replace(tried, beside=True)
             return first
-        for place in site.weights:
-            self._learn(name, site, place, tried.free.get(place, math.inf))
+        if tried.beside:  # who was there has gone since: alone it was not tried
+            del self._tried[key]
+            return found
         place, weight = next(iter(site.weights.items()))
+        if len(site.weights) == 1:  # of two devices either may be the full one
+            self._learn(name, site, place, tried.free.get(place, math.inf))
         free = rooms.get(place, Room()).free_bytes
-        return NoRoom(place, weight, max(free or 0, 0), others=True)
+        return NoRoom(place, weight, max(free or 0, 0), others=True, backend=site.backend)
 
     def _learn(self, name: str, site: Site, place: str, free_bytes: float) -> None:
         if self._learned.weight(name, site.backend, place)[1]:

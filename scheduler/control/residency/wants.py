@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 # Since it was last told as wanted: then somebody has to wait for it, or it is dropped.
 FORGOTTEN_S = 60.0
+# After others had to wait behind it for as long as they may, they need not for so many times that.
+REST = 10
 
 
 @dataclass
@@ -25,14 +27,21 @@ class Want:
     told_s: float
     held_since_s: float = math.inf  # that others wait behind it
 
-    def holds(self, found: Later, min_residency_s: float, now_s: float) -> bool:
-        """Whether nobody else may load where it waits: only shortly before others may leave, and
-        not for long. Who is in use goes on being protected, and those behind may fit beside.
+    def holds(
+        self, found: Later, min_residency_s: float, load_timeout_s: float, now_s: float
+    ) -> bool:
+        """Whether nobody else may load where it waits: while a load is under way there, or shortly
+        before others may leave, and not for long. Who is in use goes on being protected, and those
+        behind may fit beside.
         """
-        if found.at_s - now_s > min_residency_s:
+        loading = math.isinf(found.at_s)
+        if not loading and found.at_s - now_s > min_residency_s:
             return False
+        longest_s = load_timeout_s if loading else 2 * min_residency_s
+        if now_s - self.held_since_s > (1 + REST) * longest_s:
+            self.held_since_s = now_s
         self.held_since_s = min(self.held_since_s, now_s)
-        return now_s - self.held_since_s < 2 * min_residency_s
+        return now_s - self.held_since_s < longest_s
 
 
 async def nobody_waits(steering: SteeringClient, names: Collection[str]) -> set[str]:
