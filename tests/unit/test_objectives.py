@@ -101,7 +101,7 @@ def test_values_at_the_bounds_are_taken(tmp_path: Path) -> None:
 
 def test_zero_configuration_is_load_aware() -> None:
     plain = message()
-    assert (plain.fixed_delay, plain.attainment, plain.value) == (False, 0.99, 1.0)
+    assert (plain.fixed_delay, plain.attainment, plain.value) == (False, 0.99, 0.0)
     assert (plain.slo_ns, plain.aging_ns, list(plain.levels)) == (0, 0, [])
 
 
