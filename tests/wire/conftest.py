@@ -9,6 +9,7 @@ import pytest
 from tests.dataplane import DataPlane, identity_model
 from tests.wire.calls import Stub, connected
 from tests.wire.fake_triton import FakeTriton
+from tests.wire.lazy_model import World
 
 
 @pytest.fixture
@@ -31,3 +32,18 @@ def stub(fake: FakeTriton, plane: DataPlane) -> Iterator[Stub]:
     with connected(plane.address) as client:
         yield client
         fake.release()
+
+
+@pytest.fixture
+def world(plane: DataPlane, fake: FakeTriton) -> Iterator[World]:
+    """The model "identity" loaded, and "lazy" loadable."""
+    made = World(plane, fake)
+    made.say()
+    yield made
+    fake.release()
+
+
+@pytest.fixture
+def client(world: World) -> Iterator[Stub]:
+    with connected(world.plane.address) as stub:
+        yield stub

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import grpc
 import numpy as np
@@ -23,20 +22,6 @@ from tests.wire.calls import (
 )
 from tests.wire.fake_triton import FakeTriton, values_of
 from tests.wire.lazy_model import LAZY, LONG_S, SECOND_NS, World, lazy, lazy_model, park
-
-
-@pytest.fixture
-def world(plane: DataPlane, fake: FakeTriton) -> Iterator[World]:
-    made = World(plane, fake)
-    made.say()
-    yield made
-    fake.release()
-
-
-@pytest.fixture
-def client(world: World) -> Iterator[Stub]:
-    with connected(world.plane.address) as stub:
-        yield stub
 
 
 def test_requests_wait_for_the_load_and_go_on_in_the_order_of_their_arrival(

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import h2.events
 import numpy as np
-import pytest
 
 from scheduler.v1 import dataplane_pb2 as pb
-from tests.dataplane import DataPlane, identity_model, wait_until
+from tests.dataplane import identity_model, wait_until
 from tests.streams import Message, OpenStream, converse
-from tests.wire.calls import Stub, connected, infer_request, output, rows
-from tests.wire.fake_triton import FakeTriton, Request
+from tests.wire.calls import Stub, infer_request, output, rows
+from tests.wire.fake_triton import Request
 from tests.wire.lazy_model import LONG_S, World, lazy, lazy_model
 from tests.wire.raw_client import RawClient, grpc_message
 
@@ -21,20 +18,6 @@ MESSAGE_OVERHEAD_BYTES = 256  # charged for each message of a stream
 STREAM_PATH = "/inference.GRPCInferenceService/ModelStreamInfer"
 BROKEN = pb.LoadableModel(name="lazy", error="no such file")
 WIDE = identity_model(1, "wide", dims=(-1,))
-
-
-@pytest.fixture
-def world(plane: DataPlane, fake: FakeTriton) -> Iterator[World]:
-    made = World(plane, fake)
-    made.say()
-    yield made
-    fake.release()
-
-
-@pytest.fixture
-def client(world: World) -> Iterator[Stub]:
-    with connected(world.plane.address) as stub:
-        yield stub
 
 
 def wide(size: int, model: str = "lazy") -> Request:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import grpc
 import numpy as np
-import pytest
 
 from scheduler.v1 import dataplane_pb2 as pb
-from tests.dataplane import DataPlane
 from tests.wire.calls import (
     Stub,
     connected,
@@ -23,22 +20,7 @@ from tests.wire.calls import (
     retry_delay_ms,
     rows,
 )
-from tests.wire.fake_triton import FakeTriton
 from tests.wire.lazy_model import LAZY, LONG_S, SECOND_NS, World, lazy, lazy_model, park
-
-
-@pytest.fixture
-def world(plane: DataPlane, fake: FakeTriton) -> Iterator[World]:
-    made = World(plane, fake)
-    made.say()
-    yield made
-    fake.release()
-
-
-@pytest.fixture
-def client(world: World) -> Iterator[Stub]:
-    with connected(world.plane.address) as stub:
-        yield stub
 
 
 def test_no_more_wait_than_there_is_room_for(world: World) -> None:
