@@ -175,6 +175,7 @@ class ControlPlane:
             "metrics_fd": self._metrics.fileno(),
             "control_address": self.control_address,
             "embedded_address": embedded,
+            "embedded_metrics_port": 0,
             "listen": ["127.0.0.1:0"],
         }
         self.process: subprocess.Popen[bytes] | None = None

@@ -9,14 +9,19 @@ import asyncio
 import os
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Between two looks at a process that was of no server.
 LOOK_AGAIN_S = 5.0
 FORGET_S = 600.0
 ANCESTORS_MAX = 32
 _LISTENING = "0A"
+_AddressInfo = tuple[Any, Any, int, str, tuple[Any, ...]]
+# A name server may take its time, and hold up nobody but who asks it.
+_name_questions = ThreadPoolExecutor(32, thread_name_prefix="host names")
 
 
 async def is_local(host: str) -> bool:
@@ -25,10 +30,18 @@ async def is_local(host: str) -> bool:
     An unknown name is not: its backend cannot be reached either.
     """
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
-    except (OSError, UnicodeError):  # the latter: no name at all, as `a..b`
-        return False
+        found = _addresses(host, socket.AI_NUMERICHOST)  # nobody is asked
+    except (OSError, UnicodeError):
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.run_in_executor(_name_questions, _addresses, host)
+        except (OSError, UnicodeError):  # the latter: no name at all, as `a..b`
+            return False
     return any(_can_bind(family, address) for family, _, _, _, address in found)
+
+
+def _addresses(host: str, flags: int = 0) -> list[_AddressInfo]:
+    return socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM, flags=flags)
 
 
 def _can_bind(family: int, address: tuple[object, ...]) -> bool:

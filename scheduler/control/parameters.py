@@ -23,6 +23,7 @@ class Parameters:
     metrics_fd: int | None
     control_address: str | None
     embedded_address: str | None
+    embedded_metrics_port: int  # 0: it has none
     listen: tuple[str, ...]
 
     @classmethod
@@ -38,12 +39,19 @@ class Parameters:
             metrics_fd=raw["metrics_fd"],
             control_address=raw["control_address"],
             embedded_address=raw["embedded_address"],
+            embedded_metrics_port=raw["embedded_metrics_port"],
             listen=tuple(raw["listen"]),
         )
 
     def load(self) -> LoadedSettings:
         """Reads the configuration. Raises ConfigError."""
         return load_settings(self.config_file, self.flags)
+
+    @property
+    def metrics_ports(self) -> dict[str, int]:
+        """Of the backends of which it is known, by address."""
+        known = self.embedded_address is not None and self.embedded_metrics_port
+        return {self.embedded_address or "": self.embedded_metrics_port} if known else {}
 
     def backends(self, settings: Settings) -> list[Backend]:
         """The configured backends and the embedded Triton."""

@@ -68,13 +68,16 @@ class ControlPlane:
         self.pool = BackendPool(self.refresh_state, self._replies_of, parameters.runtime_directory)
         self.payload = PayloadMemory(self.pool, self.refresh_state)
         activity = Activity(self.counters, lambda: self.desired.backend_index.values())
+        state_directory = self.settings.server.state_directory or parameters.runtime_directory
         self.devices = Devices(
             parameters.runtime_directory,
+            state_directory,
             self.pool,
             lambda: self.settings,
             activity.busy,
             self._tell_devices,
             self.refresh_state,
+            parameters.metrics_ports,
         )
         self._readings = DeviceReadings(
             self.steering.tell_memory, activity.busy, self.devices.inherited
@@ -89,7 +92,6 @@ class ControlPlane:
         )
         self.health = HealthServicer()
         self.regions = Regions(parameters.runtime_directory)
-        state_directory = self.settings.server.state_directory or parameters.runtime_directory
         self.turns, self.loads = Turns(), Loads(parameters.runtime_directory)
         self.residency = ModelResidency(self, state_directory)
         self.memory = LearnedMemory(

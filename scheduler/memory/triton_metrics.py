@@ -21,6 +21,8 @@ RETRY_PERIOD_S = 1.0
 # Of Triton's own reading of the GPUs (--metrics-interval-ms): a scrape may tell one so old.
 READING_PERIOD_NS = 2_000_000_000
 _CHUNK_BYTES = 65_536
+# Where somebody else is there, or nobody.
+_HINT = "if the Triton has another --metrics-port, name it in `metrics` of the backend (off: none)"
 
 _SAMPLE = re.compile(
     rb"^nv_gpu_memory_(total|used)_bytes\{([^}\n]*)\}[ \t]+(\S+)", re.MULTILINE | re.ASCII
@@ -52,7 +54,8 @@ class TritonMetricsSource:
         try:
             answer = self._fetch()
         except OSError as error:  # a time-out is one
-            raise SourceError(f"it does not answer: {error or type(error).__name__}") from error
+            reason = str(error) or type(error).__name__
+            raise SourceError(f"it does not answer: {reason}; {_HINT}") from error
         # Batches that ended since then may not show in the figures yet.
         return device_readings(_body(answer), max(asked_at_ns - READING_PERIOD_NS, 1))
 
@@ -86,9 +89,9 @@ def _body(answer: bytes) -> bytes:
     head, separator, body = answer.partition(b"\r\n\r\n")
     status = re.match(rb"HTTP/1\.[01] (\d{3})", head)
     if status is None or not separator:
-        raise SourceError("it does not speak HTTP")
+        raise SourceError(f"it does not speak HTTP; {_HINT}")
     if status[1] != b"200":
-        raise SourceError(f"it answers /metrics with status {status[1].decode()}")
+        raise SourceError(f"it answers /metrics with status {status[1].decode()}; {_HINT}")
     length = re.search(rb"\r\ncontent-length:[ \t]*(\d{1,9})", head, re.IGNORECASE)
     if length is not None and int(length[1]) > len(body):
         raise SourceError("its answer is cut short")
@@ -102,6 +105,8 @@ def device_readings(text: bytes, measured_at_ns: int) -> list[DeviceReading]:
         uuid = _UUID.search(labels)
         if uuid is not None:
             figures.setdefault(uuid[1].decode(), {})[kind.decode()] = value
+    if not figures and re.search(rb"^(?:# \w+ )?nv_", text, re.MULTILINE) is None:
+        raise SourceError(f"it has no metrics of a Triton; {_HINT}")
     if not figures:
         raise SourceError(
             "it has no nv_gpu_memory_total_bytes: the Triton sees no GPU, or was started with "

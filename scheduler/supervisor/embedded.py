@@ -46,6 +46,11 @@ class EmbeddedSupervisor:
         """host:port of its gRPC service."""
         return self._triton.grpc_address
 
+    @property
+    def metrics_port(self) -> int:
+        """On the host of `address`."""
+        return self._triton.metrics_port or 0
+
     def start(self) -> None:
         """Returns at once. Raises TritonInstallError or TritonStartError where nothing can run."""
         self._triton.start()

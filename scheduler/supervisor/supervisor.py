@@ -198,6 +198,7 @@ class Supervisor:
             "metrics_fd": metrics.fileno() if metrics else None,
             "control_address": str(bound_address(control)) if control else None,
             "embedded_address": self._embedded.address if self._embedded else None,
+            "embedded_metrics_port": self._embedded.metrics_port if self._embedded else 0,
             "listen": [str(bound_address(one)) for one in self._listeners],
         }
         return ChildSpec(

@@ -27,7 +27,7 @@ SCHEDULER: dict[str, set[str]] = {
     "v1": set(),
     "plots": set(),
     "security": set(),
-    "config": {"security"},
+    "config": {"_native", "security"},
     "telemetry": {"config", "_native"},
     "dataplane": {"_native", "security", "telemetry", "v1"},
     "backends": {"config", "security", "telemetry"},

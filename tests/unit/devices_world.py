@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,25 @@ A, B = DeviceReading("GPU-a", 1, ordinal=0), DeviceReading("GPU-b", 1, ordinal=1
 class World:
     """Devices over a pool that a test describes."""
 
-    def __init__(self, folder: Path, pool: BackendPool, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        pool: BackendPool,
+        settings: dict[str, Any],
+        metrics_ports: Mapping[str, int] | None = None,
+    ) -> None:
         self.pool = pool
         self.settings = Settings.model_validate(settings)
         self.looks = self.moves = 0
         self.devices = Devices(
-            folder, pool, lambda: self.settings, lambda: True, self._looked, self._moved
+            folder,
+            folder,
+            pool,
+            lambda: self.settings,
+            lambda: True,
+            self._looked,
+            self._moved,
+            metrics_ports,
         )
 
     def _looked(self) -> None:
@@ -54,6 +67,16 @@ class World:
     def configure(self, settings: dict[str, Any]) -> None:
         self.settings = Settings.model_validate(settings)
         self.devices.look()
+
+    def find_hosts(self) -> None:
+        """Which backends are of this host, as `run` does it."""
+
+        async def scenario() -> None:
+            self.devices._find_local_hosts()
+            hosts = {backend.address.host for backend in self.pool.backends.values()}
+            await self.until(lambda: hosts <= self.devices._local.known.keys(), "the hosts")
+
+        asyncio.run(scenario())
 
     async def until(self, condition: Callable[[], Any], what: str) -> None:
         for _ in range(2000):

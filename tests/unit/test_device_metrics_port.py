@@ -129,8 +129,9 @@ def test_no_more_devices_than_a_host_can_have() -> None:
     ("behaviour", "text"),
     [
         (answering(HEAD, b"nv_inference_count 3\n"), "sees no GPU"),
-        (answering(b"HTTP/1.1 404 Not Found\r\n\r\n"), "status 404"),
-        (answering(b"SSH-2.0-OpenSSH_9.2\r\n"), "does not speak HTTP"),
+        (answering(b"HTTP/1.1 404 Not Found\r\n\r\n"), r"status 404; .*--metrics-port"),
+        (answering(b"SSH-2.0-OpenSSH_9.2\r\n"), r"does not speak HTTP; .*--metrics-port"),
+        (answering(HEAD, b"node_load1 0.5\n"), r"no metrics of a Triton; .*--metrics-port"),
         (answering(), "does not speak HTTP"),
         (answering(b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n", b"nv"), "cut short"),
         (answering(HEAD, told("1e9", '0" gpu_uuid="')[:40]), "sees no GPU"),
@@ -144,7 +145,7 @@ def test_a_port_that_is_no_tritons(behaviour: Behaviour, text: str) -> None:
 def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         number = free.getsockname()[1]
-    with pytest.raises(SourceError, match="does not answer"):
+    with pytest.raises(SourceError, match=r"does not answer: .*--metrics-port"):
         TritonMetricsSource("port", "127.0.0.1", number, 5.0).poll()
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from scheduler.config.device_memory import DEVICES_MAX
 from scheduler.control.device_memory import devices as devices_module
+from scheduler.control.device_memory.last_places import FILE_NAME
 from scheduler.control.device_memory.readings import DeviceReadings
 from scheduler.memory.headroom import Ages
 from scheduler.memory.source import DeviceReading
@@ -76,7 +77,7 @@ def test_where_nothing_is_to_be_asked_nobody_waits(tmp_path: Path) -> None:
 def test_a_lost_gpu_is_the_models_device_still(tmp_path: Path) -> None:
     pool = pool_of((LOCAL, {"m": GPU_1}))
     made = World(tmp_path, pool, {})
-    asyncio.run(made.devices._find_local_hosts())
+    made.find_hosts()
     table = made.devices.table
 
     def assigned() -> tuple[int, ...]:
@@ -96,9 +97,46 @@ def test_a_lost_gpu_is_the_models_device_still(tmp_path: Path) -> None:
     assert assigned() == ()
 
 
+def test_where_models_are_is_known_after_a_restart_while_the_driver_hangs(tmp_path: Path) -> None:
+    pool = pool_of((LOCAL, {"m": GPU_1, "other": GPU_0}))
+    before = World(tmp_path, pool, {})
+    before.find_hosts()
+    before.devices.table.take("nvml", 0, Ages(1, 2), [A, B])
+    before.devices.assign()
+    (tmp_path / "devices.json").unlink()  # of the runtime directory, which ends with the scheduler
+
+    after = World(tmp_path, pool, {})  # of which NVML tells nothing
+    after.find_hosts()
+    pool.watches["127.0.0.1:1"].models["other", "1"] = spec(f'name: "other" {BOTH}')
+    assigned = after.devices.assign()
+    assert assigned[("m", "1"), "127.0.0.1:1"] == (after.devices.index["GPU-b"],)
+    assert after.devices.models_on("GPU-b") == [("m", "1")]
+    assert assigned[("other", "1"), "127.0.0.1:1"] == (), "another group is another question"
+    after.devices.table.take("nvml", 0, Ages(1, 2), [B])
+    assert after.devices.models_on("GPU-b") == [("m", "1")]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"format": "x"}', '{"places": [{"model": ""}]}'])
+def test_last_places_that_cannot_be_read_are_told_and_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    (tmp_path / FILE_NAME).write_text(text)
+    made = World(tmp_path, pool_of((LOCAL, {"m": GPU_0})), {})
+    assert "last places of models are ignored" in caplog.text
+    made.find_hosts()
+    made.devices.table.take("nvml", 0, Ages(1, 2), [A])
+    made.devices.assign()
+    caplog.clear()
+    again = World(tmp_path, pool_of((LOCAL, {"m": GPU_0})), {})
+    again.find_hosts()
+    again.devices.assign()
+    assert again.devices.models_on("GPU-a") == [("m", "1")]
+    assert "are ignored" not in caplog.text
+
+
 def test_gpus_that_are_divided_again_and_again_use_up_no_numbers(tmp_path: Path) -> None:
     made = World(tmp_path, pool_of((LOCAL, {"m": GPU_0})), {})
-    asyncio.run(made.devices._find_local_hosts())
+    made.find_hosts()
     for number in range(3 * DEVICES_MAX):
         instance = DeviceReading(f"MIG-{number}", 1, ordinal=0, mig=True)
         made.devices.table.take("nvml", 0, Ages(1, 2), [instance])

@@ -239,8 +239,16 @@ def test_which_ports_are_asked(
 ) -> None:
     fixed = {"nvml": False, "devices": {"left": {"total": "1GiB"}}}
     made = World(tmp_path, pool_of((backend, {"m": groups})), {"device_memory": fixed})
-    asyncio.run(made.devices._find_local_hosts())
+    made.find_hosts()
     assert sorted(wanted.name for wanted in made.devices._wanted()) == ports
+
+
+def test_a_port_that_is_known_is_asked_instead_of_the_usual_one(tmp_path: Path) -> None:
+    pool = pool_of((LOCAL, {"m": GPU_0}))
+    listen = {"server": {"metrics_listen": "127.0.0.1:8002"}, "device_memory": {"nvml": False}}
+    made = World(tmp_path, pool, listen, metrics_ports={"127.0.0.1:1": 9002})
+    made.find_hosts()
+    assert [wanted.name for wanted in made.devices._wanted()] == ["metrics of 127.0.0.1:9002"]
 
 
 def test_the_port_of_a_backend_of_this_host_is_asked_where_nvml_tells_nothing(
@@ -253,7 +261,7 @@ def test_the_port_of_a_backend_of_this_host_is_asked_where_nvml_tells_nothing(
         return sorted(source.name for source in made.devices._wanted())
 
     assert wanted() == ["nvml"]  # whether it is here is not known
-    asyncio.run(made.devices._find_local_hosts())
+    made.find_hosts()
     assert wanted() == ["nvml"]  # NVML may tell yet
     ages = Ages(1, 2)
     made.devices.table.take("nvml", 0, ages, [], SourceAbsent("no driver"))

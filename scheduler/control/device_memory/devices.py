@@ -16,13 +16,16 @@ from pathlib import Path
 
 from scheduler._native.counters import CountersPage
 from scheduler.backends.catalog import ModelSpec
-from scheduler.backends.local import LocalServers, is_local
+from scheduler.backends.local import LocalServers
 from scheduler.backends.pool import BackendPool
 from scheduler.backends.remembered import ModelKey
 from scheduler.config import Backend, Settings
 from scheduler.config.address import parse_address
 from scheduler.config.device_memory import DEVICES_MAX
-from scheduler.control.device_memory.places import LastPlaces, Places, places_of
+from scheduler.control.device_memory.figures import figures
+from scheduler.control.device_memory.last_places import LastPlaces
+from scheduler.control.device_memory.local_hosts import LocalHosts
+from scheduler.control.device_memory.places import Places, places_of
 from scheduler.control.executors import gpus_of
 from scheduler.control.indices import IndexBook
 from scheduler.memory.headroom import Ages, Headroom
@@ -31,7 +34,7 @@ from scheduler.memory.poller import Pace, Poller
 from scheduler.memory.source import DeviceReading, MemorySource, SourceError
 from scheduler.memory.table import FALLBACK, DeviceMemory, DeviceTable, fixed_reading
 from scheduler.memory.triton_metrics import READING_PERIOD_NS, TritonMetricsSource
-from scheduler.telemetry.device_metrics import DeviceFigures, DeviceScope, NeedFigures
+from scheduler.telemetry.device_metrics import DeviceScope, NeedFigures
 from scheduler.telemetry.logs import log
 from scheduler.v1 import dataplane_pb2 as pb
 
@@ -69,11 +72,13 @@ class Devices:
     def __init__(
         self,
         runtime_directory: Path,
+        state_directory: Path,
         pool: BackendPool,
         settings: Callable[[], Settings],
         busy: Callable[[], bool],
         on_figures: Callable[[], None],
         on_places: Callable[[], None],
+        metrics_ports: Mapping[str, int] | None = None,
     ) -> None:
         self.table = DeviceTable(self._headroom_of)
         # As of the last look; replaced as a whole, for other threads to read.
@@ -81,7 +86,7 @@ class Devices:
         self._book = IndexBook(runtime_directory / "devices.json", DEVICES_MAX)
         self.index = self._book.index
         self.inherited = self._book.given  # numbers that a control plane before this one gave
-        self._last = LastPlaces()
+        self._last = LastPlaces(state_directory)
         self._awaited_since_s: float | None = None
         self._was_ready = False
         self.assigned_heard = False  # as of the last `assign`
@@ -90,9 +95,10 @@ class Devices:
         self._busy = busy
         self._on_figures = on_figures
         self._on_places = on_places
+        self._metrics_ports = metrics_ports or {}  # of backends by address, where it is another
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pollers: dict[_Wanted, Poller] = {}
-        self._local: dict[str, bool] = {}  # by host, as far as it has been found out
+        self._local = LocalHosts(self._found_host)
         self._servers = LocalServers()
         self._keys: frozenset[str] = frozenset()
         self._models: dict[str, dict[ModelKey, None]] = {}
@@ -103,11 +109,9 @@ class Devices:
     async def run(self) -> None:
         """Follows the pool and the settings, and the figures' age; until cancelled."""
         self._loop = asyncio.get_running_loop()
-        self._name_ports(lambda host: True)  # which are of other hosts is being found out
         while True:
             self._changed.clear()
-            self._choose_sources()  # finding out may take its time
-            await self._find_local_hosts()
+            self._find_local_hosts()
             self._choose_sources()
             await self._follow_ages()
 
@@ -132,7 +136,7 @@ class Devices:
         """Whether every source that is wanted has been looked at: what none tells of is not there
         then."""
         hosts = {backend.address.host for backend in self._pool.backends.values()}
-        if not hosts <= self._local.keys():
+        if not hosts <= self._local.known.keys():
             return False  # which ones are wanted is being found out
         return self.table.heard_of([wanted.name for wanted in self._wanted()])
 
@@ -150,6 +154,7 @@ class Devices:
 
     def stop(self) -> None:
         """Ends the looks; one that hangs is left to itself."""
+        self._local.stop()
         for poller in self._pollers.values():
             poller.stop()
         end_s = time.monotonic() + JOIN_TIMEOUT_S
@@ -159,7 +164,7 @@ class Devices:
 
     def places(self, backend: Backend, spec: ModelSpec) -> Places:
         """Where the instances of a model are, at this backend."""
-        local = self._local.get(backend.address.host, False)
+        local = self._local.known.get(backend.address.host, False)
         port = self._port_of(backend, has_gpus=True)
         return places_of(
             backend,
@@ -177,8 +182,9 @@ class Devices:
             backend = self._pool.backends[address]
             for key, spec in watch.models.items():
                 found[key, address] = self.places(backend, spec)
-                gpus = self._gpus_told(spec.name), gpus_of(spec.config)
-                asked[key, address] = (backend.devices, *gpus)
+                gpus = gpus_of(spec.config)
+                groups = None if gpus is None else sorted(gpus)
+                asked[key, address] = (backend.devices, self._gpus_told(spec.name), groups)
         found = self._last.kept(found, asked)
         self._models = {}
         for (model, _), places in found.items():
@@ -226,7 +232,7 @@ class Devices:
         sources = [poller.source for poller in list(self._pollers.values())]
         return DeviceScope(
             devices={
-                key: _figures(device, now_ns, self.reserved_bytes(key, counters))
+                key: figures(device, now_ns, self.reserved_bytes(key, counters))
                 for key, device in self.current.items()
             },
             source_errors=self.table.source_errors,
@@ -254,12 +260,14 @@ class Devices:
             memory.headroom_min if bytes_min is None else bytes_min,
         )
 
-    async def _find_local_hosts(self) -> None:
-        hosts = {backend.address.host for backend in self._pool.backends.values()}
-        self._local = {host: found for host, found in self._local.items() if host in hosts}
-        for host in hosts - self._local.keys():
-            self._local[host] = await is_local(host)
-        self._name_ports(self._local.__getitem__)
+    def _find_local_hosts(self) -> None:
+        """Which are of other hosts is being found out meanwhile."""
+        self._local.look({backend.address.host for backend in self._pool.backends.values()})
+        self._name_ports(lambda host: self._local.known.get(host, True))
+
+    def _found_host(self) -> None:
+        self._changed.set()
+        self._on_places()
 
     def _name_ports(self, local: Callable[[str], bool]) -> None:
         addresses = [backend.address for backend in self._pool.backends.values()]
@@ -272,7 +280,7 @@ class Devices:
         if backend.metrics != "auto":
             address = parse_address(backend.metrics)
             return address.host, address.port
-        here = self._local.get(backend.address.host)
+        here = self._local.known.get(backend.address.host)
         if here is None:
             return None  # it is being found out
         nvml = self._settings().device_memory.nvml != "off"
@@ -281,14 +289,15 @@ class Devices:
         told = [key in fixed and fixed[key].total > 0 for key in backend.devices]
         if seen_here or not has_gpus or (told and all(told)):
             return None
-        if here and self._is_own_listener(backend.address.host):
+        port = self._metrics_ports.get(str(backend.address), TRITON_METRICS_PORT)
+        if here and self._is_own_listener(backend.address.host, port):
             return None
-        return backend.address.host, TRITON_METRICS_PORT
+        return backend.address.host, port
 
-    def _is_own_listener(self, host: str) -> bool:
+    def _is_own_listener(self, host: str, port: int) -> bool:
         """Whether the metrics port that a Triton has is our own there."""
         listen = self._settings().server.metrics_listen
-        if listen is None or listen.port != TRITON_METRICS_PORT:
+        if listen is None or listen.port != port:
             return False
         loopback = {"localhost", "127.0.0.1", "::1"}
         return listen.host in {"", "0.0.0.0", "::", host} or {listen.host, host} <= loopback
@@ -423,21 +432,6 @@ class Devices:
         self._said[what, problem] = None
         if is_news:
             log(logger, logging.WARNING, f"{what}: {problem}{more}", **fields)
-
-
-def _figures(device: DeviceMemory, now_ns: int, reserved_bytes: int) -> DeviceFigures:
-    reading = device.reading
-    return DeviceFigures(
-        known=device.known,
-        total_bytes=reading.total_bytes,
-        free_bytes=reading.free_bytes,
-        used_bytes=reading.used_bytes,
-        headroom_bytes=device.headroom_bytes,
-        reserved_bytes=reserved_bytes,
-        age_seconds=(now_ns - reading.measured_at_ns) / 1e9 if reading.measured_at_ns else 0.0,
-        slowed_by_heat=reading.slowed_by_heat,
-        events=reading.events,
-    )
 
 
 def _port_name(host: str, port: int) -> str:

@@ -8,10 +8,9 @@ metrics port elsewhere where that leaves no choice: a port does not tell the ord
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from scheduler.backends.catalog import ModelSpec
-from scheduler.backends.remembered import ModelKey
 from scheduler.config import Backend
 from scheduler.control.executors import gpus_of
 from scheduler.memory.source import DeviceReading
@@ -24,36 +23,6 @@ class Places:
 
     keys: tuple[str, ...] = ()
     problem: str = ""
-
-
-class LastPlaces:
-    """Where placements were while that was known, by model and backend address.
-
-    A device that is lost, or left out of one enumeration, is the placement's still: told to be
-    nowhere, the data plane would forget what it has learned, which is what bounds batches then.
-    """
-
-    def __init__(self) -> None:
-        self._last: dict[tuple[ModelKey, str], tuple[object, tuple[str, ...]]] = {}
-
-    def kept(
-        self,
-        found: dict[tuple[ModelKey, str], Places],
-        asked: dict[tuple[ModelKey, str], object],
-    ) -> dict[tuple[ModelKey, str], Places]:
-        """`found` with the last keys where there is only a problem; `asked` says what of each
-        placement the keys depend on beside the sources: another one has no last keys."""
-        kept: dict[tuple[ModelKey, str], Places] = {}
-        last: dict[tuple[ModelKey, str], tuple[object, tuple[str, ...]]] = {}
-        for placement, places in found.items():
-            before = self._last.get(placement)
-            if places.problem and before is not None and before[0] == asked[placement]:
-                places = replace(places, keys=before[1])
-            if places.keys:
-                last[placement] = asked[placement], places.keys
-            kept[placement] = places
-        self._last = last
-        return kept
 
 
 def places_of(
