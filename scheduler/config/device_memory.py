@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from scheduler._native.counters import DEVICES_MAX
+from scheduler._native import counters
 from scheduler.config.section import Section
 from scheduler.config.units import Duration, Size, format_size
 
@@ -16,6 +16,8 @@ MILLISECOND = 1_000_000
 POLL_PERIOD_MIN_NS = 80 * MILLISECOND
 HEADROOM_PART_DEFAULT = 0.05
 HEADROOM_MIN_DEFAULT = 256 * 2**20
+# The data plane knows no more.
+DEVICES_MAX = counters.DEVICES_MAX
 KEY_CHARACTERS_MAX = 96
 
 
