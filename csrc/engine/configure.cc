@@ -84,6 +84,7 @@ void Core::configure_placements(std::uint32_t index, const std::vector<Placement
         if (!old.out.empty() || old.pinned.has_work()) next.push_back(std::move(old));
     }
     model.placements = std::move(next);
+    model.reference = kNoSlot;  // named one of those before
     memory_.list(index, model.placements);
 }
 

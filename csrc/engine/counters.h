@@ -14,7 +14,7 @@
 namespace infersched::engine {
 
 inline constexpr std::uint64_t kCountersMagic = 0x696e666572736368;  // "infersch"
-inline constexpr std::uint32_t kCountersVersion = 6;
+inline constexpr std::uint32_t kCountersVersion = 7;
 // The page is sparse: models that are not in use take no memory.
 inline constexpr std::size_t kCountersModelsMax = 16'384;
 inline constexpr std::size_t kCountersBackendsMax = 256;
@@ -45,6 +45,7 @@ enum class Reason : std::uint8_t {
     kPriorityShed,   // of a priority that overload leaves no room for
     kTenantQuota,    // the tenant is over its share
     kDeviceMemory,   // fits no device, not even alone
+    kModelShare,     // of a model better off than those that miss beside it (class_shares.h)
     kCount,
 };
 

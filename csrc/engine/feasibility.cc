@@ -317,7 +317,7 @@ Forecast Core::foresee(ModelState& model, const Request& request, const Arrival&
     const bool even = share == nullptr || share->offer() || owed || component.backlog.idle();
     const bool shed = (!let_in || !even) && !request.unconditional;
     if (shed) {
-        forecast.reason = Reason::kPriorityShed;
+        forecast.reason = let_in ? Reason::kModelShare : Reason::kPriorityShed;
         forecast.retry_after_ns = PriorityCursor::kWindowNs;
         if (share != nullptr) share->count(false, false);
     }

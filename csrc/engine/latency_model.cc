@@ -17,7 +17,6 @@ constexpr std::uint32_t kRowsMax = 1u << 24;
 constexpr std::uint64_t kKnownAfter = 3;
 // Up to here every observation makes a new curve.
 constexpr std::uint64_t kEagerUntil = 16;
-constexpr std::uint64_t kPriorBatchesMin = 3;
 // A batch beyond its bound makes a new curve as urgent as so many others do.
 constexpr std::uint32_t kMissHaste = 64;
 // Below this share of the largest size, times are often no more affine.
@@ -325,9 +324,10 @@ double LatencyModel::margin() const {
 
 std::uint32_t LatencyModel::rows_measured() const { return state_ ? state_->rows_measured : 0; }
 
-std::uint32_t LatencyModel::rows_trusted(std::uint32_t rows_max) const {
+std::uint32_t LatencyModel::rows_trusted(std::uint32_t rows_max, std::uint32_t step) const {
     const std::uint32_t measured = rows_measured();
-    return std::min(rows_max, measured + std::max(1u, measured / 10));
+    const std::uint32_t more = std::max({1u, measured / 10, std::min(step, rows_max)});
+    return std::min(rows_max, measured + more);
 }
 
 double LatencyModel::alpha_ns() const { return state_ ? state_->backbone.line().alpha_ns : 0; }

@@ -56,10 +56,11 @@ class LatencyModel {
     double attainment() const { return attainment_; }
     void set_attainment(double attainment);
 
+    // Of a prior that says anything: the first batch is often many times too long.
+    static constexpr std::uint64_t kPriorBatchesMin = 3;
     // What is said of a size before anything ran: the mean of `count` batches (Triton's
     // batch_stats, a saved profile). Observations replace it, of other sizes too where they show
-    // all priors to be off by a factor. A mean of fewer than three batches is not taken: the first
-    // one is often many times too long.
+    // all priors to be off by a factor. A mean of fewer than kPriorBatchesMin is not taken.
     void prime(std::uint32_t rows, double mean_ns, std::uint64_t count);
     // A batch of `rows` rows ran for `ran_ns`, while `running` batches (itself included) ran on its
     // device; 0 and 1: nothing is known of others. Rows of 0, times that are not within
@@ -82,9 +83,9 @@ class LatencyModel {
                                  std::uint32_t running = 0) const;
     // bound / expected of the sizes that are well known, >= 1.
     double margin() const;
-    // The largest batch to risk now: at most max(1 row, 10 %) above the largest one measured (since
-    // the last slow-down). At least 1 unless `rows_max` is 0.
-    std::uint32_t rows_trusted(std::uint32_t rows_max) const;
+    // The largest batch to risk now: at most max(`step` rows, 10 %) above the largest one measured
+    // since the last slow-down; batches grow by `step`. At least 1 unless `rows_max` is 0.
+    std::uint32_t rows_trusted(std::uint32_t rows_max, std::uint32_t step = 1) const;
     // The largest size observed or primed; 0: none.
     std::uint32_t rows_measured() const;
     // The backbone alpha * rows + beta, neither negative; both 0 when nothing is known.

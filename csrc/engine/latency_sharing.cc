@@ -23,6 +23,8 @@ constexpr std::uint64_t kComparedEvery = 64;
 constexpr Nanos kAlikeShare = 20;
 // A prior that is so many times off says that the backend is another one.
 constexpr double kPriorApart = 1.25;
+// Sizes kept of priors that say the same: more of them tell little more.
+constexpr std::size_t kRowsAlikeMax = 64;
 
 bool alike(const LatencyModel& one, const LatencyModel& other, std::uint32_t rows) {
     const Nanos a = one.expected(rows);
@@ -49,6 +51,22 @@ bool any_together(const ModelState& model) {
                        [](const PlacementState& each) {
                            return each.configured && !each.own_latency && each.batches_learned > 0;
                        });
+}
+
+// Of a backend that has run nothing, a prior said what is known of the others.
+void note_alike(PlacementState& placement, std::uint32_t rows) {
+    std::vector<std::uint32_t>& known = placement.rows_alike;
+    const bool listed = std::find(known.begin(), known.end(), rows) != known.end();
+    if (!listed && known.size() < kRowsAlikeMax) known.push_back(rows);
+}
+
+// Of another backend, nothing is known but what was said of it.
+void set_apart_by_priors(ModelState& model, PlacementState& placement) {
+    placement.own_latency = std::make_unique<LatencyModel>(model.latency.attainment());
+    for (const std::uint32_t rows : placement.rows_alike) {
+        const auto said = static_cast<double>(model.latency.expected(rows));
+        placement.own_latency->prime(rows, said, LatencyModel::kPriorBatchesMin);
+    }
 }
 
 void forget_likenesses(ModelState& model) {
@@ -105,6 +123,7 @@ void forget_latencies(ModelState& model) {
     for (PlacementState& each : model.placements) {
         each.own_latency.reset();
         each.likeness.forget();
+        each.rows_alike.clear();
         each.batches_learned = 0;
     }
 }
@@ -120,6 +139,7 @@ const LatencyModel& Core::planning_latency(const ModelState& model, const Group&
 
 void Core::learn_latency(ModelState& model, PlacementState& placement, std::uint32_t rows,
                          Nanos ran_ns) {
+    if (placement.batches_learned == 0) placement.rows_alike.clear();
     if (placement.batches_learned == 0 && !placement.own_latency) set_apart(model, placement, 0);
     LatencyModel& latency = learned_by(model, placement);
     const double expected = foretold(model, placement, rows);
@@ -157,10 +177,12 @@ bool Core::prime_latency(std::uint32_t index, std::uint32_t backend, std::uint32
         const bool heard = model.latency.heard_of(rows);
         const auto expected = static_cast<double>(model.latency.expected(rows));
         const bool same = heard && std::fabs(std::log(mean / expected)) < std::log(kPriorApart);
-        if (same) return true;
-        // Of another backend, nothing is known but what is said.
+        if (same) {
+            note_alike(*placement, rows);
+            return true;
+        }
         if (heard) {
-            placement->own_latency = std::make_unique<LatencyModel>(model.latency.attainment());
+            set_apart_by_priors(model, *placement);
         } else {
             set_apart(model, *placement, 0);
         }

@@ -48,7 +48,10 @@ void Core::update_reference(ModelState& model) {
 // What one backend has run, the others may risk: with many of them, each sees few of the large
 // ones.
 void Core::trust_rows(ModelState& model, const PlacementState& placement) {
-    const std::uint32_t rows = latency_of(model, placement).rows_trusted(rows_limit(model.policy));
+    const std::uint32_t limit = rows_limit(model.policy);
+    // Batches grow by whole requests.
+    const auto step = static_cast<std::uint32_t>(model.request_rows + 0.5);
+    const std::uint32_t rows = latency_of(model, placement).rows_trusted(limit, step);
     model.rows_trusted = std::max(model.rows_trusted, rows);
 }
 

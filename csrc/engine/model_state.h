@@ -77,6 +77,7 @@ struct ModelState {
     bool metered = false;                    // in Component::metered
     std::uint32_t reference = kNoSlot;       // the placement whose latency batches are planned with
     std::uint32_t rows_trusted = 1;          // the largest batch to risk
+    double request_rows = 0;                 // moving average of those that have a deadline
     mutable std::uint64_t memory_stamp = 0;  // MemoryLedger's, of memory_limit
     mutable MemoryLimit memory_limit;        // of the placement that has the most room
     // A request is let in against the prediction that it finds no room, once a while.

@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x38656e69676e65;  // "engine8"
+constexpr std::uint64_t kStateMagic = 0x39656e69676e65;  // "engine9"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {
@@ -82,6 +82,7 @@ void archive_placement(Archive& archive, PlacementState& p) {
     archive(p.executor);
     p.likeness.archive(archive);
     archive(p.batches_learned);
+    archive(p.rows_alike);
     bool own = p.own_latency != nullptr;
     archive(own);
     if constexpr (Archive::kReads) {
@@ -141,6 +142,7 @@ void archive_model(Archive& archive, ModelState& m) {
     archive(m.metered);
     archive(m.reference);
     archive(m.rows_trusted);
+    archive(m.request_rows);
     archive(m.memory_probe_at);
     archive(m.row_bytes);
     archive(m.refusing_since);

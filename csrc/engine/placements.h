@@ -56,7 +56,9 @@ struct PlacementState {
     LatencyLikeness likeness;                   // to the model's other backends
     std::unique_ptr<LatencyModel> own_latency;  // of one that is new, or unlike the others
     std::uint64_t batches_learned = 0;          // that it ran itself
-    std::uint32_t failures = 0;                 // in a row, of those that make it rest
+    // Sizes of which a prior said what is known of the others; while it has run nothing.
+    std::vector<std::uint32_t> rows_alike;
+    std::uint32_t failures = 0;  // in a row, of those that make it rest
     Nanos rest_until = std::numeric_limits<Nanos>::min();
     // The batch that is to have the devices for itself (BatchRecord::alone); 0: none. What such
     // batches have held back is paid for until then: before, there is no other.

@@ -12,6 +12,7 @@ namespace infersched::engine {
 namespace {
 
 constexpr Nanos kBudgetShare = 16;
+constexpr double kRowsShare = 16;
 constexpr Nanos kTicksMissedMax = 100;
 // Rows that have not come in so many times the time that they usually take are not waited for,
 // however far the deadline is: clients may all be waiting for an answer.
@@ -47,6 +48,8 @@ std::uint32_t staggered_rows(const LatencyModel& latency, const Group& group, st
 // Refused requests count as well: they are the load that batches are to be large enough for.
 void Core::meter(ModelState& model, const Request& request, const Arrival& arrival, Nanos now) {
     if (!model.learns || arrival.deadline == kNever || arrival.group == kNoSlot) return;
+    const double rows = std::min(request.rows, rows_limit(model.policy));
+    model.request_rows += model.request_rows == 0 ? rows : (rows - model.request_rows) / kRowsShare;
     Group& group = model.groups[arrival.group];
     group.rate.count(request.rows);
     const Nanos budget = arrival.deadline - arrival.at;

@@ -121,6 +121,11 @@ Status for_reason(engine::Reason reason, std::string_view request_id, std::strin
             return overload(StatusCode::kResourceExhausted,
                             prefix + "overload leaves no room for this priority", "PRIORITY_SHED",
                             retry_after_ns);
+        case engine::Reason::kModelShare:
+            return overload(StatusCode::kResourceExhausted,
+                            prefix + "overload leaves more room to model '" + std::string(model) +
+                                "' than to those beside it",
+                            "MODEL_SHARE", retry_after_ns);
         case engine::Reason::kDraining:
             return overload(StatusCode::kUnavailable, "the scheduler is draining", "DRAINING",
                             kUnavailableRetryNs);

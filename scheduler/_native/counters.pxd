@@ -38,7 +38,7 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
         uint64_t failed
         uint64_t in_flight
         uint64_t refused
-        uint64_t[5][19] outcomes
+        uint64_t[5][20] outcomes
         uint64_t queued_requests
         uint64_t queued_rows
         uint64_t queued_bytes

@@ -31,7 +31,7 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
 
     cdef struct ModelCounters:
         uint64_t admitted, completed, expired, cancelled, failed, in_flight, refused
-        uint64_t outcomes[5][19]
+        uint64_t outcomes[5][20]
         uint64_t queued_requests, queued_rows, queued_bytes, oldest_arrival_ns
         uint64_t inflight_batches, batches, batch_rows_capacity, retried_batches, bisected_batches
         uint64_t memory_limited_batches, out_of_memory_replies

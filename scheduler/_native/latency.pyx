@@ -41,7 +41,7 @@ cdef extern from "engine/latency_model.h" namespace "infersched::engine" nogil:
         int64_t bound(uint32_t, uint32_t)
         uint32_t largest_within(int64_t, uint32_t, uint32_t)
         double margin()
-        uint32_t rows_trusted(uint32_t)
+        uint32_t rows_trusted(uint32_t, uint32_t)
         uint32_t rows_measured()
         double alpha_ns()
         double beta_ns()
@@ -123,8 +123,8 @@ cdef class LatencyModel:
     def margin(self):
         return self._model.margin()
 
-    def rows_trusted(self, uint32_t rows_max):
-        return self._model.rows_trusted(rows_max)
+    def rows_trusted(self, uint32_t rows_max, uint32_t step=1):
+        return self._model.rows_trusted(rows_max, step)
 
     @property
     def rows_measured(self):

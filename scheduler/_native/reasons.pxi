@@ -20,4 +20,5 @@ REASONS = (
     "priority_shed",
     "tenant_quota",
     "device_memory",
+    "model_share",
 )

@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import os
 
-OUTCOMES, REASONS, DURATION_BUCKETS, ROW_BUCKETS = 5, 19, 20, 16
+OUTCOMES, REASONS, DURATION_BUCKETS, ROW_BUCKETS = 5, 20, 20, 16
 
 
 def _words(names: str) -> list[tuple[str, type]]:

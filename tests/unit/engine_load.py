@@ -57,7 +57,7 @@ def run(driver: Driver, streams: Sequence[Stream], duration: int, sigma: float =
     number = 0
     for index, stream in enumerate(streams):
         heapq.heappush(events, (start + index * 1000, -1 - index, stream))
-    free = {backend: start for backend, _, _ in driver.placements}
+    free = {backend: start for backend, *_ in driver.placements}
     wake = 1 << 62
     while events or driver.engine.requests_inflight:
         due = min(events[0][0] if events else 1 << 62, wake)

@@ -17,6 +17,8 @@ from scheduler.simulation.engine import (
     RequestClass,
 )
 from scheduler.simulation.scenario import Arrivals, Latency, Model, Scenario, engine, simulate
+from tests.unit.engine_driver import MS, SECOND, Driver
+from tests.unit.engine_load import Stream, latency, run
 
 pytestmark = pytest.mark.native
 
@@ -50,6 +52,22 @@ def test_models_of_one_level_miss_alike(times: float, least: float) -> None:
     quick, slow = attained(shared(times * GOODPUT))
     assert min(quick, slow) > least  # .72 and .46 where the most urgent decides alone
     assert abs(quick - slow) < 0.12
+
+
+def test_who_is_kept_out_for_other_models_is_told_so() -> None:
+    policy = {"rows_max": 32, "load_aware": True, "value": 1.0}
+    driver = Driver([(0, 1, True, 0)], **policy)
+    driver.engine.configure_model(1, driver.placements, driver.now, **policy)
+    for model in (0, 1):
+        for rows in range(1, 33):
+            assert driver.engine.prime_latency(model, 0, rows, latency(rows), 20)
+    driver.step()
+    hasty = Stream(600, {"model": 0}, 25 * MS)
+    patient = Stream(600, {"model": 1}, 100 * MS)
+    run(driver, [hasty, patient], 3 * SECOND, sigma=0.05)
+    assert patient.counts["model_share"] > 100
+    # Both have the one priority there is.
+    assert hasty.counts["priority_shed"] == patient.counts["priority_shed"] == 0
 
 
 def test_nobody_is_kept_out_without_overload() -> None:

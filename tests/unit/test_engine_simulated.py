@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from scheduler.simulation.compare import NAMES, goodput_of
-from scheduler.simulation.engine import EngineSettings
+from scheduler.simulation.engine import EngineSettings, ModelSetup, Placement, RequestClass
 from scheduler.simulation.scenario import (
     Arrivals,
     Latency,
@@ -117,3 +117,14 @@ def test_the_table_of_goodputs_has_the_engine_last() -> None:
 def test_what_the_engine_cannot_run_is_refused(scenario: Scenario, policy: object) -> None:
     with pytest.raises(ValueError):
         simulate(scenario, policy)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 8])
+def test_batches_grow_whatever_the_rows_of_a_request(rows: int) -> None:
+    """Unmerged, 1,000 rows/s take more time than two backends have, or nearly all of it."""
+    setup = ModelSetup((Placement(0), Placement(1)), slo_ms=100, classes=(RequestClass(rows=rows),))
+    model = Model(Latency(1, 9), 100, Arrivals(rate_per_s=1000 / rows))
+    scenario = Scenario([model], 2, seed=1, requests=4000, noise_sigma=0.03)
+    outcome = simulate(scenario, engine(EngineSettings(models=(setup,))))
+    assert outcome.mean_batch > rows
+    assert outcome.attainment > 0.99

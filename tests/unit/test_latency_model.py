@@ -346,6 +346,15 @@ def test_no_batch_is_much_larger_than_one_measured(measured: int, trusted: int) 
     assert model.rows_trusted(0) == 0
 
 
+def test_requests_of_many_rows_may_be_merged() -> None:
+    model = LatencyModel()
+    model.observe(8, affine(8))
+    assert model.rows_trusted(1000) == 9
+    assert model.rows_trusted(1000, step=8) == 16
+    assert model.rows_trusted(12, step=8) == 12
+    assert model.rows_trusted(0, step=8) == 0
+
+
 def test_a_thousand_rows_are_reached_in_some_dozen_steps() -> None:
     model = LatencyModel()
     steps = 0

@@ -13,7 +13,7 @@ from scheduler._native.engine import Engine
 from scheduler.simulation.engine import EngineSettings, ModelSetup, Placement
 from scheduler.simulation.scenario import Arrivals, Latency, Model, Scenario, engine, simulate
 from scheduler.simulation.workloads import WORKLOADS
-from tests.unit.engine_driver import MS, Driver
+from tests.unit.engine_driver import MS, Driver, users
 
 pytestmark = pytest.mark.native
 
@@ -152,6 +152,25 @@ def test_a_profile_of_a_new_backend_that_is_unlike_those_that_ran_is_taken() -> 
     assert expected(driver, 2) == pytest.approx(10, rel=0.01)
 
 
+@pytest.mark.parametrize("order", [(1, 8), (8, 1)])
+def test_of_a_new_backend_all_that_is_said_counts(order: tuple[int, int]) -> None:
+    """That one row takes as long as on the others, too."""
+    driver = fresh()
+    for user in range(100):
+        rows = 1 if user % 2 else 8
+        driver.after(1000 * MS).step()  # light load
+        driver.submit(user, rows=rows, pinned_backend=0, deadline=driver.now + 1000 * MS)
+        (batch,) = driver.step()
+        driver.after((9 + rows) * MS).complete(batch)
+    said = {1: 10 * MS, 8: 60 * MS}
+    for rows in order:
+        assert driver.engine.prime_latency(0, 1, rows, said[rows], 1000)
+    status = driver.engine.latency_status(0, 1)
+    assert status.alpha_ns + status.beta_ns == pytest.approx(10 * MS, rel=0.02)
+    assert 8 * status.alpha_ns + status.beta_ns == pytest.approx(60 * MS, rel=0.02)
+    assert expected(driver, 0) == pytest.approx(10, rel=0.01)
+
+
 def test_an_engine_with_a_backend_apart_is_loaded_as_it_was_saved() -> None:
     driver = fresh()
     run(driver, 600, lambda backend: 2 if backend == 2 else 1)
@@ -179,3 +198,24 @@ def test_a_part_of_the_batches_beyond_their_bound_is_what_the_objective_allows()
     # The 97 % quantile: of a batch beyond its bound, only a part is late.
     assert status.margin == pytest.approx(math.exp(1.88 * SIGMA), rel=0.05)
     assert 0.02 < status.beyond_margin < 0.04
+
+
+def test_what_is_left_out_of_a_removed_model_starts_without_its_fastest_backend() -> None:
+    driver = Driver(2, rows_max=8, load_aware=True, cancellable=True)
+    for rows in range(1, 9):
+        for backend, factor in ((0, 2), (1, 1)):
+            assert driver.engine.prime_latency(0, backend, rows, 2 * MS * factor, 20)
+    one_after_the_other(driver, 0, 2, 4 * MS)
+    much = driver.now + 1000 * MS
+    driver.submit(10, rows=24, pinned_backend=0, deadline=much)
+    (running,) = driver.step()
+    driver.submit(11, rows=8, pinned_backend=0, deadline=much - 500 * MS)
+    (staged,) = driver.after(3 * MS).step()
+    assert users(running) == [10]
+    assert users(staged) == [11]
+    # The fastest one is gone at once, the other one when its last batch is back.
+    driver.configure([], in_use=False)
+    driver.step()
+    assert driver.abandoned() == [running.batch]
+    driver.complete(staged)
+    assert driver.answers()[11] == ("completed", "none")
