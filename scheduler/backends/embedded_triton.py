@@ -5,7 +5,8 @@
 
 The server loads every model before it opens its gRPC port, so an accepting port is a ready server.
 It never outlives this process: the kernel kills it when the thread that started it ends, so start
-it from a thread that lives as long as the server should (the main thread, as a rule).
+it from a thread that lives as long as the server should (the main thread, as a rule). The end of
+the `with` kills it; `close()` lets it finish what runs.
 """
 
 from __future__ import annotations
@@ -244,6 +245,7 @@ class EmbeddedTriton:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.kill()  # by now nobody waits for an answer, and Triton takes seconds to end by itself
         self.close()
 
     def _arguments(self, found: triton_install.TritonInstall) -> list[str]:

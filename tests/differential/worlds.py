@@ -110,4 +110,3 @@ def world(directory: Path, chosen: tuple[WorldModel, ...]) -> Iterator[World]:
         ) as scheduler,
     ):
         yield World(chosen, triton.grpc_address, scheduler.address, triton)
-        triton.kill()

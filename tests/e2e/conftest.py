@@ -41,16 +41,12 @@ def tritons(small_repository: Path) -> Iterator[tuple[EmbeddedTriton, EmbeddedTr
     """Two Tritons of the small repository, for a test to break."""
     with EmbeddedTriton(small_repository) as one, EmbeddedTriton(small_repository) as two:
         yield one, two
-        # Quicker than to let them end by themselves.
-        one.kill()
-        two.kill()
 
 
 @pytest.fixture(scope="session")
 def _small_triton(small_repository: Path) -> Iterator[EmbeddedTriton]:
     with EmbeddedTriton(small_repository) as running:
         yield running
-        running.kill()
 
 
 @pytest.fixture

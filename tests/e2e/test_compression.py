@@ -33,7 +33,6 @@ def compressing(
     arguments = ["--grpc-infer-response-compression-level=high"]
     with EmbeddedTriton(repository, extra_arguments=arguments) as running:
         yield running
-        running.kill()
 
 
 @pytest.fixture(scope="module", params=["gzip", "deflate"])

@@ -29,10 +29,11 @@ def served(
     """Addresses of a Triton and of a scheduler before it."""
     repository = tmp_path_factory.mktemp("huge")
     models.checksum(Path(repository))
-    with EmbeddedTriton(repository) as triton:
-        with ServedScheduler(["--backend", triton.grpc_address]) as scheduler:
-            yield triton.grpc_address, scheduler.address
-        triton.kill()
+    with (
+        EmbeddedTriton(repository) as triton,
+        ServedScheduler(["--backend", triton.grpc_address]) as scheduler,
+    ):
+        yield triton.grpc_address, scheduler.address
 
 
 def test_a_huge_message_gets_its_answer(served: tuple[str, str]) -> None:

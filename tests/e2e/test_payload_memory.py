@@ -68,7 +68,6 @@ def repository(needs_triton: None, tmp_path_factory: pytest.TempPathFactory) -> 
 def one(repository: Path) -> Iterator[EmbeddedTriton]:
     with EmbeddedTriton(repository) as running:
         yield running
-        running.kill()
 
 
 @pytest.fixture

@@ -40,7 +40,6 @@ def sleeping(
     models.failing(repository)
     with EmbeddedTriton(repository) as triton:
         yield triton
-        triton.kill()
 
 
 def profile(triton: EmbeddedTriton, *arguments: str) -> Result:

@@ -46,7 +46,6 @@ def _triton(
         models.witness(repository, notes, name, per_execution_s=EXECUTION_S)
     with EmbeddedTriton(repository, model_control_mode="explicit") as server:
         yield server
-        server.kill()
 
 
 @pytest.fixture
@@ -135,6 +134,7 @@ def test_the_first_request_loads_its_model(served: ServedScheduler, notes: Path)
     wait_until(lambda: scraped(served, "model_loads_total") == 1, "it is counted")
 
 
+@pytest.mark.slow
 def test_two_that_do_not_fit_together_take_turns_and_no_request_is_lost(
     served: ServedScheduler, notes: Path
 ) -> None:
@@ -177,6 +177,7 @@ def check_turns(seen: list[tuple[str, str]]) -> None:
     assert loads >= 3, "they took turns"
 
 
+@pytest.mark.slow
 def test_a_request_that_cannot_wait_is_told_how_long_the_load_takes(
     served: ServedScheduler, notes: Path
 ) -> None:
@@ -245,6 +246,7 @@ def residency_or_none(scheduler: ServedScheduler) -> Any:
         return None
 
 
+@pytest.mark.slow
 def test_weights_are_measured_and_a_full_device_makes_the_oldest_leave(
     needs_triton: None, tmp_path: Path
 ) -> None:
@@ -283,5 +285,4 @@ def test_weights_are_measured_and_a_full_device_makes_the_oldest_leave(
             assert measured == pytest.approx({"a": 2, "b": 2, "c": 1}, rel=0.01)
             states = {name: r["state"] for name, r in shown.items()}
             assert states == {"a": "loaded", "b": "not_loaded", "c": "loaded"}
-        server.kill()
     assert most[0] <= 4 * GIB - 256 * MIB

@@ -40,8 +40,6 @@ def pair(repository: Path) -> Iterator[tuple[EmbeddedTriton, EmbeddedTriton, Ser
         with ServedScheduler(backends) as scheduler:
             wait_until(lambda: both_serve(scheduler), "both Tritons serve", WAIT_S)
             yield one, two, scheduler
-        one.kill()
-        two.kill()
 
 
 def both_serve(scheduler: ServedScheduler) -> bool:

@@ -28,7 +28,6 @@ def repeating(
     models.repeat(repository, instances=4)
     with EmbeddedTriton(repository) as running:
         yield running
-        running.kill()
 
 
 def leave_in_the_middle(address: str, rng: random.Random) -> None:

@@ -51,10 +51,11 @@ def served(
     models.slow(repository, per_execution_s=0.05)
     models.repeat(repository, journal=journal, instances=1)
     models.sequence(repository)
-    with EmbeddedTriton(repository) as triton:
-        with ServedScheduler(["--backend", triton.grpc_address]) as scheduler:
-            yield scheduler
-        triton.kill()
+    with (
+        EmbeddedTriton(repository) as triton,
+        ServedScheduler(["--backend", triton.grpc_address]) as scheduler,
+    ):
+        yield scheduler
 
 
 def tensor(name: str, value: int) -> grpcclient.InferInput:
