@@ -43,30 +43,39 @@ SCHEDULER: dict[str, set[str]] = {
 }
 
 
-@pytest.mark.parametrize("path", sources(".h", ".cc", under="csrc"), ids=name)
-def test_cxx_includes_follow_the_layers(path: Path) -> None:
-    here = room(path, "csrc")
-    assert here in CSRC, f"give the new room {here} its place in this table"
-    above = included_rooms(path) - CSRC[here] - {here}
-    assert not above, f"{name(path)} includes {sorted(above)}; {here} may not"
+def test_cxx_includes_follow_the_layers() -> None:
+    files = sources(".h", ".cc", under="csrc")
+    assert upward({path: included_rooms(path) for path in files}, CSRC, "csrc") == []
 
 
-@pytest.mark.parametrize("path", sources(".py", ".pyx", ".pxd", under="scheduler"), ids=name)
-def test_python_imports_follow_the_layers(path: Path) -> None:
-    here = room(path, "scheduler")
-    if not here:
-        assert not imported_rooms(path), "importing the package must stay cheap"
-        return
-    assert here in SCHEDULER, f"give the new room {here} its place in this table"
-    above = imported_rooms(path) - SCHEDULER[here] - {here, "__version__"}
-    assert not above, f"{name(path)} imports {sorted(above)}; {here} may not"
+def test_python_imports_follow_the_layers() -> None:
+    imports = {
+        path: imported_rooms(path) - {"__version__"}
+        for path in sources(".py", ".pyx", ".pxd", under="scheduler")
+    }
+    # Importing the package must stay cheap: what is in no room imports none.
+    assert upward(imports, {"": set(), **SCHEDULER}, "scheduler") == []
 
 
-@pytest.mark.parametrize("path", sources(".py", under="scheduler"), ids=name)
-def test_the_product_does_not_import_tests_or_benchmarks(path: Path) -> None:
-    lines = path.read_text().splitlines()
+def upward(used: dict[Path, set[str]], table: dict[str, set[str]], under: str) -> list[str]:
+    """What files use of rooms that their own is not above."""
+    found = []
+    for path, rooms in used.items():
+        here = room(path, under)
+        assert here in table, f"give the new room {here} its place in this table"
+        found += [f"{name(path)}: {r}" for r in rooms - table[here] - {here}]
+    return found
+
+
+def test_the_product_does_not_import_tests_or_benchmarks() -> None:
     outside = ("from tests", "import tests", "from benchmarks", "import benchmarks")
-    assert not [line for line in lines if line.strip().startswith(outside)]
+    lines = (
+        f"{name(path)}: {line}"
+        for path in sources(".py", under="scheduler")
+        for line in path.read_text().splitlines()
+        if line.strip().startswith(outside)
+    )
+    assert list(lines) == []
 
 
 @pytest.mark.parametrize("table", [CSRC, SCHEDULER], ids=["csrc", "scheduler"])

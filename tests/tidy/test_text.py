@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.tidy.sources import ROOT, cxx_functions, files, name, python_functions, sources
 
@@ -44,50 +43,61 @@ FORBIDDEN_CALLS = re.compile(
 )
 
 
-@pytest.mark.parametrize("path", sources(*CODE), ids=name)
-def test_a_file_does_one_thing(path: Path) -> None:
-    lines = len(path.read_text().splitlines())
-    assert lines <= FILE_LINES_MAX, f"{name(path)} has {lines} lines: split it"
+def test_a_file_does_one_thing() -> None:
+    lines = {name(path): len(path.read_text().splitlines()) for path in sources(*CODE)}
+    assert {path: n for path, n in lines.items() if n > FILE_LINES_MAX} == {}, "split them"
 
 
-@pytest.mark.parametrize("path", sources(".py"), ids=name)
-def test_a_python_function_fits_a_screen(path: Path) -> None:
-    long = {f: n for f, n in python_functions(path) if n > FUNCTION_LINES_MAX}
-    assert not long, f"{name(path)}: {long}"
+def test_a_python_function_fits_a_screen() -> None:
+    assert list(long_functions(sources(".py"), python_functions)) == []
 
 
-@pytest.mark.parametrize("path", sources(".h", ".cc", under="csrc"), ids=name)
-def test_a_cxx_function_fits_a_screen(path: Path) -> None:
-    long = {f: n for f, n in cxx_functions(path) if n > FUNCTION_LINES_MAX}
-    assert not long, f"{name(path)}: {long}"
+def test_a_cxx_function_fits_a_screen() -> None:
+    assert list(long_functions(sources(".h", ".cc", under="csrc"), cxx_functions)) == []
 
 
-@pytest.mark.parametrize("path", sources(".h", ".cc", under="csrc"), ids=name)
-def test_the_core_knows_no_clock_socket_thread_or_python(path: Path) -> None:
-    text = path.read_text()
-    includes = set(re.findall(r"^\s*#\s*include\s+<([^>]+)>", text, re.MULTILINE))
-    assert not includes & FORBIDDEN_INCLUDES, name(path)
-    code = re.sub(r'//.*|"(?:[^"\\]|\\.)*"', "", text)
-    assert FORBIDDEN_CALLS.search(code) is None, name(path)
+def long_functions(
+    paths: list[Path], functions: Callable[[Path], Iterator[tuple[str, int]]]
+) -> Iterator[str]:
+    for path in paths:
+        for function, lines in functions(path):
+            if lines > FUNCTION_LINES_MAX:
+                yield f"{name(path)}: {function} has {lines} lines"
 
 
-@pytest.mark.parametrize("path", sources(".h", ".cc", ".proto", ".pyx", ".pxd", ".pyi"), ids=name)
-def test_lines_are_short_and_clean(path: Path) -> None:
-    lines = path.read_text().split("\n")
-    assert [n for n, line in enumerate(lines, 1) if len(line) > LINE_COLUMNS_MAX] == []
-    assert [n for n, line in enumerate(lines, 1) if line != line.rstrip() or "\t" in line] == []
-    assert lines[-1] == "", "the file does not end with a newline"
+def test_the_core_knows_no_clock_socket_thread_or_python() -> None:
+    found = []
+    for path in sources(".h", ".cc", under="csrc"):
+        text = path.read_text()
+        includes = set(re.findall(r"^\s*#\s*include\s+<([^>]+)>", text, re.MULTILINE))
+        found += [f"{name(path)}: <{header}>" for header in includes & FORBIDDEN_INCLUDES]
+        code = re.sub(r'//.*|"(?:[^"\\]|\\.)*"', "", text)
+        found += [f"{name(path)}: {call}" for call in FORBIDDEN_CALLS.findall(code)]
+    assert found == []
 
 
-@pytest.mark.parametrize("path", sources(".h", under="csrc"), ids=name)
-def test_headers_are_included_once(path: Path) -> None:
-    assert "#pragma once" in path.read_text()
+def test_lines_are_short_and_clean() -> None:
+    found = []
+    for path in sources(".h", ".cc", ".proto", ".pyx", ".pxd", ".pyi"):
+        lines = path.read_text().split("\n")
+        for number, line in enumerate(lines, 1):
+            if len(line) > LINE_COLUMNS_MAX:
+                found.append(f"{name(path)}:{number} has {len(line)} columns")
+            if line != line.rstrip() or "\t" in line:
+                found.append(f"{name(path)}:{number} has a tab, or white space at its end")
+        if lines[-1] != "":
+            found.append(f"{name(path)} does not end with a newline")
+    assert found == []
 
 
-@pytest.mark.parametrize("path", sources(*CODE), ids=name)
-def test_no_work_is_left_to_a_comment(path: Path) -> None:
+def test_headers_are_included_once() -> None:
+    headers = sources(".h", under="csrc")
+    assert [name(path) for path in headers if "#pragma once" not in path.read_text()] == []
+
+
+def test_no_work_is_left_to_a_comment() -> None:
     words = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X)\b")
-    assert words.search(path.read_text()) is None, name(path)
+    assert [name(path) for path in sources(*CODE) if words.search(path.read_text())] == []
 
 
 def test_no_file_names_the_machine_it_was_written_on() -> None:
