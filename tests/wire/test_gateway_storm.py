@@ -9,7 +9,6 @@ from contextlib import ExitStack, suppress
 
 import grpc
 import numpy as np
-import pytest
 
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.dataplane import DataPlane, identity_model, wait_until
@@ -108,7 +107,6 @@ class Storm:
             client.vanish()
 
 
-@pytest.mark.parametrize("seed", [random.SystemRandom().randrange(1 << 32)])
 def test_every_call_is_answered_in_a_storm(plane: DataPlane, seed: int) -> None:
     with ExitStack() as stack:
         fakes = [stack.enter_context(FakeTriton()) for _ in range(3)]

@@ -163,6 +163,7 @@ def test_a_wanted_model_is_loaded_and_those_that_are_not_are_named(world: World)
         assert server_ready(Cold(control.cold_channel))
 
 
+@pytest.mark.slow
 def test_the_next_loads_are_predicted(world: World) -> None:
     with world.control(residency__budget="1GiB"):
         world.until(lambda apply: "a" in loadable(apply), "it is loadable")
@@ -374,7 +375,6 @@ def test_an_ensemble_comes_and_leaves_with_its_steps(
             assert {("a", "unload"), ("b", "unload")} <= set(world.events())
             world.want("pair")
             world.until_served("pair", "a", "b")
-        triton.kill()
 
 
 def test_a_backend_that_loads_by_itself_is_left_alone(

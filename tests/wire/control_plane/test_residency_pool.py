@@ -35,8 +35,6 @@ def tritons(needs_triton: None, tmp_path: Path) -> Iterator[list[EmbeddedTriton]
         EmbeddedTriton(tmp_path / "models", model_control_mode=mode) as two,
     ):
         yield [one, two]
-        one.kill()
-        two.kill()
 
 
 def loadable(apply: pb.Apply) -> set[str]:
