@@ -1,6 +1,8 @@
 # The index of commands. `make help` prints it.
 
 PYTHON_VENV := .venv/bin/python
+# Test files run side by side; each worker has a Triton of its own. TEST_WORKERS=0: one process.
+TEST_WORKERS ?= logical
 export INFERSCHED_TRITON_DIR ?= $(CURDIR)/.tools/triton
 .DEFAULT_GOAL := help
 .PHONY: help setup build build-debug build-asan serve run demo test test-asan test-lowest fuzz \
@@ -33,7 +35,8 @@ serve: ## the demo's model behind the scheduler, until Ctrl-C (ARGS="--listen HO
 run: serve
 
 test: setup ## all tests (ARGS="tests/unit -k codec" goes to pytest)
-	@$(PYTHON_VENV) -m pytest $(ARGS)
+	@$(PYTHON_VENV) -m pytest --numprocesses $(TEST_WORKERS) --maxprocesses 4 \
+		--dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-asan: setup ## codec, engine and transport tests under ASan and UBSan
 	@.ci/test-asan $(ARGS)

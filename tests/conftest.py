@@ -25,13 +25,35 @@ NATIVE_DIRECTORIES = ("property", "differential", "wire")
 
 
 def drives_native_modules(path: Path) -> bool:
-    if path.relative_to(ROOT / "tests").parts[0] in NATIVE_DIRECTORIES:
+    if directory_of(path) in NATIVE_DIRECTORIES:
         return True
     source = path.read_text()
     return any(sign in source for sign in NATIVE_SIGNS)
 
 
+# Folders in the order in which workers take their files: tests of the first wait for servers, those
+# of the last are short, so that all workers end together.
+DIRECTORIES_IN_PARALLEL = ("e2e", "wire", "differential", "property", "fuzz", "unit", "tidy")
+
+
+def pytest_configure() -> None:
+    """Workers inherit the one seed of the run, which its header tells."""
+    run_seed()
+
+
+def directory_of(path: Path) -> str:
+    """The folder of a test file below `tests`."""
+    return path.relative_to(ROOT / "tests").parts[0]
+
+
+def place_in_parallel(path: Path) -> int:
+    return DIRECTORIES_IN_PARALLEL.index(directory_of(path))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: (item.path not in slow, place_in_parallel(item.path)))
     native = {path: drives_native_modules(path) for path in {item.path for item in items}}
     for item in items:
         if native[item.path]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks import device_memory_real
 from benchmarks.options import Options
 
 
+@pytest.mark.slow
 def test_a_real_triton_gives_every_figure(needs_triton: None) -> None:
     figures = {f.figure: f for f in device_memory_real.run(Options(rounds=1, short=True))}
     assert list(figures) == [

@@ -16,6 +16,7 @@ from tests.nvml.figures import FILE_VARIABLE, Figures, gpu
 from tests.nvml.loaded import library_folder
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # it starts two Tritons
 def test_every_step_of_the_gpu_benchmark_runs_and_is_verified(
     needs_triton: None, tmp_path: Path

@@ -133,6 +133,7 @@ def leave_room(figures: Figures, rows: float) -> None:
         device.other_bytes = TOTAL - WEIGHTS - HEADROOM - BASE - round(rows * PER_ROW)
 
 
+@pytest.mark.slow
 def test_with_a_profile_the_first_large_batch_is_right(
     triton: EmbeddedTriton, figures: Figures, tmp_path: Path
 ) -> None:

@@ -116,6 +116,7 @@ def test_two_instances_have_an_allocator_each(
     assert "of each of 2 instances; on GPU-aaaa by nvml" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_before_the_device_is_full_and_at_the_first_batch_that_fails(
     triton: EmbeddedTriton, figures: Figures, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from benchmarks.options import Options
 from benchmarks.results import GOALS
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # it starts four Tritons
 def test_every_step_of_the_objective_benchmark_runs_and_is_verified(needs_triton: None) -> None:
     figures = slo_triton.run(Options(seconds=0.5, short=True))
