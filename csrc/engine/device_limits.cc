@@ -34,12 +34,17 @@ void Core::place_on_devices(std::uint32_t index, PlacementState& placement,
 }
 
 void Core::set_device(std::uint32_t index, const DeviceMemory& reading, Nanos) {
+    const Device* before = memory_.device(index);
+    const bool lost = before != nullptr && before->memory.known && !reading.known;
+    const double last_bytes = lost ? before->unreserved_bytes() : 0;
     if (!memory_.read(index, reading)) return;
     publish_device(index);
     for (const std::uint32_t named : memory_.device(index)->models) {
         ModelState& model = models_[named];
         for (PlacementState& p : model.placements) {
-            if (on_device(p, index)) memory_.learn(index, p);
+            if (!on_device(p, index)) continue;
+            if (lost) p.memory.note_lost(last_bytes);
+            memory_.learn(index, p);
         }
         if (model.queued_requests > 0) mark_dirty(named);
     }
@@ -150,10 +155,7 @@ void Core::prove_memory(ModelState& model, const BatchRecord& batch, Nanos now) 
     PlacementState& placement = *model.placement(batch.backend);
     MemoryNeed& need = placement.memory;
     const double size = size_sent(model, batch);
-    const double cap = need.cap();
-    const double largest = need.largest();
-    need.count_good(size, batch.row_size, batch.cap_before);
-    if (need.cap() != cap || need.largest() != largest) {
+    if (need.count_good(size, batch.row_size, batch.cap_before)) {
         memory_.update_held(placement);
         memory_.touch();
     }

@@ -12,9 +12,13 @@ constexpr std::size_t kUnseenMax = 64;
 
 }  // namespace
 
-double Device::available_bytes() const {
+double Device::unreserved_bytes() const {
     return static_cast<double>(memory.free_bytes) - static_cast<double>(memory.headroom_bytes) -
-           static_cast<double>(reserved_bytes_) - static_cast<double>(held_bytes());
+           static_cast<double>(held_bytes());
+}
+
+double Device::available_bytes() const {
+    return unreserved_bytes() - static_cast<double>(reserved_bytes_);
 }
 
 std::uint64_t Device::unseen_bytes() const {

@@ -20,7 +20,8 @@ class Device {
     std::uint64_t reserved_bytes() const { return reserved_bytes_; }
     // What frameworks keep of what batches took: no figure will ever show it where they are fixed.
     std::uint64_t held_bytes() const { return memory.fixed ? held_bytes_ : 0; }
-    // What batches may take besides those that are there. May be negative.
+    // What batches may take, and besides those that are there. May be negative.
+    double unreserved_bytes() const;
     double available_bytes() const;
     double used_bytes() const {
         return static_cast<double>(memory.total_bytes) - static_cast<double>(memory.free_bytes);

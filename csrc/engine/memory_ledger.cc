@@ -99,10 +99,15 @@ MemoryLimit MemoryLedger::computed(const ModelPolicy& policy, const PlacementSta
         const Device& device = devices_[index];
         // Where there never was a source, nothing is held back.
         if (!device.seen) continue;
-        if (device.memory.known && need.confirmed()) {
+        if (!device.memory.known) {
+            merged = std::min(merged, need.lost_size());
+            if (need.confirmed()) single = std::min(single, need.lost_size());
+            continue;
+        }
+        if (need.confirmed()) {
             single = std::min(single, need.size_within(device.available_bytes()));
         }
-        const bool shows = device.memory.known && !device.memory.fixed;
+        const bool shows = !device.memory.fixed;
         const Nanos measured_at = shows ? device.memory.measured_at : kNever;
         const double next = need.next_size(measured_at, row_size);
         merged = std::min(merged, next_padded(policy, need.largest(), next, row_size));

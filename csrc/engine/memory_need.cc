@@ -112,6 +112,13 @@ double MemoryNeed::next_size(Nanos measured_at, double row_size) const {
     return confirmed() && measured_ ? std::max(next, 2 * measured_size_) : next;
 }
 
+// What has run is proven. Where nothing has, the last figures are all that is known.
+void MemoryNeed::note_lost(double available_bytes) {
+    lost_size_ = largest();
+    if (lost_size_ <= 0 && confirmed()) lost_size_ = size_within(available_bytes);
+    lost_good_ = 0;
+}
+
 void MemoryNeed::raise(std::vector<double>& running, Nanos now) {
     std::sort(running.begin(), running.end(), std::greater<>());
     for (std::size_t i = 0; i < std::min(running.size(), marks_.size()); ++i) {
@@ -135,7 +142,8 @@ double MemoryNeed::held_bytes() const {
 
 // Halves of a size that failed twice say that it is too large once smaller ones end well: until
 // then they may be of those that run out of memory in any size.
-void MemoryNeed::count_good(double size, double row_size, double cap_before) {
+bool MemoryNeed::count_good(double size, double row_size, double cap_before) {
+    const double cap = cap_;
     good_size_ = std::max(good_size_, size);
     good_rows_ = std::max(good_rows_, size / row_size);
     if (cap_before > 0) {
@@ -146,14 +154,25 @@ void MemoryNeed::count_good(double size, double row_size, double cap_before) {
             cut(half_failed_, half_row_size_);
         }
     }
-    if (cap_ == kNoSizeLimit) return;
+    const bool steps = lost_size_ != kNoSizeLimit && count_good_lost(size, row_size);
+    if (cap_ == kNoSizeLimit) return steps || cap_ != cap;
     if (size > cap_) {
         cap_ = size;
         good_ = 0;
     }
-    if (++good_ < kGoodPerRow) return;
-    good_ = 0;
-    cap_ += failed_row_size_;
+    if (++good_ >= kGoodPerRow) {
+        good_ = 0;
+        cap_ += failed_row_size_;
+    }
+    return steps || cap_ != cap;
+}
+
+// Whether a larger size may be tried without figures.
+bool MemoryNeed::count_good_lost(double size, double row_size) {
+    if (size < kTellingShare * lost_size() || ++lost_good_ < kGoodPerRow) return false;
+    lost_good_ = 0;
+    lost_size_ = size_after(lost_size(), row_size);
+    return true;
 }
 
 void MemoryNeed::pardon(double cap_before) { cap_ = std::max(cap_, cap_before); }
@@ -357,8 +376,8 @@ void MemoryNeed::archive(Archive& archive) {
     archive(fixed_);
     for (double* number :
          {&base_bytes_, &bytes_per_row_, &first_bytes_, &first_size_, &error_, &measured_size_,
-          &measured_used_, &least_used_, &cap_, &failed_size_, &failed_row_size_, &free_least_,
-          &good_size_, &good_rows_, &half_good_, &half_failed_, &half_row_size_}) {
+          &measured_used_, &least_used_, &cap_, &lost_size_, &failed_size_, &failed_row_size_,
+          &free_least_, &good_size_, &good_rows_, &half_good_, &half_failed_, &half_row_size_}) {
         archive(*number);
     }
     for (Sample& sample : ring_) {
@@ -380,6 +399,7 @@ void MemoryNeed::archive(Archive& archive) {
     archive(away_until_);
     archive(halves_failed_);
     archive(good_);
+    archive(lost_good_);
     archive(out_of_memory_);
     archive(takes_);
     archive.require(!marks_.empty());

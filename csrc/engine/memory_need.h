@@ -10,6 +10,7 @@
 // where those differ.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <limits>
@@ -60,6 +61,10 @@ class MemoryNeed {
     // The largest size that may be tried. `measured_at`: of the last reading; kNever: there are
     // none that show what batches take.
     double next_size(Nanos measured_at, double row_size) const;
+    // The source of the figures is lost, by which so much was there for new batches.
+    void note_lost(double available_bytes);
+    // The same while it is.
+    double lost_size() const { return std::max(lost_size_, largest()); }
 
     // A batch of this size ended well where no reading shows it: any instance may have run it.
     void hold(double size);
@@ -67,8 +72,9 @@ class MemoryNeed {
     double held_bytes() const;
     // A batch ended well; `running`: the sizes of those that ran at the same time, itself included.
     void raise(std::vector<double>& running, Nanos now);
-    // A batch of this size ended well, or (cap_before > 0) a half of one that failed.
-    void count_good(double size, double row_size, double cap_before);
+    // A batch of this size ended well, or (cap_before > 0) a half of one that failed. Whether that
+    // allows other sizes.
+    bool count_good(double size, double row_size, double cap_before);
     // A batch of this size, which can be cut, ran out of memory. Whether its size may be the cause.
     bool fail(double size, double row_size);
     // The same of a half of one of which that was so.
@@ -106,6 +112,7 @@ class MemoryNeed {
     void doubt_own();
     bool by_own() const { return own_agreed_ > 0; }
     void cut(double size, double row_size);
+    bool count_good_lost(double size, double row_size);
     void add_sample(double bytes, double size);
     double fitted();
     Sample agreeing_with(double per_row, double piece, std::uint64_t& count) const;
@@ -146,6 +153,8 @@ class MemoryNeed {
     double half_failed_ = kNoSizeLimit;  // the smallest that failed
     double half_row_size_ = 1;           // its rows
     std::uint32_t halves_failed_ = 0;    // of about that size
+    double lost_size_ = kNoSizeLimit;    // that is allowed without figures
+    std::uint64_t lost_good_ = 0;        // batches of about that size since it was set
     double good_size_ = 0;               // the largest of all that ended well
     double good_rows_ = 0;               // the most rows, whatever their size
     std::uint64_t good_ = 0;             // batches since the cap was changed

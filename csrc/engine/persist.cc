@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x39656e69676e65;  // "engine9"
+constexpr std::uint64_t kStateMagic = 0x41656e69676e65;  // "engineA"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {
