@@ -11,7 +11,8 @@ namespace {
 constexpr Nanos kEpochNs = 1000 * kSecond;
 // A wake that is due at once: a timer takes that long to fire.
 constexpr Nanos kTimerNs = kMicrosecond;
-// How long what is left at the end of a run with faults may take.
+// How long after the end of a run with faults clients wait for what is left, and how long may pass
+// then and later until another one is answered.
 constexpr Nanos kDrainNs = 600 * kSecond;
 constexpr std::uint64_t kClassStream = 0x636c61737365u;
 constexpr std::uint64_t kFaultStream = 0x6661756c7473u;
@@ -333,13 +334,23 @@ void EngineLoop::close() {
     metrics_.totals.ended_ns = now_;
 }
 
-// Nothing arrives any more, every fault and the drift end: all must be answered.
+// Nothing arrives any more, every fault and the drift end: all must be answered. A world may have
+// more work left than clients wait for; it must go on until they cancel.
 void EngineLoop::drain() {
     arriving_ = false;
     backends_.end_drift(now_);
-    ends_ns_ = add_saturating(now_, kDrainNs);
+    const Nanos patience_ends_ns = add_saturating(now_, kDrainNs);
+    ends_ns_ = patience_ends_ns;
+    std::uint64_t inflight = engine_.get().requests_inflight();
     while (truths_.broken().empty() && turn()) {
-        if (engine_.get().requests_inflight() == 0 && backends_.out() == 0) break;
+        const std::uint64_t left = engine_.get().requests_inflight();
+        if (left == 0 && backends_.out() == 0) break;
+        if (left >= inflight) continue;
+        inflight = left;
+        ends_ns_ = add_saturating(now_, kDrainNs);
+        if (now_ <= patience_ends_ns) continue;
+        cancel_some(1.0);
+        wake_ns_ = now_;
     }
     truths_.ended(engine_.get());
 }

@@ -39,6 +39,12 @@ def test_every_truth_holds_where_one_was_broken(seed: int) -> None:
     engine_swarm.run(seed)
 
 
+# Worlds with more work than clients wait for in the end.
+@pytest.mark.parametrize("seed", [11323, 14071, 17634, 23114])
+def test_every_truth_holds_where_clients_give_up(seed: int) -> None:
+    engine_swarm.run(seed)
+
+
 def test_the_worlds_reach_every_fate_and_failure() -> None:
     fates: Counter[str] = Counter()
     for seed in range(100):
