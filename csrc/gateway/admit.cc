@@ -93,6 +93,7 @@ const ModelConfig* Gateway::State::find_model(Arriving* arriving, Status* status
     const ModelConfig* model = nullptr;
     bool decodes = kserve::peek_model(message, &name);
     arriving->id = name.id;
+    arriving->whole_id = name.whole_id;
     if (decodes) {
         model = catalog.find(name.name, name.version, status, name.version_cut);
         arriving->decoupled = model != nullptr && model->schema.decoupled;

@@ -171,7 +171,7 @@ void Gateway::State::stream_reply_arrived(BatchId id, BatchRecord* batch,
         return;
     }
     Pieces message;
-    kserve::write_stream_reply(reply, our_id.text(), request->prepared.id(), &message);
+    kserve::write_stream_reply(reply, our_id.text(), request->prepared.whole_id(), &message);
     connection->server->send(client->stream, std::move(message), &client->answer);
     connections.mark_dirty(client->connection, connection);
 }
@@ -192,7 +192,8 @@ void Gateway::State::stream_ended_by_reply(const BatchRecord& batch,
     const bool swallowed = reply.empty && request != nullptr && !request->ordered &&
                            !request->prepared.scheduling().wants_empty_final;
     if (request != nullptr && !swallowed)
-        kserve::write_stream_reply(reply, our_id, request->prepared.id(), &request->stream_reply);
+        kserve::write_stream_reply(reply, our_id, request->prepared.whole_id(),
+                                   &request->stream_reply);
     if (reply.error_message.empty()) {
         engine.complete(batch.handle, now);
         return;

@@ -24,9 +24,9 @@ Nanos load_ns_left(const LoadingModel& model, Nanos now) {
     return model.missing() ? std::max<Nanos>(model.expected_at(now) - now, 0) : 0;
 }
 
-std::string_view request_id(const http2::Event& event) {
-    kserve::ModelName name;
-    return kserve::peek_model(event.message.span(), &name) ? name.id : std::string_view();
+kserve::ModelName names_of(const http2::Event& event) {
+    kserve::ModelName names;
+    return kserve::peek_model(event.message.span(), &names) ? names : kserve::ModelName();
 }
 
 }  // namespace
@@ -131,7 +131,7 @@ void Gateway::State::park_behind(ClientStream* stream, Connection* connection, h
     if (parking.bytes() <= budget.max / kParkedBytesShare) return;
     const LoadingModel& model = *parking.find(stream->parked)->model;
     const Status status = refusal_status({0, engine::Reason::kHostMemory, load_ns_left(model, now)},
-                                         request_id(stream->held.front()), model.wanted.name);
+                                         names_of(stream->held.front()).id, model.wanted.name);
     refuse_parked(stream->parked, status, &page->loading_failed_total, now);
 }
 
@@ -194,10 +194,11 @@ void Gateway::State::settle_due(ParkedId id, Nanos now) {
         return;
     }
     const ClientStream* stream = client_streams.find(call.client_stream);
-    const std::string_view text = request_id(stream == nullptr ? call.event : stream->held.front());
+    const std::string_view request_id =
+        names_of(stream == nullptr ? call.event : stream->held.front()).id;
     const Status status =
-        draining ? refusal_status({0, engine::Reason::kDraining, 0}, text, model.wanted.name)
-                 : load_failed_status(text, model.wanted, now);
+        draining ? refusal_status({0, engine::Reason::kDraining, 0}, request_id, model.wanted.name)
+                 : load_failed_status(request_id, model.wanted, now);
     refuse_parked(id, status, &page->loading_failed_total, now);
 }
 
@@ -220,7 +221,7 @@ void Gateway::State::refuse_parked(ParkedId id, const Status& status, std::uint6
     if (connection == nullptr) return;
     if (ClientStream* stream = client_streams.find(call.client_stream)) {
         Arriving arriving;
-        arriving.id = request_id(call.event);
+        arriving.whole_id = names_of(call.event).whole_id;
         refuse_message(stream, connection, call.event.bytes, arriving, status);
         resume_stream(call.client_stream, now);
         return;

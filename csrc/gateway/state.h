@@ -71,6 +71,7 @@ struct Arriving {
     bool waited = false;                      // for its model, which is loaded now
     // Found out on the way.
     std::string_view id;
+    std::string_view whole_id;  // as errors on a stream show it
     bool decoupled = false;
     LoadingModel* awaited = nullptr;  // it has to wait for that
 

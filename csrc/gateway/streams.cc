@@ -92,7 +92,7 @@ void Gateway::State::refuse_message(ClientStream* stream, Connection* connection
     connection->server->release(bytes);
     connections.mark_dirty(stream->connection, connection);
     Pieces message;
-    kserve::write_stream_error(status.message, arriving.id, &message);
+    kserve::write_stream_error(status.message, arriving.whole_id, &message);
     if (arriving.decoupled) {
         connection->server->send(stream->stream, std::move(message), &stream->answer);
         return;

@@ -80,7 +80,8 @@ class PreparedRequest {
     bool mergeable() const;
     const SchedulingParameters& scheduling() const;
     const SignatureRef& signature() const;
-    std::string_view id() const;
+    std::string_view id() const;        // up to a NUL
+    std::string_view whole_id() const;  // as sent
     // The correlation id as error texts show it; empty: no sequence.
     std::string_view sequence_text() const;
     // Names of the shared-memory regions of its inputs and outputs, each once; usually none.
@@ -96,10 +97,15 @@ class PreparedRequest {
 // Finds the model a message asks for, so that the caller can look up its schema. Reads only the
 // names. False: the message is not a ModelInferRequest at all.
 struct ModelName {
+    // Up to a NUL, as in texts and replies.
     std::string_view name;
-    std::string_view version;  // as sent, up to a NUL; empty = the model's default
+    std::string_view version;  // as sent; empty = the model's default
     bool version_cut = false;  // at a NUL
     std::string_view id;
+    // As sent, as failures on a stream show them.
+    std::string_view whole_name;
+    std::string_view whole_version;
+    std::string_view whole_id;
 };
 [[nodiscard]] bool peek_model(Span message, ModelName* name);
 
@@ -196,9 +202,9 @@ struct StreamReply {
 // False when the message is malformed; `error` then says how.
 bool read_stream_reply(const BufferRef& message, StreamReply* reply, std::string* error);
 // The same reply with the client's id; bytes pass through but for that. In an error text
-// "[request id: <ours>]" becomes the client's.
-void write_stream_reply(const StreamReply& reply, std::string_view our_id, std::string_view id,
-                        Pieces* message);
+// "[request id: <ours>]" becomes the client's. Errors and empty final responses show the whole id.
+void write_stream_reply(const StreamReply& reply, std::string_view our_id,
+                        std::string_view whole_id, Pieces* message);
 // Makes a ModelInferResponse (as write_reply() gives it) a message of the stream: wrapped, with
 // triton_final_response true.
 void wrap_stream_reply(Pieces* message);

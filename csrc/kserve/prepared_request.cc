@@ -60,6 +60,7 @@ const SchedulingParameters& PreparedRequest::scheduling() const { return state_-
 const SignatureRef& PreparedRequest::signature() const { return state_->signature; }
 
 std::string_view PreparedRequest::id() const { return state_->id; }
+std::string_view PreparedRequest::whole_id() const { return state_->whole_id; }
 
 std::string_view PreparedRequest::sequence_text() const { return state_->sequence_text; }
 

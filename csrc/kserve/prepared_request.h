@@ -25,6 +25,7 @@ struct PreparedRequest::State {
     SignatureRef signature;
     SchedulingParameters scheduling;
     std::string_view id;
+    std::string_view whole_id;
     std::string_view sequence_text;  // in the message or in `sequence_digits`
     char sequence_digits[20];
     std::vector<std::string_view> regions;

@@ -74,6 +74,7 @@ struct RequestReader::Scratch {
         state->converted = std::move(checked.converted);
         state->scheduling = checked.scheduling;
         state->id = scan.id;
+        state->whole_id = scan.whole_id;
         state->rows = checked.rows;
         state->mergeable = checked.mergeable;
         if (checked.sequence_id != nullptr) state->sequence_text = sequence_text(state);
@@ -140,12 +141,15 @@ bool peek_model(Span message, ModelName* name) {
         }
         Span text;
         if (!reader.read_bytes(&text) || !is_utf8(text)) return false;
-        std::string_view* target = field == 1   ? &name->name
-                                   : field == 2 ? &name->version
-                                                : &name->id;
-        *target = until_nul(text.text());
-        if (field == 2) name->version_cut = target->size() != text.size;
+        std::string_view* target = field == 1   ? &name->whole_name
+                                   : field == 2 ? &name->whole_version
+                                                : &name->whole_id;
+        *target = text.text();
     }
+    name->name = until_nul(name->whole_name);
+    name->version = until_nul(name->whole_version);
+    name->version_cut = name->version.size() != name->whole_version.size();
+    name->id = until_nul(name->whole_id);
     return true;
 }
 

@@ -22,11 +22,13 @@ void keep(RequestScan* scan, InlineArray<T, N>* list, const T& element) {
     }
 }
 
-// `cut`, if given, tells whether a NUL ended the text early.
-bool read_text(WireReader* reader, std::string_view* text, bool* cut = nullptr) {
+// `cut`, if given, tells whether a NUL ended the text early; `whole` is what was sent.
+bool read_text(WireReader* reader, std::string_view* text, bool* cut = nullptr,
+               std::string_view* whole = nullptr) {
     Span bytes;
     if (!reader->read_bytes(&bytes) || !is_utf8(bytes)) return false;
     *text = until_nul(bytes.text());
+    if (whole != nullptr) *whole = bytes.text();
     if (cut != nullptr) *cut = text->size() != bytes.size;
     return true;
 }
@@ -154,7 +156,7 @@ bool scan_fields(Span message, RequestScan* scan) {
                 if (!read_text(&reader, &scan->model_version)) return false;
                 break;
             case wire_tag(3, kLengthDelimited):
-                if (!read_text(&reader, &scan->id)) return false;
+                if (!read_text(&reader, &scan->id, nullptr, &scan->whole_id)) return false;
                 break;
             case wire_tag(4, kLengthDelimited):
                 if (!scan_parameter(&reader, field_begin, scan)) return false;
@@ -181,7 +183,7 @@ bool scan_fields(Span message, RequestScan* scan) {
 
 void RequestScan::clear() {
     constexpr std::uint32_t kept = 256;
-    model_name = model_version = id = {};
+    model_name = model_version = id = whole_id = {};
     model_name_cut = false;
     parameters.clear_beyond(kept);
     consumed_fields.clear_beyond(kept);

@@ -47,6 +47,7 @@ struct RequestScan {
     bool model_name_cut = false;  // at a NUL
     std::string_view model_version;
     std::string_view id;
+    std::string_view whole_id;             // with what stands behind a NUL
     InlineArray<Parameter, 8> parameters;  // of the request itself
     InlineArray<Span, 4> consumed_fields;  // the fields that hold `priority` and `timeout`
     InlineArray<ScannedInput, 8> inputs;

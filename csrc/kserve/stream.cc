@@ -133,7 +133,7 @@ void write_stream_request(const PreparedRequest& request, std::string_view id, b
     const State& state = RequestAccess::state(request);
     forward_request(state, message);
     // Of repeated fields and map entries the last one counts.
-    if (id != state.id) append_field(kId, id, message);
+    if (id != state.whole_id) append_field(kId, id, message);
     if (state.scheduling.wants_empty_final != empty_final) {
         append_flag(kEmptyFinal, empty_final, message);
     }
@@ -150,10 +150,13 @@ bool read_stream_reply(const BufferRef& message, StreamReply* reply, std::string
     return true;
 }
 
-void write_stream_reply(const StreamReply& reply, std::string_view our_id, std::string_view id,
-                        Pieces* message) {
+void write_stream_reply(const StreamReply& reply, std::string_view our_id,
+                        std::string_view whole_id, Pieces* message) {
+    const std::string_view cut_id = until_nul(whole_id);
+    const bool of_backend = reply.error_message.empty() && !reply.empty;
+    const std::string_view id = of_backend ? cut_id : whole_id;
     if (!reply.error_message.empty()) {
-        append_field(kErrorMessage, with_id(reply.error_message, our_id, id), message);
+        append_field(kErrorMessage, with_id(reply.error_message, our_id, cut_id), message);
     }
     if (reply.response.data == nullptr) return;
     const Span whole = reply.response;
@@ -189,12 +192,12 @@ void write_stream_failure(const PreparedRequest& request, std::string_view text,
     if (!peek_model(RequestAccess::state(request).message.span(), &asked)) return;
     append_field(kErrorMessage, text, message);
     append_head(kResponse,
-                text_field_bytes(asked.name) + text_field_bytes(asked.version) +
-                    text_field_bytes(asked.id) + field_bytes(flag_entry_bytes(kFinal)),
+                text_field_bytes(asked.whole_name) + text_field_bytes(asked.whole_version) +
+                    text_field_bytes(asked.whole_id) + field_bytes(flag_entry_bytes(kFinal)),
                 message);
-    append_field(kModelName, asked.name, message);
-    append_field(kModelVersion, asked.version, message);
-    append_field(kId, asked.id, message);
+    append_field(kModelName, asked.whole_name, message);
+    append_field(kModelVersion, asked.whole_version, message);
+    append_field(kId, asked.whole_id, message);
     append_flag(kFinal, true, message);
 }
 

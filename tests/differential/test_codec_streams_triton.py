@@ -152,7 +152,7 @@ def same_from_triton(channel: grpc.Channel, request: Request) -> list[StreamResp
     return [StreamResponse.FromString(m) for m in stream(channel, [request.SerializeToString()])]
 
 
-@pytest.mark.parametrize("client_id", ["", "mine"])
+@pytest.mark.parametrize("client_id", ["", "mine", "mi\0ne"])
 @pytest.mark.parametrize("empty_final", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_replies_of_a_decoupled_model_are_those_to_the_client(
@@ -182,7 +182,7 @@ def test_replies_of_a_decoupled_model_are_those_to_the_client(
     assert shown == same_from_triton(channel, request)
 
 
-@pytest.mark.parametrize("client_id", ["", "mine"])
+@pytest.mark.parametrize("client_id", ["", "mine", "mi\0ne"])
 def test_replies_to_plain_requests_are_those_of_triton(
     channel: grpc.Channel, client_id: str
 ) -> None:
@@ -196,8 +196,8 @@ def test_replies_to_plain_requests_are_those_of_triton(
     assert [StreamResponse.FromString(wrapped)] == same_from_triton(channel, request)
 
 
-@pytest.mark.parametrize("client_id", ["", "mine"])
-@pytest.mark.parametrize("version", ["", "1"])
+@pytest.mark.parametrize("client_id", ["", "mine", "mi\0ne"])
+@pytest.mark.parametrize("version", ["", "1", "1\0x"])
 def test_errors_are_those_of_triton(channel: grpc.Channel, client_id: str, version: str) -> None:
     refused = identity_request(id=client_id, model_version=version)
     refused.inputs[0].shape[1] = 15

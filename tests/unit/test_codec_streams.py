@@ -272,7 +272,7 @@ def test_stream_replies_pass_but_for_the_id(final: bool, rows: int, client_id: s
 
 
 def test_the_id_in_error_texts_becomes_the_clients() -> None:
-    for client_id, shown in (("", "<id_unknown>"), ("mine", "mine")):
+    for client_id, shown in (("", "<id_unknown>"), ("mine", "mine"), ("mi\0ne", "mi")):
         refused = StreamResponse(error_message="[request id: 17] no such thing: 17")
         refused.infer_response.id = "17"
         reply = codec.StreamReply(refused.SerializeToString())
@@ -305,7 +305,7 @@ def test_a_unary_reply_becomes_a_message_of_the_stream(rows: int) -> None:
     assert codec.StreamReply(wrapped).final
 
 
-@pytest.mark.parametrize("client_id", [b"", b"mine"])
+@pytest.mark.parametrize("client_id", [b"", b"mine", b"mi\0ne"])
 def test_errors_of_a_stream(client_id: bytes) -> None:
     refused = StreamResponse.FromString(codec.write_stream_error(b"no", client_id))
     expected = StreamResponse(error_message="no")

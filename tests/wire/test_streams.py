@@ -115,6 +115,14 @@ def test_replies_wait_for_those_of_earlier_requests(
     assert [i for i in ids if i != "c"] == ["a", "b"]
 
 
+def test_a_refusal_shows_the_whole_id(streaming: Stub) -> None:
+    """As Triton's does, whose other replies and texts show it up to a NUL."""
+    refused = infer_request(rows(1), model="nope", request_id="a\0b")
+    (message,) = converse(streaming, [refused]).messages
+    assert message.error_message
+    assert message.infer_response.id == "a\0b"
+
+
 def test_forwarded_metadata_goes_with_the_stream_and_its_deadline_does_not(
     plane: DataPlane, fake: FakeTriton
 ) -> None:
