@@ -70,6 +70,13 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def schedulers_of_other_tests_are_not_seen(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The stand-ins of GPUs have the same UUIDs in many tests, which may run side by side."""
+    directory = str(tmp_path_factory.mktemp("schedulers"))
+    os.environ.setdefault("INFERSCHED_DEVICE_MEMORY__SCHEDULERS_DIRECTORY", directory)
+
+
 def run_seed() -> int:
     """The seed of this run's random tests; set INFERSCHED_TEST_SEED to repeat one."""
     return int(os.environ.setdefault("INFERSCHED_TEST_SEED", str(random.randrange(2**31))))

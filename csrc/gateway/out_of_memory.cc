@@ -7,32 +7,28 @@
 namespace infersched::gateway {
 namespace {
 
-// Parts of the texts, in lower case.
+// Parts of texts that say it by themselves, in lower case.
 constexpr std::string_view kTexts[] = {
     // PyTorch: "CUDA out of memory. Tried to allocate 20.00 MiB (GPU 0; ...", "HIP out of memory",
     // "torch.cuda.OutOfMemoryError", "torch.OutOfMemoryError".
-    "cuda out of memory",
     "hip out of memory",
     "outofmemoryerror",
-    // CUDA and its libraries: "CUDA error: out of memory", "CUDA failure 2: out of memory",
-    // "cudaMalloc failed: out of memory", "Cuda Runtime (out of memory)".
-    "cuda error: out of memory",
-    "cuda error 2: out of memory",
-    "cuda failure 2: out of memory",
-    "cudamalloc failed: out of memory",
-    "cuda runtime (out of memory)",
+    // CUDA and its libraries, where they name the code only.
     "cuda_error_out_of_memory",
     "cudaerrormemoryallocation",
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
+    "device_allocation_failed",
     // ONNX Runtime's arenas.
     "failed to allocate memory for requested buffer of size",
     "is smaller than requested bytes of",
     // TensorRT: "Requested amount of GPU memory (123 bytes) could not be allocated. There may not
-    // be enough free memory ...", "Error Code 2: OutOfMemory (no further information)".
+    // be enough free memory ...", "Error Code 2: OutOfMemory (no further information)", "User
+    // allocator error allocating 123-byte buffer".
     "requested amount of gpu memory",
     "error code 2: outofmemory",
     "] outofmemory (",
+    "user allocator error allocating",
     // Triton's own pools: "Failed to allocate CUDA memory with byte size 123 on GPU 0: ...".
     "failed to allocate cuda memory with byte size",
     "cnmem_status_out_of_memory",
@@ -42,6 +38,18 @@ constexpr std::string_view kTexts[] = {
     "out of memory while trying to allocate",
     "out of memory allocating",
 };
+// Whoever else asks CUDA, HIP or an allocator of theirs passes their words on in one of many ways:
+// "CUDA failure 2: out of memory", "Cuda Driver (out of memory)", "Cuda Error in allocate: 2 (out
+// of memory)", "CUDA runtime error in ::cudaMallocAsync(...): out of memory". The host's memory
+// runs out, too; that is not said with one of these words.
+constexpr std::string_view kDevices[] = {"cuda", "cumem", "hip error", "hipmalloc",
+                                         "gpu",  "rmm:",  "allocator"};
+
+bool holds_one(const std::string& text, const std::string_view* begin,
+               const std::string_view* end) {
+    return std::any_of(begin, end,
+                       [&](std::string_view part) { return text.find(part) != std::string::npos; });
+}
 
 }  // namespace
 
@@ -58,8 +66,9 @@ bool says_out_of_memory(const Status& status) {
     std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) {
         return static_cast<char>(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c);
     });
-    return std::any_of(std::begin(kTexts), std::end(kTexts),
-                       [&](std::string_view part) { return text.find(part) != std::string::npos; });
+    if (holds_one(text, std::begin(kTexts), std::end(kTexts))) return true;
+    return text.find("out of memory") != std::string::npos &&
+           holds_one(text, std::begin(kDevices), std::end(kDevices));
 }
 
 }  // namespace infersched::gateway

@@ -114,6 +114,8 @@ def _row(device: pb.DeviceStatus) -> tuple[object, ...]:
 
 def _state(device: pb.DeviceStatus) -> str:
     words = [] if device.known else [f"not known: {device.problem}"]
+    if device.schedulers > 1:
+        words.append(f"shared by {device.schedulers} schedulers")
     if device.slowed_by_heat:
         words.append("slowed by heat")
     words += [f"{event.event}: {event.count}" for event in device.events]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -44,6 +45,8 @@ def _device_key(value: str) -> str:
 
 HeadroomPart = Annotated[float, AfterValidator(_part)]
 GpuNumber = Annotated[int, Field(ge=0, lt=DEVICES_MAX)]
+# More of them would leave each next to nothing.
+Schedulers = Annotated[int, Field(ge=0, le=16)]
 DeviceKey = Annotated[str, AfterValidator(_device_key)]
 
 
@@ -82,6 +85,9 @@ class Device(Section):
     )
     headroom_min: Size | None = Field(
         default=None, description="bytes; else those of device_memory. The larger of both is kept"
+    )
+    schedulers: Schedulers = Field(
+        default=0, description="that use it; 0: as device_memory.schedulers says"
     )
     total: Annotated[Size, Field(ge=0, le=2**50)] = Field(
         default=0, description="fixed figures, where no source tells of the device; 0: none"
@@ -133,6 +139,15 @@ class DeviceMemory(Section):
     )
     headroom_min: Size = Field(
         default=HEADROOM_MIN_DEFAULT, description="kept free where the part is less"
+    )
+    schedulers: Schedulers = Field(
+        default=0,
+        description="that use a device and share what is free of it; 0: as many as are seen in "
+        "schedulers_directory",
+    )
+    schedulers_directory: Path = Field(
+        default=Path("/dev/shm/infersched-devices"),
+        description="where schedulers of this host see each other; read at the start",
     )
     devices: Annotated[dict[DeviceKey, Device], Field(max_length=DEVICES_MAX)] = Field(
         default={}, description="what differs for a device, and devices with fixed figures"

@@ -29,6 +29,7 @@ from scheduler.control.readiness import Readiness
 from scheduler.control.residency.on_demand import ModelResidency
 from scheduler.control.steering import SteeringClient
 from scheduler.control.turns import Turns
+from scheduler.memory.sharers import Sharers
 from scheduler.telemetry.logs import log
 from scheduler.telemetry.metrics import SHARED_MEMORY_GAUGES, Scope
 from scheduler.v1 import dataplane_pb2 as pb
@@ -78,6 +79,7 @@ class ControlPlane:
             self._tell_devices,
             self.refresh_state,
             parameters.metrics_ports,
+            Sharers(self.settings.device_memory.schedulers_directory),
         )
         self._readings = DeviceReadings(
             self.steering.tell_memory, activity.busy, self.devices.inherited

@@ -275,6 +275,7 @@ def device_status(device: DeviceMemory, models: Sequence[ModelKey]) -> pb.Device
         age_ns=device.age_ns,
         mig=reading.mig,
         slowed_by_heat=reading.slowed_by_heat,
+        schedulers=device.schedulers,
         models=[f"{name} {version}" for name, version in models],
     )
     for process in reading.processes:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from typing import cast
 
 from scheduler._native.gateway import Gateway
+from scheduler.dataplane.device_figures import OUTLIVE_S, DeviceFigures
 from scheduler.dataplane.files import ConnectionLimit
 from scheduler.dataplane.frames import INTERFACE_VERSION, FrameError, FrameReader, pack_frame
 from scheduler.dataplane.segment import Segment, create_segment, remove_abandoned
@@ -18,9 +19,6 @@ log = logging.getLogger("infersched.dataplane")
 
 # What a control plane may leave unread; then it is told everything again when it comes back.
 UNREAD_BYTES_MAX = 16 << 20
-
-# How long figures of device memory count after the last control plane has gone.
-FIGURES_OUTLIVE_S = 5.0
 
 # Values of the binding's notice kinds, in its order.
 BACKEND_CONNECTION, BACKEND_LEAVING, MERGING_SWITCHED_OFF, DRAINED = range(4)
@@ -36,6 +34,7 @@ class Steering:
         self._on_applied = on_applied
         self._peers: set[SteeringProtocol] = set()
         self._gateway: Gateway | None = None
+        self._figures = DeviceFigures(lambda: self.gateway)
         self._connections = ConnectionLimit()
         self._segment: Segment | None = None
         self._shared_memory_failed = False
@@ -67,15 +66,12 @@ class Steering:
     def disconnected(self, peer: SteeringProtocol) -> None:
         self._peers.discard(peer)
         if not self._peers and self._gateway is not None:
-            asyncio.get_running_loop().call_later(FIGURES_OUTLIVE_S, self._forget_devices)
+            asyncio.get_running_loop().call_later(OUTLIVE_S, self._forget_devices)
 
     def _forget_devices(self) -> None:
         """Nobody looks at the devices any more."""
-        known = [] if self._peers else [i for i, known, *_ in self.gateway.devices() if known]
-        if known:
-            log.warning("no control plane: the memory of devices is not known")
-            unknown = [pb.DeviceMemory(index=index) for index in known]
-            self.gateway.set_devices(pb.MemoryReadings(devices=unknown))
+        if not self._peers:
+            self._figures.forget("there is no control plane")
 
     def receive(self, peer: SteeringProtocol, message: pb.ToDataPlane) -> None:
         kind = message.WhichOneof("message")
@@ -100,7 +96,7 @@ class Steering:
             indices = message.statistics.model_indices
             peer.send(pb.FromDataPlane(statistics=statistics(self.gateway, indices)))
         elif kind == "memory":
-            self.gateway.set_devices(message.memory)
+            self._figures.take(message.memory)
         elif kind == "drain":
             self.gateway.drain(message.drain.deadline_ms)
 

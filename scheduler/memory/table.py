@@ -37,6 +37,7 @@ class DeviceMemory:
     age_ns: int
     headroom_bytes: int
     reading: DeviceReading
+    schedulers: int = 1  # that use it, each with a memory ledger of its own
 
 
 @dataclass
@@ -62,9 +63,13 @@ class DeviceTable:
     """Takes looks from any source; not thread-safe."""
 
     def __init__(
-        self, headroom_of: Callable[[str], Headroom], clock_s: Callable[[], float] = time.monotonic
+        self,
+        headroom_of: Callable[[str], Headroom],
+        clock_s: Callable[[], float] = time.monotonic,
+        schedulers_of: Callable[[str], int] = lambda key: 1,
     ) -> None:
         self._headroom_of = headroom_of
+        self._schedulers_of = schedulers_of
         self._clock_s = clock_s
         self._said_at_s: dict[str, float] = {}
         self._entries: dict[str, _Entry] = {}
@@ -195,6 +200,7 @@ class DeviceTable:
             age_ns=age_ns,
             headroom_bytes=min(widened_bytes(headroom, age_ns, entry.ages), reading.total_bytes),
             reading=reading,
+            schedulers=self._schedulers_of(key),
         )
 
     def _say(self, key: str, entry: _Entry, problem: str) -> None:

@@ -19,12 +19,13 @@ import pytest
 import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
+from benchmarks.device_memory_real import DataPlaneView
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
 from tests.control_plane import wait_until
 from tests.nvml.figures import FILE_VARIABLE, Figures, gpu
 from tests.nvml.loaded import library_folder
-from tests.serving import ServedScheduler
+from tests.serving import ServedScheduler, ServeError
 
 MIB, GIB = 2**20, 2**30
 WEIGHTS = 512 * MIB
@@ -112,6 +113,55 @@ def test_infersched_shows_what_models_take(
         )
         assert shown["source"] == "nvml"
         assert sorted(devices(scheduler)["GPU-aaaa"]["models"]) == ["onnx 1", "torch 1"]
+
+
+def test_two_schedulers_on_a_device_share_what_is_free(
+    arena_triton: EmbeddedTriton, figures: Figures, tmp_path: Path
+) -> None:
+    config = tmp_path / "infersched.yaml"
+    together = f"device_memory: {{schedulers_directory: {tmp_path / 'seen'}}}\n"
+    config.write_text("defaults: {gpus: [0]}\n" + together)
+    nvml = {"LD_LIBRARY_PATH": str(library_folder()), FILE_VARIABLE: str(figures.path)}
+    arguments = ["--backend", arena_triton.grpc_address, "--config", str(config)]
+
+    def usable(scheduler: ServedScheduler) -> float:
+        """The part of what is free less the headroom that its batches may take."""
+        shown = devices(scheduler).get("GPU-aaaa")
+        (told,) = [d.memory for d in DataPlaneView(scheduler).snapshot().devices]
+        if shown is None or not told.known:
+            return 0.0
+        free = shown["free_bytes"] - shown["headroom_bytes"]
+        return (told.free_bytes - told.headroom_bytes) / free
+
+    with ServedScheduler(arguments, environment=nvml) as first:
+        wait_until(lambda: usable(first) == 1, "the whole of it", START_TIMEOUT_S)
+        with ServedScheduler(arguments, environment=nvml) as second:
+            for scheduler in (first, second):
+                wait_until(lambda s=scheduler: usable(s) == 0.5, "a half each", START_TIMEOUT_S)
+                assert devices(scheduler)["GPU-aaaa"]["schedulers"] == 2
+            infer(second.address, "torch", 2)
+        wait_until(lambda: usable(first) == 1, "the whole of it again", START_TIMEOUT_S)
+
+
+def test_figures_of_a_control_plane_that_hangs_lose_their_worth(tmp_path: Path) -> None:
+    alone = Figures.create(tmp_path / "figures", [gpu("GPU-bbbb", 16 * GIB)])
+    nvml = {"LD_LIBRARY_PATH": str(library_folder()), FILE_VARIABLE: str(alone.path)}
+    arguments = ["--backend", "127.0.0.1:1"]
+    with ServedScheduler(arguments, environment=nvml, wait_ready=False) as scheduler:
+
+        def headroom() -> int:
+            try:
+                found = [d.memory for d in DataPlaneView(scheduler).snapshot().devices]
+            except (ServeError, OSError):  # it starts
+                return 0
+            return next((memory.headroom_bytes for memory in found if memory.known), 0)
+
+        fresh = wait_until(headroom, "figures", START_TIMEOUT_S)
+        control = scheduler.child("scheduler.control")
+        control.suspend()
+        wait_until(lambda: headroom() > 1.5 * fresh, "a wider headroom", START_TIMEOUT_S)
+        control.resume()
+        wait_until(lambda: headroom() == fresh, "the figures of now", START_TIMEOUT_S)
 
 
 def scraped(scheduler: ServedScheduler, name: str) -> float:

@@ -13,6 +13,7 @@ import pytest
 from scheduler.backends.pool import BackendPool
 from scheduler.config import Settings
 from scheduler.control.device_memory.devices import Devices
+from scheduler.memory.sharers import Sharers
 from scheduler.memory.source import DeviceReading
 from scheduler.memory.table import DeviceMemory
 from scheduler.v1 import dataplane_pb2 as pb
@@ -39,6 +40,7 @@ class World:
         pool: BackendPool,
         settings: dict[str, Any],
         metrics_ports: Mapping[str, int] | None = None,
+        sharers: Sharers | None = None,
     ) -> None:
         self.pool = pool
         self.settings = Settings.model_validate(settings)
@@ -52,6 +54,7 @@ class World:
             self._looked,
             self._moved,
             metrics_ports,
+            sharers,
         )
 
     def _looked(self) -> None:

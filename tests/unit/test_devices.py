@@ -18,7 +18,6 @@ from scheduler.control.desired import DesiredState
 from scheduler.control.device_memory.places import Places, places_of
 from scheduler.control.device_memory.readings import CHANGE_BYTES, DeviceReadings
 from scheduler.control.steering import SteeringClient
-from scheduler.dataplane import steering
 from scheduler.memory.headroom import Ages, Headroom
 from scheduler.memory.source import DeviceReading, SourceAbsent
 from scheduler.memory.table import DeviceTable, fixed_reading
@@ -210,7 +209,7 @@ def test_a_metrics_port_is_asked_for_a_backend_elsewhere(
             assert devices.current["GPU-a"].source == f"metrics of {address}"
             assert devices.current["GPU-a"].reading.free_bytes == 15 * GIB
             assert devices.current["GPU-a"].age_ns >= READING_PERIOD_NS
-            assert devices._ages(f"metrics of {address}") == Ages(
+            assert devices._told.ages(of_port=True) == Ages(
                 1_500_000_000 + READING_PERIOD_NS, 5_000_000_000 + READING_PERIOD_NS
             )
             assert list(devices.assign().values()) == [(0,)]
@@ -288,7 +287,7 @@ def test_more_devices_than_the_data_plane_knows(
 
 def test_the_data_plane_is_told_of_changes_at_rest_and_of_every_look_when_busy() -> None:
     plane, busy = DataPlane(), False
-    readings = DeviceReadings(plane.send, lambda: busy)
+    readings = DeviceReadings(plane.send, lambda: busy, clock_s=lambda: 0.0)
     tell = lambda found: readings.tell({"GPU-a": found}, {"GPU-a": 7})  # noqa: E731
     plane.there = False
     tell(device(4 * GIB))
@@ -340,46 +339,6 @@ def test_the_data_plane_knows_the_devices_of_a_placement(tmp_path: Path) -> None
         "m": [3, 4],
         "n": [],
     }
-
-
-def test_figures_outlive_the_last_control_plane_for_a_while_only(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Gateway:
-        generation = 0
-
-        def __init__(self) -> None:
-            self.told: list[pb.MemoryReadings] = []
-
-        def loading(self) -> list[tuple[str, int]]:
-            return []
-
-        def devices(self) -> list[tuple[int, bool, int, int, int, int, int]]:
-            return [(0, True, 1, 2, 0, 0, 0), (1, False, 0, 0, 0, 0, 0), (5, True, 1, 2, 0, 0, 0)]
-
-        def set_devices(self, message: pb.MemoryReadings) -> None:
-            self.told.append(message)
-
-    async def scenario() -> None:
-        monkeypatch.setattr(steering, "FIGURES_OUTLIVE_S", 0.0)
-        gateway = Gateway()
-        made = steering.Steering(lambda apply: None)
-        made.attach(gateway)  # type: ignore[arg-type]
-        first, second = made.protocol(), made.protocol()
-        made.connected(first)
-        made.disconnected(first)
-        made.connected(second)  # in time
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert gateway.told == []
-        made.disconnected(second)
-        for _ in range(1000):
-            if gateway.told:
-                break
-            await asyncio.sleep(0.001)
-        assert [(d.index, d.known) for d in gateway.told[0].devices] == [(0, False), (5, False)]
-
-    asyncio.run(scenario())
 
 
 def test_fixed_figures_are_told_as_such_and_once() -> None:

@@ -34,13 +34,28 @@ TEXTS = {
     "may not be enough free memory for allocation to succeed.",
     "tensorrt-code": "2: [executionContext.cpp::ExecutionContext::470] Error Code 2: OutOfMemory "
     "(no further information)",
+    "tensorrt-allocate": "rtSafe/safeRuntime.cpp (25) - Cuda Error in allocate: 2 (out of memory)",
+    "tensorrt-driver": "[resizingAllocator.cpp::allocate::69] Error Code 1: Cuda Driver (out of "
+    "memory)",
+    "tensorrt-user": "[tunable_graph.cpp:create:117] autotuning: User allocator error allocating "
+    "86114304000-byte buffer",
+    "tensorrt-llm": "[TensorRT-LLM][ERROR] CUDA runtime error in ::cudaMallocAsync(ptr, n, "
+    "mCudaStream->get()): out of memory",
+    "pytorch-driver": "RuntimeError: CUDA driver error: out of memory",
+    "pytorch-hip": "RuntimeError: HIP error: out of memory",
+    "pycuda": "pycuda._driver.MemoryError: cuMemAlloc failed: out of memory",
     "triton": "Failed to allocate CUDA memory with byte size 4194304 on GPU 0: "
     "CNMEM_STATUS_OUT_OF_MEMORY, falling back to pinned system memory",
     "tensorflow": "OOM when allocating tensor with shape[64,1024] and type float on "
     "/job:localhost/replica:0/task:0/device:GPU:0 by allocator GPU_0_bfc",
     "jax": "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.",
 }
-OTHERS = ["a row is poisoned", "shared memory region 'out of memory' is unknown", ""]
+OTHERS = [
+    "a row is poisoned",
+    "shared memory region 'out of memory' is unknown",
+    "the host is out of memory",
+    "",
+]
 
 
 def arena(text: str, rows_max: int) -> Behaviour:

@@ -26,14 +26,15 @@ from scheduler.control.device_memory.figures import figures
 from scheduler.control.device_memory.last_places import LastPlaces
 from scheduler.control.device_memory.local_hosts import LocalHosts
 from scheduler.control.device_memory.places import Places, places_of
+from scheduler.control.device_memory.told import ToldOfDevices
 from scheduler.control.executors import gpus_of
 from scheduler.control.indices import IndexBook
-from scheduler.memory.headroom import Ages, Headroom
 from scheduler.memory.nvml import NvmlSource
 from scheduler.memory.poller import Pace, Poller
+from scheduler.memory.sharers import Sharers
 from scheduler.memory.source import DeviceReading, MemorySource, SourceError
 from scheduler.memory.table import FALLBACK, DeviceMemory, DeviceTable, fixed_reading
-from scheduler.memory.triton_metrics import READING_PERIOD_NS, TritonMetricsSource
+from scheduler.memory.triton_metrics import TritonMetricsSource
 from scheduler.telemetry.device_metrics import DeviceScope, NeedFigures
 from scheduler.telemetry.logs import log
 from scheduler.v1 import dataplane_pb2 as pb
@@ -79,8 +80,11 @@ class Devices:
         on_figures: Callable[[], None],
         on_places: Callable[[], None],
         metrics_ports: Mapping[str, int] | None = None,
+        sharers: Sharers | None = None,
     ) -> None:
-        self.table = DeviceTable(self._headroom_of)
+        self._told = ToldOfDevices(settings, sharers)
+        self.table = DeviceTable(self._told.headroom_of, schedulers_of=self._told.schedulers_of)
+        self._sharers = sharers
         # As of the last look; replaced as a whole, for other threads to read.
         self.current: dict[str, DeviceMemory] = {}
         self._book = IndexBook(runtime_directory / "devices.json", DEVICES_MAX)
@@ -155,6 +159,8 @@ class Devices:
     def stop(self) -> None:
         """Ends the looks; one that hangs is left to itself."""
         self._local.stop()
+        if self._sharers is not None:
+            self._sharers.close()
         for poller in self._pollers.values():
             poller.stop()
         end_s = time.monotonic() + JOIN_TIMEOUT_S
@@ -191,6 +197,8 @@ class Devices:
             for device in places.keys:
                 self._models.setdefault(device, {})[model] = None
         used = set(self._models)
+        if self._sharers is not None:
+            self._sharers.use(used)
         self.table.forget_gone(used)
         # What is gone and not used needs no number; what may be told of yet keeps its own.
         numbered = used | self.table.told
@@ -248,16 +256,6 @@ class Devices:
                 if need.known
             },
             nvml_calls=sum(s.calls.total() for s in sources if isinstance(s, NvmlSource)),
-        )
-
-    def _headroom_of(self, key: str) -> Headroom:
-        memory = self._settings().device_memory
-        own = memory.devices.get(key)
-        part = own.headroom_part if own is not None else None
-        bytes_min = own.headroom_min if own is not None else None
-        return Headroom(
-            memory.headroom_part if part is None else part,
-            memory.headroom_min if bytes_min is None else bytes_min,
         )
 
     def _find_local_hosts(self) -> None:
@@ -350,7 +348,7 @@ class Devices:
         ]
         self.table.drop_source(CONFIG)
         if fixed:
-            self.table.take(CONFIG, _RANKS[CONFIG], self._ages(CONFIG), fixed)
+            self.table.take(CONFIG, _RANKS[CONFIG], self._told.ages(of_port=False), fixed)
 
     def _start(self, wanted: _Wanted) -> None:
         source: MemorySource
@@ -367,16 +365,6 @@ class Devices:
         self._pollers[wanted] = poller
         poller.start()
 
-    def _ages(self, source: str) -> Ages:
-        memory = self._settings().device_memory
-        if source in _RANKS:
-            return Ages(memory.stale_after, memory.lost_after)
-        period = memory.metrics_poll_period
-        return Ages(
-            max(memory.stale_after, 3 * period) + READING_PERIOD_NS,
-            max(memory.lost_after, 10 * period) + READING_PERIOD_NS,
-        )
-
     def _take(
         self, wanted: _Wanted, readings: Sequence[DeviceReading], error: SourceError | None
     ) -> None:
@@ -384,7 +372,9 @@ class Devices:
             return  # a last look
         rank = _RANKS.get(wanted.name, _PORT_RANK)
         first = not self.table.heard_of([wanted.name])
-        self.table.take(wanted.name, rank, self._ages(wanted.name), readings, error)
+        self.table.take(
+            wanted.name, rank, self._told.ages(wanted.name not in _RANKS), readings, error
+        )
         self._aged()
         if first:
             self._on_places()  # others may be wanted now, and what is not known can be said

@@ -1,18 +1,24 @@
 """What the data plane is told of device memory, and when.
 
 Every look while batches run, because one that has ended is shown by figures that are younger only;
-at rest what has changed, so that nobody is woken for nothing.
+at rest what has changed, so that nobody is woken for nothing, and now and then what still holds: a
+control plane that is silent may hang.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 
+from scheduler.memory.headroom import Ages, with_share_of_others
 from scheduler.memory.table import DeviceMemory
 from scheduler.v1 import dataplane_pb2 as pb
 
 # Of free bytes and headroom.
 CHANGE_BYTES = 2**20
+# A control plane that is busy otherwise is not taken for one that hangs.
+SILENCE = Ages(stale_after_ns=1_000_000_000, lost_after_ns=5_000_000_000)
+REPEAT_S = 0.4
 
 
 class DeviceReadings:
@@ -24,10 +30,13 @@ class DeviceReadings:
         send: Callable[[pb.MemoryReadings], bool],
         busy: Callable[[], bool],
         inherited: Iterable[int] = (),
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._send = send
         self._busy = busy
+        self._clock_s = clock_s
         self._told: dict[int, pb.DeviceMemory] = {}
+        self._told_all_at_s = float("-inf")
         # Whatever data plane there is: this one has not been told anything else of them.
         self._may_know = set(inherited)
 
@@ -49,8 +58,16 @@ class DeviceReadings:
         for number in gone - now.keys():
             now[number] = pb.DeviceMemory(index=number)
         busy = self._busy()
-        news = [m for n, m in sorted(now.items()) if self._is_news(n, m, busy)]
-        if news and self._send(pb.MemoryReadings(devices=news)):
+        now_s = self._clock_s()
+        again = now_s - self._told_all_at_s >= REPEAT_S
+        news = [
+            m
+            for n, m in sorted(now.items())
+            if self._is_news(n, m, busy) or (again and m.known and not m.fixed)
+        ]
+        if news and self._send(_told(news)):
+            if again:
+                self._told_all_at_s = now_s
             self._told.update((m.index, m) for m in news)
             self._may_know.update(m.index for m in news)
 
@@ -71,11 +88,21 @@ def message(number: int, device: DeviceMemory) -> pb.DeviceMemory:
         known=True,
         free_bytes=reading.free_bytes,
         total_bytes=reading.total_bytes,
-        headroom_bytes=device.headroom_bytes,
+        headroom_bytes=with_share_of_others(
+            device.headroom_bytes, reading.free_bytes, device.schedulers
+        ),
         measured_at_ns=reading.measured_at_ns,
         fixed=reading.measured_at_ns == 0,
         own_bytes=reading.own_bytes,
         own_measured_at_ns=reading.own_measured_at_ns,
+    )
+
+
+def _told(devices: list[pb.DeviceMemory]) -> pb.MemoryReadings:
+    return pb.MemoryReadings(
+        devices=devices,
+        stale_after_ns=SILENCE.stale_after_ns,
+        lost_after_ns=SILENCE.lost_after_ns,
     )
 
 
