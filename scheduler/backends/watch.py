@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from enum import Enum
 
 from tritonclient.grpc import service_pb2
@@ -23,6 +23,7 @@ from tritonclient.grpc import service_pb2
 from scheduler.backends.catalog import READY, CatalogError, ModelSpec, batching_advice, model_spec
 from scheduler.backends.probe import Answer, CallError, ProbeResult, TritonCalls
 from scheduler.backends.remembered import Described, ModelKey, RememberedModels
+from scheduler.backends.waiting import set_within
 from scheduler.config.discovery import Discovery
 from scheduler.security.tls import ClientTls
 from scheduler.telemetry.logs import log
@@ -68,9 +69,13 @@ class BackendWatch:
         self.unavailable: set[ModelKey] = set()
         # Names that the repository has and of which no version is served: it may be loaded.
         self.absent: frozenset[str] = frozenset()
+        # Names of which a version is being loaded or unloaded, by whomever.
+        self.loading: frozenset[str] = frozenset()
+        self.unloading: frozenset[str] = frozenset()
         self.server: service_pb2.ServerMetadataResponse | None = None
         # Whether its models are known: `server` alone comes before them.
         self.catalog_read = False
+        self.read_at_s = 0.0  # when the last reading that took effect began
         self.discovery = discovery
         self.calls = calls or TritonCalls(address, tls)
         self._on_change = on_change
@@ -127,7 +132,7 @@ class BackendWatch:
             self.take_probe(result, progressed=self._progress() != before)
             if result.answer is Answer.TIMEOUT and self.status is not BackendStatus.DOWN:
                 continue
-            await _wait(self._probe_now, self.discovery.probe_period / 1e9)
+            await set_within(self._probe_now, self.discovery.probe_period / 1e9)
 
     def take_probe(self, result: ProbeResult, progressed: bool = False) -> None:
         """The state machine of the head of this file."""
@@ -151,7 +156,7 @@ class BackendWatch:
 
     async def _refresh_loop(self) -> None:
         while True:
-            await _wait(self._refresh_now, self.discovery.refresh_period / 1e9)
+            await set_within(self._refresh_now, self.discovery.refresh_period / 1e9)
             self._refresh_now.clear()
             if self.status is BackendStatus.DOWN:
                 continue
@@ -183,7 +188,7 @@ class BackendWatch:
             await asyncio.sleep(RETRY_PERIOD_S)
 
     async def _refresh(self, reread: Collection[str]) -> bool:
-        suspicions = self._suspicions
+        suspicions, began_s = self._suspicions, time.monotonic()
         if self.server is None:
             self.server = await self.calls.server_metadata()
         index = await self.calls.index()
@@ -203,7 +208,9 @@ class BackendWatch:
         if suspicions == self._suspicions:
             self._suspected = False
         absent = frozenset(m.name for m in index.models) - {name for name, _ in described}
-        self._take_catalog(described, ready & described.keys(), absent)
+        moving = [frozenset(n for (n, _), state in listed.items() if state == s) for s in MOVING]
+        self.read_at_s = began_s
+        self._take_catalog(described, ready & described.keys(), absent, moving)
         self.take_probe(result)
         return True
 
@@ -240,6 +247,7 @@ class BackendWatch:
         described: dict[ModelKey, Described],
         ready: set[ModelKey],
         absent: frozenset[str],
+        moving: Sequence[frozenset[str]],
     ) -> None:
         models = _all_specs(described)
         # Messages are kept by identity, so that an unchanged model compares cheaply.
@@ -247,12 +255,12 @@ class BackendWatch:
             if self.models.get(key) == spec:
                 models[key] = self.models[key]
         changed = models != self.models or ready != self.ready_models or not self.catalog_read
-        changed = changed or absent != self.absent
+        changed = changed or absent != self.absent or moving != [self.loading, self.unloading]
         if self._remembered is not None and models != self.models:
             self._remembered.store(described)
         self._described = described
         self.models, self.ready_models = models, ready & models.keys()
-        self.absent = absent
+        self.absent, (self.loading, self.unloading) = absent, moving
         self.catalog_read = True
         for key in sorted(models.keys() - self._advised):
             self._advised.add(key)
@@ -279,7 +287,7 @@ class BackendWatch:
             self.server = None
             self.catalog_read = False
             self.ready_models = set()
-            self.absent = frozenset()
+            self.absent = self.loading = self.unloading = frozenset()
             self._suspected = False
         if changed or settling:
             self._report()
@@ -292,7 +300,8 @@ class BackendWatch:
 
 
 # A reload shows as LOADING or UNLOADING; UNAVAILABLE has been unloaded or failed to load.
-_KEPT = (READY, "LOADING", "UNLOADING")
+MOVING = ("LOADING", "UNLOADING")
+_KEPT = (READY, *MOVING)
 
 
 def _all_specs(described: dict[ModelKey, Described]) -> dict[ModelKey, ModelSpec]:
@@ -309,8 +318,3 @@ def _specs(
         with contextlib.suppress(CatalogError):
             specs[key] = model_spec(key[1], metadata, config, steps)
     return specs
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(event.wait(), timeout_s)

@@ -75,6 +75,11 @@ class Residency(Section):
     load_timeout: Annotated[Duration, Field(ge=1 * SECOND, le=24 * 3600 * SECOND)] = Field(
         default=600 * SECOND, description="a load that takes longer has failed"
     )
+    unload_timeout: Annotated[Duration, Field(ge=1 * SECOND, le=24 * 3600 * SECOND)] = Field(
+        default=300 * SECOND,
+        description="requests for a model that its Triton takes longer to unload are refused until "
+        "it has told what became of it",
+    )
     drain_timeout: Annotated[Duration, Field(ge=10_000_000)] = Field(
         default=60 * SECOND,
         description="a model that is to make room and has not ended its requests by then stays",

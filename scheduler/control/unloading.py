@@ -74,7 +74,9 @@ def _busy(snapshot: pb.Snapshot, models: Collection[int], backend: int | None) -
     )
 
 
-async def until_unloaded(watch: BackendWatch, names: Collection[str]) -> RpcError | None:
+async def until_unloaded(
+    watch: BackendWatch, names: Collection[str], timeout_s: float = UNLOAD_TIMEOUT_S
+) -> RpcError | None:
     """None once no version of the models is loaded there; a failure when that takes too long.
 
     Triton answers an unload before it is done. A question that is lost is asked again.
@@ -96,10 +98,10 @@ async def until_unloaded(watch: BackendWatch, names: Collection[str]) -> RpcErro
             await asyncio.sleep(POLL_PERIOD_S)
 
     try:
-        await asyncio.wait_for(until_gone(), UNLOAD_TIMEOUT_S)
+        await asyncio.wait_for(until_gone(), timeout_s)
     except RpcError as error:
         return error
     except asyncio.TimeoutError:
-        text = f"unloading has not ended after {UNLOAD_TIMEOUT_S:.0f} s"
+        text = f"unloading has not ended after {timeout_s:g} s"
         return RpcError(watch.address, grpc.StatusCode.DEADLINE_EXCEEDED, text)
     return None

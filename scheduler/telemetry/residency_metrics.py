@@ -23,6 +23,7 @@ class ModelLoads:
     load_seconds: float = 0.0
     failures: int = 0
     unloads: int = 0
+    unload_failures: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class ResidencyScope:
     resident_bytes: Mapping[str, int] = field(default_factory=dict)
     budget_bytes: Mapping[str, int] = field(default_factory=dict)
     states: Mapping[str, int] = field(default_factory=dict)  # how many models, by state
+    external_changes: Mapping[str, int] = field(default_factory=dict)  # by backend
 
 
 def residency_families(scope: ResidencyScope) -> Iterator[Metric]:
@@ -48,12 +50,23 @@ def residency_families(scope: ResidencyScope) -> Iterator[Metric]:
     unloads = CounterMetricFamily(
         "infersched_model_unloads", "Models unloaded to make room, or unused.", labels=LABELS
     )
+    kept = CounterMetricFamily(
+        "infersched_model_unload_failures", "Models that did not leave in time.", labels=LABELS
+    )
     for labels, counted in list(scope.loads.items()):
         loads.add_metric(labels, counted.loads, counted.load_seconds)
         total.add_metric(labels, counted.loads)
         failures.add_metric(labels, counted.failures)
         unloads.add_metric(labels, counted.unloads)
-    yield from (loads, total, failures, unloads)
+        kept.add_metric(labels, counted.unload_failures)
+    external = CounterMetricFamily(
+        "infersched_external_model_changes",
+        "Loads and unloads that somebody else did.",
+        labels=["backend"],
+    )
+    for address, count in scope.external_changes.items():
+        external.add_metric([address], count)
+    yield from (loads, total, failures, unloads, kept, external)
     resident = GaugeMetricFamily(
         "infersched_device_resident_bytes", "Known weights of loaded models.", labels=["device"]
     )

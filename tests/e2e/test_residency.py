@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, service_pb2, service_pb2_grpc
 
 from scheduler.backends.embedded_triton import EmbeddedTriton
+from scheduler.control.residency.external import PAUSE_MIN_S
 from tests import models
 from tests.control_plane import wait_until
 from tests.nvml.figures import FILE_VARIABLE, Figures, gpu
@@ -54,8 +56,9 @@ def triton(_triton: EmbeddedTriton, notes: Path) -> Iterator[EmbeddedTriton]:
     unload_all(_triton, ("a", "b"))
     notes.unlink(missing_ok=True)
     yield _triton
-    for path in [*notes.parent.glob("*.hold"), *notes.parent.glob("*.fail")]:
-        path.unlink()
+    for kind in ("hold", "fail", "stay"):
+        for path in notes.parent.glob(f"*.{kind}"):
+            path.unlink()
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def served(triton: EmbeddedTriton, tmp_path: Path) -> Iterator[ServedScheduler]:
     """A scheduler whose budget holds one of the two models."""
     config = tmp_path / "infersched.yaml"
     config.write_text(
-        "residency: {mode: on_demand, budget: 1GiB, min_residency: 100ms}\n"
+        "residency: {mode: on_demand, budget: 1GiB, min_residency: 100ms, unload_timeout: 2s}\n"
         "defaults: {weights: 1GiB}\n"
     )
     arguments = ["--backend", triton.grpc_address, "--config", str(config)]
@@ -244,6 +247,78 @@ def residency_or_none(scheduler: ServedScheduler) -> Any:
         return residency(scheduler)
     except (ValueError, KeyError, subprocess.SubprocessError):
         return None
+
+
+def test_a_model_that_its_triton_does_not_end_is_refused_until_it_has_gone(
+    served: ServedScheduler, notes: Path
+) -> None:
+    stay = notes.with_name(f"{notes.name}.a.stay")
+    with connected(served.address) as stub:
+        stub.ModelInfer(infer_request(rows(1), model="a"), timeout=WAIT_S)
+        stay.touch()
+        # Both name no deadline: only what the scheduler finds out ends their wait.
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.ModelInfer(infer_request(rows(1), model="b"), timeout=WAIT_S)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.ModelInfer(infer_request(rows(1), model="a"), timeout=WAIT_S)
+        assert "its Triton has not ended unloading it" in refused.value.details()
+        assert residency(served)["a"]["state"] == "stuck_unloading"
+        assert any("model a is stuck" in text for text in told(served, "status")["problems"])
+        wait_until(lambda: scraped(served, "model_unload_failures_total") == 1, "it is counted")
+        stay.unlink()
+        wait_until(lambda: residency(served)["a"]["state"] == "not_loaded", "it has gone", WAIT_S)
+
+        def answered() -> bool:
+            try:
+                stub.ModelInfer(infer_request(rows(1), model="b"), timeout=WAIT_S)
+            except grpc.RpcError:
+                return False
+            return True
+
+        wait_until(answered, "there is room", WAIT_S)
+
+
+def test_two_schedulers_before_one_triton_take_turns_and_say_so(
+    served: ServedScheduler, triton: EmbeddedTriton, notes: Path, tmp_path: Path
+) -> None:
+    arguments = ["--backend", triton.grpc_address, "--config", str(tmp_path / "infersched.yaml")]
+    with ServedScheduler(arguments) as other:
+        answered = {"a": 0, "b": 0}
+        stop = threading.Event()
+
+        def ask(scheduler: ServedScheduler, model: str) -> None:
+            with connected(scheduler.address) as stub:
+                while not stop.is_set():
+                    try:
+                        stub.ModelInfer(infer_request(rows(1), model=model), timeout=WAIT_S)
+                        answered[model] += 1
+                    except grpc.RpcError:
+                        stop.wait(0.05)
+
+        with ThreadPoolExecutor(2) as threads:
+            asking = [threads.submit(ask, served, "a"), threads.submit(ask, other, "b")]
+            try:
+                wait_until(lambda: events(notes).count(("a", "load")) >= 3, "turns", WAIT_S)
+            finally:
+                stop.set()
+            for done in asking:
+                done.result()
+        assert min(answered.values()) > 0
+        for scheduler in (served, other):
+            problems = told(scheduler, "status")["problems"]
+            assert any("somebody else loads and unloads models" in text for text in problems)
+            assert scraped(scheduler, "external_model_changes_total") >= 1
+            assert scheduler.log_path.read_text().count("and not by this scheduler") == 1
+    seen = [(name, at_s) for name, event, at_s in timed(notes) if event == "load"]
+    spans = [later - at for (_, at), (_, later) in pairwise(seen)]
+    assert max(spans) > PAUSE_MIN_S * 0.9, f"turns become rarer: {seen}"
+
+
+def timed(notes: Path) -> list[tuple[str, str, float]]:
+    """(model, event, seconds), as they happened."""
+    lines = [line.split() for line in notes.read_text().splitlines()]
+    return [(name, event, int(at_ns) / 1e9) for name, event, at_ns in lines]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from scheduler.backends.pool import BackendPool, join_catalogs
-from scheduler.backends.probe import Answer, ProbeResult, RpcError
+from scheduler.backends.probe import Answer, CallError, ProbeResult, RpcError
 from scheduler.backends.watch import BackendWatch
 from scheduler.config import Backend, Settings
 from scheduler.config.schema import Discovery
@@ -32,6 +33,7 @@ ONE, TWO = "127.0.0.1:1", "127.0.0.1:2"
 GROUP = "instance_group { kind: KIND_GPU gpus: 0 }"
 SEQUENCE = f"sequence_batching {{ max_sequence_idle_microseconds: 1000000 }} {GROUP}"
 LOAD_S = 0.25
+_HAVE_MEMORY = ("READY", "UNLOADING")
 
 
 class FakeTriton(ScriptedCalls):
@@ -46,7 +48,15 @@ class FakeTriton(ScriptedCalls):
         self.loads: list[str] = []
         self.unloads: list[str] = []
         self.asked = 0  # whether it loads models
+        self.stuck: set[str] = set()  # it takes unloads of these, and does not end them
+        self.silent = False  # it answers probes and nothing else
         self.faults: dict[str, Exception] = {}  # of loads, by name; "" of that question
+
+    async def index(self) -> service_pb2.RepositoryIndexResponse:
+        if self.silent:
+            await asyncio.sleep(2)
+            raise CallError("DEADLINE_EXCEEDED")
+        return await super().index()
 
     @property
     def loaded(self) -> set[str]:
@@ -54,9 +64,13 @@ class FakeTriton(ScriptedCalls):
 
     @property
     def free(self) -> int:
-        return self.total - self.taken - sum(self.sizes.get(name, GIB) for name in self.loaded)
+        there = {name for (name, _), state in self.states.items() if state in _HAVE_MEMORY}
+        return self.total - self.taken - sum(self.sizes.get(name, GIB) for name in there)
 
     async def rpc(self, method: str, request: Any, timeout_s: float) -> Any:
+        if self.silent:
+            await asyncio.sleep(timeout_s)
+            raise RpcError("fake", grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
         if method == "RepositoryIndex":
             return await self.index()
         if method == "ModelStatistics":
@@ -65,7 +79,7 @@ class FakeTriton(ScriptedCalls):
         if method == "RepositoryModelUnload":
             if name:
                 self.unloads.append(name)
-                self.states[name, "1"] = "UNAVAILABLE"
+                self.states[name, "1"] = "UNLOADING" if name in self.stuck else "UNAVAILABLE"
             else:
                 self.asked += 1
                 self._raise("")
@@ -194,14 +208,23 @@ class World:
             watch.take_probe(ProbeResult(Answer.READY))
             await watch.refresh()
         self._running = asyncio.create_task(self.loader.run())
+        self._reading = asyncio.create_task(self._read_again())
         await self.until(lambda: self.residency.settled, "all have told")
+
+    async def _read_again(self) -> None:
+        """As the watches do it when they run."""
+        while True:
+            await asyncio.sleep(1)
+            for watch in self.pool.watches.values():
+                with contextlib.suppress(CallError):
+                    await watch.refresh()
 
     def _refresh(self) -> None:
         self.pool.catalog = join_catalogs(self.pool.watches, {})
         for key in self.pool.catalog:
             indices = self.plane.desired.model_index
             indices.setdefault(key, len(indices))
-        self.loader.look()
+        self.residency.look()
 
     async def until(self, condition: Callable[[], object], what: str, bound_s: float = 60) -> None:
         end_s = time.monotonic() + bound_s

@@ -89,10 +89,13 @@ class World:
             turns=Turns(),
             refresh_state=lambda: None,
         )
-        self.residents: Any = SimpleNamespace(protected_until_s={})
+        self.residents: Any = SimpleNamespace(protected_until_s={}, immovable=set())
         self.unloaded: list[Resident] = []
         # Whether the data plane might send something to a model that is not there.
-        self.unloads = Unloads(plane, self.residents, self.unloaded.append, self._changed)
+        self.not_unloaded: list[Resident] = []
+        self.unloads = Unloads(
+            plane, self.residents, self.unloaded.append, self.not_unloaded.append, self._changed
+        )
         self.served_what_is_gone = False
 
     def _changed(self) -> None:
@@ -113,6 +116,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     for module in (watch_module, unloading):
         name = "RETRY_PERIOD_S" if module is watch_module else "POLL_PERIOD_S"
         monkeypatch.setattr(module, name, 0.001)
+    monkeypatch.setattr(unloads_module, "POLL_PERIOD_S", 0.001)
     return World()
 
 

@@ -19,6 +19,7 @@ from scheduler.backends.catalog import ModelSpec
 from scheduler.backends.local import LocalServers
 from scheduler.backends.pool import BackendPool
 from scheduler.backends.remembered import ModelKey
+from scheduler.backends.waiting import set_within
 from scheduler.config import Backend, Settings
 from scheduler.config.address import parse_address
 from scheduler.config.device_memory import DEVICES_MAX
@@ -129,11 +130,8 @@ class Devices:
                 self._on_places()
             # Nobody looks at the clock where there is nothing that ages.
             timeout_s = AGE_PERIOD_S if waits or (self._pollers and self.current) else None
-            try:
-                await asyncio.wait_for(self._changed.wait(), timeout_s)
+            if await set_within(self._changed, timeout_s):
                 return
-            except asyncio.TimeoutError:
-                continue
 
     @property
     def heard(self) -> bool:

@@ -15,7 +15,7 @@ from scheduler.backends.watch import BackendWatch
 from scheduler.control.cold.fan_out import READ_TIMEOUT_S, UPDATE_TIMEOUT_S
 from scheduler.control.unloading import until_unloaded
 
-LOADING = "LOADING"
+LOADING, UNLOADING = "LOADING", "UNLOADING"
 POLL_PERIOD_S = 0.05
 # What a Triton says that loads all of its repository (--model-control-mode=none or poll).
 _NOT_EXPLICIT = "explicit model load / unload is not allowed"
@@ -53,12 +53,13 @@ async def load_model(
     watch: BackendWatch, request: service_pb2.RepositoryModelLoadRequest, timeout_s: float
 ) -> bool:
     """Returns once it is loaded, and whether the whole load was ours: one that is under way
-    already, for a control plane before this one or another client, is waited for. Raises RpcError.
+    already, for a control plane before this one or another client, is waited for, as an unload is.
+    Raises RpcError.
     """
 
     async def load() -> bool:
         ours = True
-        while LOADING in (states := await _states(watch, request.model_name)):
+        while {LOADING, UNLOADING} & (states := await _states(watch, request.model_name)):
             ours = False
             await asyncio.sleep(POLL_PERIOD_S)
         if READY in states and not request.parameters:
@@ -75,13 +76,15 @@ async def load_model(
         raise RpcError(watch.address, grpc.StatusCode.DEADLINE_EXCEEDED, text) from error
 
 
-async def unload_model(watch: BackendWatch, name: str, steps: Collection[str]) -> None:
+async def unload_model(
+    watch: BackendWatch, name: str, steps: Collection[str], timeout_s: float
+) -> None:
     """Returns once it is gone, with the steps of an ensemble. Raises RpcError."""
     request = service_pb2.RepositoryModelUnloadRequest(model_name=name)
     if steps:
         request.parameters["unload_dependents"].bool_param = True
     await watch.calls.rpc("RepositoryModelUnload", request, UPDATE_TIMEOUT_S)
-    failure = await until_unloaded(watch, [name, *steps])
+    failure = await until_unloaded(watch, [name, *steps], timeout_s)
     if failure is not None:
         raise failure
 

@@ -14,18 +14,16 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
-from tritonclient.grpc import service_pb2
-
 from scheduler.backends.probe import CallError, RpcError
-from scheduler.backends.watch import BackendWatch
+from scheduler.backends.waiting import set_within
 from scheduler.config.units import format_size
 from scheduler.control.residency.explicit_backends import ExplicitBackends
+from scheduler.control.residency.external import ExternalChanges
 from scheduler.control.residency.learned_loads import LearnedLoads
-from scheduler.control.residency.load_calls import load_model, says_out_of_memory
+from scheduler.control.residency.load_calls import says_out_of_memory
 from scheduler.control.residency.load_failures import LoadFailures
 from scheduler.control.residency.policy import (
     Later,
@@ -38,10 +36,11 @@ from scheduler.control.residency.policy import (
     plan,
 )
 from scheduler.control.residency.residents import Residents
+from scheduler.control.residency.site_loads import Loading, SiteLoads
 from scheduler.control.residency.starved import Starved
 from scheduler.control.residency.unloads import UnloadError, Unloads
 from scheduler.control.residency.wants import FORGOTTEN_S, Want, nobody_waits
-from scheduler.control.residency.weighing import LOOK_S, Scale, told_bytes
+from scheduler.control.residency.weighing import Scale
 from scheduler.telemetry.logs import log
 from scheduler.telemetry.residency_metrics import ModelLoads
 
@@ -52,18 +51,6 @@ logger = logging.getLogger(__name__)
 
 # How often it is looked who was used, while residency is on.
 LOOK_PERIOD_S = 0.5
-# A backend has so long to describe what it has loaded.
-REFRESH_MAX_S = 10.0
-
-
-@dataclass
-class Loading:
-    """A load under way, from the first unload for it on."""
-
-    backend: str
-    ready_at_ns: int  # expected; 0 = not known
-    places: frozenset[str] = frozenset()  # that nobody else loads on meanwhile
-    free: Mapping[str, int] = field(default_factory=dict)  # by place, just before
 
 
 class Loader:
@@ -80,14 +67,20 @@ class Loader:
         self.loading: dict[str, Loading] = {}
         self.failures = LoadFailures()
         self.counted: dict[tuple[str, str], ModelLoads] = {}
-        self.unloads = Unloads(plane, self.residents, self._unloaded, self._note_change)
+        self.unloads = Unloads(
+            plane, self.residents, self._unloaded, self._not_unloaded, self._note_change
+        )
         self.leaving = self.unloads.leaving
+        self.external = ExternalChanges(plane, self.residents, self.backends.explicit)
         # Of the last change of `wants` or `loading`: what is predicted counts from there.
         self.changed_at_ns = 0
         self.room_ns = 0  # that it takes of late until others have left
         self._plane = plane
         self._on_look = on_look
         self._scale = Scale(plane)
+        self._site_loads = SiteLoads(
+            plane, self.residents, learned, self._scale, self.external, self._loaded
+        )
         self._starved = Starved(learned, self.residents)
         self._places: dict[asyncio.Task[None], frozenset[str]] = {}  # that tasks hold
         self._asking: asyncio.Task[None] | None = None  # who waits still
@@ -129,13 +122,11 @@ class Loader:
         try:
             while True:
                 self._changed.clear()
+                self.unloads.look()
                 wait_s = self._turn() if self.on else None
                 if wait_s is None:
                     self._rest()
-                try:
-                    await asyncio.wait_for(self._changed.wait(), wait_s)
-                except asyncio.TimeoutError:
-                    continue
+                await set_within(self._changed, wait_s)
         finally:
             for task in self._places:
                 task.cancel()
@@ -148,6 +139,7 @@ class Loader:
             self._tell_ended(name)
         self.wants.clear()
         self.failures.clear()
+        self.external.forget()
         self._on_look()
 
     def _turn(self) -> float:
@@ -182,7 +174,7 @@ class Loader:
 
     def _start(self, now_s: float) -> float:
         """Starts what the policy lets start; returns when to look again."""
-        held = {place for places in self._places.values() for place in places}
+        held = self._held(now_s)
         again_s = math.inf
         if not self.wants:
             return again_s
@@ -205,8 +197,9 @@ class Loader:
                     self._end(name, target)
                 continue
             sites = self.residents.sites(name, left)
-            found = plan(sites, there, rooms, held, now_s)
-            found = self._starved.decided(name, found, there, rooms, now_s)
+            begun = [site for site in sites if name in self.residents.coming(site.backend)]
+            found = Plan(begun[0]) if begun else plan(sites, there, rooms, held, now_s)
+            found = found if begun else self._starved.decided(name, found, there, rooms, now_s)
             if isinstance(found, Plan):
                 held |= self._begin(name, target, found)
             elif isinstance(found, Later):
@@ -217,6 +210,16 @@ class Loader:
             else:
                 self._refuse(name, target, [found.backend] if found.backend else left, found)
         return again_s
+
+    def _held(self, now_s: float) -> set[str]:
+        """The places where a load or an unload is under way, also one that is not ours, as long as
+        a load may take."""
+        held = {place for places in self._places.values() for place in places}
+        load_timeout_s = self._plane.settings.residency.load_timeout / 1e9
+        for resident, since_s in self.residents.coming_since(now_s):
+            if now_s - since_s < load_timeout_s:
+                held |= resident.weights.keys()
+        return held
 
     def _drop_forgotten(self, now_s: float) -> None:
         """Of a wait that has ended nobody tells."""
@@ -280,7 +283,7 @@ class Loader:
             if found.victims:
                 await self._make_room(name, found)
                 return  # the policy looks at what is free now
-            await self._load(name, found.site)
+            await self._site_loads.load(name, found.site, self.loading[name])
             self.failures.loaded(name, backend)
             self._starved.ended(name, backend)
             self._end(name, target)
@@ -314,50 +317,12 @@ class Loader:
         await self._scale.freed(places, before, weights)
         self.room_ns = (self.room_ns + time.monotonic_ns() - began_ns) // 2
 
-    async def _load(self, name: str, site: Site) -> None:
-        """Raises RpcError and CallError."""
-        plane = self._plane
-        watch = self._watch(site.backend)
-        async with plane.turns.of([name], residency=True):
-            if not self.residents.may_load(name):
-                return  # it was unloaded meanwhile, to stay so
-            wish = plane.loads.by_name.get(name)
-            request = service_pb2.RepositoryModelLoadRequest(model_name=name)
-            if wish is not None and wish.load is not None:
-                request = wish.load
-            if not site.certain:
-                await self._scale.looked(site.weights, LOOK_S)  # or it weighs what ran just now
-            before = self._scale.before(site.weights)
-            self.loading[name].free = before.free
-            started_s = time.monotonic()
-            timeout_s = plane.settings.residency.load_timeout / 1e9
-            ours = await load_model(watch, request, timeout_s)
-            took_s = time.monotonic() - started_s
-            taken: dict[str, int] = {}
-            if ours:
-                self.learned.took(name, site.backend, int(took_s * 1e9))
-                taken = await self._scale.after(site.weights, before, took_s, site.certain)
-            if not taken and not site.certain:
-                taken = await told_bytes(watch, name, site.weights)
-            self.learned.weighed(name, site.backend, taken)
-            self.learned.store()
-            described = await watch.refresh_within(REFRESH_MAX_S, [name])
-            if not described or name in watch.absent:  # or it would be loaded again at once
-                log(logger, logging.WARNING, f"model {name} was loaded, and is not described",
-                    backend=site.backend)  # fmt: skip
-                raise CallError("it was loaded, and its backend does not describe it")
-            self._loaded(name, site.backend, took_s)
-        seen = {"taken": format_size(sum(taken.values()))} if taken else {}
-        log(logger, logging.INFO, f"model {name} loaded", backend=site.backend,
-            seconds=round(took_s, 3), **seen)  # fmt: skip
-        plane.refresh_state()
-        await plane.confirmed()
-
     def _loaded(self, name: str, backend: str, took_s: float) -> None:
         now_s = time.monotonic()
         stays_s = max(self._plane.settings.residency.min_residency / 1e9, took_s)
         self.residents.last_used_s[name] = now_s
         self.residents.protected_until_s[name, backend] = now_s + stays_s
+        self.external.loaded(name, backend)
         counted = self._count(name, backend)
         counted.loads += 1
         counted.load_seconds += took_s
@@ -365,10 +330,12 @@ class Loader:
     def _unloaded(self, victim: Resident) -> None:
         self._count(victim.name, victim.backend).unloads += 1
 
+    def _not_unloaded(self, victim: Resident) -> None:
+        self._count(victim.name, victim.backend).unload_failures += 1
+
     def _shrink(self, now_s: float) -> None:
         """Who is above a budget leaves, and whom nobody has used for long."""
-        held = {place for places in self._places.values() for place in places}
-        rooms = self.residents.rooms()
+        held, rooms = self._held(now_s), self.residents.rooms()
         idle_s = self._plane.settings.residency.unload_idle_after / 1e9
         if not idle_s and all(room.budget_bytes is None for room in rooms.values()):
             return
@@ -439,10 +406,3 @@ class Loader:
 
     def _count(self, name: str, backend: str) -> ModelLoads:
         return self.counted.setdefault((name, backend), ModelLoads())
-
-    def _watch(self, address: str) -> BackendWatch:
-        """Raises CallError when the configuration has it no more."""
-        watch = self._plane.pool.watches.get(address)
-        if watch is None:
-            raise CallError("its backend is gone")
-        return watch

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 OUT_OF_REACH = "no backend that can load it is reachable"
 # A client of a cold call that names no deadline.
 WAIT_MAX_S = 3600.0
-STATES = ("not_loaded", "waiting", "loading", "loaded", "leaving", "failed")
+STATES = ("not_loaded", "waiting", "loading", "loaded", "leaving", "stuck_unloading", "failed")
+STUCK = "its Triton has not ended unloading it"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,14 @@ class ModelResidency:
 
     def look(self) -> None:
         """The pool has changed, or the settings."""
+        if self.on:
+            self.loader.external.look()
         self.loader.look()
+
+    @property
+    def loading(self) -> dict[str, str]:
+        """The backends of the loads under way, by model."""
+        return {name: loading.backend for name, loading in self.loader.loading.items()}
 
     def loads(self, name: str, address: str) -> bool:
         """Whether a model that this backend lacks is left to the first request for it."""
@@ -76,17 +84,18 @@ class ModelResidency:
     def steered(self) -> Steered:
         """As of now; the same while nothing happens."""
         loader = self.loader
-        if not self.on and not loader.leaving:
+        withheld = list(loader.unloads.withheld)
+        if not self.on and not withheld:
             return NOTHING_STEERED
         absent, ready = loader.residents.absent(), loader.residents.ready_names()
         leaving = {
-            (name, backend)
-            for (_, backend), resident in loader.leaving.items()
+            (name, resident.backend)
+            for resident in withheld
             for name in (resident.name, *resident.steps)
         }
         refusing = {
             name
-            for resident in loader.leaving.values()
+            for resident in withheld
             if not loader.unloads.served_elsewhere(resident)
             for name in (resident.name, *resident.steps)
         }
@@ -113,7 +122,7 @@ class ModelResidency:
 
     def unready(self) -> frozenset[str]:
         """Names whose not being served is no fault: they leave, or are loaded when wanted."""
-        leaving = self.loader.leaving.values()
+        leaving = self.loader.unloads.withheld
         return frozenset(n for r in leaving for n in (r.name, *r.steps)) | frozenset(
             self.loader.loading
         )
@@ -185,6 +194,9 @@ class ModelResidency:
             if not found.need_bytes:
                 found.free_bytes = 0
             return found
+        if name not in absent and name in self._stuck():
+            found.error = STUCK
+            return found
         loading = loader.loading.get(name)
         if loading is not None:
             found.ready_at_ns = loading.ready_at_ns
@@ -192,6 +204,10 @@ class ModelResidency:
         else:
             found.load_ns = load_ns.get(name, 0)
         return found
+
+    def _stuck(self) -> set[str]:
+        stuck = [found.victim for found in self.loader.unloads.stuck.values()]
+        return {name for resident in stuck for name in (resident.name, *resident.steps)}
 
     @property
     def problems(self) -> list[str]:
@@ -203,6 +219,12 @@ class ModelResidency:
         found += [
             f"residency does not act on backend {address}: its models are not loaded explicitly"
             for address in sorted(loader.backends.others)
+        ]
+        found += loader.external.problems
+        found += [
+            f"model {stuck.victim.name} is stuck: backend {stuck.victim.backend} has not ended "
+            "unloading it"
+            for stuck in loader.unloads.stuck.values()
         ]
         found += [
             f"model {name} cannot be loaded: {failure.error}"
@@ -242,17 +264,19 @@ class ModelResidency:
         if not there:
             for site in residents.sites(name, absent.get(name, [])):
                 weights.update((p, w) for p, w in site.weights.items() if w)
+        loaded_on = tuple(sorted(r.backend for r in there if not r.coming))
         failure = loader.failures.by_name.get(name)
+        error = failure.error if failure is not None and not there else ""
         used_s = residents.last_used_s.get(name)
         return Shown(
             name,
             self._state(name, there),
             residents.wanted(name).kind == "pinned",
-            tuple(sorted(resident.backend for resident in there)),
+            loaded_on,
             weights,
             now_s - used_s if used_s is not None else -1.0,
             self.predictions.own_ns(name, absent.get(name, [])),
-            failure.error if failure is not None and not there else "",
+            error or (STUCK if name in self._stuck() else ""),
         )
 
     def _state(self, name: str, there: Sequence[Resident]) -> str:
@@ -260,9 +284,11 @@ class ModelResidency:
         loader = self.loader
         if any(name in (r.name, *r.steps) for r in loader.leaving.values()):
             return "leaving"
-        if there:
+        if name in self._stuck():
+            return "stuck_unloading"
+        if any(not resident.coming for resident in there):
             return "loaded"
-        if name in loader.loading:
+        if there or name in loader.loading:
             return "loading"
         if any(wanted == name for wanted, _ in loader.wants):
             return "waiting"
@@ -300,4 +326,5 @@ class ModelResidency:
             {place: used for place, (used, _) in places.items()},
             {place: budget for place, (_, budget) in places.items() if budget},
             states,
+            dict(loader.external.counts),
         )

@@ -30,7 +30,8 @@ class Resident:
     last_used_s: float = 0.0
     protected_until_s: float = 0.0  # it has only just been loaded
     busy: bool = False  # it has queued or running requests: it is drained before it is unloaded
-    kept: bool = False  # pinned, or others need it
+    kept: bool = False  # pinned, or others need it, or its Triton is busy with it
+    coming: bool = False  # it is being loaded, and may not have taken all of its weight yet
     steps: tuple[str, ...] = ()
 
 
@@ -178,7 +179,13 @@ def _spare(site: Site, residents: Sequence[Resident], rooms: Mapping[str, Room])
 def _left(place: str, residents: Sequence[Resident], room: Room) -> float:
     taken = sum(resident.weights.get(place, 0) for resident in residents)
     by_budget = math.inf if room.budget_bytes is None else room.budget_bytes - taken
-    return min(by_budget, math.inf if room.free_bytes is None else room.free_bytes)
+    return min(by_budget, math.inf if room.free_bytes is None else _free(place, residents, room))
+
+
+def _free(place: str, residents: Sequence[Resident], room: Room) -> int:
+    """What no model has or takes soon."""
+    coming = sum(resident.weights.get(place, 0) for resident in residents if resident.coming)
+    return (room.free_bytes or 0) - coming
 
 
 def _choose(
@@ -215,7 +222,8 @@ def _most(place: str, there: Sequence[Resident], room: Room) -> float:
         # Of one whose weight is not known it is not known what it leaves.
         known = all(r.weights[place] for r in leaving)
         if known:
-            most = min(most, room.free_bytes + sum(r.weights[place] for r in leaving))
+            free = _free(place, there, room)
+            most = min(most, free + sum(r.weights[place] for r in leaving))
     return most
 
 

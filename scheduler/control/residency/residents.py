@@ -45,6 +45,8 @@ class Residents:
         self.last_used_s: dict[str, float] = {}
         self._seen_s: dict[str, float] = {}  # since when it is loaded, as far as is known
         self.protected_until_s: dict[tuple[str, str], float] = {}  # by model and backend
+        self.immovable: set[tuple[str, str]] = set()  # by model and backend: it cannot leave
+        self._coming_since_s: dict[tuple[str, str], float] = {}
         self.problems: dict[str, str] = {}  # by device: its budget
         self._said: set[str] = set()
         self._returned: dict[ModelKey, int] = {}
@@ -141,7 +143,30 @@ class Residents:
                 own = {step for step in steps[name] if len(owners[step]) == 1}
                 shared = bool(owners.get(name))
                 found.append(self._resident(address, spec, own, specs, shared, busy))
+            found += [self._coming(name, address) for name in self.coming(address) - specs.keys()]
         return found
+
+    def coming(self, address: str) -> frozenset[str]:
+        """The models that are being loaded there, and not by us now: by a control plane before
+        this one, by somebody else, or after we have ceased to wait for it.
+        """
+        ours = {n for n, loading in self._plane.residency.loading.items() if loading == address}
+        return self._plane.pool.watches[address].loading - ours
+
+    def coming_since(self, now_s: float) -> list[tuple[Resident, float]]:
+        """The same everywhere, and since when that is known."""
+        before, watches = self._coming_since_s, self.watches()
+        loading = {(name, a) for a, watch in watches.items() for name in watch.loading}
+        since = self._coming_since_s = {key: before.get(key, now_s) for key in loading}
+        return [
+            (self._coming(name, address), since[name, address])
+            for address in watches
+            for name in self.coming(address)
+        ]
+
+    def _coming(self, name: str, address: str) -> Resident:
+        (site,) = self.sites(name, [address])
+        return Resident(name, address, site.weights, kept=True, coming=True)
 
     def sites(self, name: str, backends: Iterable[str]) -> list[Site]:
         """Where the model may be loaded, of these backends."""
@@ -261,6 +286,8 @@ class Residents:
                 own = 0 if whole else self.weight(step, address, place)[0]
                 weights[place] = weights.get(place, 0) + own
         names = {name, *steps}
+        watch = self._plane.pool.watches[address]
+        moving = watch.loading | watch.unloading | {n for n, a in self.immovable if a == address}
         used_s = max(max(self.last_used_s.get(n, 0.0), self._seen_s.get(n, 0.0)) for n in names)
         protected_s = max(self.protected_until_s.get((n, address), 0.0) for n in names)
         for n in names:
@@ -274,7 +301,9 @@ class Residents:
             used_s,
             protected_s,
             busy=bool(names & busy),
-            kept=needed or any(self.wanted(n).kind != "on_demand" for n in names),
+            kept=needed
+            or bool(names & moving)
+            or any(self.wanted(n).kind != "on_demand" for n in names),
             steps=tuple(sorted(steps)),
         )
 

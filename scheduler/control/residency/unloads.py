@@ -1,11 +1,17 @@
-"""Models that leave: nothing new goes there, what runs ends, then Triton ends them."""
+"""Models that leave: nothing new goes there, what runs ends, then Triton ends them.
+
+One that its Triton has not ended in time is *stuck*: nothing is sent to it, nobody waits for it,
+and its memory counts as taken, until the Triton tells what became of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from scheduler.backends.probe import CallError, RpcError
@@ -25,10 +31,28 @@ logger = logging.getLogger(__name__)
 # least so many times as long as that took, twice as long after each further one.
 STAYS_S, STAYS_PART, STAYS_MAX_S = 5.0, 10, 3600.0
 REFRESH_MAX_S = 10.0
+POLL_PERIOD_S = 0.1
 
 
 class UnloadError(Exception):
     """A model that was to make room is there still; clients may read it, so it names nobody."""
+
+
+class _Truth(Enum):
+    """What became of a model, as far as its backend has told."""
+
+    GONE = "gone"
+    THERE = "there"
+    NOT_TOLD = "not told"  # it is being unloaded, or nobody answers
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """A model that its backend has not ended in time."""
+
+    victim: Resident
+    since_s: float
+    watch: BackendWatch
 
 
 class Unloads:
@@ -39,15 +63,22 @@ class Unloads:
         plane: ControlPlane,
         residents: Residents,
         on_unloaded: Callable[[Resident], None],
+        on_failed: Callable[[Resident], None],
         on_change: Callable[[], None],
     ) -> None:
-        """`on_change` is called after every change of `leaving`."""
+        """`on_change` is called after every change of `leaving` and `stuck`."""
         self.leaving: dict[tuple[str, str], Resident] = {}  # by name and backend
+        self.stuck: dict[tuple[str, str], Stuck] = {}
         self._failed: dict[tuple[str, str], int] = {}  # how often in a row, by name and backend
         self._plane = plane
         self._residents = residents
-        self._on_unloaded = on_unloaded
+        self._on_unloaded, self._on_failed = on_unloaded, on_failed
         self._on_change = on_change
+
+    @property
+    def withheld(self) -> Iterable[Resident]:
+        """To which nothing may be sent."""
+        return [*self.leaving.values(), *(stuck.victim for stuck in self.stuck.values())]
 
     async def unload(self, victim: Resident, why: str) -> None:
         """Raises UnloadError."""
@@ -68,8 +99,10 @@ class Unloads:
         except (RpcError, CallError, ConnectionError, asyncio.TimeoutError) as error:
             self._stays(key, time.monotonic() - began_s)
             reason = error if isinstance(error, (RpcError, CallError)) else "it does not end"
-            log(logger, logging.WARNING, f"model {victim.name} cannot be unloaded: {reason}",
-                backend=victim.backend)  # fmt: skip
+            if key not in self.stuck:
+                log(logger, logging.WARNING, f"model {victim.name} cannot be unloaded: {reason}",
+                    backend=victim.backend)  # fmt: skip
+            self._on_failed(victim)
             raise UnloadError("other models have its memory and cannot leave now") from error
         except Exception:
             self._stays(key, time.monotonic() - began_s)
@@ -89,21 +122,58 @@ class Unloads:
         protected[key] = time.monotonic() + min(stays_s, STAYS_MAX_S)
 
     async def _end(self, watch: BackendWatch, victim: Resident) -> None:
-        """Returns once it is known what is there: until then nothing may be sent to the victim.
-        Raises RpcError when it stays, or nobody can tell.
+        """Returns once it is known to be gone: until then nothing may be sent to the victim.
+        Raises RpcError when it stays, or nobody can tell; CallError when it is stuck.
         """
         failure: RpcError | None = None
+        timeout_s = self._plane.settings.residency.unload_timeout / 1e9
+        end_s = time.monotonic() + timeout_s
         try:
-            await unload_model(watch, victim.name, victim.steps)
+            await unload_model(watch, victim.name, victim.steps, timeout_s)
         except RpcError as error:
             failure = error  # it may have been taken all the same
-        known, watches = False, self._plane.pool.watches
-        while not known and watches.get(victim.backend) is watch:
-            known = await watch.refresh_within(REFRESH_MAX_S)
+        watches = self._plane.pool.watches
+        while True:
+            left_s = max(end_s - time.monotonic(), 0.0)
+            known = await watch.refresh_within(min(left_s, REFRESH_MAX_S))
+            truth = _truth(watch, victim) if known else _Truth.NOT_TOLD
+            if truth is not _Truth.NOT_TOLD or watches.get(victim.backend) is not watch:
+                break
             if watch.status is BackendStatus.DOWN:
                 break  # whatever comes back there is read before anything is sent
-        if failure is not None and not (known and victim.name in watch.absent):
+            if time.monotonic() >= end_s:
+                self._is_stuck(watch, victim, timeout_s)
+                raise CallError("its Triton does not end it")
+            await asyncio.sleep(POLL_PERIOD_S)
+        if failure is not None and truth is not _Truth.GONE:
             raise failure
+
+    def _is_stuck(self, watch: BackendWatch, victim: Resident, timeout_s: float) -> None:
+        self.stuck[victim.name, victim.backend] = Stuck(victim, time.monotonic(), watch)
+        self._residents.immovable.add((victim.name, victim.backend))
+        log(logger, logging.WARNING, f"model {victim.name} is stuck: its Triton has not ended "
+            f"unloading it after {timeout_s:g} s (residency.unload_timeout). Requests for it are "
+            "refused and its memory counts as taken until the Triton tells what became of it",
+            backend=victim.backend)  # fmt: skip
+
+    def look(self) -> None:
+        """What is stuck may be known by now."""
+        watches = self._plane.pool.watches
+        for key, stuck in list(self.stuck.items()):
+            victim, watch = stuck.victim, stuck.watch
+            truth = _truth(watch, victim)
+            away = watches.get(victim.backend) is not watch or watch.status is BackendStatus.DOWN
+            if not away and (truth is _Truth.NOT_TOLD or watch.read_at_s < stuck.since_s):
+                continue
+            del self.stuck[key]
+            self._residents.immovable.discard(key)
+            if truth is _Truth.GONE and not away:
+                self._failed.pop(key, None)
+                self._on_unloaded(victim)
+            what = "its backend is away" if away else f"it is {truth.value}"
+            log(logger, logging.INFO, f"model {victim.name} is stuck no more: {what}",
+                backend=victim.backend)  # fmt: skip
+            self._on_change()
 
     async def _drain(self, victim: Resident, names: list[str]) -> None:
         """Nothing new goes there, what is queued or running ends."""
@@ -121,6 +191,15 @@ class Unloads:
             placement.ready
             and placement.address != victim.backend
             and (victim.name, placement.address) not in self.leaving
+            and (victim.name, placement.address) not in self.stuck
             for entry in self._plane.pool.versions(victim.name)
             for placement in entry.placements
         )
+
+
+def _truth(watch: BackendWatch, victim: Resident) -> _Truth:
+    """By what was read last."""
+    names = {victim.name, *victim.steps}
+    if names & watch.unloading:
+        return _Truth.NOT_TOLD
+    return _Truth.GONE if victim.name in watch.absent else _Truth.THERE

@@ -2,7 +2,7 @@
 
 One line an event, `name event monotonic_ns`, appended to the file of the parameter `notes`. While
 there is a file NOTES.NAME.hold, its load waits; while there is one NOTES.NAME.fail, its load fails
-with that file's text.
+with that file's text; while there is one NOTES.NAME.stay, its unload waits.
 """
 
 import json
@@ -42,4 +42,7 @@ class TritonPythonModel:
         ]
 
     def finalize(self):
+        self.note("unloading")
+        while os.path.exists(f"{self.notes}.{self.name}.stay"):
+            time.sleep(0.01)
         self.note("unload")

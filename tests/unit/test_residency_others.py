@@ -1,0 +1,197 @@
+"""Models that are being loaded, or come and go, without us: another life of the control plane,
+another scheduler, an operator."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler.control.residency.external import PAUSE_MAX_S, PAUSE_MIN_S
+from tests.unit.residency_world import GIB, GROUP, HEADROOM, ONE, World
+from tests.unit.virtual_time import run_virtually
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+LOAD_TIMEOUT_S = 30
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    return lambda work: run_virtually(work, monkeypatch)
+
+
+def two_of_three(folder: Path, **residency: Any) -> World:
+    """Of its three models of a GiB two fit."""
+    models = dict.fromkeys("abc", GROUP)
+    settings = {"defaults": {"weights": GIB}, "residency": residency}
+    return World(folder, (ONE, models), total=2 * GIB + HEADROOM, **settings)
+
+
+def state(world: World, name: str) -> str:
+    return next(shown.state for shown in world.residency.shown() if shown.name == name)
+
+
+@pytest.mark.parametrize("budget", [0, 2 * GIB])
+def test_a_load_of_an_earlier_life_counts_until_the_triton_tells(
+    tmp_path: Path, run: Run, budget: int
+) -> None:
+    world = two_of_three(tmp_path, budget=budget, load_timeout=f"{LOAD_TIMEOUT_S}s")
+    triton = world.tritons[ONE]
+    triton.states["a", "1"] = "LOADING"  # and has taken nothing yet
+
+    async def scenario() -> None:
+        await world.start()
+        assert state(world, "a") == "loading"
+        await world.wanted_for(10, "b")
+        assert triton.loads == [], "one at a time on a device"
+        # However long it takes.
+        await world.wanted_for(LOAD_TIMEOUT_S, "b")
+        assert triton.loads == ["b"]
+        await world.wanted_for(10, "c")
+        assert triton.loaded <= {"b", "c"}
+        assert len(triton.loaded) == 1, "there is room for one beside it"
+        triton.states["a", "1"] = "READY"
+        assert triton.free >= HEADROOM
+        await world.until(lambda: state(world, "a") == "loaded", "it is known")
+        assert world.loader.external.count(ONE) == 0, "it may have been ours"
+
+    run(scenario())
+
+
+def test_one_that_is_being_loaded_already_makes_nobody_leave(tmp_path: Path, run: Run) -> None:
+    world = two_of_three(tmp_path)
+    triton = world.tritons[ONE]
+    triton.states.update({("a", "1"): "LOADING", ("b", "1"): "READY"})
+
+    async def scenario() -> None:
+        await world.start()
+        await world.wanted_for(10, "a")
+        assert (triton.loads, triton.unloads) == ([], [])
+        triton.states["a", "1"] = "READY"
+        await world.until(lambda: world.loader.residents.served("a"), "it is served")
+        assert (triton.loads, triton.unloads) == ([], [])
+
+    run(scenario())
+
+
+def test_a_load_that_outlasts_its_time_counts_on(tmp_path: Path, run: Run) -> None:
+    world = two_of_three(tmp_path, load_timeout=f"{LOAD_TIMEOUT_S}s")
+    triton = world.tritons[ONE]
+    took = asyncio.Event()
+
+    async def scenario() -> None:
+        await world.start()
+        loaded = triton.rpc
+
+        async def rpc(method: str, request: Any, timeout_s: float) -> Any:
+            if method == "RepositoryModelLoad" and request.model_name == "a":
+                triton.loads.append("a")
+                triton.states["a", "1"] = "LOADING"
+                await took.wait()
+            return await loaded(method, request, timeout_s)
+
+        triton.rpc = rpc  # type: ignore[method-assign]
+        world.loader.want("a")
+        await world.until(lambda: "has not ended after" in world.error("a"), "it fails", 90)
+        await world.wanted_for(10, "b")
+        await world.wanted_for(10, "c")
+        assert len(triton.loaded) == 1, "there is room for one beside it"
+        triton.states["a", "1"] = "READY"
+        await world.until(lambda: state(world, "a") == "loaded", "it is known")
+        assert triton.free >= HEADROOM
+        assert world.loader.external.count(ONE) == 0, "it was ours"
+
+    run(scenario())
+
+
+def test_what_somebody_else_loads_is_told_once_and_stays_for_a_while(
+    tmp_path: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = two_of_three(tmp_path, min_residency="30s")
+    triton = world.tritons[ONE]
+
+    async def scenario() -> None:
+        await world.start()
+        await world.load("a")
+        triton.states["b", "1"] = "READY"
+        await world.until(lambda: state(world, "b") == "loaded", "it is seen")
+        await world.wanted_for(20, "c")
+        assert triton.unloads == []
+        await world.until(lambda: "c" in triton.loaded, "it makes room")
+        triton.states["a", "1"] = triton.states["b", "1"] = "UNAVAILABLE"
+        await asyncio.sleep(5)
+        assert caplog.text.count("and not by this scheduler") == 1
+        assert world.loader.external.count(ONE) >= 2
+        (problem,) = world.residency.problems
+        assert "somebody else loads and unloads models" in problem
+        await asyncio.sleep(601)
+        assert world.residency.problems == []
+
+    run(scenario())
+
+
+def test_operations_of_ours_and_of_our_clients_are_nobody_elses(tmp_path: Path, run: Run) -> None:
+    world = two_of_three(tmp_path)
+    triton = world.tritons[ONE]
+
+    async def scenario() -> None:
+        await world.start()
+        await world.wanted_for(5, *"abc")
+        assert triton.unloads, "they took turns"
+        async with world.plane.turns.of(["a"]):
+            triton.states["a", "1"] = "READY"
+            await world.pool.watches[ONE].refresh()
+        async with world.plane.turns.of(["a"]):
+            triton.states["a", "1"] = "UNAVAILABLE"
+            await world.pool.watches[ONE].refresh()
+        assert world.loader.external.count(ONE) == 0
+        assert world.residency.problems == []
+
+    run(scenario())
+
+
+def test_two_schedulers_take_turns_more_and_more_rarely(tmp_path: Path, run: Run) -> None:
+    """The other one loads `b` in the place of `a` as soon as it may."""
+    world = two_of_three(tmp_path, budget=GIB)
+    triton = world.tritons[ONE]
+    spans: list[float] = []
+
+    async def scenario() -> None:
+        await world.start()
+        loop = asyncio.get_running_loop()
+        world.data_plane.waiting["a"] = 1
+        for _ in range(10):
+            world.loader.want("a")
+            began_s = loop.time()
+            await world.until(lambda: "a" in triton.loaded, "it has its turn", 2 * PAUSE_MAX_S)
+            spans.append(loop.time() - began_s)
+            await asyncio.sleep(2)
+            triton.states["a", "1"] = "UNAVAILABLE"
+            await world.pool.watches[ONE].refresh()
+            triton.states["b", "1"] = "READY"
+            await world.pool.watches[ONE].refresh()
+        assert spans[1] >= PAUSE_MIN_S / 2
+        assert all(later >= earlier * 0.9 for earlier, later in itertools.pairwise(spans))
+        assert PAUSE_MAX_S * 0.9 <= spans[-1] <= PAUSE_MAX_S * 1.2
+
+    run(scenario())
+
+
+def test_a_load_beside_one_of_somebody_else_is_not_weighed(tmp_path: Path, run: Run) -> None:
+    world = World(tmp_path, (ONE, dict.fromkeys("ab", GROUP)), total=8 * GIB)
+    triton = world.tritons[ONE]
+
+    async def scenario() -> None:
+        await world.start()
+        world.loader.want("a")
+        await world.until(lambda: triton.loads, "it has begun")
+        triton.states["b", "1"] = "READY"
+        await world.until(lambda: world.loader.residents.served("a"), "it is loaded")
+        await asyncio.sleep(10)
+        assert world.loader.learned.weight("a", ONE, "gpu1")[0] == 0
+
+    run(scenario())
