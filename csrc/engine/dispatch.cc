@@ -4,6 +4,12 @@
 #include "engine/core.h"
 
 namespace infersched::engine {
+namespace {
+
+// Of a batch with an objective, of a model of which no latency is known.
+constexpr std::uint32_t kRowsBlind = 32;
+
+}  // namespace
 
 bool Core::usable(const PlacementState& placement) const {
     return placement.configured && placement.ready &&
@@ -88,7 +94,12 @@ std::uint32_t Core::batch_limit(const ModelState& model, const Group& group, boo
     const std::uint32_t lead = requests_[group.head().slot].rows_left();
     const std::uint32_t part =
         splits(model, group) ? std::min(lead, rows_limit(model.policy, allowed.single)) : lead;
-    return merging ? std::max(part, fill_limit(model.policy, group.rows, allowed.merged)) : part;
+    if (!merging) return part;
+    // As long as nobody knows what a batch takes, a large one may be late for all that is in it.
+    const bool blind =
+        model.learns && model.reference == kNoSlot && group.head().deadline != kNever;
+    if (blind) allowed.merged = std::min(allowed.merged, kRowsBlind);
+    return std::max(part, fill_limit(model.policy, group.rows, allowed.merged));
 }
 
 Choice Core::choose_for_group(ModelState& model, const Pool& pool, Executors executors, Nanos now) {

@@ -41,11 +41,6 @@ LatencyModel& learned_by(ModelState& model, PlacementState& placement) {
     return placement.own_latency ? *placement.own_latency : model.latency;
 }
 
-void set_apart(ModelState& model, PlacementState& placement, double log_shift) {
-    placement.own_latency = std::make_unique<LatencyModel>(model.latency.shifted(log_shift));
-    placement.likeness.forget();
-}
-
 bool any_together(const ModelState& model) {
     return std::any_of(model.placements.begin(), model.placements.end(),
                        [](const PlacementState& each) {
@@ -67,6 +62,17 @@ void set_apart_by_priors(ModelState& model, PlacementState& placement) {
         const auto said = static_cast<double>(model.latency.expected(rows));
         placement.own_latency->prime(rows, said, LatencyModel::kPriorBatchesMin);
     }
+}
+
+void set_apart(ModelState& model, PlacementState& placement, double log_shift) {
+    placement.own_latency = std::make_unique<LatencyModel>(model.latency.shifted(log_shift));
+    placement.likeness.forget();
+}
+
+// A backend that runs its first batch.
+void set_out(ModelState& model, PlacementState& placement) {
+    if (any_together(model)) return set_apart(model, placement, 0);
+    placement.own_latency = std::make_unique<LatencyModel>(model.latency.attainment());
 }
 
 void forget_likenesses(ModelState& model) {
@@ -140,7 +146,10 @@ const LatencyModel& Core::planning_latency(const ModelState& model, const Group&
 void Core::learn_latency(ModelState& model, PlacementState& placement, std::uint32_t rows,
                          Nanos ran_ns) {
     if (placement.batches_learned == 0) placement.rows_alike.clear();
-    if (placement.batches_learned == 0 && !placement.own_latency) set_apart(model, placement, 0);
+    if (placement.batches_learned == 0 && !placement.own_latency) set_out(model, placement);
+    // As long as nothing is known of any of them, what all ran is better than nothing: many of them
+    // would each run their first batches blindly.
+    if (model.reference == kNoSlot && placement.own_latency) model.latency.observe(rows, ran_ns);
     LatencyModel& latency = learned_by(model, placement);
     const double expected = foretold(model, placement, rows);
     const std::uint64_t drifts = latency.drifts();

@@ -96,15 +96,11 @@ void Backends::start(std::uint32_t slot, std::uint32_t server, Nanos now) {
     sent.server = server;
     const Batch& batch = sent.batch;
     const Trouble& trouble = troubles_[batch.backend];
-    const Latency& latency = scenario_.models[batch.model].latency;
     double factor =
         slowdown(scenario_, batch.backend, now) * trouble.slow *
         (1 + settings_.drift_per_s * static_cast<double>(std::min(now, drift_until_)) / 1e9);
     if (batch.backend < settings_.speeds.size()) factor /= settings_.speeds[batch.backend];
-    Nanos holds = execution_ns(latency, batch.rows, scenario_.noise_sigma, random_);
-    if (factor != 1) {
-        holds = std::max<Nanos>(static_cast<Nanos>(static_cast<double>(holds) * factor), 1);
-    }
+    Nanos holds = execution_ns(scenario_, batch.model, batch.rows, random_, factor);
     sent.where = Where::kRunning;
     sent.out_of_memory =
         !arenas_.take(batch.model, batch.backend, server, {batch.rows, batch.row_bytes}, now);

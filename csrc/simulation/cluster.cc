@@ -51,9 +51,8 @@ void Cluster::dispatch(std::uint32_t executor, std::uint32_t model,
 
 void Cluster::start(std::uint32_t executor, Batch batch) {
     batch.started_ns = now_;
-    batch.ends_ns =
-        now_ + execution_ns(latency(batch.model), batch.requests.size(), scenario_->noise_sigma,
-                            noise_, slowdown(*scenario_, executor, now_));
+    batch.ends_ns = now_ + execution_ns(*scenario_, batch.model, batch.requests.size(), noise_,
+                                        slowdown(*scenario_, executor, now_));
     Executor& on = executors_[executor];
     on.busy = true;
     on.running = std::move(batch);

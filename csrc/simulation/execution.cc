@@ -4,14 +4,20 @@
 #include <cmath>
 
 namespace infersched::simulation {
+namespace {
 
-Nanos execution_ns(const Latency& latency, std::size_t rows, double sigma, Random& random,
+constexpr double kStragglerTimes = 5;
+
+}  // namespace
+
+Nanos execution_ns(const Scenario& scenario, std::uint32_t model, std::size_t rows, Random& random,
                    double slowdown) {
-    Nanos holds = latency.at(rows);
-    if (slowdown != 1) holds = static_cast<Nanos>(static_cast<double>(holds) * slowdown);
-    if (sigma > 0) {
-        holds = static_cast<Nanos>(static_cast<double>(holds) * std::exp(sigma * random.normal()));
-    }
+    const double sigma = scenario.noise_sigma;
+    double factor = slowdown;
+    if (sigma > 0) factor *= std::exp(sigma * random.normal());
+    if (scenario.straggling > 0 && random.unit() <= scenario.straggling) factor *= kStragglerTimes;
+    Nanos holds = scenario.models[model].latency.at(rows);
+    if (factor != 1) holds = static_cast<Nanos>(static_cast<double>(holds) * factor);
     return std::max<Nanos>(holds, 1);
 }
 

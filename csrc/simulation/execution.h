@@ -2,9 +2,9 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "base/time.h"
-#include "simulation/latency.h"
 #include "simulation/random.h"
 #include "simulation/scenario.h"
 
@@ -14,9 +14,10 @@ namespace infersched::simulation {
 // scenario's.
 inline constexpr std::uint64_t kNoiseStream = 0x6e6f697365000000u;
 
-// l(rows) * slowdown * exp(sigma * z), z normal; at least 1 ns.
-Nanos execution_ns(const Latency& latency, std::size_t rows, double sigma, Random& random,
-                   double slowdown = 1);
+// l(rows) * slowdown * exp(noise_sigma * z), z normal, and of the part that straggles five times
+// that; at least 1 ns.
+Nanos execution_ns(const Scenario& scenario, std::uint32_t model, std::size_t rows, Random& random,
+                   double slowdown);
 
 // How many times l(b) a batch takes that starts now, chance aside: the executor's speed, its
 // trouble and the drift. Being down is not slowness.

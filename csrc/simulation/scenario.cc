@@ -75,6 +75,9 @@ std::string problem_of(const Scenario& scenario) {
     if (!usable(scenario.noise_sigma) || scenario.noise_sigma > 3) {
         return "noise must be from 0 to 3";
     }
+    if (!usable(scenario.straggling) || scenario.straggling > 1) {
+        return "the part of batches that straggle must be from 0 to 1";
+    }
     if (!usable(scenario.drift_per_s) || scenario.drift_per_s > 1000) {
         return "a drift must be from 0 to 1000 a second";
     }

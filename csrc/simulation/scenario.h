@@ -40,6 +40,7 @@ struct Scenario {
     std::vector<ExecutorSetup> setups;
     // Each batch takes l(b) * exp(noise_sigma * z), z normal: the median stays l(b).
     double noise_sigma = 0;
+    double straggling = 0;  // the part of batches that take five times as long
     // Batches that start at t take 1 + drift_per_s * t as long.
     double drift_per_s = 0;
     std::uint64_t seed = 1;

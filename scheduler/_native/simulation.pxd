@@ -70,6 +70,7 @@ cdef extern from "simulation/scenario.h" namespace "infersched::simulation" nogi
         uint32_t executors
         vector[ExecutorSetup] setups
         double noise_sigma
+        double straggling
         double drift_per_s
         uint64_t seed
         Nanos warm_up_ns

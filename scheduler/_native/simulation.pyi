@@ -11,6 +11,7 @@ class Scenario:
         warm_up_ns: int,
         requests: int,
         misses_max: int | None = None,
+        straggling: float = 0.0,
         drift_per_s: float = 0.0,
         interval_ns: int = 0,
     ) -> None: ...

@@ -90,12 +90,14 @@ cdef class Scenario:
         warm_up_ns,
         requests,
         misses_max=None,
+        straggling=0.0,
         drift_per_s=0.0,
         interval_ns=0,
     ):
         self.scenario.interval_ns = interval_ns
         self.scenario.executors = executors
         self.scenario.noise_sigma = noise_sigma
+        self.scenario.straggling = straggling
         self.scenario.drift_per_s = drift_per_s
         self.scenario.seed = seed
         self.scenario.warm_up_ns = warm_up_ns

@@ -144,14 +144,16 @@ class Scenario:
 
     The first executors are as `setups` says; the others hold every model, at speed 1 and without
     trouble. A batch that starts at t seconds takes l(b) * (1 + `drift_per_s` * t) times a lognormal
-    factor of median 1 and deviation `noise_sigma` of its logarithm. `requests` that arrive after
-    `warm_up_ms` are counted, over all models.
+    factor of median 1 and deviation `noise_sigma` of its logarithm, the part `straggling` of all
+    batches five times as long. `requests` that arrive after `warm_up_ms` are counted, over all
+    models.
     """
 
     models: Sequence[Model]
     executors: int
     setups: Sequence[Executor] = ()
     noise_sigma: float = 0.0
+    straggling: float = 0.0
     drift_per_s: float = 0.0
     seed: int = 1
     warm_up_ms: float = 2000.0
@@ -281,6 +283,7 @@ def simulate(scenario: Scenario, policy: Policy) -> Outcome:
     run = native.Scenario(
         executors=scenario.executors,
         noise_sigma=scenario.noise_sigma,
+        straggling=scenario.straggling,
         seed=scenario.seed,
         warm_up_ns=round(scenario.warm_up_ms * MS),
         requests=scenario.requests,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
-from benchmarks import decisions, device_memory, device_memory_cost, noise, overload
+from benchmarks import decisions, device_memory, device_memory_cost, mixes, noise, overload
+from benchmarks.mix_worlds import mix
 from benchmarks.options import Options
 from scheduler._native.simulation import DecisionLoad
 from scheduler.simulation.engine import FATES, EngineSettings
@@ -123,3 +125,23 @@ def test_a_request_is_kept_in_the_queue_to_find_out_whether_giving_it_up_was_rig
         assert kept is not None
         fates.add(FATES[kept.fates[ordinal]])
     assert "in_time" in fates
+
+
+def test_mixes_are_compared_with_every_reference() -> None:
+    rows = [mixes.look_at(seed, 200, mixes.REFERENCES, overload=True) for seed in (13, 8)]
+    for row in rows:
+        assert set(row.references) == set(mixes.REFERENCES)
+        assert 0 < row.ours <= row.mix.capacity_per_s
+        assert json.loads(row.to_json())["mix"] == row.mix.seed
+    figures = {found["figure"]: found for found in mixes.quantiles(rows)}
+    assert {"mixes_of_just_enough", "mixes_of_best_reference", "mixes_in_time_at_5"} < set(figures)
+    assert all(found["workloads"] == len(rows) for found in figures.values())
+    assert f"{rows[0].mix.seed:5}" in mixes.table(rows)
+
+
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_a_mix_is_one_and_can_be_run(seed: int) -> None:
+    one = mix(seed)
+    assert one == mix(seed)
+    scenario = replace(one.scenario(one.capacity_per_s, 50), warm_up_ms=0)
+    assert simulate(scenario, engine()).offered == 50

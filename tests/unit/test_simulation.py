@@ -242,6 +242,14 @@ def test_noise_is_lognormal_around_the_latency() -> None:
     assert longer == [pytest.approx(0.5, abs=0.02), pytest.approx(0.0228, abs=0.006)]
 
 
+def test_some_batches_straggle() -> None:
+    times = [60.0 * i for i in range(5_000)]
+    scenario = replace(recorded(times, Latency(0, 10), 49), straggling=0.1, requests=len(times))
+    assert simulate(scenario, static()).attainment == pytest.approx(0.9, abs=0.02)
+    in_time = replace(recorded(times, Latency(0, 10), 51), straggling=0.1, requests=len(times))
+    assert simulate(in_time, static()).attainment == 1
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_same_seed_gives_the_same_outcome(name: str) -> None:
     scenario = replace(WORKLOADS["E"].scenario(4000, requests=10_000), noise_sigma=0.1)
@@ -299,6 +307,7 @@ def test_a_search_that_finds_nothing_says_so() -> None:
         {"executors": 0},
         {"models": []},
         {"noise_sigma": -0.1},
+        {"straggling": 1.1},
         {"noise_sigma": math.nan},
         {"warm_up_ms": -1},
         {"requests": 0},
