@@ -19,10 +19,11 @@ from scheduler.memory.source import DeviceReading
 @dataclass(frozen=True)
 class Places:
     """The devices' keys. With a `problem` they are not known now: the last ones, if any; none
-    without: none is used."""
+    without: none is used. `candidates` are those that it may be on then."""
 
     keys: tuple[str, ...] = ()
     problem: str = ""
+    candidates: tuple[str, ...] = ()
 
 
 def places_of(
@@ -89,7 +90,8 @@ def _by_port(port: Sequence[DeviceReading], gpus: frozenset[int] | None) -> Plac
         return Places(keys)
     return Places(
         problem=f"it has instances on {_numbers(gpus)}, and its host has several; name them in "
-        "`devices` of the backend, in Triton's order"
+        "`devices` of the backend, in Triton's order",
+        candidates=keys,
     )
 
 
@@ -97,4 +99,4 @@ def _only_one(keys: tuple[str, ...]) -> Places:
     if len(keys) == 1:
         return Places(keys)
     what = "several devices are there" if keys else "no source tells of a device"
-    return Places(problem=f"its instance_group names no GPUs, and {what}")
+    return Places(problem=f"its instance_group names no GPUs, and {what}", candidates=keys)

@@ -249,7 +249,8 @@ class Residents:
         )
 
     def _places(self, name: str, address: str) -> tuple[str, ...]:
-        """The devices of a model that is or would be loaded there, else the backend itself."""
+        """The devices of a model that is or would be loaded there, all that it may be on where that
+        is not known, else the backend itself."""
         backend = self._plane.pool.backends[address]
         spec = self._specs.get((name, address)) or _unseen(name)
         found = self._plane.devices.places(backend, spec)
@@ -263,7 +264,7 @@ class Residents:
         if ensemble and not places:
             known = [step for step in sorted(_steps(spec)) if (step, address) in self._specs]
             places = [place for step in known for place in self._places(step, address)]
-        return tuple(dict.fromkeys(places)) or (address,)
+        return tuple(dict.fromkeys(places)) or found.candidates or (address,)
 
     def _resident(
         self,
