@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "frames.h"
 #include "http2/session.h"
 #include "input.h"
 
@@ -146,4 +147,23 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     EXPECT(owner.open.empty());
     EXPECT(session.open_streams() == 0);
     return 0;
+}
+
+extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size,
+                                               std::size_t size_max, unsigned seed) {
+    static fuzz::FrameMutator mutator(
+        {{":status", "200"}, {"content-type", "application/grpc"}},
+        {{"grpc-status", {"0", "0", "0", "8", "14", "17", "x"}},
+         {"grpc-message", {"", "no%0a%41", "%zz%", "\x7f"}},
+         {"grpc-status-details-bin", {"", "AAE", "AAEC", "?"}},
+         {"grpc-retry-pushback-ms", {"0", "250", "-1", "99999999999"}},
+         {"grpc-encoding", {"gzip", "deflate", "identity", "snappy"}},
+         {"content-type", {"text/html", "application/grpc+proto"}},
+         {":status", {"100", "200", "204", "400", "401", "403", "404", "429", "503", "x"}},
+         {"x-a", {"", "1"}},
+         {"x-b-bin", {"AAE", "?"}},
+         {"connection", {"close"}},
+         {"content-length", {"0", "5", "x"}},
+         {"trailer", {"x-a"}}});
+    return mutator.mutate(data, size, size_max, seed);
 }

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "frames.h"
 #include "http2/session.h"
 #include "input.h"
 
@@ -199,4 +200,35 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     EXPECT(budget.used == 0);
     EXPECT(budget.unsent == 0);
     return 0;
+}
+
+extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size,
+                                               std::size_t size_max, unsigned seed) {
+    static fuzz::FrameMutator mutator(
+        {{":method", "POST"},
+         {":scheme", "http"},
+         {":path", "/inference.GRPCInferenceService/ModelInfer"},
+         {":authority", "a"},
+         {"te", "trailers"},
+         {"content-type", "application/grpc"}},
+        {{":path",
+          {"/inference.GRPCInferenceService/ModelStreamInfer", "/x.X/Gone", "/x.X/Y", "", "*"}},
+         {":method", {"GET", "POST", "PRI"}},
+         {":scheme", {"https", ""}},
+         {":authority", {"b", ""}},
+         {":protocol", {"websocket"}},
+         {"content-type", {"text/html", "application/grpc+proto", "application/grpc-web"}},
+         {"te", {"gzip"}},
+         {"grpc-timeout", {"5S", "1n", "99999999H", "999999999S", "S", "0m", "-1S"}},
+         {"grpc-encoding", {"gzip", "deflate", "identity", "snappy"}},
+         {"grpc-accept-encoding", {"gzip", "deflate, gzip", ",", "identity,x"}},
+         {"content-length", {"0", "5", "x"}},
+         {"x-a", {"", "1", "\xff"}},
+         {"x-b", {"2"}},
+         {"x-w", {"3"}},
+         {"x-c-bin", {"AAE", "?"}},
+         {"x-internal", {"4"}},
+         {"connection", {"close"}},
+         {"user-agent", {"u"}}});
+    return mutator.mutate(data, size, size_max, seed);
 }
