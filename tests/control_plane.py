@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,20 +24,10 @@ import grpc
 
 from scheduler._native.counters import PAGE_BYTES
 from scheduler.v1 import dataplane_pb2 as pb
+from tests.waiting import WAIT_TIMEOUT_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 EXIT_TIMEOUT_S = 10.0
-
-
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
-    """Polls until the condition is true; returns its value."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"waited {timeout_s} s in vain: {what}"
-        time.sleep(0.01)
 
 
 class FakeDataPlane:
@@ -90,7 +79,7 @@ class FakeDataPlane:
         self._listener = self._peer = None
 
     def wait_apply(
-        self, condition: Callable[[pb.Apply], Any], what: str, timeout_s: float = 10.0
+        self, condition: Callable[[pb.Apply], Any], what: str, timeout_s: float = WAIT_TIMEOUT_S
     ) -> pb.Apply:
         """Waits until the newest Apply fulfils the condition."""
         wait_until(lambda: self.applies and condition(self.applies[-1]), what, timeout_s)

@@ -12,8 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,19 +20,11 @@ from typing import Any
 from scheduler._native.counters import CountersPage
 from scheduler.dataplane.frames import FrameReader, pack_frame
 from scheduler.v1 import dataplane_pb2 as pb
+from tests.waiting import wait_until
 
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 # Longer than the engine keeps work for a backend that is gone, and twenty times that under ASan.
 SETTLE_TIMEOUT_S = 20.0
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
-    """Polls `condition` until it holds. Fails with `what` after the bound."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout_s} s in vain: {what}")
-        time.sleep(0.01)
 
 
 def identity_model(

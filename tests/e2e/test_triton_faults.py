@@ -98,7 +98,7 @@ def test_a_stopped_triton_is_noticed_within_about_a_second(
         wait_used(two)
     assert seen.errors == []
     assert seen.answered > answered_before
-    assert elapsed_s < 4
+    assert elapsed_s < 8
 
 
 def test_the_only_triton_dies_and_comes_back(small_triton: EmbeddedTriton) -> None:

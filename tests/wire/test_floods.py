@@ -153,6 +153,6 @@ def test_a_flood_harms_nobody_else(
             stop.set()
             thread.join()
         grown = process.memory_info().rss - before
-    assert slowest_s < 2.0
+    assert slowest_s < 5
     assert grown < GROWTH_BYTES_MAX or "asan" in str(process.environ().get("LD_PRELOAD")), grown
     wait_until(lambda: plane.snapshot().client_connections == 0, "both are gone")

@@ -67,7 +67,7 @@ def test_inside_a_level_the_earliest_deadline_goes_first(
 
 
 def test_a_batch_waits_for_more_rows_up_to_the_delay(plane: DataPlane, fake: FakeTriton) -> None:
-    model = identity_model(queue_delay_max_ns=300_000_000, staged_batches_max=0)
+    model = identity_model(queue_delay_max_ns=1_000_000_000, staged_batches_max=0)
     plane.apply([model], [fake.address])
     with connected(plane.address) as stub:
         started = time.monotonic()
@@ -78,7 +78,7 @@ def test_a_batch_waits_for_more_rows_up_to_the_delay(plane: DataPlane, fake: Fak
             np.testing.assert_array_equal(output(call.result()), rows(value))
         waited_s = time.monotonic() - started
     assert fake.batch_rows() == [2]
-    assert 0.3 <= waited_s < 3
+    assert 1 <= waited_s < 10
 
 
 def test_a_full_batch_does_not_wait(plane: DataPlane, fake: FakeTriton) -> None:

@@ -164,7 +164,7 @@ def test_a_backend_that_is_down_at_start_is_found_when_it_comes(
         )
         assert not answer.ready
         code, _ = failure(
-            lambda: stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=5)
+            lambda: stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=15)
         )
         assert code is grpc.StatusCode.UNAVAILABLE
         late = EmbeddedTriton(repository, grpc_port=port)
