@@ -6,18 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.config import ConfigError, load_settings
 from scheduler.config.device_memory import DEVICES_MAX
-
-
-def problems(tmp_path: Path, text: str) -> str:
-    path = tmp_path / "infersched.yaml"
-    path.write_text(text)
-    try:
-        load_settings(path, environment={})
-    except ConfigError as error:
-        return str(error)
-    return ""
+from tests.unit.config_text import check_problem, problems
 
 
 @pytest.mark.parametrize(
@@ -44,9 +34,7 @@ def problems(tmp_path: Path, text: str) -> str:
     ],
 )
 def test_keys_of_device_memory(tmp_path: Path, keys: str, problem: str) -> None:
-    found = problems(tmp_path, f"device_memory: {{{keys}}}\n")
-    assert problem in found
-    assert bool(problem) == bool(found)
+    check_problem(tmp_path, f"device_memory: {{{keys}}}\n", problem)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +51,7 @@ def test_keys_of_device_memory(tmp_path: Path, keys: str, problem: str) -> None:
     ],
 )
 def test_keys_of_a_backend(tmp_path: Path, keys: str, problem: str) -> None:
-    found = problems(tmp_path, f"backends: [{{address: 'a:1', {keys}}}]\n")
-    assert problem in found
-    assert bool(problem) == bool(found)
+    check_problem(tmp_path, f"backends: [{{address: 'a:1', {keys}}}]\n", problem)
 
 
 def test_no_more_devices_than_the_data_plane_knows(tmp_path: Path) -> None:

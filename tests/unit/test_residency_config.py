@@ -6,19 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.config import ConfigError, load_settings
+from scheduler.config import load_settings
+from tests.unit.config_text import check_problem, problems
 
 GIB = 2**30
-
-
-def problems(tmp_path: Path, text: str) -> str:
-    path = tmp_path / "infersched.yaml"
-    path.write_text(text)
-    try:
-        load_settings(path, environment={})
-    except ConfigError as error:
-        return str(error)
-    return ""
 
 
 @pytest.mark.parametrize(
@@ -43,9 +34,7 @@ def problems(tmp_path: Path, text: str) -> str:
     ],
 )
 def test_keys_of_residency(tmp_path: Path, keys: str, problem: str) -> None:
-    found = problems(tmp_path, f"residency: {{{keys}}}\n")
-    assert problem in found
-    assert bool(problem) == bool(found)
+    check_problem(tmp_path, f"residency: {{{keys}}}\n", problem)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +50,7 @@ def test_keys_of_residency(tmp_path: Path, keys: str, problem: str) -> None:
 )
 def test_keys_of_a_model(tmp_path: Path, keys: str, problem: str) -> None:
     text = f"residency: {{mode: on_demand, budget: 4GiB}}\nmodels: {{big: {{{keys}}}}}\n"
-    found = problems(tmp_path, text)
-    assert problem in found
-    assert bool(problem) == bool(found)
+    check_problem(tmp_path, text, problem)
 
 
 def test_a_budget_above_a_fixed_device_is_refused(tmp_path: Path) -> None:
