@@ -31,6 +31,7 @@ PACKAGE = "nvidia-pytriton"
 PACKAGE_VERSION = "0.7.0"
 TRITON_VERSION = "2.51.0"
 STUB_NUMPY = "numpy>=1.26,<2"
+PIP_ATTEMPTS = 3  # a connection that breaks in the middle of a download is not pip's to mend
 STUB_PYTHONS = ("3.10", "3.11", "3.12")
 GLIBC_MINIMUM = (2, 35)
 TOOL_DIRECTORY_VARIABLE = "INFERSCHED_TRITON_DIR"
@@ -217,9 +218,11 @@ def _staged(target: Path) -> Iterator[Path]:
 def _pip_install(requirement: str, target: Path) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--target", str(target)]
-    done = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise TritonInstallError(f"pip could not install {requirement}:\n{done.stderr.strip()}")
+    for _ in range(PIP_ATTEMPTS):
+        done = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return
+    raise TritonInstallError(f"pip could not install {requirement}:\n{done.stderr.strip()}")
 
 
 def _make_stub_environment(staged: Path) -> None:

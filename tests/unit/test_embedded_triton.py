@@ -93,6 +93,24 @@ def test_a_failed_download_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert triton_install.locate(tmp_path) is None
 
 
+def test_a_download_that_breaks_off_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commands: list[list[str]] = []
+
+    def breaks_off_once(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, int(len(commands) == 1), "", "broken off")
+
+    monkeypatch.setattr(subprocess, "run", breaks_off_once)
+    triton_install._pip_install("carrier==1", tmp_path)
+    assert [command[-1] for command in commands] == ["carrier==1"] * 2
+    monkeypatch.setattr(triton_install, "PIP_ATTEMPTS", 1)
+    commands.clear()
+    with pytest.raises(triton_install.TritonInstallError, match="carrier==1:\nbroken off"):
+        triton_install._pip_install("carrier==1", tmp_path)
+
+
 def test_path_command_fails_without_an_install(tmp_path: Path) -> None:
     result = CliRunner().invoke(triton_command, ["path", "--directory", str(tmp_path)])
     assert result.exit_code == 1
