@@ -48,7 +48,14 @@ void Device::settle(std::uint64_t bytes, Nanos now) {
 }
 
 void Device::read(const DeviceMemory& reading) {
+    const std::uint64_t loads = memory.loads;
     memory = reading;
+    // What a model takes that is loaded is no batch's: figures of before are not comparable.
+    if (!reading.known) {
+        memory.loads = loads;
+    } else if (reading.loads != loads) {
+        ++takers;
+    }
     seen |= reading.known;
     // Nothing more will be learned of them where there are no readings.
     const auto shown = [&](const Unseen& ended) {
@@ -70,6 +77,7 @@ void Device::archive(Archive& archive) {
     archive(memory.fixed);
     archive(memory.own_bytes);
     archive(memory.own_measured_at);
+    archive(memory.loads);
     archive(seen);
     archive(takers);
     archive(reserved_bytes_);

@@ -23,6 +23,8 @@ struct DeviceMemory {
     // not show in it. It may be older than the rest.
     std::uint64_t own_bytes = 0;
     Nanos own_measured_at = 0;
+    // How many loads and unloads of models had begun or ended there by then, since some time.
+    std::uint64_t loads = 0;
 };
 
 // What the batches of a model take on a device, at its placements there. A batch of b rows adds

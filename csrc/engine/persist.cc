@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x41656e69676e65;  // "engineA"
+constexpr std::uint64_t kStateMagic = 0x42656e69676e65;  // "engineB"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {

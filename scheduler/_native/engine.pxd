@@ -151,6 +151,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         int64_t measured_at
         uint64_t own_bytes
         int64_t own_measured_at
+        uint64_t loads
 
     cdef cppclass MemoryStatus:
         cbool known

@@ -166,6 +166,7 @@ class Engine:
         fixed: bool = False,
         own_bytes: int = 0,
         own_measured_at: int = 0,
+        loads: int = 0,
     ) -> None: ...
     def prime_memory(
         self,

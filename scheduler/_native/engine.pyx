@@ -140,11 +140,12 @@ cdef class Engine:
 
     def set_device(
         self, device, now, *, free_bytes=0, total_bytes=0, headroom_bytes=0, measured_at=None,
-        known=True, fixed=False, own_bytes=0, own_measured_at=0,
+        known=True, fixed=False, own_bytes=0, own_measured_at=0, loads=0,
     ):
         cdef DeviceMemory memory
         memory.own_bytes = own_bytes
         memory.own_measured_at = own_measured_at
+        memory.loads = loads
         memory.fixed = fixed
         memory.known = known
         memory.free_bytes = free_bytes

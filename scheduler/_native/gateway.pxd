@@ -169,6 +169,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         Nanos measured_at
         uint64_t own_bytes
         Nanos own_measured_at
+        uint64_t loads
 
     cdef cppclass MemoryStatus:
         cbool known

@@ -18,6 +18,7 @@ cdef DeviceMemory device_memory(message) except *:
     memory.measured_at = message.measured_at_ns
     memory.own_bytes = message.own_bytes
     memory.own_measured_at = message.own_measured_at_ns
+    memory.loads = message.loads
     return memory
 
 

@@ -113,7 +113,8 @@ def _row(device: pb.DeviceStatus) -> tuple[object, ...]:
 
 
 def _state(device: pb.DeviceStatus) -> str:
-    words = [] if device.known else [f"not known: {device.problem}"]
+    problem = device.problem if device.known else f"not known: {device.problem}"
+    words = [problem] if problem else []
     if device.schedulers > 1:
         words.append(f"shared by {device.schedulers} schedulers")
     if device.slowed_by_heat:

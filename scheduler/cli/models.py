@@ -85,7 +85,7 @@ def _describe(model: pb.ModelStatus) -> None:
         [
             ("version", model.version),
             ("batching", mode),
-            ("largest batch", f"{batching.rows_max} rows"),
+            ("largest batch", _rows(batching.rows_max)),
             ("slo", format_duration(batching.slo_ns) if batching.slo_ns else "none"),
             ("attainment wanted", f"{batching.attainment:.2%}"),
             *_residency_rows(model),
@@ -125,8 +125,8 @@ def _describe_placement(placement: pb.ModelPlacement) -> None:
 
 def _describe_memory(memory: pb.ModelMemory) -> None:
     need = memory.need
-    largest = f"{need.rows_high} rows" if need.rows_high else "none yet"
-    limit = f"{need.rows_limit} rows, limited by device memory" if need.rows_limit else "none"
+    largest = _rows(need.rows_high) if need.rows_high else "none yet"
+    limit = f"{_rows(need.rows_limit)}, limited by device memory" if need.rows_limit else "none"
     print_table(
         ["DEVICE", memory.device],
         [
@@ -134,10 +134,14 @@ def _describe_memory(memory: pb.ModelMemory) -> None:
             ("mean error", f"{need.error:.1%} of {need.samples} steps" if need.samples else "-"),
             ("largest batch so far", largest),
             ("limit now", limit),
-            ("cut by failures to", f"{need.rows_cap} rows" if need.rows_cap else "-"),
+            ("cut by failures to", _rows(need.rows_cap) if need.rows_cap else "-"),
             ("out-of-memory replies", need.out_of_memory),
         ],
     )
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'' if count == 1 else 's'}"
 
 
 def _need_line(need: dataplane_pb2.MemorySnapshot) -> str:
@@ -147,7 +151,7 @@ def _need_line(need: dataplane_pb2.MemorySnapshot) -> str:
 
 
 def _line(learned: dataplane_pb2.LatencySnapshot) -> str:
-    if not learned.observations:
+    if not learned.observations or not (learned.alpha_ns or learned.beta_ns):
         return "not known yet"
     return f"{learned.alpha_ns / 1e6:.3f} b + {learned.beta_ns / 1e6:.3f} ms"
 
@@ -189,7 +193,7 @@ def _row(model: pb.ModelStatus) -> dict[str, object]:
     default = " (default)" if model.is_default_version else ""
     ready_on = sum(placement.ready for placement in model.placements)
     learned = max(model.placements, key=lambda p: p.latency.observations, default=None)
-    known = learned is not None and learned.latency.observations
+    known = learned is not None and (learned.latency.alpha_ns or learned.latency.beta_ns)
     good, total = (sum(getattr(o, key) for o in totals.objectives) for key in ("good", "total"))
     conflicts = sum(bool(placement.conflict) for placement in model.placements)
     return {

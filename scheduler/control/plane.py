@@ -81,8 +81,12 @@ class ControlPlane:
             parameters.metrics_ports,
             Sharers(self.settings.device_memory.schedulers_directory),
         )
+        self.turns, self.loads = Turns(), Loads(parameters.runtime_directory)
         self._readings = DeviceReadings(
-            self.steering.tell_memory, activity.busy, self.devices.inherited
+            self.steering.tell_memory,
+            activity.busy,
+            self.devices.inherited,
+            self.turns.ran_between,
         )
         self.looked_around = False  # every backend and source was looked at once
         self.readiness = Readiness(
@@ -94,7 +98,6 @@ class ControlPlane:
         )
         self.health = HealthServicer()
         self.regions = Regions(parameters.runtime_directory)
-        self.turns, self.loads = Turns(), Loads(parameters.runtime_directory)
         self.residency = ModelResidency(self, state_directory)
         self.memory = LearnedMemory(
             state_directory, self.pool, self.desired, lambda: self.devices.index

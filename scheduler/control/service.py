@@ -24,6 +24,8 @@ from scheduler.v1 import control_pb2_grpc, dataplane_pb2
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["Control"].full_name
 
+OLD_FIGURES = "its figures are old, so its headroom is wider"
+
 
 class ControlServicer(control_pb2_grpc.ControlServicer):
     """Reads the plane's tables, the counters page and, for queues and batches, a snapshot."""
@@ -266,7 +268,7 @@ def device_status(device: DeviceMemory, models: Sequence[ModelKey]) -> pb.Device
         name=reading.name,
         source=device.source,
         known=device.known,
-        problem=device.problem,
+        problem=device.problem or (OLD_FIGURES if device.old else ""),
         total_bytes=reading.total_bytes,
         free_bytes=reading.free_bytes,
         used_bytes=reading.used_bytes,

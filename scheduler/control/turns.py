@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+
+SPANS_MAX = 64
 
 
 class Turns:
@@ -13,6 +17,8 @@ class Turns:
     def __init__(self) -> None:
         self._locks: dict[str, asyncio.Lock] = {}
         self._users: dict[str, int] = {}
+        self._running_since_ns: list[int] = []
+        self._spans_ns: deque[tuple[int, int]] = deque(maxlen=SPANS_MAX)  # of those that have ended
         self._others = 0  # that run now
         self._others_begun = 0
 
@@ -27,10 +33,21 @@ class Turns:
         that none began or ended meanwhile."""
         return self._others, self._others_begun
 
+    def ran_between(self, from_ns: int, to_ns: int) -> bool:
+        """Whether one ran at some time of these, which are not long ago."""
+        return any(began <= to_ns for began in self._running_since_ns) or any(
+            began <= to_ns and ended >= from_ns for began, ended in self._spans_ns
+        )
+
+    def happened_since(self, began_ns: int) -> None:
+        """Something like an operation, which nobody has told before."""
+        self._spans_ns.append((began_ns, time.monotonic_ns()))
+
     @asynccontextmanager
     async def of(self, names: Iterable[str], residency: bool = False) -> AsyncIterator[None]:
         """Holds all these names; they are taken in order, against deadlocks."""
         taken: list[asyncio.Lock] = []
+        began_ns = 0
         wanted = sorted(set(names))
         for name in wanted:
             self._users[name] = self._users.get(name, 0) + 1
@@ -39,6 +56,8 @@ class Turns:
             for name in wanted:
                 await self._locks[name].acquire()
                 taken.append(self._locks[name])
+            began_ns = time.monotonic_ns()
+            self._running_since_ns.append(began_ns)
             if residency:
                 yield
                 return
@@ -49,6 +68,9 @@ class Turns:
             finally:
                 self._others -= 1
         finally:
+            if began_ns:
+                self._running_since_ns.remove(began_ns)
+                self.happened_since(began_ns)
             for lock in taken:
                 lock.release()
             for name in wanted:

@@ -38,6 +38,7 @@ class DeviceMemory:
     headroom_bytes: int
     reading: DeviceReading
     schedulers: int = 1  # that use it, each with a memory ledger of its own
+    old: bool = False  # the figures are stale, and the headroom is wider for it
 
 
 @dataclass
@@ -87,7 +88,7 @@ class DeviceTable:
         the one of the lower rank counts, as long as it tells figures."""
         state = self._sources.setdefault(source, _Source())
         self._say_source(source, state, error)
-        state.absent = isinstance(error, SourceAbsent)
+        state.absent = _is_absent(state, error)
         if error is not None:
             state.errors += 1
             return  # what it has told ages
@@ -200,6 +201,7 @@ class DeviceTable:
             age_ns=age_ns,
             headroom_bytes=min(widened_bytes(headroom, age_ns, entry.ages), reading.total_bytes),
             reading=reading,
+            old=not problem and age_ns > entry.ages.stale_after_ns > 0,
             schedulers=self._schedulers_of(key),
         )
 
@@ -222,12 +224,17 @@ class DeviceTable:
         text = str(error) or "it fails" if error is not None else ""
         if text and not state.told and self._may_say(f"source {source}"):
             state.told = True
-            level = logging.INFO if isinstance(error, SourceAbsent) else logging.WARNING
+            level = logging.INFO if _is_absent(state, error) else logging.WARNING
             log(logger, level, f"no device memory is known by {source}: {text}; {FALLBACK}")
         elif not text and state.told:
             state.told = False
             log(logger, logging.INFO, f"device memory is known by {source} again")
         state.error = text
+
+
+def _is_absent(source: _Source, error: SourceError | None) -> bool:
+    """Whether it never told of a device: then there need not be any."""
+    return isinstance(error, SourceAbsent) and not source.keys
 
 
 def fixed_reading(key: str, total_bytes: int, used_bytes: int) -> DeviceReading:

@@ -175,6 +175,24 @@ def test_a_host_without_gpus_is_no_reason_to_warn(
     assert table.source_errors == {}  # nobody is to be woken for it
 
 
+def test_a_driver_that_leaves_with_its_devices_is_a_problem(
+    table: DeviceTable, caplog: pytest.LogCaptureFixture
+) -> None:
+    table.take("nvml", 0, AGES, [reading()])
+    table.take("nvml", 0, AGES, [], SourceAbsent("the driver is not loaded"))
+    assert "the driver is not loaded" in warnings(caplog)[0]
+    assert table.source_errors == {"nvml": 1}
+
+
+def test_old_figures_are_told_apart(table: DeviceTable) -> None:
+    table.take("nvml", 0, AGES, [reading()])
+    stale_ns = AGES.stale_after_ns
+    old = [table.devices(reading().measured_at_ns + age)["GPU-a"].old for age in (0, stale_ns + 1)]
+    assert old == [False, True]
+    lost = table.devices(reading().measured_at_ns + AGES.lost_after_ns)["GPU-a"]
+    assert (lost.known, lost.old) == (False, False)
+
+
 def test_of_two_sources_the_nearer_one_counts(table: DeviceTable) -> None:
     table.take("metrics of b:8002", 1, AGES, [reading(free_bytes=GIB)])
     table.take("nvml", 0, AGES, [reading(free_bytes=2 * GIB)])

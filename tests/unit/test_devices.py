@@ -15,6 +15,7 @@ from scheduler.config import Backend, Settings
 from scheduler.config.device_memory import DEVICES_MAX
 from scheduler.control.cold.regions import Regions
 from scheduler.control.desired import DesiredState
+from scheduler.control.device_memory.devices import UNKNOWN_SHOWN
 from scheduler.control.device_memory.places import Places, places_of
 from scheduler.control.device_memory.readings import CHANGE_BYTES, DeviceReadings
 from scheduler.control.steering import SteeringClient
@@ -240,6 +241,29 @@ def test_which_ports_are_asked(
     made = World(tmp_path, pool_of((backend, {"m": groups})), {"device_memory": fixed})
     made.find_hosts()
     assert sorted(wanted.name for wanted in made.devices._wanted()) == ports
+
+
+def test_what_nobody_tells_of_is_a_problem_until_it_is_told(tmp_path: Path) -> None:
+    pool = pool_of((LOCAL, {"m": GPU_1}))
+    made = World(tmp_path, pool, {"device_memory": {"devices": {"GPU-x": {"headroom_min": 1}}}})
+    made.find_hosts()
+    made.devices.table.take("nvml", 0, Ages(1, 2), [A])
+    made.devices.assign()
+    assert made.devices.problems == [
+        "model m: it is not known on which devices it runs: it has instances on GPU 1, which NVML "
+        "does not tell of",
+        "device GPU-x: device_memory.devices names it, and no source tells of it",
+    ]
+    made.devices.table.take("nvml", 0, Ages(1, 2), [A, B, DeviceReading("GPU-x", 1, ordinal=2)])
+    made.devices.assign()
+    assert made.devices.problems == []
+    for number in range(UNKNOWN_SHOWN + 4):
+        pool.watches["127.0.0.1:1"].models[f"m{number}", "1"] = spec(
+            f'name: "m{number}" instance_group {{ kind: KIND_GPU gpus: 7 }}'
+        )
+    made.devices.assign()
+    assert len(made.devices.problems) == UNKNOWN_SHOWN + 1
+    assert made.devices.problems[-1] == "and 4 more like these"
 
 
 def test_a_port_that_is_known_is_asked_instead_of_the_usual_one(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ GIB = 2**30
 KEY = "GPU-8f1c2d3e-aaaa-bbbb-cccc-0123456789ab"
 
 
-def shown(width: int) -> list[str]:
+def shown(width: int, problem: str = "", known: bool = True) -> list[str]:
     device = pb.DeviceStatus(
-        key=KEY, source="nvml", known=True, total_bytes=16 * GIB, used_bytes=6 * GIB,
-        free_bytes=10 * GIB, headroom_bytes=GIB,
+        key=KEY, source="nvml", known=known, problem=problem, total_bytes=16 * GIB,
+        used_bytes=6 * GIB, free_bytes=10 * GIB, headroom_bytes=GIB,
     )  # fmt: skip
     out = io.StringIO()
     console = Console(file=out, width=width)
@@ -38,3 +38,10 @@ def test_a_narrow_terminal_has_whole_figures(width: int) -> None:
     assert row.startswith(KEY)
     assert "6.00 GiB (38%)" in row
     assert max(len(heading), len(row)) <= width
+
+
+def test_the_state_tells_what_figures_are_worth() -> None:
+    assert shown(200)[1].rstrip().endswith(" ok")
+    assert shown(200, "its figures are old")[1].rstrip().endswith(" its figures are old")
+    lost = shown(200, "it is gone", known=False)[1]
+    assert lost.rstrip().endswith(" not known: it is gone")

@@ -107,3 +107,25 @@ def test_a_model_that_is_loaded_meanwhile_is_not_taken_for_what_rows_need(
                 gpu.after(MS).complete(batch)
     assert high == 64
     assert gpu.engine.memory_status(0, 0).bytes_per_row == pytest.approx(PER_ROW, rel=0.05)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_load_before_the_first_batch_is_not_taken_for_what_that_needs(own: bool) -> None:
+    """Another model is loaded between the last reading without and the first with a batch."""
+    gpu, high, loads, loaded = Gpu(), 0, 0, 0
+    for turn in range(150):
+        kept = WEIGHTS + (BASE + PER_ROW * high if high else 0) + loaded
+        gpu.after(100 * MS)
+        more = {"own_bytes": kept, "own_measured_at": gpu.now} if own else {}
+        gpu.read(TOTAL - kept, loads=loads, **more)
+        if turn == 0:
+            loaded, loads = 3_072 * MIB, 2  # it has begun and ended
+        gpu.submit_many(range(64))
+        while batches := gpu.step():
+            for batch in batches:
+                high = max(high, batch.rows)
+                gpu.after(MS).complete(batch)
+    assert high == 64
+    status = gpu.engine.memory_status(0, 0)
+    assert status.bytes_per_row == pytest.approx(PER_ROW, rel=0.05)
+    assert status.base_bytes <= 1.05 * BASE

@@ -53,6 +53,7 @@ AGE_PERIOD_S = 0.25
 JOIN_TIMEOUT_S = 0.5
 # So long the first state waits for the sources' first looks; loading a driver takes its time.
 SOURCES_WAIT_S = 3.0
+UNKNOWN_SHOWN = 16
 # Of what was said once; models may come and go without end.
 SAID_MAX = 4096
 
@@ -108,6 +109,7 @@ class Devices:
         self._keys: frozenset[str] = frozenset()
         self._models: dict[str, dict[ModelKey, None]] = {}
         self._gpus: tuple[Settings | None, dict[str, tuple[int, ...]]] = (None, {})
+        self._unknown: list[str] = []  # what models and the configuration name, as sentences
         self._said: dict[tuple[str, str], None] = {}  # the latest last
         self._changed = asyncio.Event()
 
@@ -214,11 +216,14 @@ class Devices:
         """What is wrong with devices and their sources, as sentences."""
         failing = self.table.source_problems
         found = [f"{n}: {failing[n]}" for n in self.table.source_errors if failing[n]]
-        return found + [
+        found += [
             f"device {key}: {device.problem}"
             for key, device in self.current.items()
             if device.problem and not failing.get(device.source)
         ]
+        shown = self._unknown[:UNKNOWN_SHOWN]
+        more = len(self._unknown) - len(shown)
+        return found + shown + ([f"and {more} more like these"] if more else [])
 
     def reserved_bytes(self, device: str, counters: CountersPage) -> int:
         """What the data plane holds there for batches that the figures may not show yet."""
@@ -391,10 +396,11 @@ class Devices:
     def _say_unknown(self, found: dict[tuple[ModelKey, str], Places], used: set[str]) -> None:
         if not self.table.heard_of([wanted.name for wanted in self._pollers]):
             return  # they may be told yet
+        self._unknown = []
         for (key, address), places in found.items():
             if places.problem:
                 self._say(f"model {key[0]}", f"it is not known on which devices it runs: "
-                          f"{places.problem}; {FALLBACK}", backend=address)  # fmt: skip
+                          f"{places.problem}", f"; {FALLBACK}", backend=address)  # fmt: skip
         settings = self._settings()
         named = dict.fromkeys(settings.device_memory.devices, "device_memory.devices")
         for address, backend in self._pool.backends.items():
@@ -415,6 +421,7 @@ class Devices:
 
     def _say(self, what: str, problem: str, more: str = "", **fields: str) -> None:
         """Once, whatever becomes of `more`."""
+        self._unknown.append(f"{what}: {problem}")
         is_news = (what, problem) not in self._said
         self._said.pop((what, problem), None)
         self._said[what, problem] = None

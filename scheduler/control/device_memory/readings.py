@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from scheduler.control.device_memory.load_marks import LoadMarks
 from scheduler.memory.headroom import Ages, with_share_of_others
 from scheduler.memory.table import DeviceMemory
 from scheduler.v1 import dataplane_pb2 as pb
@@ -30,10 +31,12 @@ class DeviceReadings:
         send: Callable[[pb.MemoryReadings], bool],
         busy: Callable[[], bool],
         inherited: Iterable[int] = (),
+        loaded_between: Callable[[int, int], bool] = lambda from_ns, to_ns: False,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._send = send
         self._busy = busy
+        self._loads = LoadMarks(loaded_between)
         self._clock_s = clock_s
         self._told: dict[int, pb.DeviceMemory] = {}
         self._told_all_at_s = float("-inf")
@@ -49,8 +52,9 @@ class DeviceReadings:
     ) -> None:
         """The figures as of now, of the devices that have a number. `heard`: every source has
         told; the numbers that a data plane may know from before are no devices' else."""
+        self._loads.keep(devices)
         now = {
-            numbers[key]: message(numbers[key], device)
+            numbers[key]: message(numbers[key], device, self._loads.of(key, device))
             for key, device in devices.items()
             if key in numbers
         }
@@ -78,7 +82,7 @@ class DeviceReadings:
         return _differs(told, now, busy)
 
 
-def message(number: int, device: DeviceMemory) -> pb.DeviceMemory:
+def message(number: int, device: DeviceMemory, loads: int = 0) -> pb.DeviceMemory:
     """One that is not known has no figures; fixed ones are of no time."""
     reading = device.reading
     if not device.known:
@@ -95,6 +99,7 @@ def message(number: int, device: DeviceMemory) -> pb.DeviceMemory:
         fixed=reading.measured_at_ns == 0,
         own_bytes=reading.own_bytes,
         own_measured_at_ns=reading.own_measured_at_ns,
+        loads=loads,
     )
 
 
