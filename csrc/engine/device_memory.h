@@ -15,7 +15,7 @@ class Device {
     DeviceMemory memory;
     bool seen = false;               // a reading has come, once
     std::set<std::uint32_t> models;  // placed on it
-    std::uint64_t takers = 0;        // batches that have taken memory, and loads, as far as is known
+    std::uint64_t takers = 0;        // batches that have taken memory, and loads
 
     std::uint64_t reserved_bytes() const { return reserved_bytes_; }
     // What frameworks keep of what batches took: no figure will ever show it where they are fixed.
