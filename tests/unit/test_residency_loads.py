@@ -102,3 +102,19 @@ def test_clients_read_the_address_of_no_backend(tmp_path: Path, run: Run) -> Non
         assert ONE not in world.error("a")
 
     run(scenario())
+
+
+def test_a_backend_that_leaves_the_configuration_during_a_load(
+    tmp_path: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(tmp_path, (ONE, {"a": GROUP}))
+
+    async def scenario() -> None:
+        await world.start()
+        world.loader.want("a")
+        await world.until(lambda: world.tritons[ONE].loads, "it has begun")
+        del world.pool.watches[ONE]
+        await world.until(lambda: not world.loader.loading, "it has ended")
+        assert "a fault of ours" not in caplog.text
+
+    run(scenario())

@@ -151,7 +151,8 @@ class Residents:
         this one, by somebody else, or after we have ceased to wait for it.
         """
         ours = {n for n, loading in self._plane.residency.loading.items() if loading == address}
-        return self._plane.pool.watches[address].loading - ours
+        watch = self._plane.pool.watches.get(address)
+        return watch.loading - ours if watch is not None else frozenset()
 
     def coming_since(self, now_s: float) -> list[tuple[Resident, float]]:
         """The same everywhere, and since when that is known."""
