@@ -7,13 +7,13 @@ status 0: no unlisted difference, 3: some.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import sys
 import time
 from pathlib import Path
 
+from benchmarks.results import Figure, header, write_results
 from tests.differential.cases import CHUNK
 from tests.differential.random_run import MODELS, Unlisted, run
 
@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="default: another one every time")
     parser.add_argument("--models", type=int, default=MODELS, help="of one tritonserver")
     parser.add_argument("--only", type=int, metavar="N", help="the chunk of request N")
+    parser.add_argument("--output", type=Path, help="keep the figure in a file of results")
     given = parser.parse_args()
     os.environ.setdefault("INFERSCHED_TRITON_DIR", str(TRITON))
     seed = random.randrange(2**31) if given.seed is None else given.seed
@@ -47,15 +48,11 @@ def main() -> int:
 
     report = run(seed, numbers, models=given.models, say=say, tell=tell)
     print(report.summary(), file=sys.stderr)
-    figure = {
-        "figure": "random differential requests with an unlisted difference",
-        "value": len(report.unlisted),
-        "must": 0,
-        "aim": 0,
-        "unit": f"of {report.requests}",
-        "better": "lower",
-    }
-    print(json.dumps(figure), flush=True)
+    figure = Figure.of("differential_unlisted", len(report.unlisted))
+    print(figure.to_json(), flush=True)
+    if given.output is not None:
+        counted = {"requests": report.requests, "executions": report.executions}
+        write_results(given.output, header(seed, ["differential"]) | counted, [figure])
     return 3 if report.unlisted else 0
 
 

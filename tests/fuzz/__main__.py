@@ -10,7 +10,6 @@ figure. Exit status 0: no finding, 3: some.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import re
@@ -20,6 +19,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.results import Figure, header, write_results
 from tests.fuzz.corpus import SEEDS, write_corpus, write_dictionary
 from tests.property.engine_swarm import replay
 
@@ -90,7 +90,9 @@ def run_turn(target: Target, seconds: int, seed: int) -> bool:
         f"-max_total_time={seconds}",
         f"-max_len={INPUT_BYTES_MAX}",
         f"-seed={seed % 2**31 or 1}",
-        "-timeout=20",
+        # By the clock, which on a busy machine goes on without us; an input takes a millisecond.
+        "-timeout=600",
+        "-report_slow_units=600",
         # A third quicker; leaks are looked for when the turn ends.
         "-entropic=0",
         "-detect_leaks=0",
@@ -138,6 +140,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=0, help="of all targets; 0: without end")
     parser.add_argument("--seed", type=int, default=None, help="default: another one every time")
     parser.add_argument("--target", choices=sorted(TARGETS), action="append", help="default: all")
+    parser.add_argument("--output", type=Path, help="keep the figure in a file of results")
     given = parser.parse_args()
     build = [sys.executable, "setup.py", "--quiet", "build_fuzz"]
     if given.target != [WORLDS]:
@@ -158,17 +161,15 @@ def main() -> int:
             turn += 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-    runs = sum(target.runs for target in targets)
-    figure = {
-        "figure": "fuzzed inputs with a crash, leak or report, worlds with a broken truth",
-        "value": findings,
-        "must": 0,
-        "aim": 0,
-        "unit": f"of {runs}",
-        "better": "lower",
-        "edges": {t.name: [t.edges_at(p) for p in (0.01, 0.5, 1.0)] for t in targets},
-    }
-    print(json.dumps(figure), flush=True)
+    figure = Figure.of("fuzz_findings", findings)
+    print(figure.to_json(), flush=True)
+    if given.output is not None:
+        counted = {
+            "inputs": {target.name: target.runs for target in targets},
+            "edges": {t.name: [t.edges_at(p) for p in (0.01, 0.5, 1.0)] for t in targets},
+        }
+        names = [f"fuzz {target.name}" for target in targets]
+        write_results(given.output, header(seed, names) | counted, [figure])
     return 3 if findings else 0
 
 
