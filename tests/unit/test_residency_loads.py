@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from scheduler.backends.probe import Answer, ProbeResult
+from scheduler.control.residency.weighing import Scale
 from tests.unit.residency_world import GIB, GROUP, ONE, TWO, World
 from tests.unit.virtual_time import run_virtually
 
@@ -116,5 +117,31 @@ def test_a_backend_that_leaves_the_configuration_during_a_load(
         del world.pool.watches[ONE]
         await world.until(lambda: not world.loader.loading, "it has ended")
         assert "a fault of ours" not in caplog.text
+
+    run(scenario())
+
+
+def test_batches_are_not_weighed_with_the_model_that_they_are_for(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalog has it before figures of it are there."""
+
+    async def looked(self: Scale, places: object, bound_s: float) -> bool:
+        await asyncio.sleep(3)
+        return True
+
+    monkeypatch.setattr(Scale, "looked", looked)
+    world = World(tmp_path, (ONE, {"a": GROUP}))
+
+    async def scenario() -> None:
+        await world.start()
+        world.loader.want("a")
+        await world.until(lambda: world.loader.residents.served("a"), "the catalog has it")
+        assert "a" in world.loader.loading
+        assert "a" in world.residency.steered().refusing
+        assert world.error("a") == "", "its requests wait"
+        await world.until(lambda: not world.loader.loading, "it is weighed")
+        assert weight(world, "a") == GIB
+        assert "a" not in world.residency.steered().refusing
 
     run(scenario())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from scheduler.control.residency.external import PAUSE_MAX_S, PAUSE_MIN_S
-from tests.unit.residency_world import GIB, GROUP, HEADROOM, ONE, World
+from tests.unit.residency_world import GIB, GROUP, HEADROOM, ONE, World, failure
 from tests.unit.virtual_time import run_virtually
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -193,5 +193,30 @@ def test_a_load_beside_one_of_somebody_else_is_not_weighed(tmp_path: Path, run: 
         await world.until(lambda: world.loader.residents.served("a"), "it is loaded")
         await asyncio.sleep(10)
         assert world.loader.learned.weight("a", ONE, "gpu1")[0] == 0
+
+    run(scenario())
+
+
+def test_a_load_that_failed_is_not_taken_for_one_that_goes_on(tmp_path: Path, run: Run) -> None:
+    world = two_of_three(tmp_path)
+    triton = world.tritons[ONE]
+    triton.faults["a"] = failure("the layer 'conv' is missing")
+
+    async def scenario() -> None:
+        await world.start()
+        loaded = triton.rpc
+
+        async def rpc(method: str, request: Any, timeout_s: float) -> Any:
+            if method == "RepositoryModelLoad":
+                triton.states["a", "1"] = "LOADING"
+                await world.pool.watches[ONE].refresh()
+                triton.states["a", "1"] = "UNAVAILABLE"
+            return await loaded(method, request, timeout_s)
+
+        triton.rpc = rpc  # type: ignore[method-assign]
+        world.loader.want("a")
+        await world.until(lambda: world.error("a"), "it fails")
+        (shown,) = (found for found in world.residency.shown() if found.name == "a")
+        assert (shown.state, shown.error) == ("failed", "the layer 'conv' is missing")
 
     run(scenario())

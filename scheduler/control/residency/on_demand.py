@@ -84,7 +84,9 @@ class ModelResidency:
     def steered(self) -> Steered:
         """As of now; the same while nothing happens."""
         loader = self.loader
-        withheld = list(loader.unloads.withheld)
+        withheld = [*loader.unloads.withheld]
+        withheld += [Resident(n, found.backend, {}) for n, found in loader.loading.items()
+                     if found.weighing]  # fmt: skip
         if not self.on and not withheld:
             return NOTHING_STEERED
         absent, ready = loader.residents.absent(), loader.residents.ready_names()
@@ -266,7 +268,7 @@ class ModelResidency:
                 weights.update((p, w) for p, w in site.weights.items() if w)
         loaded_on = tuple(sorted(r.backend for r in there if not r.coming))
         failure = loader.failures.by_name.get(name)
-        error = failure.error if failure is not None and not there else ""
+        error = failure.error if failure is not None and not loaded_on else ""
         used_s = residents.last_used_s.get(name)
         return Shown(
             name,

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import grpc
 from tritonclient.grpc import service_pb2
 
 from scheduler.backends.probe import CallError, RpcError
@@ -39,6 +38,7 @@ class Loading:
     ready_at_ns: int  # expected; 0 = not known
     places: frozenset[str] = frozenset()  # that nobody else loads on meanwhile
     free: Mapping[str, int] = field(default_factory=dict)  # by place, just before
+    weighing: bool = False  # nothing is sent to it yet: batches would be weighed with it
 
 
 class SiteLoads:
@@ -82,6 +82,7 @@ class SiteLoads:
         alone = not self._residents.coming(site.backend)
         before = self._scale.before(site.weights)
         loading.free = before.free
+        loading.weighing = not site.certain and self._scale.all_nvml(site.weights)
         started_s = time.monotonic()
         ours = await self._call(watch, name)
         took_s = time.monotonic() - started_s
@@ -89,6 +90,7 @@ class SiteLoads:
         if ours:
             self._learned.took(name, site.backend, int(took_s * 1e9))
             taken = await self._scale.after(site.weights, before, took_s, site.certain)
+        loading.weighing = False
         described = await watch.refresh_within(REFRESH_MAX_S, [name])
         alone = alone and not self._residents.coming(site.backend)
         if not alone or self._external.count(site.backend) != others:
@@ -112,10 +114,9 @@ class SiteLoads:
         timeout_s = self._plane.settings.residency.load_timeout / 1e9
         try:
             return await load_model(watch, request, timeout_s)
-        except RpcError as error:
-            if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                # It may go on: its memory counts as taken from now on.
-                await watch.refresh_within(REFRESH_MAX_S)
+        except RpcError:
+            # Whether it goes on all the same: its memory counts as taken then.
+            await watch.refresh_within(REFRESH_MAX_S)
             raise
 
     def _watch(self, address: str) -> BackendWatch:

@@ -50,7 +50,7 @@ class Scale:
         clients loaded models whose memory is in the figures too. `certain`: it is known well
         already.
         """
-        bound_s = LOOK_S if self._all_nvml(places) else PORT_LOOK_S
+        bound_s = LOOK_S if self.all_nvml(places) else PORT_LOOK_S
         if certain:
             bound_s = min(bound_s, load_s * LOOK_PART)
         if not before.free or not await self.looked(before.free, bound_s):
@@ -106,7 +106,8 @@ class Scale:
             and current[place].reading.measured_at_ns > 0
         }
 
-    def _all_nvml(self, places: Collection[str]) -> bool:
+    def all_nvml(self, places: Collection[str]) -> bool:
+        """Whether new figures come soon."""
         current = self._plane.devices.current
         return all(current[place].source == NVML for place in places if place in current)
 
