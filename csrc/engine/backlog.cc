@@ -88,6 +88,14 @@ void Backlog::end(Nanos end) {
     if (place != ends_.end() && *place == end) ends_.erase(place);
 }
 
+void Backlog::set_paused(const std::vector<Nanos>& until) {
+    recount_at_ = until.empty() ? kNever : until.front();
+    if (until == paused_) return;
+    for (const Nanos at : paused_) end(at);
+    for (const Nanos at : until) start(at);
+    paused_ = until;
+}
+
 std::uint32_t Backlog::free_by(Nanos at) const {
     const auto later = ends_.end() - std::upper_bound(ends_.begin(), ends_.end(), at);
     return slots_ - static_cast<std::uint32_t>(std::min<std::ptrdiff_t>(later, slots_));

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "base/time.h"
@@ -45,6 +46,22 @@ class Backlog {
     // -- at the executors: running batches by when they are expected to end ----------------------
     void start(Nanos end);
     void end(Nanos end);
+    // -- executors that are sent nothing before a time, after a failure: as if they ran until then
+    // -- Sorted; one of each executor that is free and may not be used.
+    void set_paused(const std::vector<Nanos>& until);
+    // From when on the paused ones are to be counted anew.
+    Nanos recount_at() const { return recount_at_; }
+    void recount() { recount_at_ = std::numeric_limits<Nanos>::min(); }
+    template <class Archive>
+    void archive_paused(Archive& archive) {
+        std::vector<Nanos> until = paused_;
+        Nanos at = recount_at_;
+        archive(until);
+        archive(at);
+        if constexpr (Archive::kReads) set_paused(until);
+        recount_at_ = at;
+    }
+
     // When an executor is free for what comes after a batch that starts now.
     Nanos free_beside(Nanos now) const {
         if (ends_.size() + 1 < slots_) return now;
@@ -90,7 +107,9 @@ class Backlog {
 
     std::vector<Rings> rings_;  // by level
     Nanos queued_ns_ = 0;
-    std::vector<Nanos> ends_;  // sorted
+    std::vector<Nanos> ends_;    // sorted
+    std::vector<Nanos> paused_;  // of them
+    Nanos recount_at_ = std::numeric_limits<Nanos>::min();
     std::uint32_t slots_ = 0;
     std::uint64_t changes_ = 0;
 };

@@ -233,6 +233,7 @@ class Core {
     void meter(ModelState& model, const Request& request, const Arrival& arrival, Nanos now);
     void run_ticks(Nanos now);
     void tick(std::uint32_t component, Nanos now);
+    void find_slow(Component& component);
     void retarget(Component& component);
 
     // class_shares.cc
@@ -259,6 +260,8 @@ class Core {
     void carry_over(std::deque<Component>& former, const std::vector<std::uint32_t>& formerly);
     void count_slots();
     void count_slots(const ModelState& model);
+    void recount_pauses(const ModelState& model);
+    void count_pauses(Component& component, Nanos now);
     void arrange_component(ModelState& model, std::uint32_t index);
     void touch_component(std::uint32_t component);
     void offer(std::uint32_t index, Pool& pool, std::uint32_t pin);
@@ -439,8 +442,9 @@ class Core {
     std::vector<std::uint32_t> dirty_;
     std::uint64_t sequence_ = 0;
     std::uint64_t retry_sequence_ = 0;
-    Lookahead lookahead_;  // of one question; kept for its memory
-    Nanos wake_ = kNever;  // as last told to the caller
+    Lookahead lookahead_;                                    // of one question; kept for its memory
+    Nanos wake_ = kNever;                                    // as last told to the caller
+    Nanos rests_until_ = std::numeric_limits<Nanos>::min();  // of all placements, at most
 };
 
 }  // namespace infersched::engine

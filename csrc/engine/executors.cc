@@ -7,7 +7,6 @@
 #include "engine/core.h"
 
 namespace infersched::engine {
-
 std::uint32_t Core::executor_of(std::uint32_t group) {
     if (group == kOwnExecutors) return kNoExecutor;
     const auto [known, added] =
@@ -153,7 +152,10 @@ void Core::count_slots() {
             }
         }
     }
-    for (Component& component : components_) component.backlog.set_slots(component.slots);
+    for (Component& component : components_) {
+        component.backlog.set_slots(component.slots);
+        component.backlog.recount();
+    }
 }
 
 // The same after a change of one model; those with executors of their own are a component each.
@@ -167,6 +169,37 @@ void Core::count_slots(const ModelState& model) {
         if (model.policy.in_use && usable(p)) component.slots += p.slots;
     }
     component.backlog.set_slots(component.slots);
+    component.backlog.recount();
+}
+
+void Core::recount_pauses(const ModelState& model) {
+    if (Backlog* backlog = backlog_of(model)) backlog->recount();
+}
+
+// Executors that rest after a failure or are too slow, of all models that have traffic.
+void Core::count_pauses(Component& component, Nanos now) {
+    constexpr Nanos kNeverSoon = kNever / 2;
+    std::vector<Nanos> until;
+    if (rests_until_ <= now && component.slots_slow == 0)
+        return component.backlog.set_paused(until);
+    std::map<std::uint32_t, Nanos> shared;  // by executor, when the first model may use it
+    for (const std::uint32_t index : component.metered) {
+        for (const PlacementState& p : models_[index].placements) {
+            if (!usable(p)) continue;
+            const Nanos at = p.too_slow ? kNeverSoon : p.rest_until;
+            if (p.executor != kNoExecutor) {
+                const auto known = shared.try_emplace(p.executor, at).first;
+                known->second = std::min(known->second, at);
+            } else if (at > now && p.out.size() < p.slots) {
+                until.insert(until.end(), p.slots - p.out.size(), at);
+            }
+        }
+    }
+    for (const auto& [executor, at] : shared) {
+        if (at > now && executors_[executor].out.empty()) until.push_back(at);
+    }
+    std::sort(until.begin(), until.end());
+    component.backlog.set_paused(until);
 }
 
 void Core::arrange_component(ModelState& model, std::uint32_t index) {
@@ -305,6 +338,7 @@ bool Core::brought_up_to_date(Domain& domain, const Offer& offered, Nanos now) {
 // to date before it is taken, and can only have become less urgent.
 void Core::serve(std::uint32_t index, Nanos now) {
     Component& component = components_[index];
+    if (component.backlog.recount_at() <= now) count_pauses(component, now);
     std::vector<Offer> blocked;
     while (Domain* domain = best_offer(component)) {
         Offer offered = *domain->offers.begin();

@@ -304,6 +304,7 @@ Forecast Core::foresee(ModelState& model, const Request& request, const Arrival&
     Component& component = components_[model.component];
     // Nothing that it could go to: for how long is not known.
     if (component.slots == 0) return forecast;
+    if (component.backlog.recount_at() <= now) count_pauses(component, now);
     component.look_credit = std::min(component.look_credit + kLookCredit, kLookCreditMax);
     // Where an executor is free, nothing has to make room.
     const bool let_in = !component.levels ||

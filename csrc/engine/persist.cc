@@ -76,6 +76,7 @@ void archive_placement(Archive& archive, PlacementState& p) {
     archive(p.ready);
     archive(p.configured);
     archive(p.out);
+    archive(p.too_slow);
     archive(p.rows_out);
     archive(p.ns_per_row);
     archive(p.batch_ns);
@@ -91,6 +92,7 @@ void archive_placement(Archive& archive, PlacementState& p) {
     if (own) p.own_latency->archive(archive);
     archive(p.failures);
     archive(p.rest_until);
+    archive(p.sent_at);
     archive(p.pinned.unserved_since);
     archive(p.devices);
     p.memory.archive(archive);
@@ -346,6 +348,7 @@ void Core::archive(Archive& archive) {
     archive(sequence_);
     archive(retry_sequence_);
     archive(wake_);
+    archive(rests_until_);
     archive(dirty_);
     std::vector<std::uint8_t> available(backends_available_.begin(), backends_available_.end());
     archive(available);

@@ -44,6 +44,7 @@ void Core::leave_placement(std::uint32_t batch_slot, Nanos now) {
         start_first(executor, now);
         touch_component(executor.component);
     }
+    if (placement.resting(now)) recount_pauses(model);
     --model.inflight_batches;
     count_departure(batch);
     mark_dirty(batch.model);
@@ -53,6 +54,7 @@ void Core::leave_placement(std::uint32_t batch_slot, Nanos now) {
 // does one whose reply came in one reading with that of the batch before it.
 void Core::observe(ModelState& model, const BatchRecord& batch, Nanos now) {
     PlacementState& placement = *model.placement(batch.backend);
+    if (placement.resting(now)) recount_pauses(model);
     placement.recover();
     if (batch.started_at == kNever || now <= batch.started_at) return;
     const Nanos ran = now - batch.started_at;
@@ -142,7 +144,10 @@ void Core::dispatch_failed(BatchHandle handle, FailureKind kind, StatusCode code
     if (kind == FailureKind::kOutOfMemory) cut_sizes(model, batches_[batch_slot]);
     leave_placement(batch_slot, now);
     if (kind == FailureKind::kNothingRan || kind == FailureKind::kConnection) {
-        model.placement(batches_[batch_slot].backend)->rest(now);
+        PlacementState& placement = *model.placement(batches_[batch_slot].backend);
+        placement.rest(now);
+        rests_until_ = std::max(rests_until_, placement.rest_until);
+        recount_pauses(model);
     }
     const bool merged = batches_[batch_slot].members.size() > 1;
     if (kind == FailureKind::kRejected && merged && !batches_[batch_slot].retried) {

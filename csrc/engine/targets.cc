@@ -5,6 +5,7 @@
 // proportional to sqrt(r * beta). Under light load that is one row, and nothing waits.
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "engine/core.h"
 
@@ -48,8 +49,11 @@ std::uint32_t staggered_rows(const LatencyModel& latency, const Group& group, st
 // Refused requests count as well: they are the load that batches are to be large enough for.
 void Core::meter(ModelState& model, const Request& request, const Arrival& arrival, Nanos now) {
     if (!model.learns || arrival.deadline == kNever || arrival.group == kNoSlot) return;
-    const double rows = std::min(request.rows, rows_limit(model.policy));
-    model.request_rows += model.request_rows == 0 ? rows : (rows - model.request_rows) / kRowsShare;
+    if (request.rows != model.request_rows) {
+        const double rows = std::min(request.rows, rows_limit(model.policy));
+        double& mean = model.request_rows;
+        mean = mean == 0 ? rows : mean + (rows - mean) / kRowsShare;
+    }
     Group& group = model.groups[arrival.group];
     group.rate.count(request.rows);
     const Nanos budget = arrival.deadline - arrival.at;
@@ -64,6 +68,7 @@ void Core::meter(ModelState& model, const Request& request, const Arrival& arriv
     if (model.component == kNoSlot || rearrange_) return;
     Component& component = components_[model.component];
     component.metered.push_back(request.model);
+    component.backlog.recount();
     if (component.tick_at != kNever) return;
     // All components tick together: one wake-up for all of them.
     component.tick_at = (now / RateMeter::kTickNs + 1) * RateMeter::kTickNs;
@@ -100,6 +105,8 @@ void Core::tick(std::uint32_t index, Nanos now) {
         if (!idle) component.metered[kept++] = metered;
     }
     component.metered.resize(kept);
+    find_slow(component);
+    component.backlog.recount();
     retarget(component);
     plan_levels(component);
     balance_classes(component);
@@ -108,8 +115,43 @@ void Core::tick(std::uint32_t index, Nanos now) {
     ticks_.set({component.tick_at, index, index});
 }
 
+// Placements that are no help: what usually comes is late there, though it need not be.
+void Core::find_slow(Component& component) {
+    component.slots_slow = 0;
+    bool any = false;
+    for (const std::uint32_t index : component.metered) {
+        ModelState& model = models_[index];
+        const bool several = model.placements.size() > 1 && model.reference != kNoSlot;
+        Nanos budget_ns = 0;
+        for (std::uint32_t g = 0; several && g < model.groups.slots(); ++g) {
+            const Group& group = model.groups[g];
+            if (!group.rate.idle()) budget_ns = std::max(budget_ns, group.budget_ns);
+        }
+        const LatencyModel* fastest = budget_ns > 0 ? &reference_latency(model) : nullptr;
+        const bool others = fastest != nullptr && fastest->expected(1) <= budget_ns;
+        for (PlacementState& p : model.placements) {
+            const LatencyModel* there = others ? &latency_of(model, p) : fastest;
+            p.too_slow = there != fastest && there->expected(1) > budget_ns;
+            any |= p.too_slow;
+        }
+    }
+    if (!any) return;
+    std::map<std::uint32_t, bool> shared;  // executors, by whether all are too slow there
+    for (const std::uint32_t index : component.metered) {
+        for (const PlacementState& p : models_[index].placements) {
+            if (!usable(p)) continue;
+            if (p.executor == kNoExecutor) {
+                component.slots_slow += p.too_slow ? p.slots : 0;
+            } else {
+                shared.try_emplace(p.executor, true).first->second &= p.too_slow;
+            }
+        }
+    }
+    for (const auto& [executor, slow] : shared) component.slots_slow += slow ? 1 : 0;
+}
+
 void Core::retarget(Component& component) {
-    double capacity = component.slots;
+    double capacity = component.slots - component.slots_slow;
     double roots = 0;
     const auto each = [&](const auto& visit) {
         for (const std::uint32_t index : component.metered) {

@@ -95,3 +95,60 @@ def test_a_state_saved_between_a_change_and_its_step_is_whole() -> None:
         twin.step(driver.now)
         driver.engine.step(driver.now)
         assert twin.take_actions() == driver.engine.take_actions()
+
+
+def paused(driver: Driver, backend: int, failures: int) -> int:
+    """A backend where nothing ran, so many times in a row. When it is tried again."""
+    for user in range(failures):
+        driver.submit(user, pinned_backend=backend, deadline=driver.now + 1000 * MS)
+        (batch,) = driver.step()
+        driver.fail(batch, "nothing_ran")
+        driver.cancel(batch.members[0].request)
+        pause = (10 << user) * MS
+        if user < failures - 1:
+            driver.after(pause)
+    return driver.now + pause
+
+
+def test_a_backend_that_pauses_after_failures_is_no_capacity() -> None:
+    driver = learned(2)
+    until = paused(driver, backend=0, failures=5)  # 160 ms
+    driver.submit(10, rows=32, deadline=driver.now + 1000 * MS)
+    (batch,) = driver.step()
+    assert batch.backend == 1
+    assert driver.refusal(deadline=driver.now + 30 * MS) == "predicted_late"
+    # Behind the batch on the other one.
+    driver.submit(11, deadline=driver.now + 60 * MS)
+    driver.now = until
+    driver.submit(12, deadline=driver.now + 30 * MS)
+
+
+def test_what_a_backend_can_do_after_its_pause_is_let_in() -> None:
+    driver = learned(1)
+    until = paused(driver, backend=0, failures=5)
+    assert driver.refusal(deadline=driver.now + 100 * MS) == "predicted_late"
+    refused = driver.engine.submit(driver.now, deadline=driver.now + 100 * MS)
+    assert driver.now + refused.retry_after_ns == pytest.approx(
+        until + latency(1) - 100 * MS, abs=MS
+    )
+    driver.submit(10, deadline=until + 10 * MS)
+    driver.now = until
+    (batch,) = driver.step()
+    driver.after(latency(1)).complete(batch)
+    assert driver.answers()[10] == ("completed", "none")
+    # A batch that ran ends all of it.
+    driver.submit(11, deadline=driver.now + 10 * MS)
+
+
+def test_an_executor_that_another_model_uses_is_capacity() -> None:
+    driver = Driver([(0, 1, True, 0)], rows_max=32, load_aware=True)
+    driver.engine.configure_model(1, [(1, 1, True, 0)], driver.now, rows_max=32, load_aware=True)
+    driver.engine.set_backend(1, True, driver.now)
+    for model in (0, 1):
+        for rows in range(1, 33):
+            assert driver.engine.prime_latency(model, model, rows, latency(rows), 20)
+    driver.submit(20, model=1, deadline=driver.now + 1000 * MS)
+    (batch,) = driver.step()
+    driver.after(latency(1)).complete(batch)
+    paused(driver, backend=0, failures=5)
+    driver.submit(21, model=1, deadline=driver.now + 10 * MS)
