@@ -5,6 +5,15 @@
 
 namespace infersched::gateway {
 
+namespace {
+
+// Requests up to this size wait for a processor rather than for their own bytes.
+constexpr std::uint64_t kSmallRequestBytes = 64u << 10;
+// So long after one of them others are taken to follow.
+constexpr Nanos kPacedNs = 20 * kMillisecond;
+
+}  // namespace
+
 // Returns whether events were left for the next turn.
 bool Gateway::State::take_events(Nanos now) {
     std::vector<ConnectionId> taken;
@@ -44,6 +53,7 @@ bool Gateway::State::take_client_events(ConnectionId id, Connection* connection,
     while (connection->server->next_event(&event)) {
         switch (event.kind) {
             case http2::EventKind::kRequest:
+                note_arrival(event, now);
                 take_request(id, connection, &event, now);
                 ++started;
                 break;
@@ -51,6 +61,7 @@ bool Gateway::State::take_client_events(ConnectionId id, Connection* connection,
                 open_client_stream(id, connection, &event);
                 break;
             case http2::EventKind::kMessage:
+                note_arrival(event, now);
                 take_message(id, connection, &event, now);
                 ++started;
                 break;
@@ -72,6 +83,11 @@ bool Gateway::State::take_client_events(ConnectionId id, Connection* connection,
         if (started >= kRequestsPerTurnMax) return connection->server->has_events();
     }
     return false;
+}
+
+// Large requests leave room for small ones.
+void Gateway::State::note_arrival(const http2::Event& event, Nanos now) {
+    if (event.bytes <= kSmallRequestBytes) server_config.paced_until = now + kPacedNs;
 }
 
 void Gateway::State::take_backend_events(ConnectionId id, Connection* connection, Nanos now) {

@@ -120,6 +120,7 @@ struct Gateway::State {
     // intake.cc
     bool take_events(Nanos now);
     bool take_client_events(ConnectionId id, Connection* connection, Nanos now);
+    void note_arrival(const http2::Event& event, Nanos now);
     void take_backend_events(ConnectionId id, Connection* connection, Nanos now);
     void lose_connection(ConnectionId id, const std::string& reason, Nanos now);
     void bury_connection(ConnectionId id, Connection* connection);

@@ -15,6 +15,11 @@ namespace {
 
 constexpr std::size_t kHeaderOverheadBytes = 32;  // RFC 9113, 6.5.2
 
+// What the client of a paced request may send at once.
+constexpr std::uint32_t kPacedWindowBytes = 128u << 10;
+// Pacing makes nothing slower than 250 MB/s.
+constexpr Nanos kPacedNsPerByte = 4;
+
 bool contains(const std::vector<std::string>& names, std::string_view name) {
     return std::find(names.begin(), names.end(), name) != names.end();
 }
@@ -265,7 +270,30 @@ void ServerSession::State::receive_unary_data(Stream* stream, Span bytes, std::s
     // With nothing in the owner's hands nobody would pay later: a message may exceed the window.
     if (held_bytes == 0) pay(debt_bytes);
     stream->uncredited_bytes += received;
-    credit_partial(stream, config->stream_window_bytes);
+    if (stream->uncredited_bytes < config->stream_window_bytes / 4) return;
+    if (is_paced(stream)) {
+        credit_paced(stream);
+    } else {
+        credit_partial(stream, config->stream_window_bytes);
+    }
+}
+
+// A slow link gets all of its window: it is far from keeping a processor busy.
+bool ServerSession::State::is_paced(const Stream* stream) const {
+    return now < config->paced_until && config->stream_window_bytes > kPacedWindowBytes &&
+           now - stream->arrival < kPacedNsPerByte * static_cast<Nanos>(stream->charged_bytes);
+}
+
+// Asks nghttp2, which keeps back what was credited while the stream was not paced.
+void ServerSession::State::credit_paced(Stream* stream) {
+    const std::uint64_t kept = config->stream_window_bytes - kPacedWindowBytes;
+    const auto taken = static_cast<std::uint64_t>(
+        nghttp2_session_get_stream_effective_recv_data_length(session, stream->id));
+    if (taken < kept + kPacedWindowBytes / 2) return;
+    nghttp2_submit_window_update(session, NGHTTP2_FLAG_NONE, stream->id,
+                                 static_cast<std::int32_t>(taken - kept));
+    stream->uncredited_bytes = std::min(stream->uncredited_bytes, kept);
+    sendable = true;
 }
 
 void ServerSession::State::refuse_framing(Stream* stream, FramingError error) {

@@ -81,6 +81,8 @@ class ServerSession::State : public SessionCore {
     void select_route(Stream* stream, std::string_view path);
     void request_headers_done(Stream* stream, bool end_stream);
     void receive_unary_data(Stream* stream, Span bytes, std::size_t frame_left);
+    bool is_paced(const Stream* stream) const;
+    void credit_paced(Stream* stream);
     void receive_messages(Stream* stream, Span bytes, std::size_t frame_left);
     void receive_forward_data(Stream* stream, Span bytes);
     void remote_ended(Stream* stream);

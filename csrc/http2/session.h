@@ -78,6 +78,9 @@ struct ServerConfig {
     // Not null: large messages are received into shared blocks where there is room. Told the first
     // bytes of a message, it says which of its bytes is to be aligned.
     std::size_t (*shared_alignment)(Span head) = nullptr;
+    // Until then a large request that comes fast gets its window in small pieces: its client would
+    // keep a processor from others that wait for it.
+    Nanos paced_until = 0;
     // Headers that must never come from outside (stripped from forwarded calls).
     std::vector<std::string> internal_headers;
 };

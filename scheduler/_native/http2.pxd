@@ -117,6 +117,7 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
         vector[string] forward_metadata
         vector[string] watched_headers
         Compression response_compression
+        Nanos paced_until
         vector[string] internal_headers
 
     cdef enum class EventKind(uint8_t):

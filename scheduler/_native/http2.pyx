@@ -119,6 +119,9 @@ cdef class ServerSession:
         self.budget = budget if budget is not None else ByteBudget()
         self.session.reset(new ServerSessionCpp(&self.config, &self.budget.budget))
 
+    def pace_until(self, Nanos moment):
+        self.config.paced_until = moment
+
     def feed(self, const uint8_t[::1] data, now=0):
         return self.session.get().feed(span_of(data), now)
 
