@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from scheduler.config.device_memory import DEVICES_MAX, DeviceKey
 from scheduler.config.section import Section
-from scheduler.config.units import Duration, Size, format_size
+from scheduler.config.units import Duration, Size, format_size, parse_size_bytes
 
 if TYPE_CHECKING:
     from scheduler.config.schema import Settings
@@ -23,7 +23,8 @@ def _mode(value: object) -> object:
 
 
 def _budget(value: object) -> object:
-    return 0 if value is None or value in ("none", "off") or value is False else value
+    none = value is None or value in ("none", "off") or value is False
+    return 0 if none else parse_size_bytes(value)
 
 
 ResidencyKind = Annotated[
@@ -43,7 +44,13 @@ Weights = Annotated[
         "has been measured; 0 = not known",
     ),
 ]
-Budget = Annotated[Size, BeforeValidator(_budget), Field(ge=0, le=BUDGET_MAX)]
+# One validator: pydantic 2.7 loses those of a `Size` below another one.
+Budget = Annotated[
+    int,
+    BeforeValidator(_budget),
+    PlainSerializer(format_size),
+    Field(ge=0, le=BUDGET_MAX),
+]
 
 
 class Residency(Section):
