@@ -201,15 +201,13 @@ def test_one_connection_carries_a_thousand_calls_at_once(
     stub: Stub, fake: FakeTriton, plane: DataPlane
 ) -> None:
     fake.occupy(stub)
-    calls = [stub.ModelInfer.future(infer_request(rows(n)), timeout=60) for n in range(900)]
+    # Without a deadline: by one, the first batches of an unknown model are smaller.
+    calls = [stub.ModelInfer.future(infer_request(rows(n))) for n in range(900)]
     plane.wait_queued(900)
     fake.release()
     for n, call in enumerate(calls):
-        np.testing.assert_array_equal(output(call.result()), rows(n))
-    # A first batch has 32 rows as long as nothing is known of the model; then they grow to 64.
-    batch_rows = fake.batch_rows()
-    assert (sum(batch_rows), max(batch_rows)) == (901, 64)
-    assert len(batch_rows) <= 1 + 20
+        np.testing.assert_array_equal(output(call.result(60)), rows(n))
+    assert len(fake.requests) == 1 + 15, "of 64 rows each"
     assert plane.page()["connections_total"] == 1
 
 

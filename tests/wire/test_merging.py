@@ -8,6 +8,7 @@ from tritonclient.grpc import service_pb2
 
 from tests.dataplane import DataPlane, identity_model, wait_until
 from tests.wire.calls import (
+    ANSWER_TIMEOUT_S,
     Stub,
     connected,
     infer_request,
@@ -21,14 +22,12 @@ def test_requests_that_wait_for_the_slot_form_one_batch(
     stub: Stub, fake: FakeTriton, plane: DataPlane
 ) -> None:
     first = fake.occupy(stub)
-    calls = [
-        stub.ModelInfer.future(infer_request(rows(n), request_id=f"r{n}"), timeout=30)
-        for n in range(40)
-    ]
+    # Without a deadline: by one, the first batches of an unknown model are smaller.
+    calls = [stub.ModelInfer.future(infer_request(rows(n), request_id=f"r{n}")) for n in range(40)]
     plane.wait_queued(40)
     fake.release()
     for n, call in enumerate(calls):
-        response = call.result()
+        response = call.result(ANSWER_TIMEOUT_S)
         assert response.id == f"r{n}"
         np.testing.assert_array_equal(output(response), rows(n))
     np.testing.assert_array_equal(output(first.result()), rows(7777.0))
@@ -41,14 +40,11 @@ def test_requests_that_wait_for_the_slot_form_one_batch(
 def test_rows_not_requests_fill_a_batch(stub: Stub, fake: FakeTriton, plane: DataPlane) -> None:
     fake.occupy(stub)
     sizes = [30, 30, 4, 1]  # 64 rows fit into a batch
-    calls = [
-        stub.ModelInfer.future(infer_request(rows(n, size)), timeout=30)
-        for n, size in enumerate(sizes)
-    ]
+    calls = [stub.ModelInfer.future(infer_request(rows(n, size))) for n, size in enumerate(sizes)]
     plane.wait_queued(4)
     fake.release()
     for n, (size, call) in enumerate(zip(sizes, calls, strict=True)):
-        np.testing.assert_array_equal(output(call.result()), rows(n, size))
+        np.testing.assert_array_equal(output(call.result(ANSWER_TIMEOUT_S)), rows(n, size))
     assert fake.batch_rows() == [1, 64, 1]
 
 
