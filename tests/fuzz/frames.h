@@ -31,10 +31,11 @@ struct HeaderWords {
 };
 
 class FrameMutator {
+    using Headers = std::vector<std::pair<std::string_view, std::string_view>>;
+
   public:
     // `usual` is a header block that opens a stream, `words` what else may stand in one.
-    FrameMutator(std::vector<std::pair<std::string_view, std::string_view>> usual,
-                 std::vector<HeaderWords> words)
+    FrameMutator(Headers usual, std::vector<HeaderWords> words)
         : usual_(std::move(usual)), words_(std::move(words)) {}
 
     std::size_t mutate(std::uint8_t* data, std::size_t size, std::size_t size_max, unsigned seed) {
@@ -240,14 +241,22 @@ class FrameMutator {
 
     // Literals that leave the tables as they are, so that the block decodes wherever it stands.
     std::string random_headers() {
-        std::string block;
-        if (below(8) != 0) {
-            for (const auto& [name, value] : usual_) add_header(name, value, &block);
-        }
+        Headers headers;
+        if (below(8) != 0) headers = usual_;
         for (std::size_t count = below(4); count != 0; --count) {
             const HeaderWords& word = words_[below(words_.size())];
-            add_header(word.name, word.values[below(word.values.size())], &block);
+            const std::string_view value = word.values[below(word.values.size())];
+            const auto same = std::find_if(headers.begin(), headers.end(),
+                                           [&](auto& header) { return header.first == word.name; });
+            // Most names may stand once only.
+            if (same == headers.end() || below(8) == 0) {
+                headers.emplace_back(word.name, value);
+            } else {
+                same->second = value;
+            }
         }
+        std::string block;
+        for (const auto& [name, value] : headers) add_header(name, value, &block);
         return block;
     }
 
@@ -260,7 +269,7 @@ class FrameMutator {
         }
     }
 
-    const std::vector<std::pair<std::string_view, std::string_view>> usual_;
+    const Headers usual_;
     const std::vector<HeaderWords> words_;
     std::minstd_rand random_;
     std::string begin_;

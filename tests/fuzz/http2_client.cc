@@ -103,6 +103,8 @@ struct Owner {
             take(event);
             event = Event();
         }
+        EXPECT(!session->has_events());
+        EXPECT(!session->ready() || !session->draining());
         if (!acting) return;
         for (std::uint32_t acts = input->choice(3); acts != 0 && !open.empty(); --acts) {
             auto at = open.begin();
