@@ -155,7 +155,10 @@ Admission Core::submit(const Request& request, Nanos now) {
     }
     Admission refused;
     const float row_size = request.row_bytes == 0 ? 1 : model.row_size_of(request.row_bytes);
-    if (memory_.active() && short_of_memory(model, request, row_size, refused, now)) return refused;
+    if (memory_.active() && !(request.mergeable && model.merging()) &&
+        short_of_memory(model, request, row_size, refused, now)) {
+        return refused;
+    }
 
     const std::uint32_t slot = requests_.add();
     RequestRecord& record = requests_[slot];

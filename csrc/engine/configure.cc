@@ -67,6 +67,7 @@ void Core::configure_placements(std::uint32_t index, const std::vector<Placement
         }
         state.backend = wanted.backend;
         state.instances = std::max(wanted.instances, 1u);
+        state.device_instances = std::min(wanted.device_instances, state.instances);
         state.slots = model.policy.direct_max > 0 ? model.policy.direct_max : state.instances;
         state.ready = wanted.ready;
         const bool own = model.policy.direct_max > 0 || model.policy.triton != nullptr;

@@ -21,7 +21,7 @@ bool on_device(const PlacementState& placement, std::uint32_t device) {
 void Core::place_on_devices(std::uint32_t index, PlacementState& placement,
                             const std::vector<std::uint32_t>& devices, Nanos now) {
     if (devices.empty() && placement.devices.empty()) {
-        placement.memory.set_instances(placement.instances);
+        placement.memory.set_instances(placement.instances, placement.instances);
         return;
     }
     const std::vector<std::uint32_t> wanted = MemoryLedger::known(devices);
@@ -39,7 +39,13 @@ void Core::set_device(std::uint32_t index, const DeviceMemory& reading, Nanos) {
     const double last_bytes = lost ? before->unreserved_bytes() : 0;
     if (!memory_.read(index, reading)) return;
     publish_device(index);
-    for (const std::uint32_t named : memory_.device(index)->models) {
+    const std::set<std::uint32_t>& named_there = memory_.device(index)->models;
+    for (const std::uint32_t named : named_there) {
+        for (PlacementState& p : models_[named].placements) {
+            if (on_device(p, index)) memory_.show(index, p);
+        }
+    }
+    for (const std::uint32_t named : named_there) {
         ModelState& model = models_[named];
         for (PlacementState& p : model.placements) {
             if (!on_device(p, index)) continue;
@@ -105,9 +111,8 @@ double Core::size_sent(const ModelState& model, const BatchRecord& batch) const 
 // there will be seen to have taken less.
 bool Core::short_of_memory(ModelState& model, const Request& request, float row_size,
                            Admission& refused, Nanos now) {
-    const bool cuts = request.mergeable && model.merging();
     const double size = static_cast<double>(request.rows) * row_size;
-    if (cuts || size <= memory_limit(model, row_size).single) return false;
+    if (size <= memory_limit(model, row_size).single) return false;
     const PlacementState* best = nullptr;
     double most = 0;
     for (const PlacementState& p : model.placements) {

@@ -7,8 +7,8 @@
 namespace infersched::engine {
 namespace {
 
-// Ends that are told apart; further ones count as the last.
-constexpr std::size_t kUnseenMax = 64;
+// What is told apart; more counts with the last.
+constexpr std::size_t kLeftMax = 64;
 
 }  // namespace
 
@@ -21,29 +21,20 @@ double Device::available_bytes() const {
     return unreserved_bytes() - static_cast<double>(reserved_bytes_);
 }
 
-std::uint64_t Device::unseen_bytes() const {
+std::uint64_t Device::left_bytes() const {
     std::uint64_t bytes = 0;
-    for (const Unseen& ended : unseen_) bytes += ended.bytes;
+    for (const Left& left : left_) bytes += left.bytes;
     return bytes;
 }
 
-void Device::reserve(std::uint64_t bytes) {
+void Device::leave(std::uint64_t bytes, Nanos since) {
+    if (bytes == 0) return;
     reserved_bytes_ += bytes;
-    ++inflight_;
-}
-
-void Device::settle(std::uint64_t bytes, Nanos now) {
-    --inflight_;
-    ++takers;
-    if (memory.fixed) {
-        reserved_bytes_ -= bytes;
-        return;
-    }
-    if (unseen_.size() < kUnseenMax) {
-        unseen_.push_back({now, bytes});
+    if (left_.size() < kLeftMax) {
+        left_.push_back({since, bytes});
     } else {
-        unseen_.back().since = std::max(unseen_.back().since, now);
-        unseen_.back().bytes += bytes;
+        left_.back().since = std::max(left_.back().since, since);
+        left_.back().bytes += bytes;
     }
 }
 
@@ -57,14 +48,11 @@ void Device::read(const DeviceMemory& reading) {
         ++takers;
     }
     seen |= reading.known;
-    // Nothing more will be learned of them where there are no readings.
-    const auto shown = [&](const Unseen& ended) {
-        return !reading.known || reading.fixed || ended.since < reading.measured_at;
-    };
-    for (const Unseen& ended : unseen_) {
-        if (shown(ended)) reserved_bytes_ -= ended.bytes;
+    const auto shown = [&](const Left& left) { return left.since < shown_until(); };
+    for (const Left& left : left_) {
+        if (shown(left)) reserved_bytes_ -= left.bytes;
     }
-    unseen_.erase(std::remove_if(unseen_.begin(), unseen_.end(), shown), unseen_.end());
+    left_.erase(std::remove_if(left_.begin(), left_.end(), shown), left_.end());
 }
 
 template <class Archive>
@@ -83,10 +71,11 @@ void Device::archive(Archive& archive) {
     archive(reserved_bytes_);
     archive(held_bytes_);
     archive(inflight_);
-    archive.vector_size(unseen_, 16);
-    for (Unseen& ended : unseen_) {
-        archive(ended.since);
-        archive(ended.bytes);
+    archive(unsettled_);
+    archive.vector_size(left_, 16);
+    for (Left& left : left_) {
+        archive(left.since);
+        archive(left.bytes);
     }
 }
 

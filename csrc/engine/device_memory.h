@@ -31,16 +31,28 @@ class Device {
         return memory.own_measured_at != 0 && memory.own_measured_at >= memory.measured_at;
     }
     // Whether the last reading shows all that batches have taken.
-    bool settled() const { return inflight_ == 0 && unseen_.empty(); }
-    // Of batches that have ended; and how many have not.
-    std::uint64_t unseen_bytes() const;
+    bool settled() const { return inflight_ == 0 && unsettled_ == 0 && left_.empty(); }
+    // Whether a later one will.
+    bool shows() const { return memory.known && !memory.fixed; }
+    // Of placements that are no more; and how many batches have not ended.
+    std::uint64_t left_bytes() const;
     std::uint64_t inflight() const { return inflight_; }
+    std::uint32_t unsettled() const { return unsettled_; }
 
-    // A batch that is larger than those before was sent.
-    void reserve(std::uint64_t bytes);
-    // It has ended. It stays reserved until a reading is newer.
-    void settle(std::uint64_t bytes, Nanos now);
+    // A batch that is larger than those before was sent; it has ended.
+    void note_sent() { ++inflight_; }
+    void note_ended() {
+        --inflight_;
+        ++takers;
+    }
+    // What the batches of a placement may have taken changes, and whether some have ended.
+    void reserve(std::uint64_t before, std::uint64_t now) { reserved_bytes_ += now - before; }
+    void settle(bool before, bool now) { unsettled_ += before - now; }
+    // Of a placement that is no more: reserved until a reading is newer.
+    void leave(std::uint64_t bytes, Nanos since);
     void read(const DeviceMemory& reading);
+    // By now a reading shows what ended before.
+    Nanos shown_until() const { return shows() ? memory.measured_at : kNever; }
     // The frameworks of a placement keep `now` bytes, instead of `before`.
     void hold(std::uint64_t before, std::uint64_t now) { held_bytes_ += now - before; }
     std::uint64_t kept_bytes() const { return held_bytes_; }
@@ -49,7 +61,7 @@ class Device {
     void archive(Archive& archive);
 
   private:
-    struct Unseen {
+    struct Left {
         Nanos since = 0;
         std::uint64_t bytes = 0;
     };
@@ -57,7 +69,8 @@ class Device {
     std::uint64_t reserved_bytes_ = 0;
     std::uint64_t held_bytes_ = 0;  // kept, by what is known of it
     std::uint64_t inflight_ = 0;    // batches that are larger than those before
-    std::vector<Unseen> unseen_;    // what has ended since the last reading
+    std::uint32_t unsettled_ = 0;   // placements some of which have ended since the last reading
+    std::vector<Left> left_;
 };
 
 }  // namespace infersched::engine

@@ -124,9 +124,11 @@ struct Placement {
     // executor, a GPU, and runs one batch at a time.
     std::uint32_t executor_group = kOwnExecutors;
     bool ready = false;  // false: gets nothing new (down, draining, not loaded there)
-    // Those that the instances are on; of which one takes a batch nothing is known: it has to fit
-    // all of them. Empty: not known, device memory sets no limit.
+    // Those that the instances are on; which one takes a batch is the backend's choice: it has to
+    // fit any of them. Empty: not known, device memory sets no limit.
     std::vector<std::uint32_t> devices;
+    // The most instances that are on one of them; 0: as many on each.
+    std::uint32_t device_instances = 0;
 };
 
 struct Request {

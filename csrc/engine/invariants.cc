@@ -172,6 +172,7 @@ void Core::check_ledger() const {
 void Core::check_devices() const {
     std::vector<std::uint64_t> reserved(memory_.devices().size());
     std::vector<std::uint64_t> inflight(reserved.size());
+    std::vector<std::uint64_t> unsettled(reserved.size());
     std::vector<std::uint64_t> kept(reserved.size());
     std::vector<std::size_t> beside(batches_.slots());
     for (const ModelState& model : models_) {
@@ -187,12 +188,18 @@ void Core::check_devices() const {
             must(p.devices.empty() ||
                      p.held_bytes == static_cast<std::uint64_t>(std::ceil(p.memory.held_bytes())),
                  "what is counted as kept is what the largest batches took");
-            for (const std::uint32_t slot : p.out) {
-                if (!batches_[slot].grows) continue;
-                for (const std::uint32_t device : p.devices) {
-                    reserved[device] += batches_[slot].added_bytes;
-                    ++inflight[device];
-                }
+            const auto grows = [&](std::uint32_t slot) { return batches_[slot].grows; };
+            const auto growing = std::count_if(p.out.begin(), p.out.end(), grows);
+            must(p.growing.size() == static_cast<std::size_t>(growing),
+                 "the batches that grow are listed");
+            for (std::size_t i = 0; i < p.devices.size(); ++i) {
+                MemoryTaking anew = p.taking[i];
+                anew.count(p.growing, p.memory);
+                must(anew.bytes() == p.taking[i].bytes(),
+                     "what batches may have taken is counted by what is known of the need");
+                reserved[p.devices[i]] += anew.bytes();
+                inflight[p.devices[i]] += p.growing.size();
+                unsettled[p.devices[i]] += anew.settled() ? 0 : 1;
             }
         }
     }
@@ -205,8 +212,9 @@ void Core::check_devices() const {
     }
     for (std::size_t index = 0; index < reserved.size(); ++index) {
         const Device& device = memory_.devices()[index];
-        must(device.reserved_bytes() == reserved[index] + device.unseen_bytes() &&
-                 device.inflight() == inflight[index] && device.kept_bytes() == kept[index],
+        must(device.reserved_bytes() == reserved[index] + device.left_bytes() &&
+                 device.inflight() == inflight[index] && device.unsettled() == unsettled[index] &&
+                 device.kept_bytes() == kept[index],
              "what is reserved on a device is what its batches may have taken");
     }
 }

@@ -18,6 +18,19 @@ double next_padded(const ModelPolicy& policy, double proven, double next, double
     return next;
 }
 
+std::size_t position(const PlacementState& placement, std::uint32_t device) {
+    const auto& all = placement.devices;
+    return static_cast<std::size_t>(std::find(all.begin(), all.end(), device) - all.begin());
+}
+
+// As many on every device, unless more are told to be on one.
+void set_instances(PlacementState& placement, std::size_t devices) {
+    const auto count = static_cast<std::uint32_t>(std::max<std::size_t>(devices, 1));
+    const std::uint32_t even = (placement.instances + count - 1) / count;
+    const std::uint32_t told = placement.device_instances;
+    placement.memory.set_instances(placement.instances, told > 0 ? told : even);
+}
+
 }  // namespace
 
 Device& MemoryLedger::at(std::uint32_t index) {
@@ -35,12 +48,15 @@ std::vector<std::uint32_t> MemoryLedger::known(std::vector<std::uint32_t> device
 
 void MemoryLedger::place(std::uint32_t model, PlacementState& placement,
                          const std::vector<std::uint32_t>& known_devices) {
-    placement.memory.set_instances(placement.instances);
+    set_instances(placement, known_devices.size());
     touch();
     update_held(placement);
     if (known_devices == placement.devices) return;
     forget(placement);
     placement.devices = known_devices;
+    placement.taking.assign(known_devices.size(), {});
+    placement.memory.set_devices(known_devices.size());
+    update_held(placement);
     for (const std::uint32_t device : placement.devices) at(device).models.insert(model);
 }
 
@@ -62,21 +78,34 @@ bool MemoryLedger::read(std::uint32_t index, const DeviceMemory& reading) {
     return true;
 }
 
+void MemoryLedger::show(std::uint32_t index, PlacementState& placement) {
+    Device& device = devices_[index];
+    MemoryTaking& taking = placement.taking[position(placement, index)];
+    const bool settled = taking.settled();
+    if (settled) return;
+    // Nothing more will be learned of them where there are no readings.
+    taking.show(device.shown_until());
+    device.settle(settled, taking.settled());
+    count_taken(placement);
+}
+
 void MemoryLedger::learn(std::uint32_t index, PlacementState& placement) {
     const Device& device = devices_[index];
-    if (!device.memory.known || device.memory.fixed) return;
-    const auto free_bytes = static_cast<double>(device.memory.free_bytes);
-    placement.memory.note_free(free_bytes, static_cast<double>(device.memory.headroom_bytes));
-    if (placement.memory.away(device.memory.measured_at)) return;
-    // Of several devices it is not known which one has taken how much.
-    const bool measures = device.settled() && placement.devices.size() == 1;
-    placement.memory.look_back(device.used_bytes(), measures);
-    if (measures) {
-        const std::uint64_t foreign = device.takers - placement.memory.takes();
-        placement.memory.measure(device.used_bytes(), foreign);
-        if (device.tells_own()) {
-            placement.memory.measure_own(static_cast<double>(device.memory.own_bytes), foreign);
-        }
+    if (!device.shows()) return;
+    MemoryNeed& need = placement.memory;
+    // Which one has run out is not known: it is taken to be the one with the least.
+    double free_bytes = kNoSizeLimit;
+    for (const std::uint32_t each : placement.devices) {
+        if (!devices_[each].shows()) continue;
+        free_bytes = std::min(free_bytes, static_cast<double>(devices_[each].memory.free_bytes));
+    }
+    need.note_free(free_bytes, static_cast<double>(device.memory.headroom_bytes));
+    if (need.away(device.memory.measured_at)) return;
+    const std::size_t at = position(placement, index);
+    need.look_back(at, device.used_bytes(), device.settled());
+    if (device.settled()) {
+        const auto own_bytes = static_cast<double>(device.memory.own_bytes);
+        need.learn(at, {device.used_bytes(), device.tells_own(), own_bytes, device.takers});
     }
     update_held(placement);
 }
@@ -95,8 +124,8 @@ MemoryLimit MemoryLedger::computed(const ModelPolicy& policy, const PlacementSta
     const MemoryNeed& need = placement.memory;
     double single = need.cap();
     double merged = kNoSizeLimit;
-    for (const std::uint32_t index : placement.devices) {
-        const Device& device = devices_[index];
+    for (std::size_t i = 0; i < placement.devices.size(); ++i) {
+        const Device& device = devices_[placement.devices[i]];
         // Where there never was a source, nothing is held back.
         if (!device.seen) continue;
         if (!device.memory.known) {
@@ -105,42 +134,74 @@ MemoryLimit MemoryLedger::computed(const ModelPolicy& policy, const PlacementSta
             continue;
         }
         if (need.confirmed()) {
-            single = std::min(single, need.size_within(device.available_bytes()));
+            single =
+                std::min(single, placement.taking[i].size_within(device.available_bytes(), need));
         }
-        const bool shows = !device.memory.fixed;
-        const Nanos measured_at = shows ? device.memory.measured_at : kNever;
-        const double next = need.next_size(measured_at, row_size);
+        const double next = need.next_size(i, device.shown_until(), row_size);
         merged = std::min(merged, next_padded(policy, need.largest(), next, row_size));
     }
     single = std::max(single, row_size);
     return MemoryLimit(single, std::clamp(merged, row_size, single), row_size);
 }
 
-bool MemoryLedger::reserve(BatchRecord& batch, PlacementState& placement, double size) {
-    const MemoryNeed& need = placement.memory;
-    if (placement.devices.empty() || size <= need.mark()) return false;
-    double mark = need.mark();
-    // The one instance there is will have grown for those before it.
-    if (placement.instances == 1) mark = std::max(mark, placement.growing_size);
-    const double added = need.added_bytes(size, mark);
-    batch.added_bytes = static_cast<std::uint64_t>(std::ceil(added));
+void MemoryLedger::grow(BatchRecord& batch, PlacementState& placement, double size) {
     batch.grows = true;
-    for (const std::uint32_t device : placement.devices) at(device).reserve(batch.added_bytes);
-    placement.growing_size = std::max(placement.growing_size, size);
+    batch.growth = {placement.memory.mark(), size};
+    placement.growing.push_back(batch.growth);
+    for (const std::uint32_t device : placement.devices) at(device).note_sent();
+    count_taken(placement);
     touch();
-    return true;
 }
 
 void MemoryLedger::settle(BatchRecord& batch, PlacementState& placement, Nanos now) {
     if (!batch.grows) return;
     batch.grows = false;
     placement.memory.count_take();
-    for (const std::uint32_t device : placement.devices) {
-        at(device).settle(batch.added_bytes, now);
+    const auto mine = [&](const MemoryGrowth& growth) {
+        return growth.from == batch.growth.from && growth.to == batch.growth.to;
+    };
+    std::vector<MemoryGrowth>& growing = placement.growing;
+    growing.erase(std::find_if(growing.begin(), growing.end(), mine));
+    for (std::size_t i = 0; i < placement.devices.size(); ++i) {
+        Device& device = at(placement.devices[i]);
+        MemoryTaking& taking = placement.taking[i];
+        device.note_ended();
+        if (!device.shows()) continue;
+        const bool settled = taking.settled();
+        taking.end(batch.growth, placement.memory.on_device(), now);
+        device.settle(settled, taking.settled());
     }
-    // Of the others that grow, the largest is not looked for: they count whole.
-    placement.growing_size = 0;
+    count_taken(placement);
+    if (!placement.configured) leave(placement);
     touch();
+}
+
+// After every change of what it depends on.
+void MemoryLedger::count_taken(PlacementState& placement) {
+    for (std::size_t i = 0; i < placement.devices.size(); ++i) {
+        MemoryTaking& taking = placement.taking[i];
+        const std::uint64_t before = taking.bytes();
+        taking.count(placement.growing, placement.memory);
+        if (taking.bytes() == before) continue;
+        at(placement.devices[i]).reserve(before, taking.bytes());
+        touch();
+    }
+}
+
+// What has ended at a placement that is no more counts by the device.
+void MemoryLedger::leave(PlacementState& placement) {
+    for (std::size_t i = 0; i < placement.devices.size(); ++i) {
+        Device& device = at(placement.devices[i]);
+        MemoryTaking& taking = placement.taking[i];
+        if (taking.settled()) continue;
+        const Nanos since = taking.last_end();
+        const std::uint64_t before = taking.bytes();
+        taking.show(kNever);
+        taking.count(placement.growing, placement.memory);
+        device.settle(false, true);
+        device.reserve(before, taking.bytes());
+        device.leave(before - std::min(before, taking.bytes()), since);
+    }
 }
 
 bool MemoryLedger::hold(PlacementState& placement, double size) {
@@ -154,6 +215,7 @@ bool MemoryLedger::hold(PlacementState& placement, double size) {
 
 void MemoryLedger::update_held(PlacementState& placement) {
     if (placement.devices.empty()) return;
+    count_taken(placement);
     const auto held = static_cast<std::uint64_t>(std::ceil(placement.memory.held_bytes()));
     if (held == placement.held_bytes) return;
     for (const std::uint32_t device : placement.devices) {
@@ -164,6 +226,7 @@ void MemoryLedger::update_held(PlacementState& placement) {
 }
 
 void MemoryLedger::forget(PlacementState& placement) {
+    leave(placement);
     placement.memory.forget_marks();
     update_held(placement);
 }

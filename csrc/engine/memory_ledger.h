@@ -37,7 +37,11 @@ class MemoryLedger {
     const MemoryLimit& limit(const ModelPolicy& policy, const PlacementState& placement,
                              double row_size) const;
     // A batch of `size` is sent there. One that adds nothing leaves no trace; false then.
-    bool reserve(BatchRecord& batch, PlacementState& placement, double size);
+    bool reserve(BatchRecord& batch, PlacementState& placement, double size) {
+        if (placement.devices.empty() || size <= placement.memory.mark()) return false;
+        grow(batch, placement, size);
+        return true;
+    }
     void settle(BatchRecord& batch, PlacementState& placement, Nanos now);
     // One of this size has ended well where no reading will show what it took. False: one will.
     bool hold(PlacementState& placement, double size);
@@ -45,7 +49,9 @@ class MemoryLedger {
     void update_held(PlacementState& placement);
     // The model is no more there: nothing is kept.
     void forget(PlacementState& placement);
-    // After a reading: what it says about the need at a placement on the device.
+    // After a reading, of every placement on the device: it shows what batches have taken.
+    void show(std::uint32_t device, PlacementState& placement);
+    // And then: what it says about the need there.
     void learn(std::uint32_t device, PlacementState& placement);
 
     std::uint64_t stamp() const { return stamp_; }
@@ -63,6 +69,9 @@ class MemoryLedger {
     MemoryLimit computed(const ModelPolicy& policy, const PlacementState& placement,
                          double row_size) const;
     Device& at(std::uint32_t index);
+    void grow(BatchRecord& batch, PlacementState& placement, double size);
+    void count_taken(PlacementState& placement);
+    void leave(PlacementState& placement);
 
     std::deque<Device> devices_;
     std::uint64_t stamp_ = 0;  // changes with all that limits depend on

@@ -6,27 +6,41 @@
 // not told: marks_[j] is a size that more than j instances are known to have run, because so many
 // batches of that size ran at once. A batch is taken to come to the instance of the least mark.
 //
+// The instances may be on several devices, about as many on each, and which device runs a batch is
+// not told either: no device has more large sizes than it has instances. What they take is learned
+// on each device by itself; the one that is surest tells for all.
+//
 // A size is rows, each weighed by its bytes against those of the model's first request (row_size)
 // where those differ.
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <limits>
 #include <vector>
 
 #include "base/time.h"
+#include "engine/memory_readings.h"
 
 namespace infersched::engine {
 
-inline constexpr double kNoSizeLimit = std::numeric_limits<double>::infinity();
+// What a reading tells of a device.
+struct DeviceFigures {
+    double used_bytes = 0;
+    bool tells_own = false;
+    double own_bytes = 0;      // of the servers' processes
+    std::uint64_t takers = 0;  // batches that have taken memory there, of all models
+};
 
 class MemoryNeed {
   public:
     MemoryNeed() : marks_(1, 0.0) {}
 
-    void set_instances(std::uint32_t instances);
+    // `on_device`: of the instances, on each of the devices.
+    void set_instances(std::uint32_t instances, std::uint32_t on_device);
+    void set_devices(std::size_t count) { readings_.resize(count); }
+    bool has_devices(std::size_t count) const { return readings_.size() == count; }
+    std::uint32_t on_device() const { return on_device_; }
     void forget_marks();
     // The server is gone, or there again: started anew, with empty allocators, or never away.
     void note_away();
@@ -35,17 +49,17 @@ class MemoryNeed {
     bool away(Nanos measured_at) const { return measured_at <= away_until_; }
     // Of readings after that: nothing is kept if far less is used than before, or if that cannot be
     // told. `measures`: this one shows what is kept.
-    void look_back(double used_bytes, bool measures);
+    void look_back(std::size_t device, double used_bytes, bool measures);
     // False: the figures make no sense and are ignored.
     bool prime(double base_bytes, double bytes_per_row, double size_high, bool fixed);
 
-    bool known() const { return primed_ || samples_ > 0; }
+    bool known() const { return primed_ || surest().samples() > 0 || surest().by_own(); }
     // Known well enough to trust in: sizes are limited by it.
     bool confirmed() const;
     double base_bytes() const { return base_bytes_; }
     double bytes_per_row() const { return bytes_per_row_; }
-    std::uint64_t samples() const { return samples_; }
-    double error() const { return error_; }
+    std::uint64_t samples() const { return surest().samples(); }
+    double error() const { return surest().error(); }
     double mark() const { return marks_.back(); }
     double largest() const { return marks_.front(); }
     double cap() const { return cap_; }
@@ -56,11 +70,11 @@ class MemoryNeed {
 
     // What a batch of this size adds where one of `mark` has run.
     double added_bytes(double size, double mark) const;
-    // The largest size that adds no more than `bytes`.
-    double size_within(double bytes) const;
-    // The largest size that may be tried. `measured_at`: of the last reading; kNever: there are
-    // none that show what batches take.
-    double next_size(Nanos measured_at, double row_size) const;
+    // The largest size that adds no more than `bytes` to what is there of `size`.
+    double size_within(double bytes, double size) const;
+    // The largest size that may be tried on a device. `measured_at`: of the last reading; kNever:
+    // there are none that show what batches take.
+    double next_size(std::size_t device, Nanos measured_at, double row_size) const;
     // The source of the figures is lost, by which so much was there for new batches.
     void note_lost(double available_bytes);
     // The same while it is.
@@ -68,7 +82,7 @@ class MemoryNeed {
 
     // A batch of this size ended well where no reading shows it: any instance may have run it.
     void hold(double size);
-    // What the allocators keep.
+    // What the allocators keep on a device, at most.
     double held_bytes() const;
     // A batch ended well; `running`: the sizes of those that ran at the same time, itself included.
     void raise(std::vector<double>& running, Nanos now);
@@ -85,63 +99,27 @@ class MemoryNeed {
     void pardon(double cap_before);
     // Of a reading: free bytes.
     void note_free(double free_bytes, double headroom_bytes);
-    // A reading that shows all that has run so far. `foreign`: how often other batches have taken
-    // memory of the device.
-    void measure(double used_bytes, std::uint64_t foreign);
-    // And what the servers' processes use, in which other tenants do not show: such levels, of
-    // sizes that are far enough apart, are better than any samples. Other models that are loaded
-    // there do show: three levels must agree.
-    void measure_own(double own_bytes, std::uint64_t foreign);
+    // Of a reading that shows all that has run so far.
+    void learn(std::size_t device, const DeviceFigures& figures);
 
     template <class Archive>
     void archive(Archive& archive);
 
   private:
-    static constexpr std::uint64_t kSamplesConfirmed = 4;
-    static constexpr std::size_t kSamplesMax = 16;
-    // Levels that agreed after the need was known by others: it grew differently meanwhile.
-    static constexpr std::uint32_t kOwnCertain = 2;
-
-    struct Sample {
-        double bytes = 0;
-        double size = 0;
-    };
-
-    void judge_own();
-    void restart_own(std::uint64_t foreign);
-    void doubt_own();
-    bool by_own() const { return own_agreed_ > 0; }
+    static bool well_learned(const MemoryReadings& readings);
+    const MemoryReadings& surest() const;
+    void adopt(const MemoryReadings& readings);
+    void forget_readings();
     void cut(double size, double row_size);
     bool count_good_lost(double size, double row_size);
-    void add_sample(double bytes, double size);
-    double fitted();
-    Sample agreeing_with(double per_row, double piece, std::uint64_t& count) const;
-    void bound_base();
 
-    std::vector<double> marks_;  // by instance, falling
+    std::vector<double> marks_;             // by instance, falling
+    std::uint32_t on_device_ = 1;           // instances
+    std::vector<MemoryReadings> readings_;  // by device
     bool primed_ = false;
     bool fixed_ = false;
     double base_bytes_ = 0;
     double bytes_per_row_ = 0;
-    double first_bytes_ = 0;  // that the first batch took; 0: not seen
-    double first_size_ = 0;
-    std::array<Sample, kSamplesMax> ring_;  // what successive largest sizes took
-    std::uint64_t samples_ = 0;
-    std::uint64_t agreeing_ = 0;  // of those in the ring, with what is believed
-    double error_ = 0;
-    // The last reading at a time when all marks were alike.
-    bool measured_ = false;
-    double measured_size_ = 0;
-    double measured_used_ = 0;
-    double least_used_ = kNoSizeLimit;  // since the marks are of that size
-    std::uint64_t measured_foreign_ = 0;
-    // What the servers' processes used at three sizes and at none. A size of 0: not known.
-    Sample own_low_;
-    Sample own_mid_;
-    Sample own_high_;
-    double own_empty_ = kNoSizeLimit;  // that: not known
-    std::uint64_t own_foreign_ = 0;
-    std::uint32_t own_agreed_ = 0;  // how often they did; 0: the need is not known by them
     Nanos raised_at_ = std::numeric_limits<Nanos>::min();
     Nanos away_until_ = std::numeric_limits<Nanos>::min();
     double cap_ = kNoSizeLimit;

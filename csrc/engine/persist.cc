@@ -69,9 +69,19 @@ void archive_policy(Archive& archive, ModelPolicy& p) {
 }
 
 template <class Archive>
+void archive_growths(Archive& archive, std::vector<MemoryGrowth>& growths) {
+    archive.vector_size(growths, 16);
+    for (MemoryGrowth& growth : growths) {
+        archive(growth.from);
+        archive(growth.to);
+    }
+}
+
+template <class Archive>
 void archive_placement(Archive& archive, PlacementState& p) {
     archive(p.backend);
     archive(p.instances);
+    archive(p.device_instances);
     archive(p.slots);
     archive(p.ready);
     archive(p.configured);
@@ -97,7 +107,10 @@ void archive_placement(Archive& archive, PlacementState& p) {
     archive(p.devices);
     p.memory.archive(archive);
     archive(p.held_bytes);
-    archive(p.growing_size);
+    archive_growths(archive, p.growing);
+    archive.vector_size(p.taking, 37);
+    for (MemoryTaking& taking : p.taking) taking.archive(archive);
+    archive.require(p.taking.size() == p.devices.size() && p.memory.has_devices(p.devices.size()));
     archive(p.held_for);
     archive(p.hold_paid_at);
     archive(p.sequences.first);
@@ -220,7 +233,8 @@ void archive_batch(Archive& archive, BatchRecord& b) {
     archive(b.formed);
     archive(b.sealed);
     archive(b.grows);
-    archive(b.added_bytes);
+    archive(b.growth.from);
+    archive(b.growth.to);
     archive(b.row_size);
     archive(b.dispatched_at);
     archive(b.started_at);

@@ -8,6 +8,7 @@
 #include "engine/latency_likeness.h"
 #include "engine/latency_model.h"
 #include "engine/memory_need.h"
+#include "engine/memory_taking.h"
 #include "engine/queue.h"
 
 namespace infersched::engine {
@@ -45,7 +46,8 @@ struct MemoryLimit {
 struct PlacementState {
     std::uint32_t backend = 0;
     std::uint32_t instances = 1;
-    std::uint32_t slots = 1;  // batches that run at once: instances, or direct_max
+    std::uint32_t device_instances = 0;  // on one device; 0: as many on each
+    std::uint32_t slots = 1;             // batches that run at once: instances, or direct_max
     bool ready = false;
     bool configured = true;               // false: removed, kept until its last batch is back
     std::uint32_t executor = 0xffffffff;  // the shared one; kNoExecutor: its own instances
@@ -70,8 +72,9 @@ struct PlacementState {
     Pool pinned;
     std::vector<std::uint32_t> devices;      // that its instances are on
     MemoryNeed memory;                       // on each of them
+    std::vector<MemoryTaking> taking;        // by device
+    std::vector<MemoryGrowth> growing;       // the batches out that are beyond its mark
     std::uint64_t held_bytes = 0;            // that they keep of what batches took, on each
-    double growing_size = 0;                 // the largest one out that is beyond its mark
     mutable std::uint64_t memory_stamp = 0;  // MemoryLedger's, of memory_limit
     mutable MemoryLimit memory_limit;
     SequenceList sequences;  // pinned here, in the order of pinning

@@ -8,6 +8,7 @@
 #include "engine/backlog.h"
 #include "engine/core_limits.h"
 #include "engine/engine.h"
+#include "engine/memory_taking.h"
 #include "engine/queue_order.h"
 #include "engine/slot_map.h"
 
@@ -127,9 +128,9 @@ struct BatchRecord {
     bool mergeable = true;
     bool formed = false;  // waits in TritonQueue::formed
     bool sealed = false;  // no other formed batch is joined to it
-    bool grows = false;   // larger than those before it: may take `added_bytes` of device memory
-    std::uint64_t added_bytes = 0;
-    float row_size = 1;  // of its members: RequestRecord::row_size
+    bool grows = false;   // larger than those before it: may take more device memory
+    MemoryGrowth growth;  // if it does
+    float row_size = 1;   // of its members: RequestRecord::row_size
     // Of halves of one that may have been too large: where it ran, and the cap there before.
     // cap_before 0: none of those.
     std::uint32_t cut_backend = kNoBackend;
@@ -159,7 +160,7 @@ struct BatchRecord {
         executor = kNoSlot;
         cut_backend = kNoBackend;
         rows = live = tries = taken = memory_tries = others_out = 0;
-        retry_sequence = added_bytes = 0;
+        retry_sequence = 0;
         row_size = 1;
         cap_before = 0;
         retried = half = alone = formed = sealed = grows = false;

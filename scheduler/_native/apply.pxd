@@ -176,6 +176,7 @@ cdef inline ModelConfig model_config(message):
         placement.ready = wanted.ready
         placement.executor_group = wanted.executor_group or kOwnExecutors
         placement.devices = list(wanted.device_indices)
+        placement.device_instances = wanted.device_instances
         config.placements.push_back(placement)
         if wanted.HasField("memory_prior"):
             config.memory_priors.push_back(memory_prior(wanted))

@@ -81,6 +81,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         uint32_t backend, instances, executor_group
         cbool ready
         vector[uint32_t] devices
+        uint32_t device_instances
 
     cdef cppclass Request:
         uint64_t user, signature, bytes, row_bytes, priority, labels

@@ -129,6 +129,7 @@ cdef class Engine:
             place.ready = ready
             place.executor_group = more[0] if more else OWN_EXECUTORS
             place.devices = list(more[1]) if len(more) > 1 else []
+            place.device_instances = more[2] if len(more) > 2 else 0
             places.push_back(place)
         self._engine.configure_model(model, policy, places, now)
 

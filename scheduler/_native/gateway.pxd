@@ -203,6 +203,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         uint32_t executor_group
         cbool ready
         vector[uint32_t] devices
+        uint32_t device_instances
 
     cdef cppclass QueueStatus:
         uint64_t requests

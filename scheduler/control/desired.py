@@ -15,6 +15,7 @@ from scheduler.config import Batching, Settings, batching_problems
 from scheduler.config.objectives import PriorityClass
 from scheduler.config.padding import Padding
 from scheduler.control.cold.regions import Regions
+from scheduler.control.device_memory.places import instances_on_a_gpu
 from scheduler.control.device_memory.priors import MemoryPriors
 from scheduler.control.executors import ExecutorGroups
 from scheduler.control.indices import BACKENDS_MAX, MODELS_MAX, IndexBook
@@ -111,6 +112,9 @@ class DesiredState:
                 placement.ready &= (key[0], address) not in residency.leaving
                 placement.executor_group = groups.get((key, address), 0)
                 placement.device_indices.extend((devices or {}).get((key, address), ()))
+                if len(placement.device_indices) > 1:
+                    there = pool.watches[address].models.get(key, entry.spec)
+                    placement.device_instances = instances_on_a_gpu(there.config)
                 if self.priors is not None and not batching.direct_max:
                     placement.latency_prior.extend(self.priors.of(entry.spec, address, mine))
                 if self.memory_priors is not None and placement.device_indices:

@@ -150,11 +150,11 @@ def random_faults(random: Random, backends: int, models: int) -> tuple[Fault, ..
     return tuple(faults)
 
 
-def random_devices(random: Random) -> tuple[Device, ...]:
-    """One or two GPUs of 1 GiB, with other tenants that come and go."""
+def random_devices(random: Random, count: int) -> tuple[Device, ...]:
+    """GPUs of 1 GiB, with other tenants that come and go."""
     total = 1 << 30
     devices = []
-    for _ in range(random.choice([1, 1, 2])):
+    for _ in range(count):
         moments = sorted(random.uniform(0, RUN_MS) for _ in range(random.choice([0, 3, 20])))
         wanted = [random.randint(0, 4) * (total // 4) for _ in moments]
         poll_ms = random.choice([0.0, 5.0, 20.0, 300.0])
@@ -163,9 +163,17 @@ def random_devices(random: Random) -> tuple[Device, ...]:
     return tuple(devices)
 
 
-def on_devices(random: Random, setup: ModelSetup, devices: int) -> ModelSetup:
-    """The backends are spread over the devices."""
-    placements = (replace(p, devices=(p.backend % devices,)) for p in setup.placements)
+def on_devices(
+    random: Random, spread: Random, setup: ModelSetup, devices: int, more: int
+) -> ModelSetup:
+    """The backends are spread over the devices; instances of some, over these and more."""
+
+    def of(placement: Placement) -> tuple[int, ...]:
+        first = placement.backend % devices
+        others = [d for d in range(devices + more) if d != first]
+        return (first, *spread.sample(others, spread.randint(0, min(len(others), 2))))
+
+    placements = (replace(p, devices=of(p)) for p in setup.placements)
     # Of some models the rows differ: whose come first is chance.
     sizes = random.choice([(0,), (0,), (1, 4), (1, 3, 20)])
     classes = tuple(replace(kind, row_bytes=random.choice(sizes)) for kind in setup.classes)
@@ -202,8 +210,12 @@ def random_world(seed: int) -> tuple[Scenario, EngineSettings]:
     )
     memory = Random(f"memory {seed}")
     if memory.random() < 0.5:
-        devices = random_devices(memory)
-        setups = [on_devices(memory, setup, len(devices)) for setup in setups]
+        devices = random_devices(memory, memory.choice([1, 1, 2]))
+        # Drawn apart: seeds keep the worlds that they had before.
+        spread = Random(f"spread {seed}")
+        more = spread.choice([0, 0, 1, 2])
+        setups = [on_devices(memory, spread, setup, len(devices), more) for setup in setups]
+        devices += random_devices(spread, more)
         settings = replace(settings, models=tuple(setups), devices=devices)
     scenario = Scenario(
         models,

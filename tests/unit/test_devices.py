@@ -365,6 +365,34 @@ def test_the_data_plane_knows_the_devices_of_a_placement(tmp_path: Path) -> None
     }
 
 
+@pytest.mark.parametrize(
+    ("groups", "most"),
+    [
+        ("instance_group { kind: KIND_GPU count: 1 gpus: [0, 1] }", 1),
+        (
+            "instance_group { kind: KIND_GPU count: 3 gpus: 0 }"
+            "instance_group { kind: KIND_GPU count: 1 gpus: [0, 1] }",
+            4,
+        ),
+        ("instance_group { kind: KIND_MODEL count: 2 gpus: [0, 1] }", 2),
+        ("instance_group { kind: KIND_MODEL count: 2 }", 2),
+        (
+            "instance_group { kind: KIND_GPU count: 1 gpus: [0, 1] }"
+            "instance_group { kind: KIND_CPU count: 4 }",
+            1,
+        ),
+        (CPU, 4),
+    ],
+)
+def test_the_data_plane_knows_how_many_instances_share_a_device(
+    tmp_path: Path, groups: str, most: int
+) -> None:
+    pool = pool_of((LOCAL, {"m": groups}))
+    found = {(("m", "1"), "127.0.0.1:1"): (3, 4)}
+    apply = DesiredState(tmp_path).build(pool, Settings(), Regions(tmp_path), devices=found)
+    assert apply.models[0].placements[0].device_instances == most
+
+
 def test_fixed_figures_are_told_as_such_and_once() -> None:
     sent: list[pb.MemoryReadings] = []
 

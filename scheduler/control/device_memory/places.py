@@ -7,8 +7,11 @@ metrics port elsewhere where that leaves no choice: a port does not tell the ord
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+
+from tritonclient.grpc import model_config_pb2
 
 from scheduler.backends.catalog import ModelSpec
 from scheduler.config import Backend
@@ -24,6 +27,26 @@ class Places:
     keys: tuple[str, ...] = ()
     problem: str = ""
     candidates: tuple[str, ...] = ()
+
+
+def instances_on_a_gpu(config: model_config_pb2.ModelConfig) -> int:
+    """The most instances that share one GPU, as far as the groups name them.
+
+    Those on a processor count where there are no others: they use one all the same.
+    """
+    counts: Counter[int] = Counter()
+    anywhere = on_processor = 0
+    for group in config.instance_group:
+        if group.passive:
+            continue
+        count = max(group.count, 1)
+        if group.kind == model_config_pb2.ModelInstanceGroup.KIND_CPU:
+            on_processor += count
+        elif group.gpus:
+            counts.update(dict.fromkeys(group.gpus, count))
+        else:
+            anywhere += count
+    return max(counts.values(), default=0) + anywhere or on_processor
 
 
 def places_of(
