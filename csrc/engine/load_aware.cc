@@ -191,8 +191,12 @@ void Core::give_up_late(ModelState& model, std::uint32_t index, Nanos now) {
             next = group.order.upper_bound(last);
             continue;
         }
-        if (model.inflight_batches == 0 && now - model.last_complete > kProbeNs) return;
-        if (requests_[first.slot].kept) return;
+        // What was let in late is run once a while. What became late in waiting for others is not:
+        // it tells nothing of the prediction.
+        const Nanos least = latency.expected(padded_rows(model.policy, lead));
+        const bool was_late = add_saturating(requests_[first.slot].arrival, least) > first.deadline;
+        const bool idle = model.inflight_batches == 0 && now - model.last_complete > kProbeNs;
+        if (requests_[first.slot].kept || (was_late && idle)) return;
         const Reason reason =
             requests_[first.slot].dispatched ? Reason::kExpiredInFlight : Reason::kExpiredInQueue;
         finish(first.slot, {Outcome::kExpired, reason, StatusCode::kDeadlineExceeded}, now);

@@ -2,10 +2,12 @@
 //
 // With arrival rates r and latencies alpha * b + beta, executors are busy for the sum of
 // r * (alpha + beta / b). The sizes b that just fit the executors and lengthen batches least are
-// proportional to sqrt(r * beta). Under light load that is one row, and nothing waits.
+// proportional to sqrt(r * beta). Under light load that is one row, and nothing waits. Where one
+// row is more than a group needs, the others need less.
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <vector>
 
 #include "engine/core.h"
 
@@ -42,6 +44,39 @@ std::uint32_t staggered_rows(const LatencyModel& latency, const Group& group, st
         }
     }
     return low;
+}
+
+// Of a group: sqrt(rate * beta), and the largest size.
+struct Share {
+    double root = 0;
+    double limit = 1;
+    double rows(double factor) const { return std::clamp(root * factor, 1.0, limit); }
+};
+
+// By how much the roots are to be multiplied so that batches of these sizes keep no more than
+// `capacity` executors busy, rows apart. No more than where no size is held: if largest sizes are
+// in the way, longer batches of the others make it worse.
+double fitting_factor(const std::vector<Share>& shares, double capacity) {
+    constexpr int kHalvings = 30;
+    double roots = 0;
+    for (const Share& share : shares) roots += share.root;
+    const double even = roots / capacity;
+    const bool spare = std::any_of(shares.begin(), shares.end(), [&](const Share& share) {
+        return share.root > 0 && share.root * even < 1;
+    });
+    const auto fits = [&](double factor) {
+        double busy = 0;
+        for (const Share& share : shares) busy += share.root * share.root / share.rows(factor);
+        return busy <= capacity;
+    };
+    if (!spare || !fits(even)) return even;
+    double low = 0;
+    double high = even;
+    for (int i = 0; i < kHalvings; ++i) {
+        const double middle = (low + high) / 2;
+        (fits(middle) ? high : low) = middle;
+    }
+    return high;
 }
 
 }  // namespace
@@ -152,7 +187,7 @@ void Core::find_slow(Component& component) {
 
 void Core::retarget(Component& component) {
     double capacity = component.slots - component.slots_slow;
-    double roots = 0;
+    std::vector<Share> shares;
     const auto each = [&](const auto& visit) {
         for (const std::uint32_t index : component.metered) {
             const ModelState& model = models_[index];
@@ -162,25 +197,26 @@ void Core::retarget(Component& component) {
                 if (group.rate.idle()) continue;
                 const LatencyModel& latency = planning_latency(model, group);
                 const double per_ns = group.rate.per_s() / 1e9;
-                visit(index, g, latency, per_ns * latency.alpha_ns(),
-                      std::sqrt(per_ns * latency.beta_ns()));
+                visit(index, g, latency, per_ns);
             }
         }
     };
-    each([&](std::uint32_t, std::uint32_t, const LatencyModel&, double load, double root) {
-        capacity -= load;
-        roots += root;
+    each([&](std::uint32_t index, std::uint32_t g, const LatencyModel& latency, double per_ns) {
+        ModelState& model = models_[index];
+        Group& group = model.groups[g];
+        group.rows_fit = staggered_rows(latency, group, rows_risked(model, &group));
+        capacity -= per_ns * latency.alpha_ns();
+        const double limit = std::max(group.rows_fit, 1u);
+        shares.push_back({std::sqrt(per_ns * latency.beta_ns()), limit});
     });
-    each([&](std::uint32_t index, std::uint32_t g, const LatencyModel& latency, double,
-             double root) {
-        const ModelState& model = models_[index];
-        const Group& group = model.groups[g];
-        const std::uint32_t limit = staggered_rows(latency, group, rows_risked(model, &group));
-        const double wanted = capacity > 0 ? std::ceil(root * roots / capacity) : limit;
-        const auto target = static_cast<std::uint32_t>(std::clamp<double>(wanted, 1, limit));
-        const double gather_ns = kGatherTurns / group.rate.per_s() * 1e9;
-        set_target(index, g, target, static_cast<Nanos>(std::min(gather_ns, kGatherMaxNs)));
-        models_[index].groups[g].rows_fit = limit;
+    const double factor = capacity > 0 ? fitting_factor(shares, capacity) : 0;
+    auto share = shares.begin();
+    each([&](std::uint32_t index, std::uint32_t g, const LatencyModel&, double) {
+        const double wanted = capacity > 0 ? std::ceil(share->rows(factor)) : share->limit;
+        const double gather_ns = kGatherTurns / models_[index].groups[g].rate.per_s() * 1e9;
+        set_target(index, g, static_cast<std::uint32_t>(wanted),
+                   static_cast<Nanos>(std::min(gather_ns, kGatherMaxNs)));
+        ++share;
     });
 }
 

@@ -84,6 +84,25 @@ def test_what_expired_in_the_queue_is_dropped_and_what_ran_too_long_is_late() ->
     assert (model.in_time, model.late) == (0, 1)
 
 
+def test_what_waited_too_long_for_other_models_is_not_run() -> None:
+    """Though its own model has run nothing for long: it says nothing of what batches take."""
+    model = Model(Latency(0, 75), 150, Arrivals(rate_per_s=6))
+    scenario = Scenario([model] * 6, 3, requests=3_000)
+    models = simulate(scenario, engine()).models
+    assert sum(model.dropped for model in models) > 0
+    assert sum(model.late for model in models) == 0
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_few_requests_do_not_wait_for_each_other(seed: int) -> None:
+    """Batches of little more than one row are asked for: waiting for a second one costs more."""
+    flat = Latency(table_ms=tuple(38 + 9.25 * max(rows, 4) for rows in range(1, 65)))
+    rates = [8.6 / (rank + 1) ** 0.8 for rank in range(6)]
+    models = [Model(flat, 154, Arrivals(rate_per_s=rate)) for rate in rates]
+    outcome = simulate(Scenario(models, 3, seed=seed, requests=5_000), engine())
+    assert outcome.attainment > 0.9965
+
+
 def test_batches_are_bounded() -> None:
     scenario = recorded([0.0] * 100, Latency(0, 1), 1000)
     (model,) = simulate(scenario, engine(EngineSettings(rows_max=10))).models
