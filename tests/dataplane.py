@@ -301,6 +301,11 @@ class DataPlane:
                     return self.events.pop(position)
             self._read_frame()
 
+    def events_seen(self, kind: str) -> list[pb.Event]:
+        """Those of that kind that were told until now and not waited for."""
+        self.snapshot()  # is told after them
+        return [event for event in self.events if event.WhichOneof("event") == kind]
+
     def _all_serving(self) -> bool:
         states = [backend.state for backend in self.snapshot().backends]
         return all(state == pb.BACKEND_STATE_SERVING for state in states)

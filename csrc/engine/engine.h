@@ -227,10 +227,10 @@ enum class FailureKind : std::uint8_t {
     kNothingRan,    // connect failure, "not accepting", backend leaving: go elsewhere, no budget
                     // needed
     kConnection,    // lost while it may have run: go elsewhere only when the model is idempotent
-    kRejected,      // INVALID_ARGUMENT / INTERNAL of a batch: bisect when merged and allowed
+    kRejected,      // what the backend answered: bisect when merged and allowed
     kUnsplittable,  // the reply cannot be cut: every member runs alone, merging is off for the
                     // model
-    kFinal,         // any other status: every member gets it
+    kFinal,         // a status that another try would not change: every member gets it
     kGivenUp,       // the backend answered at the deadline while the execution goes on: as kFinal,
                     // but the slot stays taken until the batch's predicted end
     kOutOfMemory,   // of the device: smaller batches from now on, this one again in halves

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "gateway/state.h"
+#include "gateway/triton_texts.h"
 
 namespace infersched::gateway {
 
@@ -33,15 +34,6 @@ BatchId parse_batch_id(std::string_view text) {
 // A refusal names nothing but the id: the backend had not started to execute the request.
 bool is_refusal(const kserve::StreamReply& reply) {
     return !reply.error_message.empty() && reply.response.size == reply.id_field.size;
-}
-
-// Messages of a stream carry no code: leaving is told by what Triton says of a model that it does
-// not serve (any more).
-bool says_leaving(const kserve::StreamReply& reply) {
-    const std::string_view text = reply.error_message;
-    return is_refusal(reply) &&
-           (text.find("Request for unknown model") == 0 ||
-            text.find("GRPC server is shutting down") == 0 || text.find("Server is stopping") == 0);
 }
 
 // The error as a status, with the client's id in place of ours.
@@ -180,11 +172,12 @@ void Gateway::State::stream_reply_arrived(BatchId id, BatchRecord* batch,
 void Gateway::State::stream_ended_by_reply(const BatchRecord& batch,
                                            const kserve::StreamReply& reply,
                                            std::string_view our_id, Nanos now) {
-    if (says_leaving(reply) && catalog.at(batch.model) != nullptr) {
+    const ModelConfig* model = catalog.at(batch.model);
+    if (model != nullptr && is_refusal(reply) && says_leaving(reply.error_message, model->schema)) {
         mark_leaving(batch.model, batch.backend, now);
         reply_failed(batch,
                      Status::error(StatusCode::kUnavailable, std::string(reply.error_message)),
-                     true, now);
+                     CallEnd::kNothingRan, now);
         return;
     }
     RequestRecord* request = requests.find(batch.members[0].user);
@@ -247,7 +240,7 @@ void Gateway::State::backend_stream_ended(BackendStreamId id, Status status, boo
             --connection->streamed_batches;
         close_batch(batch_id, found);
         if (batch.replies_sent == 0) {
-            reply_failed(batch, status, nothing_ran, now);
+            reply_failed(batch, status, nothing_ran ? CallEnd::kNothingRan : CallEnd::kLost, now);
             continue;
         }
         // The client has seen a part: running it again would show it twice.

@@ -4,6 +4,7 @@
 
 #include "gateway/out_of_memory.h"
 #include "gateway/state.h"
+#include "gateway/triton_texts.h"
 
 namespace infersched::gateway {
 
@@ -18,39 +19,29 @@ constexpr Nanos kDeadlineSlackNs = 5 * kMillisecond;
 
 constexpr std::string_view kModelInfer = "/inference.GRPCInferenceService/ModelInfer";
 
-bool contains(std::string_view text, std::string_view part) {
-    return text.find(part) != std::string_view::npos;
-}
-
-// A Triton that is leaving finishes what runs and denies its models to everything new.
-bool says_leaving(const Status& status) {
-    if (status.code == StatusCode::kNotFound)
-        return contains(status.message, "Request for unknown model");
-    return status.code == StatusCode::kUnavailable &&
-           (contains(status.message, "not at ready state") ||
-            contains(status.message, "Server is stopping") ||
-            contains(status.message, "not ready"));
-}
-
 // Triton ends the call at the deadline that it was told, with one code or another, while an
 // execution that has started goes on: the slot is not free then.
-bool given_up(const BatchRecord& batch, const Status& status, Nanos now) {
+bool ended_at_deadline(const BatchRecord& batch, const Status& status, Nanos now) {
     return status.code != StatusCode::kUnavailable && batch.deadline != kNever &&
            now + kDeadlineSlackNs >= batch.deadline;
 }
 
-engine::FailureKind failure_kind(const Status& status, bool nothing_ran) {
-    if (nothing_ran) return engine::FailureKind::kNothingRan;
+// Whatever a backend answered to a batch may be meant for one of its members only.
+engine::FailureKind failure_kind(const Status& status, CallEnd end) {
+    if (end == CallEnd::kNothingRan) return engine::FailureKind::kNothingRan;
     if (says_out_of_memory(status)) return engine::FailureKind::kOutOfMemory;
     switch (status.code) {
-        case StatusCode::kUnavailable:
-            return engine::FailureKind::kConnection;
+        case StatusCode::kDeadlineExceeded:
+            return engine::FailureKind::kFinal;
         case StatusCode::kInvalidArgument:
         case StatusCode::kInternal:
             return engine::FailureKind::kRejected;
         default:
-            return engine::FailureKind::kFinal;
+            break;
     }
+    if (end == CallEnd::kAnswered) return engine::FailureKind::kRejected;
+    return status.code == StatusCode::kUnavailable ? engine::FailureKind::kConnection
+                                                   : engine::FailureKind::kFinal;
 }
 
 // The reply to one unpadded request in one piece passes through as it is.
@@ -240,24 +231,34 @@ void Gateway::State::take_reply(Connection* connection, http2::Event* event, Nan
         reply_arrived(closed, event->message, now);
     } else if (event->status.ok()) {
         reply_failed(closed, Status::error(StatusCode::kInternal, "backend sent no reply message"),
-                     false, now);
+                     CallEnd::kAnswered, now);
     } else {
-        reply_failed(closed, std::move(event->status), event->nothing_ran, now);
+        const CallEnd end = event->nothing_ran ? CallEnd::kNothingRan
+                            : event->answered  ? CallEnd::kAnswered
+                                               : CallEnd::kLost;
+        reply_failed(closed, std::move(event->status), end, now);
     }
 }
 
-void Gateway::State::reply_failed(const BatchRecord& batch, Status status, bool nothing_ran,
-                                  Nanos now) {
-    if (says_leaving(status) && catalog.at(batch.model) != nullptr) {
-        nothing_ran = true;
-        mark_leaving(batch.model, batch.backend, now);
-    }
+void Gateway::State::reply_failed(const BatchRecord& batch, Status status, CallEnd end, Nanos now) {
     const ModelConfig* model = catalog.at(batch.model);
+    if (end == CallEnd::kAnswered && model != nullptr && says_leaving(status, model->schema)) {
+        end = CallEnd::kNothingRan;
+        mark_leaving(batch.model, batch.backend, now);
+    } else if (end == CallEnd::kAnswered && says_queue_full(status)) {
+        end = CallEnd::kNothingRan;
+    } else if (end == CallEnd::kAnswered && says_cut_off(status)) {
+        end = CallEnd::kLost;
+    }
     const bool stops = model == nullptr || model->policy.cancellable;
-    engine::FailureKind kind = failure_kind(status, nothing_ran);
-    if (!stops && !nothing_ran && given_up(batch, status, now)) {
-        kind = engine::FailureKind::kGivenUp;
-        status = Status::error(StatusCode::kDeadlineExceeded, "Request timeout expired");
+    engine::FailureKind kind = failure_kind(status, end);
+    if (end != CallEnd::kNothingRan && ended_at_deadline(batch, status, now)) {
+        if (!stops) {
+            kind = engine::FailureKind::kGivenUp;
+            status = Status::error(StatusCode::kDeadlineExceeded, "Request timeout expired");
+        } else if (kind == engine::FailureKind::kRejected) {
+            kind = engine::FailureKind::kFinal;
+        }
     }
     const StatusCode code = status.code;
     note_failure(batch, std::move(status));
@@ -292,7 +293,7 @@ void Gateway::State::reply_arrived(const BatchRecord& batch, const BufferRef& me
     if (!reply->read(message, &error)) {
         reply_failed(
             batch, Status::error(StatusCode::kInternal, "malformed reply of the backend: " + error),
-            false, now);
+            CallEnd::kAnswered, now);
         return;
     }
     if (batch.shared && !place_outputs(batch, reply.get())) {

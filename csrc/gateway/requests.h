@@ -86,6 +86,13 @@ struct BatchRecord {
     std::uint32_t replies_sent = 0;  // passed on to the client before the last one
 };
 
+// How a call to a backend came to its status.
+enum class CallEnd : std::uint8_t {
+    kNothingRan,  // it was surely not executed
+    kAnswered,    // the backend's own word
+    kLost,        // with its stream or connection: it may have run
+};
+
 // Statuses for what the engine decided; table of the README.
 // `tenant`: its name; empty for everybody else.
 Status refusal_status(const engine::Admission& admission, std::string_view request_id,

@@ -35,23 +35,33 @@ int hex_value(char c) {
     return -1;
 }
 
-// gRPC clients refuse header blocks of more than about 8 KiB: a long error text must not cost them
-// the status.
-constexpr std::size_t kMessageBytesMax = 4096;  // encoded
+// gRPC clients may refuse a header block of more than 8 KiB, by HPACK's measure: a long error text
+// must not cost them the status.
+constexpr std::size_t kBlockBytesMax = 8192;
+constexpr std::size_t kEntryBytes = 32;  // beyond name and value
+// ":status", "content-type", the name of the text, and what UNIMPLEMENTED has besides.
+constexpr std::size_t kFixedBytes = 224;
+constexpr std::size_t kMessageBytesMin = 1024;
 constexpr std::size_t kDetailsBytesMax = 2048;
 
 // Cuts an encoded text between characters.
-std::string shortened(std::string text) {
-    if (text.size() <= kMessageBytesMax) return text;
-    std::size_t end = kMessageBytesMax;
+std::string shortened(std::string text, std::size_t bytes_max) {
+    if (text.size() <= bytes_max) return text;
+    std::size_t end = bytes_max;
     // Neither inside of %XX nor before a continuation byte (%80 to %BF) of UTF-8.
     const auto inside = [&text](std::size_t at) {
         if (text[at - 1] == '%' || text[at - 2] == '%') return true;
         return text[at] == '%' && text[at + 1] >= '8' && text[at + 1] <= 'B';
     };
-    while (end > kMessageBytesMax - 16 && inside(end)) --end;
+    while (end > bytes_max - 16 && inside(end)) --end;
     text.resize(end);
     return text;
+}
+
+std::size_t block_bytes(const Headers& headers) {
+    std::size_t bytes = 0;
+    for (const auto& [name, value] : headers) bytes += name.size() + value.size() + kEntryBytes;
+    return bytes;
 }
 
 bool is_plain(char c) { return c >= ' ' && c <= '~' && c != '%'; }
@@ -182,14 +192,18 @@ bool is_custom_metadata(std::string_view name) {
            name != "user-agent" && name != "accept-encoding" && !is_hop_header(name);
 }
 
-Headers status_trailers(const Status& status) {
+Headers status_trailers(const Status& status, const AnswerMetadata* metadata) {
     Headers trailers{{"grpc-status", std::to_string(static_cast<int>(status.code))}};
-    if (!status.message.empty())
-        trailers.emplace_back("grpc-message", shortened(percent_encode(status.message)));
     if (!status.details.empty() && status.details.size() <= kDetailsBytesMax)
         trailers.emplace_back("grpc-status-details-bin", base64_encode(status.details));
     if (status.retry_pushback_ms >= 0)
         trailers.emplace_back("grpc-retry-pushback-ms", std::to_string(status.retry_pushback_ms));
+    if (status.message.empty()) return trailers;
+    std::size_t others = kFixedBytes + block_bytes(trailers);
+    if (metadata != nullptr)
+        others += block_bytes(metadata->headers) + block_bytes(metadata->trailers);
+    const std::size_t room = kBlockBytesMax - std::min(others, kBlockBytesMax - kMessageBytesMin);
+    trailers.emplace_back("grpc-message", shortened(percent_encode(status.message), room));
     return trailers;
 }
 

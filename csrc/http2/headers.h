@@ -62,7 +62,8 @@ bool is_hop_header(std::string_view name);
 // Whether a header of an answer is custom metadata: none that HTTP, gRPC or a proxy put there.
 bool is_custom_metadata(std::string_view name);
 
-// The trailers that carry `status`. Texts that would make clients refuse the block are cut.
-Headers status_trailers(const Status& status);
+// The trailers that carry `status`. A text that would make clients refuse the block, which has
+// `metadata` in it as well, is cut.
+Headers status_trailers(const Status& status, const AnswerMetadata* metadata = nullptr);
 
 }  // namespace infersched::http2

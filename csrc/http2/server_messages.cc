@@ -104,7 +104,7 @@ void ServerSession::State::finish(Stream* stream, const Status& status,
     stream->finished = true;
     drop_received(stream);
     reset_tokens_ = std::min(kResetBurst, reset_tokens_ + kResetsPerAnswer);
-    stream->trailers = status_trailers(status);
+    stream->trailers = status_trailers(status, metadata);
     if (metadata != nullptr)
         stream->trailers.insert(stream->trailers.end(), metadata->trailers.begin(),
                                 metadata->trailers.end());

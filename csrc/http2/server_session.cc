@@ -151,7 +151,7 @@ void ServerSession::State::refuse(Stream* stream, const Status& status,
     reset_tokens_ = std::min(kResetBurst, reset_tokens_ + kResetsPerAnswer);
     const std::string http_status = std::to_string(stream->http_status);
     std::vector<nghttp2_nv> headers{copied_header(":status", http_status), kResponseHeaders[1]};
-    const Headers trailers = status_trailers(status);
+    const Headers trailers = status_trailers(status, metadata);
     append_headers(trailers, &headers);
     if (metadata != nullptr) {
         append_headers(metadata->headers, &headers);

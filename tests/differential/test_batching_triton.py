@@ -48,14 +48,13 @@ class Sent:
     priority: int = 0
     timeout_us: int = 0
     pause: bool = False  # before it
-    bad: bool = False  # the model answers it with an error
+    error: int = 0  # the model answers it with that one of its errors
 
     def message(self, model: str, number: int) -> service_pb2.ModelInferRequest:
         request = service_pb2.ModelInferRequest(model_name=model, id=f"r{number}")
         shape = [self.rows, self.columns]
         request.inputs.add(name="INPUT0", datatype="FP32", shape=shape)
-        value = np.nan if self.bad else 0
-        request.raw_input_contents.append(np.full(shape, value, np.float32).tobytes())
+        request.raw_input_contents.append(np.full(shape, -self.error, np.float32).tobytes())
         if self.priority:
             request.parameters["priority"].int64_param = self.priority
         if self.timeout_us:
@@ -75,8 +74,9 @@ QUEUE = {"max_queue_size": 100}  # with a queue policy Triton forms no batch ahe
 EXPIRING = {"default_timeout_microseconds": 10_000_000, "allow_timeout_override": True}
 LONG_DELAY = {"max_queue_delay_microseconds": 1_500_000, "default_queue_policy": QUEUE}
 
-# Through the scheduler a failed batch takes more executions.
-ONE_BAD = Case({}, [Sent(bad=number == 3) for number in range(HELD)])
+# All in one batch, each error in one of other columns: what fails often is not merged any more.
+ONE_BAD = {"preferred_batch_size": [HELD], "max_queue_delay_microseconds": 20_000_000}
+ERRORS = 10  # of the recorder
 
 CASES = {
     "preferred_size": Case({"preferred_batch_size": [4]}, [Sent()] * 8, [4, 4]),
@@ -153,7 +153,7 @@ def metric(url: str, name: str, model: str) -> int:
 
 
 def write_models(repository: Path, *, with_blocks: bool) -> None:
-    for name, case in {**CASES, "one_bad": ONE_BAD}.items():
+    for name, case in {**CASES, "one_bad": Case(ONE_BAD, [])}.items():
         models.write_model(
             repository,
             name,
@@ -178,8 +178,10 @@ def ways(needs_triton: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     write_models(blocked, with_blocks=True)
     write_models(plain, with_blocks=False)
     config = tmp_path_factory.mktemp("config") / "infersched.yaml"
-    own = {n: {"batching": "triton", "dynamic_batching": c.block} for n, c in CASES.items()}
-    own["one_bad"] = {"batching": "triton", "dynamic_batching": ONE_BAD.block}
+    own = {
+        name: {"batching": "triton", "dynamic_batching": case.block}
+        for name, case in {**CASES, "one_bad": Case(ONE_BAD, [])}.items()
+    }
     with (
         EmbeddedTriton(blocked, environment=HOLD) as straight,
         EmbeddedTriton(plain) as behind,
@@ -261,12 +263,16 @@ def test_same_batches_order_and_refusals(ways: tuple[Way, Way], name: str) -> No
     assert statistics(through, name) == statistics(straight, name)
 
 
-def test_one_bad_request_fails_alone(ways: tuple[Way, Way]) -> None:
-    straight, through = (
-        ["OK" if len(seen) == 3 else seen for seen in run(way, "one_bad", ONE_BAD)] for way in ways
-    )
-    assert through == straight
-    assert straight.count("OK") == HELD - 1
+@pytest.mark.parametrize("error", range(1, ERRORS + 1))
+def test_one_bad_request_fails_alone(ways: tuple[Way, Way], error: int) -> None:
+    sent = [Sent(columns=error, error=error if number == 3 else 0) for number in range(HELD)]
+    straight, through = (run(way, "one_bad", Case(ONE_BAD, sent)) for way in ways)
+    good = [number for number, seen in enumerate(straight) if len(seen) == 3]
+    assert good == [0, 1, 2, 4, 5, 6, 7]
+    assert through[3] == straight[3]
+    assert all(len(through[number]) == 3 for number in good), through
+    # They ran together, and in halves again.
+    assert {rows for _, rows, _ in through[4:]} == {HELD // 2}
 
 
 def test_a_request_above_the_largest_batch_is_refused(ways: tuple[Way, Way]) -> None:

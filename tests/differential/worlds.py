@@ -18,6 +18,17 @@ SOURCE = Path(__file__).parent / "models" / "generic.py"
 # The faults of tests.codec_messages name tensors after these, so that some hit.
 INPUT_NAMES = ("A", "B", "S", "AB", "T_FP32")
 OUTPUT_NAMES = ("X", "Y", "W", "XY")
+# What a python model may say of an error.
+ERROR_CODES = (
+    "UNKNOWN",
+    "INTERNAL",
+    "NOT_FOUND",
+    "INVALID_ARG",
+    "UNAVAILABLE",
+    "UNSUPPORTED",
+    "ALREADY_EXISTS",
+    "CANCELLED",
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,7 @@ class WorldModel(Model):
 
     plan: tuple[tuple[str, str | None], ...] = ()
     poison: int | None = None
+    poison_code: str = "INTERNAL"
 
 
 @dataclass(frozen=True)
@@ -72,11 +84,16 @@ def random_model(rng: random.Random, name: str) -> WorldModel:
         rng.choice((1, 2, 4, 8, 8, 16, 64)) if batched else 0,
         tuple(plan),
         rng.randrange(251) if rng.random() < 0.15 else None,
+        rng.choice(ERROR_CODES),
     )
 
 
 def random_models(seed: int | str, count: int) -> tuple[WorldModel, ...]:
     return tuple(random_model(random.Random(f"{seed}/model/{n}"), f"m{n}") for n in range(count))
+
+
+def plan_of(model: WorldModel) -> dict[str, object]:
+    return {"outputs": model.plan, "poison": model.poison, "poison_code": model.poison_code}
 
 
 def write_repository(repository: Path, chosen: tuple[WorldModel, ...]) -> None:
@@ -88,7 +105,7 @@ def write_repository(repository: Path, chosen: tuple[WorldModel, ...]) -> None:
             inputs=[models.Tensor(t.name, t.datatype, t.dims, t.optional) for t in model.inputs],
             outputs=[models.Tensor(t.name, t.datatype, t.dims) for t in model.outputs],
             max_batch_size=model.max_batch_size,
-            parameters={"plan": json.dumps({"outputs": model.plan, "poison": model.poison})},
+            parameters={"plan": json.dumps(plan_of(model))},
         )
 
 

@@ -25,7 +25,7 @@ from tests.wire.calls import (
     output,
     rows,
 )
-from tests.wire.fake_triton import FakeTriton, Request, Response, identity
+from tests.wire.fake_triton import Behaviour, FakeTriton, Request, Response, identity
 from tests.wire.proxy import Proxy
 
 
@@ -164,19 +164,36 @@ def test_lost_work_that_is_not_idempotent_is_unavailable(plane: DataPlane) -> No
         assert error_of(call).code() == grpc.StatusCode.UNAVAILABLE
 
 
-def leaving(request: Request, context: grpc.ServicerContext) -> Response:
-    """What Triton says to new requests after SIGTERM."""
-    text = f"Request for unknown model: '{request.model_name}' has no available versions"
-    context.abort(grpc.StatusCode.NOT_FOUND, text)
-    raise AssertionError("abort raises")
+def refusing(code: grpc.StatusCode, text: str) -> Behaviour:
+    def behaviour(request: Request, context: grpc.ServicerContext) -> Response:
+        context.abort(code, text)
+        raise AssertionError("abort raises")
+
+    return behaviour
 
 
+DENIED = "Request for unknown model: 'identity' "
+STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
+# What Triton says to new requests after SIGTERM, or while it unloads the model.
+LEAVING = {
+    "no versions": (grpc.StatusCode.NOT_FOUND, DENIED + "has no available versions"),
+    "not found": (grpc.StatusCode.NOT_FOUND, DENIED + "is not found"),
+    "version": (grpc.StatusCode.NOT_FOUND, DENIED + "version 1 is not found"),
+    "not ready": (grpc.StatusCode.UNAVAILABLE, DENIED + "version 1 is not at ready state"),
+    "server": (grpc.StatusCode.UNAVAILABLE, "Server not ready"),
+    "scheduler": (grpc.StatusCode.UNAVAILABLE, STOPPING),
+    "with an id": (grpc.StatusCode.UNAVAILABLE, f"[request id: <id_unknown>] {STOPPING}"),
+}
+leaving = refusing(*LEAVING["no versions"])
+
+
+@pytest.mark.parametrize("answer", LEAVING.values(), ids=LEAVING)
 def test_a_leaving_backend_leaks_no_error(
-    plane: DataPlane, pair: tuple[FakeTriton, FakeTriton]
+    answer: tuple[grpc.StatusCode, str], plane: DataPlane, pair: tuple[FakeTriton, FakeTriton]
 ) -> None:
     one, two = pair
     with load(plane.address) as seen:
-        two.behaviour = leaving
+        two.behaviour = refusing(*answer)
         event = plane.wait_event("backend_leaving").backend_leaving
         assert (event.backend_index, event.model_index) == (1, 0)
         before = len(one.requests)
@@ -197,6 +214,21 @@ def test_a_leaving_backend_that_stays_is_tried_again(
         before = len(two.requests)
         wait_until(lambda: len(two.requests) > before + 5, "it is used again")
     assert seen.errors == []
+
+
+def test_a_full_queue_of_a_backend_sends_requests_elsewhere(
+    plane: DataPlane, pair: tuple[FakeTriton, FakeTriton]
+) -> None:
+    """It stays in use: its queue may have room the next moment."""
+    one, two = pair
+    full = "[request id: <id_unknown>] Exceeds maximum queue size"
+    with load(plane.address) as seen:
+        two.behaviour = refusing(grpc.StatusCode.UNAVAILABLE, full)
+        refused, before = len(two.requests), len(one.requests)
+        wait_until(lambda: len(two.requests) > refused, "it is asked")
+        wait_until(lambda: len(one.requests) > before + 20, "the other one serves")
+    assert seen.errors == []
+    assert plane.events_seen("backend_leaving") == []
 
 
 def test_all_backends_leaving_is_unavailable_not_unknown(plane: DataPlane) -> None:

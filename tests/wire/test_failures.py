@@ -44,9 +44,23 @@ def queue_behind_one(
     return calls[1:]
 
 
-@pytest.mark.parametrize(
-    "code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT], ids=lambda c: c.name
-)
+# Every one that a server may answer with before the deadline.
+ERRORS = [c for c in grpc.StatusCode if c.name not in ("OK", "DEADLINE_EXCEEDED")]
+# A model's own texts, which are not Triton's of "identity", version 1.
+NOT_OF_TRITON = {
+    "other name": "Request for unknown model: 'other' is not found",
+    "longer name": "Request for unknown model: 'identity2' has no available versions",
+    "other version": "Request for unknown model: 'identity' version 11 is not at ready state",
+    "in front": "step: Request for unknown model: 'identity' has no available versions",
+    "behind": "Request for unknown model: 'identity' is not found in the index",
+    "in an ensemble": "in ensemble 'e', Request for unknown model: 'identity' is not found",
+    "not ready": "Model 'other' is not ready",
+    "stopping": "Server is stopping",
+    "queue": "the index: Exceeds maximum queue size",
+}
+
+
+@pytest.mark.parametrize("code", ERRORS, ids=lambda c: c.name)
 def test_one_poisoned_request_fails_alone(
     code: grpc.StatusCode, stub: Stub, plane: DataPlane, fake: FakeTriton
 ) -> None:
@@ -74,6 +88,36 @@ def test_what_is_not_idempotent_is_not_run_again(plane: DataPlane, fake: FakeTri
         calls = queue_behind_one(stub, plane, fake, [1.0, POISON, 2.0])
         assert [error_of(call).details() for call in calls] == [POISON_TEXT] * 3
     assert fake.batch_rows() == [1, 3]
+
+
+@pytest.mark.parametrize("code", ERRORS, ids=lambda c: c.name)
+def test_the_error_of_a_lone_request_is_its_answer(
+    code: grpc.StatusCode, stub: Stub, plane: DataPlane, fake: FakeTriton
+) -> None:
+    fake.behaviour = poisonable(code)
+    error = infer_error(stub, infer_request(rows(POISON)))
+    assert (error.code(), error.details()) == (code, POISON_TEXT)
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize("text", NOT_OF_TRITON.values(), ids=NOT_OF_TRITON)
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND], ids=lambda c: c.name
+)
+def test_a_model_may_say_anything(
+    code: grpc.StatusCode, text: str, stub: Stub, plane: DataPlane, fake: FakeTriton
+) -> None:
+    """Its backend is not taken for one that leaves."""
+
+    def says(request: Request, context: grpc.ServicerContext) -> Response:
+        context.abort(code, text)
+        raise AssertionError("abort raises")
+
+    fake.behaviour = says
+    error = infer_error(stub, infer_request(rows(1)))
+    assert (error.code(), error.details()) == (code, text)
+    assert len(fake.requests) == 1
+    assert plane.events_seen("backend_leaving") == []
 
 
 def test_a_signature_that_fails_often_runs_unmerged(

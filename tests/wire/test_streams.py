@@ -11,8 +11,8 @@ import pytest
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.dataplane import DataPlane, identity_model, wait_until
 from tests.streams import OpenStream, converse, is_final
-from tests.wire.calls import Stub, connected, infer_request, output, rows
-from tests.wire.fake_triton import FakeTriton, Message, Request, identity, one_reply
+from tests.wire.calls import Stub, connected, infer_error, infer_request, output, rows
+from tests.wire.fake_triton import FakeTriton, Message, Request, Response, identity, one_reply
 
 OK = grpc.StatusCode.OK
 IDLE_NS = 60 * 10**9
@@ -186,6 +186,23 @@ def test_a_request_of_a_sequence_is_not_sent_again(streaming: Stub, fake: FakeTr
     assert len(got.messages) == 2
     assert all("start the sequence again" in text for text in got.errors())
     assert sum(len(came) for _, came in fake.streams) <= 2
+
+
+def test_an_error_of_a_unary_request_leaves_its_sequence_where_it_is(
+    streaming: Stub, fake: FakeTriton
+) -> None:
+    def second_fails(request: Request, context: grpc.ServicerContext) -> Response:
+        if len(fake.requests) == 2:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the index is away")
+        return identity(request)
+
+    fake.behaviour = second_fails
+    streaming.ModelInfer(in_sequence(1, 5, start=True))
+    error = infer_error(streaming, in_sequence(2, 5))
+    assert (error.code(), error.details()) == (grpc.StatusCode.UNAVAILABLE, "the index is away")
+    response = streaming.ModelInfer(in_sequence(3, 5, end=True))
+    np.testing.assert_array_equal(output(response), rows(3))
+    assert len(fake.requests) == 3
 
 
 def test_a_sequence_outlives_a_stream_that_is_cancelled_with_a_request_in_flight(

@@ -1,7 +1,8 @@
 """Computes rows one by one, as the configuration's parameter `plan` says.
 
 Each output echoes an input or is a digest: one INT64 a row, of all inputs that a request has and of
-its own parameters. A row whose digest has the remainder `poison` modulo 251 fails the execution.
+its own parameters. A row whose digest has the remainder `poison` modulo 251 fails the execution,
+with the code `poison_code`.
 """
 
 import json
@@ -25,7 +26,8 @@ class TritonPythonModel:
         digest = self.digest(request)
         poison = self.plan["poison"]
         if poison is not None and np.any(digest % 251 == poison):
-            error = pb_utils.TritonError("a row is refused")
+            code = getattr(pb_utils.TritonError, self.plan["poison_code"])
+            error = pb_utils.TritonError("a row is refused", code)
             return pb_utils.InferenceResponse(error=error)
         outputs = []
         for name, source in self.plan["outputs"]:
