@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2_grpc
 from scheduler.control import health, service
 from scheduler.control.cold import rpcs as cold
 from scheduler.control.plane import ControlPlane
+from scheduler.control.refusals import TritonRefusals
 from scheduler.telemetry.listener import HttpListener
 from scheduler.telemetry.metrics import CountersCollector
 from scheduler.v1 import control_pb2_grpc
@@ -58,7 +59,7 @@ class Servers:
 
     def _cold_server(self) -> grpc.aio.Server:
         plane = self._plane
-        server = grpc.aio.server(options=_OPTIONS)
+        server = grpc.aio.server(interceptors=[TritonRefusals()], options=_OPTIONS)
         servicer = cold.ColdServicer(plane)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(plane.health, server)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from tritonclient.grpc import service_pb2
 
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
@@ -111,13 +112,42 @@ def test_a_decoupled_model_by_a_unary_call(stubs: tuple[Stub, Stub]) -> None:
     assert through == straight
 
 
+def refusals(
+    channels: tuple[grpc.Channel, grpc.Channel], path: str, message: bytes
+) -> list[tuple[str, str]]:
+    verdicts = []
+    for channel in channels:
+        with pytest.raises(grpc.RpcError) as raised:
+            channel.unary_unary(path)(message, timeout=ANSWER_TIMEOUT_S)
+        verdicts.append((raised.value.code().name, raised.value.details()))
+    return verdicts
+
+
 @pytest.mark.parametrize("message", [b"\xff\xff\xff", b"\x0a\x04nope\x2a\x02\x0a\x7f"])
 def test_what_cannot_be_decoded(
     channels: tuple[grpc.Channel, grpc.Channel], message: bytes
 ) -> None:
-    verdicts = []
-    for channel in channels:
-        with pytest.raises(grpc.RpcError) as raised:
-            channel.unary_unary(INFER_PATH)(message, timeout=ANSWER_TIMEOUT_S)
-        verdicts.append((raised.value.code().name, raised.value.details()))
+    verdicts = refusals(channels, INFER_PATH, message)
     assert verdicts == [("INTERNAL", "Unable to parse request")] * 2
+
+
+UNARY = [
+    f"/inference.GRPCInferenceService/{method.name}"
+    for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
+    if method.name != "ModelStreamInfer"
+]
+
+
+@pytest.mark.parametrize("path", [*UNARY, "/grpc.health.v1.Health/Check"])
+def test_no_rpc_decodes_nonsense(channels: tuple[grpc.Channel, grpc.Channel], path: str) -> None:
+    verdicts = refusals(channels, path, b"\xff\xff")
+    assert verdicts == [("INTERNAL", "Unable to parse request")] * 2
+
+
+@pytest.mark.parametrize(
+    "path", ["/inference.GRPCInferenceService/Nope", "/inference.Nope/ModelInfer", "/nope"]
+)
+def test_unknown_methods(channels: tuple[grpc.Channel, grpc.Channel], path: str) -> None:
+    straight, through = refusals(channels, path, b"")
+    assert through == straight
+    assert straight[0] == "UNIMPLEMENTED"
