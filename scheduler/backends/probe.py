@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,7 +15,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
 from scheduler.backends.cpu_wait import CpuWait
-from scheduler.security.tls import ClientTls, Stamp, stamp
+from scheduler.security.tls import ClientTls, LastGood, TlsError
 
 INT32_MAX = 2**31 - 1
 CATALOG_TIMEOUT_S = 2.0
@@ -70,23 +69,14 @@ class RpcError(Exception):
 
 
 def _make_client(address: str, tls: ClientTls | None) -> triton_aio.InferenceServerClient:
-    if tls is None:
-        return triton_aio.InferenceServerClient(address, channel_args=_CHANNEL_OPTIONS)
+    """Raises TlsError."""
     options: list[tuple[str, Any]] = list(_CHANNEL_OPTIONS)
+    if tls is None:
+        return triton_aio.InferenceServerClient(address, channel_args=options)
     if tls.server_name:
         options.append(("grpc.ssl_target_name_override", tls.server_name))
-    return triton_aio.InferenceServerClient(
-        address,
-        ssl=True,
-        root_certificates=_path(tls.ca),
-        private_key=_path(tls.key),
-        certificate_chain=_path(tls.certificate),
-        channel_args=options,
-    )
-
-
-def _path(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+    credentials = grpc.ssl_channel_credentials(*tls.pem())
+    return triton_aio.InferenceServerClient(address, creds=credentials, channel_args=options)
 
 
 class TritonCalls:
@@ -94,30 +84,38 @@ class TritonCalls:
 
     def __init__(self, address: str, tls: ClientTls | None = None) -> None:
         self.address = address
-        self._tls = tls
-        self._made_with: Stamp = ()
-        self._made: triton_aio.InferenceServerClient | None = None
+        self._clients = LastGood(
+            () if tls is None else tls.files,
+            lambda: _make_client(address, tls),
+            f"backend {address}",
+        )
+        self._last: triton_aio.InferenceServerClient | None = None
         self._earlier: triton_aio.InferenceServerClient | None = None
 
     @property
     def _client(self) -> triton_aio.InferenceServerClient:
-        """Made anew when a file of its credentials has changed."""
-        now = stamp(self._tls.files) if self._tls is not None else ()
-        if self._made is None or now != self._made_with:
+        """Made anew when a file of its credentials has changed. Raises CallError."""
+        try:
+            client = self._clients.get()
+        except TlsError as error:
+            raise CallError(str(error)) from error
+        if client is not self._last:
             # Calls that are out go on by the earlier one.
-            self._made_with, self._earlier = now, self._made
-            self._made = _make_client(self.address, self._tls)
-        return self._made
+            self._earlier, self._last = self._last, client
+        return client
 
     async def close(self) -> None:
-        for client in (self._earlier, self._made):
+        for client in (self._earlier, self._last):
             if client is not None:
                 await client.close()
 
     async def rpc(self, method: str, request: Any, timeout_s: float) -> Any:
         """A call of GRPCInferenceService whose messages pass unchanged. Raises RpcError."""
         # Its stub passes parameters and fields on that the client's methods do not know.
-        stub = self._client._client_stub
+        try:
+            stub = self._client._client_stub
+        except CallError as error:
+            raise RpcError(self.address, _LOST, str(error)) from error
         try:
             return await getattr(stub, method)(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
@@ -136,6 +134,8 @@ class TritonCalls:
             late = time.monotonic() - started_at > timeout_s + LATE_LOOP_S
             starved = waiting.longest_s() > timeout_s * STARVED_PART
             return _failed_probe(error, late or starved)
+        except CallError as error:
+            return ProbeResult(Answer.UNREACHABLE, str(error))
         return ProbeResult(Answer.READY if ready else Answer.NOT_READY)
 
     async def server_metadata(self) -> service_pb2.ServerMetadataResponse:

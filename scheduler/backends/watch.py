@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from enum import Enum
 
 from tritonclient.grpc import service_pb2
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 TIMEOUTS_UNTIL_DOWN = 2
 # Between refreshes that somebody waits for.
 RETRY_PERIOD_S = 0.1
+FAILURE_PAUSE_S = 1.0
 PARALLEL_MODEL_READS = 4
 
 
@@ -97,9 +98,19 @@ class BackendWatch:
     async def run(self) -> None:
         """Probes and refreshes until cancelled."""
         try:
-            await asyncio.gather(self._probe_loop(), self._refresh_loop())
+            await asyncio.gather(self._lasting(self._probe_loop), self._lasting(self._refresh_loop))
         finally:
             await self.calls.close()
+
+    async def _lasting(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """A backend that nobody looks at any more would keep its state for ever."""
+        while True:
+            try:
+                await loop()
+            except Exception as error:
+                log(logger, logging.CRITICAL, "watching a backend failed; it is tried on",
+                    backend=self.address, reason=repr(error))  # fmt: skip
+                await asyncio.sleep(FAILURE_PAUSE_S)
 
     def look_now(self) -> None:
         """Probes at once: the data plane lost its connection or got a new one."""
@@ -194,11 +205,12 @@ class BackendWatch:
         index = await self.calls.index()
         listed = {(m.name, m.version): m.state for m in index.models if m.version and m.state}
         ready = {key for key, state in listed.items() if state == READY}
-        self.unavailable = {key for key, state in listed.items() if state not in _KEPT}
+        kept = _kept(listed)
+        self.unavailable = listed.keys() - kept
         stale = {key for key in ready if key not in self.ready_models or key not in self.models}
         stale |= self._next_in_turn(ready)
         stale |= {key for key in ready if key[0] in reread}
-        described = {key: d for key, d in self._described.items() if listed.get(key) in _KEPT}
+        described = {key: d for key, d in self._described.items() if key in kept}
         described.update(await self._read_models(stale))
         # A Triton that began to leave meanwhile lists models it will not serve, or none at all.
         result = await self.calls.ready(self.discovery.probe_timeout / 1e9)
@@ -299,9 +311,23 @@ class BackendWatch:
         log(logger, level, f"backend is {self.status.value}", **fields)
 
 
-# A reload shows as LOADING or UNLOADING; UNAVAILABLE has been unloaded or failed to load.
-MOVING = ("LOADING", "UNLOADING")
-_KEPT = (READY, *MOVING)
+# A reload shows as one of these.
+UNLOADING = "UNLOADING"
+MOVING = ("LOADING", UNLOADING)
+
+
+def _kept(listed: Mapping[ModelKey, str]) -> set[ModelKey]:
+    """The versions that are served, or will be again soon.
+
+    Beside another version that is ready, the one that is UNLOADING was replaced. UNAVAILABLE has
+    been unloaded or failed to load.
+    """
+    served = {name for (name, _), state in listed.items() if state == READY}
+    return {
+        key
+        for key, state in listed.items()
+        if state in (READY, *MOVING) and not (state == UNLOADING and key[0] in served)
+    }
 
 
 def _all_specs(described: dict[ModelKey, Described]) -> dict[ModelKey, ModelSpec]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from scheduler._native.gateway import Gateway
-from scheduler.security.tls import ClientTls, TlsError
+from scheduler.security.tls import ClientTls, LastGood, TlsError
 from scheduler.v1 import dataplane_pb2 as pb
 
 log = logging.getLogger("infersched.dataplane")
@@ -104,6 +105,8 @@ class Dialer:
     def __init__(self, gateway: Gateway, cold_socket: str) -> None:
         self._gateway = gateway
         self._lines: dict[LineKey, list[Line]] = {}
+        # Outlives the lines: a backend that is down has none.
+        self._trust: dict[LineKey, LastGood[ssl.SSLContext]] = {}
         loop = asyncio.get_running_loop()
         self._cold = Line(
             "the control plane",
@@ -118,6 +121,7 @@ class Dialer:
             for index, address, _, connections, _, _, _ in self._gateway.backends()
         }
         for key in [key for key in self._lines if key not in wanted]:
+            self._trust.pop(key, None)
             for line in self._lines.pop(key):
                 line.close()
         for key, connections in wanted.items():
@@ -136,9 +140,12 @@ class Dialer:
             if tls is None:
                 return await loop.create_connection(make, host, int(port))
             # The files as they are now: a certificate that was renewed is used from here on.
+            trust = self._trust.setdefault(
+                (index, address, tls), LastGood(tls.files, tls.context, f"backend {address}")
+            )
             name = tls.server_name or host
             return await loop.create_connection(
-                make, host, int(port), ssl=tls.context(), server_hostname=name
+                make, host, int(port), ssl=trust.get(), server_hostname=name
             )
 
         return Line(

@@ -12,8 +12,11 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MIN_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 # What gRPC speaks over TLS.
@@ -78,29 +81,52 @@ class ClientTls:
             _load_pair(context, self.certificate, self.key)
         return context
 
+    def pem(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """What is in the files: authorities, key and certificate. Raises TlsError.
 
-class FreshContext:
-    """The context of the files as they are now; the last good one while they cannot be used."""
+        It is good as a whole, and of one moment.
+        """
+        before = stamp(self.files)
+        self.context()
+        ca, key, certificate = (_content(path) for path in (self.ca, self.key, self.certificate))
+        if stamp(self.files) != before:
+            raise TlsError("the files are being written")
+        return ca, key, certificate
 
-    def __init__(self, files: tuple[Path, ...], make: Callable[[], ssl.SSLContext]) -> None:
-        """Raises TlsError when the files cannot be used at first."""
+
+class LastGood(Generic[T]):
+    """What `make` makes of the files as they are now; of the last good ones while it cannot."""
+
+    def __init__(self, files: tuple[Path, ...], make: Callable[[], T], whose: str) -> None:
+        """`make` raises TlsError; `whose` certificates they are is told."""
         self._files = files
         self._make = make
-        self._stamp = stamp(files)
-        self._context = make()
+        self._whose = whose
+        self._stamp: Stamp | None = None
+        self._good: T | None = None
 
-    def get(self) -> ssl.SSLContext:
-        """Never raises: a pair that is being replaced may not fit together for a moment."""
+    def get(self) -> T:
+        """Raises TlsError only while the files could never be used.
+
+        Files that are being replaced may be missing, cut short, or not fit together for a moment.
+        """
         now = stamp(self._files)
-        if now != self._stamp:
-            try:
-                self._context = self._make()
-            except TlsError as error:
-                logger.error("certificates not reloaded, the earlier ones stay: %s", error)
-            else:
-                logger.info("certificates reloaded")
-            self._stamp = now
-        return self._context
+        if self._good is not None and now == self._stamp:
+            return self._good
+        try:
+            made = self._make()
+        except TlsError as error:
+            if self._good is None:
+                raise
+            logger.error(
+                "certificates not reloaded, the earlier ones stay: %s: %s", self._whose, error
+            )
+            made = self._good
+        else:
+            if self._good is not None:
+                logger.info("certificates reloaded: %s", self._whose)
+        self._stamp, self._good = now, made
+        return made
 
 
 def reloading_server_context(tls: ServerTls) -> ssl.SSLContext:
@@ -108,7 +134,7 @@ def reloading_server_context(tls: ServerTls) -> ssl.SSLContext:
 
     Raises TlsError.
     """
-    fresh = FreshContext(tls.files, tls.context)
+    fresh = LastGood(tls.files, tls.context, "the listener")
     listener = fresh.get()
 
     def choose(connection: ssl.SSLObject, name: str | None, given: ssl.SSLContext) -> None:
@@ -140,7 +166,7 @@ def _load_pair(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     try:
         # An encrypted key must not make a server ask on its terminal.
         context.load_cert_chain(certificate, key, password=_no_password)
-    except (ssl.SSLError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise TlsError(f"certificate {certificate} with key {key}: {_reason(error)}") from error
 
 
@@ -148,7 +174,7 @@ def _load_ca(context: ssl.SSLContext, ca: Path) -> None:
     _check_readable(ca)
     try:
         context.load_verify_locations(ca)
-    except ssl.SSLError as error:
+    except OSError as error:
         raise TlsError(f"authority {ca}: {_reason(error)}") from error
 
 
@@ -156,6 +182,13 @@ def _check_readable(path: Path) -> None:
     try:
         with open(path, "rb"):
             pass
+    except OSError as error:
+        raise TlsError(f"{path}: {error.strerror}") from error
+
+
+def _content(path: Path | None) -> bytes | None:
+    try:
+        return None if path is None else path.read_bytes()
     except OSError as error:
         raise TlsError(f"{path}: {error.strerror}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -182,6 +183,49 @@ def test_connections_to_triton_are_encrypted_and_authenticated(
         with ServedScheduler(["--config", str(config_file)], wait_ready=False) as served:
             wait_until(lambda: "backend is down" in served.log_tail(), "it is told", 30)
             assert not served.healthy()
+
+
+def test_files_that_are_being_replaced_cost_no_backend(
+    small_repository: Path, files: Files, config_file: Path
+) -> None:
+    own = files.directory / "its-own-ca.pem"
+    shutil.copy(files.ca, own)
+    secure = [
+        "--grpc-use-ssl=true",
+        f"--grpc-server-cert={files.server_certificate}",
+        f"--grpc-server-key={files.server_key}",
+        f"--grpc-root-cert={own}",
+    ]
+    with EmbeddedTriton(small_repository, extra_arguments=secure) as triton:
+        trust = {"ca": str(files.ca), "server_name": "localhost"}
+        backend = {"address": triton.grpc_address, "tls": trust}
+        with (
+            serving(config_file, {"backends": [backend]}) as served,
+            connected(served.address) as stub,
+        ):
+
+            def told(text: str) -> int:
+                return served.log_path.read_text().count(text)
+
+            assert answers(stub, 1)
+            good = files.ca.read_bytes()
+            files.ca.write_bytes(good[: len(good) // 2])
+            wait_until(lambda: told("certificates not reloaded") > 0, "it is told", 30)
+            before = told("certificates not reloaded")
+            files.ca.unlink()
+            wait_until(lambda: told("certificates not reloaded") > before, "it is told", 30)
+            assert answers(stub, 2)
+            assert served.healthy()
+            assert told("backend is down") == 0
+            # What happens meanwhile is seen, and who comes back is dialled.
+            triton.kill()
+            wait_until(lambda: told("backend is down") > 0, "its end is noticed", 30)
+            triton.start_ready()
+            wait_until(served.healthy, "it is found again", 60)
+            assert answers(stub, 3)
+            files.ca.write_bytes(good)
+            wait_until(lambda: told("certificates reloaded") > 0, "the new ones are used", 30)
+            assert answers(stub, 4)
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,30 @@ def test_a_refresh_that_is_not_believed_says_so_and_is_done_again(
     assert not watch.model_ready(MODEL)
 
 
+def test_an_unexpected_error_does_not_end_the_watch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("scheduler.backends.watch.FAILURE_PAUSE_S", 0.001)
+    calls = ScriptedCalls(identity=IDENTITY)
+    watch = make_watch(calls)
+    answer = calls.ready
+
+    async def fails_once(timeout_s: float) -> ProbeResult:
+        calls.ready = answer  # type: ignore[method-assign]
+        raise RuntimeError("no such thing")
+
+    async def until_it_serves() -> None:
+        watching = asyncio.create_task(watch.run())
+        while not watch.model_ready(MODEL):
+            await asyncio.sleep(0.001)
+        watching.cancel()
+
+    calls.ready = fails_once  # type: ignore[method-assign]
+    asyncio.run(asyncio.wait_for(until_it_serves(), 30))
+    (told,) = [vars(record) for record in caplog.records if record.levelname == "CRITICAL"]
+    assert "no such thing" in str(told)
+
+
 def test_a_backend_that_is_down_is_not_asked_again_for_its_models() -> None:
     watch, calls = served()
     calls.answer = ProbeResult(Answer.UNREACHABLE)
@@ -262,6 +286,18 @@ def test_an_unloaded_model_leaves_the_catalog_and_a_loading_one_stays() -> None:
     calls.states[MODEL] = "UNAVAILABLE"
     asyncio.run(watch.refresh())
     assert MODEL not in watch.models
+
+
+def test_a_version_that_another_one_replaces_is_dropped_while_it_is_unloaded() -> None:
+    watch, calls = served()
+    calls.states[MODEL] = "UNLOADING"
+    calls.states["identity", "3"] = "LOADING"
+    asyncio.run(watch.refresh())
+    assert watch.models.keys() == {MODEL}, "nothing has taken its place yet"
+    calls.states["identity", "3"] = "READY"
+    asyncio.run(watch.refresh())
+    assert watch.models.keys() == {("identity", "3")}
+    assert watch.unavailable == {MODEL}
 
 
 def test_only_new_and_reloaded_models_and_one_in_turn_are_read() -> None:
