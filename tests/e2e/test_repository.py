@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
 from tests.dataplane import wait_until
 from tests.serving import ServedScheduler
-from tests.wire.calls import connected, infer_request, output, rows
+from tests.wire.calls import connected, infer_error, infer_request, output, rows
 
 LOAD_TIMEOUT_S = 60.0
 
@@ -178,3 +179,22 @@ def test_the_embedded_triton_can_be_told_to_load_nothing_but(
         with connected(served.address) as stub:
             reply = stub.ModelInfer(infer_request(rows(3), model="slow"), timeout=60)
             np.testing.assert_array_equal(output(reply), rows(3))
+
+
+def test_a_version_that_a_load_replaced_is_gone_with_its_answer(
+    served: ServedScheduler, client: InferenceServerClient, explicit_repository: Path
+) -> None:
+    model = explicit_repository / "identity"
+    shutil.copytree(model / "1", model / "3")
+    try:
+        client.load_model("identity", client_timeout=LOAD_TIMEOUT_S)
+        assert list(client.get_model_metadata("identity").versions) == ["3"]
+        with connected(served.address) as stub:
+            error = infer_error(stub, infer_request(rows(1), version="1"))
+            assert error.code() is grpc.StatusCode.NOT_FOUND
+            assert error.details() == "Request for unknown model: 'identity' version 1 is not found"
+            np.testing.assert_array_equal(output(stub.ModelInfer(infer_request(rows(3)))), rows(3))
+    finally:
+        shutil.rmtree(model / "3")
+        client.load_model("identity", client_timeout=LOAD_TIMEOUT_S)
+    assert list(client.get_model_metadata("identity").versions) == ["1"]
