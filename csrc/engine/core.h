@@ -6,16 +6,14 @@
 //     grouping.cc    where a request waits, when its group is ready; aging.cc: for too long
 //     sequences.cc   requests of a sequence: their order and their backend
 //     triton_*.cc    models whose requests are batched as Triton's batcher does
-//     dispatch.cc    which batch goes where
+//     dispatch.cc    which batch goes where; configure.cc: policies, placements, backends
 //     load_aware.cc  batches formed by learned latency; latency_sharing.cc: of which backends
 //     targets.cc     how large they should be; class_shares.cc: fairness of models
-//     blocking.cc    how long low levels may hold executors
-//     executors.cc   models that share executors
+//     executors.cc   models that share executors; blocking.cc: how long low levels may hold them
 //     replies.cc     what a reply or a failure means for the members
 //     retries.cc     fixed groups that are sent again, bisecting, suspects
 //     device_limits.cc how large batches may be for the memory of devices
 //     memory_retries.cc what ran out of memory; memory_holds.cc: devices held free for it
-//     configure.cc   policies, placements, backends
 //     ledger.cc      counters; statistics.cc: what ModelStatistics shows
 //     *persist.cc    save and load; invariants.cc: the truths that must hold
 #pragma once
@@ -295,7 +293,9 @@ class Core {
     void triton_append(ModelState& model, const TritonLook& look);
     void refuse_timed_out(const std::vector<std::uint32_t>& slots, Nanos now);
     bool triton_slot(const ModelState& model, Nanos now) const;
-    void triton_merge(ModelState& model, std::uint32_t batch, Nanos now);
+    void move_members(std::uint32_t from, std::size_t first, std::uint32_t to);
+    void triton_fit(ModelState& model, std::uint32_t batch, const PlacementState& placement,
+                    Nanos now);
     bool triton_take(ModelState& model, Nanos now);
     void run_triton(ModelState& model, Nanos now);
     Nanos triton_moment(const ModelState& model, Nanos now) const;

@@ -122,10 +122,7 @@ bool Core::short_of_memory(ModelState& model, const Request& request, float row_
             const Device& device = *memory_.device(index);
             if (!device.memory.known || !p.memory.confirmed()) return false;
             if (device.reserved_bytes() > 0) return false;
-            const std::uint64_t others =
-                device.held_bytes() > 0 ? device.held_bytes() - p.held_bytes : 0;
-            const auto free = static_cast<double>(device.memory.free_bytes);
-            least = std::min(least, std::max(free - static_cast<double>(others), 0.0));
+            least = std::min(least, std::max(device.available_bytes(), 0.0));
         }
         if (p.devices.empty()) return false;
         if (best != nullptr && least <= most) continue;
@@ -138,8 +135,10 @@ bool Core::short_of_memory(ModelState& model, const Request& request, float row_
         return false;
     }
     refused = refuse(model, request.model, Reason::kDeviceMemory);
-    refused.predicted_bytes = static_cast<std::uint64_t>(best->memory.added_bytes(size, 0));
+    // What was compared. Where a smaller size has failed, more is needed than is predicted.
+    const double added = best->memory.added_bytes(size, best->memory.mark());
     refused.free_bytes = static_cast<std::uint64_t>(most);
+    refused.predicted_bytes = std::max(static_cast<std::uint64_t>(added), refused.free_bytes + 1);
     return true;
 }
 

@@ -94,8 +94,15 @@ void Core::refuse_memory(ModelState& model, const BatchRecord& failed, const End
     refused.code = StatusCode::kResourceExhausted;
     const double size = static_cast<double>(failed.rows) * failed.row_size;
     refused.predicted_bytes = static_cast<std::uint64_t>(there.memory.added_bytes(size, 0));
-    for (const std::uint32_t device : there.devices) {
-        refused.free_bytes = memory_.device(device)->memory.free_bytes;
+    // Which of them has run out is not known: the one with the least. It needs more than that.
+    std::uint64_t least = ~std::uint64_t{0};
+    for (const std::uint32_t index : there.devices) {
+        const DeviceMemory& memory = memory_.device(index)->memory;
+        if (memory.known) least = std::min(least, memory.free_bytes);
+    }
+    if (least != ~std::uint64_t{0}) {
+        refused.free_bytes = least;
+        refused.predicted_bytes = std::max(refused.predicted_bytes, least + 1);
     }
     fail_members(failed.members, refused, now);
 }

@@ -40,6 +40,7 @@ struct Core::TritonLook {
     bool saturated = false;  // the batch does not grow after this
     bool sealed = false;     // a request follows that cannot join it
     bool send_now = false;
+    bool limited = false;  // by device memory
     std::vector<std::uint32_t> expired;
 };
 
@@ -77,6 +78,7 @@ Core::TritonLook Core::triton_gather(ModelState& model, const BatchRecord* open,
             const bool fits = rows_with <= rows_max;
             look.sealed = fits && !triton_joins(model, open, look.pending, request);
             look.send_now = !fits || look.sealed;
+            look.limited = !fits && rows_with <= rows_limit(model.policy);
             if (look.send_now) break;
         }
         look.pending.push_back(cursor.slot());
@@ -112,6 +114,7 @@ bool Core::triton_look(ModelState& model, Nanos now) {
     const bool best = look.best_rows != 0 && !exceeded;
     bool leaves =
         best || look.send_now || open_rows + look.rows >= preferred_max || exceeded || delay == 0;
+    look.limited &= !best;
     if (best) {
         look.pending.resize(look.best_count);
         look.saturated |= delay == 0;
@@ -156,6 +159,7 @@ void Core::triton_append(ModelState& model, const TritonLook& look) {
         leave_levels(model, slot);
     }
     batches_[batch_slot].sealed |= look.sealed;
+    if (look.limited) ++counters(batches_[batch_slot].model).memory_limited_batches;
 }
 
 void Core::refuse_timed_out(const std::vector<std::uint32_t>& slots, Nanos now) {
@@ -176,14 +180,55 @@ bool Core::triton_slot(const ModelState& model, Nanos now) const {
     return formed < idle;
 }
 
-// Triton's instance queue: with a delay, batches that have waited longer than it join the one that
-// an instance takes.
-void Core::triton_merge(ModelState& model, std::uint32_t batch_slot, Nanos now) {
+// Members of a batch from one on, in another one.
+void Core::move_members(std::uint32_t from_slot, std::size_t first, std::uint32_t to_slot) {
+    BatchRecord& from = batches_[from_slot];
+    BatchRecord& to = batches_[to_slot];
+    for (std::size_t i = first; i < from.members.size(); ++i) {
+        const BatchMember& member = from.members[i];
+        RequestRecord& request = requests_[static_cast<std::uint32_t>(member.request)];
+        request.batches.remove(from_slot);
+        request.batches.push_back(to_slot);
+        to.members.push_back(member);
+        ++to.live;
+        --from.live;
+        to.rows += member.rows;
+        from.rows -= member.rows;
+    }
+    from.members.resize(first);
+}
+
+// The one that an instance takes is cut where the devices there have no room for all of it; the
+// rest is next. As in Triton's instance queue: with a delay, batches that have waited longer than
+// it join it.
+void Core::triton_fit(ModelState& model, std::uint32_t batch_slot, const PlacementState& placement,
+                      Nanos now) {
     TritonQueue& queue = model.triton;
     BatchRecord& batch = batches_[batch_slot];
     const Nanos delay = model.policy.triton->queue_delay_max_ns;
-    const std::uint32_t rows_max =
-        rows_limit(model.policy, memory_limit(model, batch.row_size).rows.merged);
+    const MemoryLimit& limit = memory_.limit(model.policy, placement, batch.row_size);
+    const std::uint32_t rows_max = rows_limit(model.policy, limit.rows.merged);
+    drop_stale(batch);
+    std::size_t fitting = 0;
+    std::uint32_t rows_fitting = 0;
+    while (fitting < batch.members.size() &&
+           (fitting == 0 || rows_fitting + batch.members[fitting].rows <= rows_max)) {
+        rows_fitting += batch.members[fitting++].rows;
+    }
+    if (fitting < batch.members.size()) {
+        const std::uint32_t rest_slot = batches_.add();
+        BatchRecord& rest = batches_[rest_slot];
+        rest.model = batch.model;
+        rest.signature = batch.signature;
+        rest.mergeable = batch.mergeable;
+        rest.row_size = batch.row_size;
+        rest.sealed = batch.sealed;
+        rest.formed = true;
+        move_members(batch_slot, fitting, rest_slot);
+        queue.formed.insert(queue.formed.begin(), rest_slot);
+        ++counters(batch.model).memory_limited_batches;
+        return;
+    }
     while (delay > 0 && !batch.sealed && !queue.formed.empty()) {
         const std::uint32_t next_slot = queue.formed.front();
         BatchRecord& next = batches_[next_slot];
@@ -197,13 +242,9 @@ void Core::triton_merge(ModelState& model, std::uint32_t batch_slot, Nanos now) 
         const bool joins = batch.mergeable && next.mergeable && batch.signature == next.signature;
         if (batch.rows + next.rows > rows_max || !joins) return;
         queue.formed.erase(queue.formed.begin());
-        const std::uint32_t rows = next.rows;
-        const std::vector<BatchMember> moved = detach(next_slot);
+        drop_stale(next);
+        move_members(next_slot, 0, batch_slot);
         batches_.remove(next_slot);
-        for (const BatchMember& member : moved) {
-            join_batch(batch_slot, static_cast<std::uint32_t>(member.request), member.rows);
-        }
-        batches_[batch_slot].rows += rows;
     }
 }
 
@@ -216,11 +257,14 @@ bool Core::triton_take(ModelState& model, Nanos now) {
     load.rows = batches_[batch_slot].rows;
     PlacementState* placement = choose(model, model.shared, load, now).placement;
     if (placement == nullptr) return false;
+    const bool grew = queue.growing && queue.formed.size() == 1;
     queue.formed.erase(queue.formed.begin());
-    if (queue.formed.empty()) queue.growing = false;
     batches_[batch_slot].formed = false;
-    triton_merge(model, batch_slot, now);
-    drop_stale(batches_[batch_slot]);
+    triton_fit(model, batch_slot, *placement, now);
+    // Of the one that grew, what was put back does.
+    if (queue.formed.empty() || (grew && batches_[queue.formed.back()].sealed)) {
+        queue.growing = false;
+    }
     for (const BatchMember& member : batches_[batch_slot].members) {
         mark_dispatched(static_cast<std::uint32_t>(member.request), now);
     }

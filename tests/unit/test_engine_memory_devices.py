@@ -14,7 +14,7 @@ from benchmarks.device_memory import (
     TOTAL,
     tenant,
 )
-from scheduler._native.engine import OWN_EXECUTORS
+from scheduler._native.engine import OWN_EXECUTORS, Answer
 from scheduler.simulation.engine import (
     Device,
     EngineOutcome,
@@ -207,6 +207,17 @@ def test_memory_of_another_device_lifts_no_cap() -> None:
     assert gpu.engine.memory_status(0, 0).rows_cap == 8
     gpu.after(MS).read_each(5_000, 9_000)
     assert gpu.engine.memory_status(0, 0).rows_cap == 0
+
+
+def test_a_refusal_tells_of_the_device_with_the_least() -> None:
+    gpu = Gpus()
+    gpu.prime(per_row=100 * MIB)
+    gpu.read_each(300, 9_000)
+    gpu.submit(1, rows=4, mergeable=False)
+    answers: list[Answer] = []
+    while sent := gpu.step():
+        answers += gpu.after(MS).fail(sent[0], "out_of_memory", INTERNAL)
+    assert [(a.predicted_bytes, a.free_bytes) for a in answers] == [(400 * MIB, 300 * MIB)]
 
 
 def test_a_server_that_was_away_keeps_what_it_proved_on_both() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 
+import grpc
+
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.dataplane import DataPlane, identity_model
-from tests.wire.fake_triton import FakeTriton
+from tests.wire.calls import Stub, error_info, infer_error, infer_request, rows
+from tests.wire.fake_triton import FakeTriton, Request, Response
 
 MIB = 1 << 20
 BASE, PER_ROW = 200 * MIB, 100 * MIB
@@ -63,3 +66,20 @@ def test_a_fixed_need_that_is_fixed_no_more_is_a_beginning(
     assert need(plane, 1_000 * MIB) == (BASE, PER_ROW, 0, 8)
     apply(plane, fake, pb.MemoryPrior(base_bytes=0, bytes_per_row=50 * MIB))
     assert need(plane, 1_000 * MIB) == (0, 50 * MIB, 0, 20)
+
+
+def test_a_refusal_tells_more_bytes_than_are_free(
+    stub: Stub, plane: DataPlane, fake: FakeTriton
+) -> None:
+    apply(plane, fake, pb.MemoryPrior(base_bytes=BASE, bytes_per_row=PER_ROW))
+    need(plane, 1_000 * MIB)
+
+    def behaviour(request: Request, context: grpc.ServicerContext) -> Response:
+        context.abort(grpc.StatusCode.INTERNAL, "CUDA error: out of memory")
+
+    fake.behaviour = behaviour
+    info = error_info(infer_error(stub, infer_request(rows(1.0))))
+    assert info.reason == "DEVICE_MEMORY"
+    # A row would have fitted by what is predicted: it needs more than is free.
+    assert info.metadata["freeBytes"] == str(1_000 * MIB)
+    assert info.metadata["predictedBytes"] == str(1_000 * MIB + 1)
