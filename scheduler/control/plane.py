@@ -47,6 +47,7 @@ RESTART_ONLY = {
         "shared_memory_bytes_max",
     ),
     "embedded": ("model_repository", "model_control_mode", "load_models"),
+    "device_memory": ("schedulers_directory",),
     "logging": ("level", "format"),
 }
 

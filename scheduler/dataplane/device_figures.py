@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from scheduler._native.gateway import Gateway
 from scheduler.v1 import dataplane_pb2 as pb
@@ -37,7 +37,7 @@ class DeviceFigures:
 
     def take(self, readings: pb.MemoryReadings) -> None:
         """What a control plane tells, and how long it may be silent after it."""
-        self._gateway().set_devices(readings)
+        self._tell(readings.devices, 0.0)
         self._stale_after_s = readings.stale_after_ns / 1e9
         self._lost_after_s = readings.lost_after_ns / 1e9
         for device in readings.devices:
@@ -70,15 +70,35 @@ class DeviceFigures:
             return
         wait_s = self._stale_after_s - silent_s
         if wait_s <= 0:
-            widened = [self._widened(d, silent_s) for d in self._told.values()]
-            self._gateway().set_devices(pb.MemoryReadings(devices=widened))
+            self._tell(self._told.values(), silent_s)
             wait_s = self._stale_after_s
         self._check = loop.call_later(min(wait_s, self._lost_after_s - silent_s), self._look)
 
-    def _widened(self, device: pb.DeviceMemory, silent_s: float) -> pb.DeviceMemory:
-        """The longer another tenant has had for it, the more it may have taken."""
-        wider = pb.DeviceMemory()
-        wider.CopyFrom(device)
-        headroom = device.headroom_bytes * max(silent_s / max(self._stale_after_s, 1e-3), 1.0)
-        wider.headroom_bytes = min(int(headroom), device.total_bytes)
-        return wider
+    def _tell(self, devices: Iterable[pb.DeviceMemory], silent_s: float) -> None:
+        counted = [self._counted(device, silent_s) for device in devices]
+        self._gateway().set_devices(pb.MemoryReadings(devices=counted))
+
+    def _counted(self, device: pb.DeviceMemory, silent_s: float) -> pb.DeviceMemory:
+        """As the gateway is to count with it."""
+        headroom = device.headroom_bytes
+        if silent_s > self._stale_after_s > 0:
+            # The longer another tenant has had for it, the more it may have taken.
+            headroom = min(int(headroom * silent_s / self._stale_after_s), device.total_bytes)
+        headroom = with_share_of_others(headroom, device.free_bytes, device.schedulers)
+        if headroom == device.headroom_bytes:
+            return device
+        counted = pb.DeviceMemory()
+        counted.CopyFrom(device)
+        counted.headroom_bytes = headroom
+        return counted
+
+
+def with_share_of_others(headroom_bytes: int, free_bytes: int, schedulers: int) -> int:
+    """The headroom that leaves each of several schedulers its part of what is free.
+
+    They look at the same figures, and none knows what another is about to send: all together they
+    take no more than there is. What batches have taken is in the figures of the next look, so what
+    one of them does not need comes to the others.
+    """
+    usable_bytes = max(free_bytes - headroom_bytes, 0)
+    return headroom_bytes + usable_bytes - usable_bytes // max(schedulers, 1)

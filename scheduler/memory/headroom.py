@@ -26,17 +26,6 @@ class Ages:
     lost_after_ns: int
 
 
-def with_share_of_others(headroom_bytes: int, free_bytes: int, schedulers: int) -> int:
-    """The headroom that leaves each of several schedulers its part of what is free.
-
-    They look at the same figures, and none knows what another is about to send: all together they
-    take no more than there is. What batches have taken is in the figures of the next look, so what
-    one of them does not need comes to the others.
-    """
-    usable_bytes = max(free_bytes - headroom_bytes, 0)
-    return headroom_bytes + usable_bytes - usable_bytes // max(schedulers, 1)
-
-
 def widened_bytes(headroom_bytes: int, age_ns: int, ages: Ages) -> int:
     """headroom · max(1, age / stale_after).
 

@@ -9,10 +9,12 @@ configuration tells them (`device_memory.schedulers`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable, Set
 from pathlib import Path
@@ -25,8 +27,9 @@ logger = logging.getLogger(__name__)
 # Anyone may add a file, and take away only their own.
 _MODE = 0o1777
 COUNT_PERIOD_S = 1.0
-# Files of others cost room on the device; no more of them are believed.
+# Files of others cost room on the device; no more of them are believed, nor looked at.
 SCHEDULERS_MAX = 16
+FILES_MAX = 256
 
 
 class Sharers:
@@ -64,16 +67,20 @@ class Sharers:
             self._release(device)
 
     def _claim(self, device: str) -> tuple[Path, int]:
-        if not self._directory.is_dir():
-            self._directory.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(PermissionError):  # another user has just made it
-                self._directory.chmod(_MODE)
+        _make(self._directory)
         while True:
             path = self._directory / f"{quote(device, safe='')}.{secrets.token_hex(8)}"
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            # Between the two calls another one may have taken it for abandoned.
-            if _locked(fd) and os.fstat(fd).st_nlink > 0:
-                return path, fd
+            try:
+                os.fchmod(fd, 0o644)  # whatever the umask: other users look at its lock
+                # Between the two calls another one may have taken it for abandoned.
+                if _locked(fd) and os.fstat(fd).st_nlink > 0:
+                    return path, fd
+            except OSError:  # a file system without locks
+                os.close(fd)
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                raise
             os.close(fd)
 
     def _release(self, device: str) -> None:
@@ -86,14 +93,16 @@ class Sharers:
         quoted = {quote(device, safe=""): device for device in self._held}
         mine = {path.name for path, _ in self._held.values()}
         found = dict.fromkeys(self._held, 1)
-        try:
-            names = os.listdir(self._directory)
-        except OSError:
-            return found
-        for name in names:
-            device = quoted.get(name.rpartition(".")[0])
-            if device is not None and name not in mine and _is_alive(self._directory / name):
-                found[device] += 1
+        looked_at = 0
+        with contextlib.suppress(OSError), os.scandir(self._directory) as entries:
+            for entry in entries:
+                device = quoted.get(entry.name.rpartition(".")[0])
+                if device is None or entry.name in mine or found[device] >= SCHEDULERS_MAX:
+                    continue
+                looked_at += 1
+                if looked_at > FILES_MAX:
+                    break
+                found[device] += _is_alive(self._directory / entry.name)
         return found
 
     def _say(self, error: OSError) -> None:
@@ -102,6 +111,25 @@ class Sharers:
             text = f"other schedulers of this host are not seen, nor do they see this one: {error}"
             hint = "say how many use a device with device_memory.schedulers"
             log(logger, logging.WARNING, f"{text}; {hint}")
+
+
+def _make(directory: Path) -> None:
+    """Raises OSError where another user could put something else in its place."""
+    made = True
+    try:
+        os.makedirs(directory.parent, exist_ok=True)
+        directory.mkdir()
+    except FileExistsError:
+        made = False
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if made:
+            os.fchmod(fd, _MODE)
+        owner = os.fstat(fd)
+        if owner.st_uid not in {0, os.geteuid()} and not owner.st_mode & stat.S_ISVTX:
+            raise PermissionError(errno.EPERM, "it belongs to another user", str(directory))
+    finally:
+        os.close(fd)
 
 
 def _locked(fd: int) -> bool:
@@ -115,12 +143,20 @@ def _locked(fd: int) -> bool:
 
 def _is_alive(path: Path) -> bool:
     """Whether its owner lives. Takes it away if not, as far as it may."""
-    with contextlib.suppress(OSError):
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            if not _locked(fd):
-                return True
-            path.unlink()
-        finally:
-            os.close(fd)
+    except PermissionError:
+        return True  # another user's; whether it lives cannot be seen
+    except OSError:
+        return False
+    try:
+        if not _locked(fd):
+            return True
+        path.unlink()
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
     return False

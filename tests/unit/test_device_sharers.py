@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -10,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from scheduler.control.device_memory.readings import DeviceReadings
-from scheduler.memory.headroom import Ages, with_share_of_others
-from scheduler.memory.sharers import COUNT_PERIOD_S, SCHEDULERS_MAX, Sharers
+from scheduler.dataplane.device_figures import with_share_of_others
+from scheduler.memory.headroom import Ages
+from scheduler.memory.sharers import COUNT_PERIOD_S, FILES_MAX, SCHEDULERS_MAX, Sharers
 from scheduler.memory.source import DeviceReading
 from scheduler.memory.table import DeviceMemory
 from scheduler.v1 import dataplane_pb2 as pb
+from tests.unit.data_plane_figures import Gateway, figures_of
 from tests.unit.devices_world import GIB, GPU_0, LOCAL, A, World
 from tests.unit.triton_answers import pool_of
 
@@ -77,6 +81,64 @@ def test_files_of_others_cost_no_more_than_so_much(tmp_path: Path) -> None:
     assert set(host.counts(GPU)) == {SCHEDULERS_MAX}
 
 
+def test_those_of_other_users_count_although_they_cannot_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(tmp_path, 2)
+    old = os.umask(0o077)
+    try:
+        for sharers in host.all:
+            sharers.use({GPU})
+    finally:
+        os.umask(old)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
+
+    def refuse(*arguments: object, **options: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert host.counts(GPU) == [2, 2]
+
+
+def test_a_file_system_without_locks_costs_nothing_but_the_sight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    host = Host(tmp_path, 1)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        host.all[0].use({GPU})
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert os.listdir(tmp_path) == []
+    assert host.counts(GPU) == [1]
+    assert len([m for m in caplog.messages if "no locks" in m]) == 1
+
+
+def test_no_other_directory_is_opened_to_all(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    (tmp_path / "seen").symlink_to(private)
+    host = Host(tmp_path / "seen", 1)
+    host.all[0].use({GPU})
+    assert private.stat().st_mode & 0o777 == 0o700
+    assert os.listdir(private) == []
+
+
+def test_a_heap_of_files_is_not_looked_through(tmp_path: Path) -> None:
+    host = Host(tmp_path, 1)
+    host.all[0].use({GPU})
+    for n in range(3 * FILES_MAX):
+        (tmp_path / f"GPU-a.{n}").touch()
+    host.counts(GPU)
+    assert len(os.listdir(tmp_path)) >= 2 * FILES_MAX
+    for _ in range(4):
+        host.counts(GPU)
+    assert len(os.listdir(tmp_path)) == 1  # in some looks all of the dead ones went
+
+
 def test_a_directory_that_cannot_be_had_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -96,20 +158,28 @@ def test_all_together_take_no_more_than_there_is(schedulers: int, headroom: int,
     assert schedulers * (each + 1) > max(free - headroom, 0)  # nor less, but for roundings
 
 
-def test_the_data_plane_is_told_its_part() -> None:
-    sent: list[pb.MemoryReadings] = []
+def test_the_data_plane_takes_its_part_of_what_it_is_told() -> None:
+    gateway = Gateway()
+    figures, loop = figures_of(gateway)
 
-    def send(readings: pb.MemoryReadings) -> bool:
-        sent.append(readings)
+    def send(told: pb.MemoryReadings) -> bool:
+        figures.take(told)
         return True
 
-    readings = DeviceReadings(send, busy=lambda: True)
+    def usable() -> float:
+        counted = gateway.known[3]
+        return (counted.free_bytes - counted.headroom_bytes) / GIB
+
+    readings = DeviceReadings(send, busy=lambda: False, clock_s=lambda: 0.0)
     reading = DeviceReading(GPU, 1, total_bytes=16 * GIB, free_bytes=9 * GIB)
+    found = []
     for schedulers in (1, 2, 4):
         device = DeviceMemory(GPU, True, "nvml", "", 0, GIB, reading, schedulers)
         readings.tell({GPU: device}, {GPU: 3})
-    told = [told.devices[0] for told in sent]
-    assert [d.free_bytes - d.headroom_bytes for d in told] == [8 * GIB, 4 * GIB, 2 * GIB]
+        found.append(usable())
+    assert found == [8, 4, 2]
+    loop.advance(4.5)
+    assert usable() == (9 - 4) / 4  # silence widens what is kept by all, not the part of others
 
 
 def test_the_configuration_tells_of_those_that_are_not_seen(tmp_path: Path) -> None:

@@ -4,38 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from scheduler.control.device_memory.readings import REPEAT_S, SILENCE, DeviceReadings
 from scheduler.dataplane import steering
-from scheduler.dataplane.device_figures import DeviceFigures
 from scheduler.v1 import dataplane_pb2 as pb
+from tests.unit.data_plane_figures import Gateway, figures_of
 from tests.unit.devices_world import GIB, device
 
 SECOND = 1_000_000_000
 LIMIT_S = 20.0
-
-
-class Gateway:
-    """Keeps what it is told of every device."""
-
-    generation = 0
-
-    def __init__(self) -> None:
-        self.told: list[pb.MemoryReadings] = []
-        self.known: dict[int, pb.DeviceMemory] = {}
-
-    def loading(self) -> list[tuple[str, int]]:
-        return []
-
-    def devices(self) -> list[tuple[int, bool]]:
-        return [(index, found.known) for index, found in sorted(self.known.items())]
-
-    def set_devices(self, message: pb.MemoryReadings) -> None:
-        self.told.append(message)
-        self.known.update((told.index, told) for told in message.devices)
 
 
 def readings(*devices: pb.DeviceMemory, stale_s: int = 1, lost_s: int = 5) -> pb.MemoryReadings:
@@ -62,36 +41,6 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.0005)
 
     await asyncio.wait_for(look(), LIMIT_S)
-
-
-class Loop:
-    """A clock that only plays, and the one call that is due."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-        self.due: list[tuple[float, Callable[[], None]]] = []
-
-    def time(self) -> float:
-        return self.now_s
-
-    def call_later(self, delay_s: float, call: Callable[[], None]) -> object:
-        assert delay_s >= 0
-        self.due.append((self.now_s + delay_s, call))
-        return object()
-
-    def advance(self, seconds: float) -> None:
-        end_s = self.now_s + seconds
-        while self.due and self.due[0][0] <= end_s:
-            self.now_s, call = self.due.pop(0)
-            call()
-            assert len(self.due) <= 1
-        self.now_s = end_s
-
-
-def figures_of(gateway: Gateway) -> tuple[DeviceFigures, Loop]:
-    loop = Loop()
-    made: Any = DeviceFigures
-    return made(lambda: gateway, lambda: loop), loop
 
 
 def test_silence_widens_the_headroom_and_then_nothing_is_known() -> None:

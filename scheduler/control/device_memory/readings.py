@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from scheduler.control.device_memory.load_marks import LoadMarks
-from scheduler.memory.headroom import Ages, with_share_of_others
+from scheduler.memory.headroom import Ages
 from scheduler.memory.table import DeviceMemory
 from scheduler.v1 import dataplane_pb2 as pb
 
@@ -92,9 +92,8 @@ def message(number: int, device: DeviceMemory, loads: int = 0) -> pb.DeviceMemor
         known=True,
         free_bytes=reading.free_bytes,
         total_bytes=reading.total_bytes,
-        headroom_bytes=with_share_of_others(
-            device.headroom_bytes, reading.free_bytes, device.schedulers
-        ),
+        headroom_bytes=device.headroom_bytes,
+        schedulers=device.schedulers,
         measured_at_ns=reading.measured_at_ns,
         fixed=reading.measured_at_ns == 0,
         own_bytes=reading.own_bytes,
@@ -112,6 +111,8 @@ def _told(devices: list[pb.DeviceMemory]) -> pb.MemoryReadings:
 
 
 def _differs(told: pb.DeviceMemory, now: pb.DeviceMemory, busy: bool) -> bool:
+    if told.schedulers != now.schedulers:
+        return True
     if (told.known, told.fixed, told.total_bytes) != (now.known, now.fixed, now.total_bytes):
         return True
     if busy and told.measured_at_ns != now.measured_at_ns:
