@@ -218,3 +218,15 @@ def test_one_that_was_seen_to_need_more_than_there_can_be_makes_nobody_leave() -
     assert found == NoRoom("gpu", 3 * GIB + 1, 3 * GIB, others=True)
     wanted = Site("one", {"gpu": 0}, False, {"gpu": math.inf})
     assert plan([wanted], there, {}, (), NOW) == NoRoom("gpu", 1, 0, others=True)
+
+
+def test_what_a_model_that_is_coming_has_taken_already_refuses_nobody() -> None:
+    """Of the free memory its whole weight is kept for it; how much of that is gone nobody knows."""
+    coming = resident("x", 40 * GIB, 0, kept=True, coming=True)
+    for taken in (0, 20, 38, 40):
+        rooms = {"gpu": Room(free_bytes=(80 - taken) * GIB, most_bytes=80 * GIB)}
+        assert isinstance(plan([site(30 * GIB)], [coming], rooms, {"gpu"}, NOW), Later)
+        assert victims(plan([site(30 * GIB)], [coming], rooms, (), NOW)) == []
+        found = plan([site(41 * GIB)], [coming], rooms, (), NOW)
+        assert isinstance(found, NoRoom)
+        assert found.free_bytes == 40 * GIB

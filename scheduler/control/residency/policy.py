@@ -222,8 +222,8 @@ def _most(place: str, there: Sequence[Resident], room: Room) -> float:
         # Of one whose weight is not known it is not known what it leaves.
         known = all(r.weights[place] for r in leaving)
         if known:
-            free = _free(place, there, room)
-            most = min(most, free + sum(r.weights[place] for r in leaving))
+            # One that is coming may have all of its weight by now: no more is taken off.
+            most = min(most, room.free_bytes + sum(r.weights[place] for r in leaving))
     return most
 
 
