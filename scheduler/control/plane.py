@@ -23,6 +23,7 @@ from scheduler.control.device_memory.learned import LearnedMemory
 from scheduler.control.device_memory.readings import DeviceReadings
 from scheduler.control.health import HealthServicer
 from scheduler.control.latency.latencies import Latencies
+from scheduler.control.model_moves import ModelMoves
 from scheduler.control.parameters import Parameters
 from scheduler.control.payload_memory import PayloadMemory
 from scheduler.control.readiness import Readiness
@@ -83,11 +84,12 @@ class ControlPlane:
             Sharers(self.settings.device_memory.schedulers_directory),
         )
         self.turns, self.loads = Turns(), Loads(parameters.runtime_directory)
+        self._moves = ModelMoves(self.pool, self.turns)
         self._readings = DeviceReadings(
             self.steering.tell_memory,
             activity.busy,
             self.devices.inherited,
-            self.turns.ran_between,
+            self.turns,
         )
         self.looked_around = False  # every backend and source was looked at once
         self.readiness = Readiness(
@@ -182,6 +184,7 @@ class ControlPlane:
                 )
             )
         self.devices.look()
+        self._moves.look()
         self.residency.look()
         self.publish_health()
 

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 SPANS_MAX = 64
+# What a backend moves for longer is stuck there: it takes no memory any more, and gives none.
+MOVES_MAX_NS = 600_000_000_000
 
 
 class Turns:
@@ -21,6 +23,8 @@ class Turns:
         self._spans_ns: deque[tuple[int, int]] = deque(maxlen=SPANS_MAX)  # of those that have ended
         self._others = 0  # that run now
         self._others_begun = 0
+        self.moving_since_ns: tuple[int, ...] = ()  # models that backends load and unload
+        self.surprises = 0  # how often something was noticed that nobody had told before
 
     @property
     def names(self) -> list[str]:
@@ -35,12 +39,15 @@ class Turns:
 
     def ran_between(self, from_ns: int, to_ns: int) -> bool:
         """Whether one ran at some time of these, which are not long ago."""
-        return any(began <= to_ns for began in self._running_since_ns) or any(
-            began <= to_ns and ended >= from_ns for began, ended in self._spans_ns
+        return (
+            any(began <= to_ns for began in self._running_since_ns)
+            or any(began <= to_ns and ended >= from_ns for began, ended in self._spans_ns)
+            or any(began <= to_ns <= began + MOVES_MAX_NS for began in self.moving_since_ns)
         )
 
-    def happened_since(self, began_ns: int) -> None:
-        """Something like an operation, which nobody has told before."""
+    def noticed(self, began_ns: int) -> None:
+        """Something like an operation has happened since then: it may be told by nobody."""
+        self.surprises += 1
         self._spans_ns.append((began_ns, time.monotonic_ns()))
 
     @asynccontextmanager
@@ -70,7 +77,7 @@ class Turns:
         finally:
             if began_ns:
                 self._running_since_ns.remove(began_ns)
-                self.happened_since(began_ns)
+                self._spans_ns.append((began_ns, time.monotonic_ns()))
             for lock in taken:
                 lock.release()
             for name in wanted:

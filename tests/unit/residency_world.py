@@ -20,6 +20,7 @@ from scheduler.config import Backend, Settings
 from scheduler.config.schema import Discovery
 from scheduler.control.cold.loads import Loads
 from scheduler.control.device_memory.places import Places
+from scheduler.control.model_moves import ModelMoves
 from scheduler.control.residency.on_demand import ModelResidency
 from scheduler.control.turns import Turns
 from scheduler.memory.source import DeviceReading
@@ -194,6 +195,7 @@ class World:
         )
         self.residency = self.plane.residency = ModelResidency(self.plane, folder)
         self.loader = self.residency.loader
+        self.moves = ModelMoves(self.pool, self.plane.turns)
 
     async def start(self) -> None:
         """The Tritons are found as they are."""
@@ -224,6 +226,7 @@ class World:
         for key in self.pool.catalog:
             indices = self.plane.desired.model_index
             indices.setdefault(key, len(indices))
+        self.moves.look()
         self.residency.look()
 
     async def until(self, condition: Callable[[], object], what: str, bound_s: float = 60) -> None:

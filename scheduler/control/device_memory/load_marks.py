@@ -3,8 +3,9 @@ the data plane compares no figures across them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Container
 
+from scheduler.control.turns import Turns
 from scheduler.memory.table import DeviceMemory
 
 # Of free bytes; less is no model.
@@ -12,23 +13,23 @@ CHANGE_BYTES = 2**20
 
 
 class LoadMarks:
-    """By device. `loaded_between(from_ns, to_ns)` tells whether models came or went then."""
+    """By device. `turns` tells when models came or went."""
 
-    def __init__(self, loaded_between: Callable[[int, int], bool]) -> None:
-        self._loaded_between = loaded_between
-        self._seen: dict[str, tuple[int, int, int]] = {}  # when, free bytes, and the mark
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._seen: dict[str, tuple[int, int, int]] = {}  # when, free bytes, and the changes
 
     def keep(self, keys: Container[str]) -> None:
         """There are no others any more."""
         self._seen = {key: seen for key, seen in self._seen.items() if key in keys}
 
     def of(self, key: str, device: DeviceMemory) -> int:
-        """A number that grows with every such change."""
+        """A number that grows with every such change, and when one is noticed late: what showed it
+        may have been told already."""
         at_ns, free = device.reading.measured_at_ns, device.reading.free_bytes
-        from_ns, before, mark = self._seen.get(key, (at_ns, free, 0))
-        if not device.known or at_ns == 0:
-            return mark
-        if abs(free - before) >= CHANGE_BYTES and self._loaded_between(from_ns, at_ns):
-            mark += 1
-        self._seen[key] = at_ns, free, mark
-        return mark
+        from_ns, before, changes = self._seen.get(key, (at_ns, free, 0))
+        if device.known and at_ns:
+            if abs(free - before) >= CHANGE_BYTES and self._turns.ran_between(from_ns, at_ns):
+                changes += 1
+            self._seen[key] = at_ns, free, changes
+        return changes + self._turns.surprises

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from scheduler.control.device_memory.load_marks import LoadMarks
+from scheduler.control.turns import Turns
 from scheduler.memory.headroom import Ages
 from scheduler.memory.table import DeviceMemory
 from scheduler.v1 import dataplane_pb2 as pb
@@ -31,12 +32,12 @@ class DeviceReadings:
         send: Callable[[pb.MemoryReadings], bool],
         busy: Callable[[], bool],
         inherited: Iterable[int] = (),
-        loaded_between: Callable[[int, int], bool] = lambda from_ns, to_ns: False,
+        turns: Turns | None = None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._send = send
         self._busy = busy
-        self._loads = LoadMarks(loaded_between)
+        self._loads = LoadMarks(turns or Turns())
         self._clock_s = clock_s
         self._told: dict[int, pb.DeviceMemory] = {}
         self._told_all_at_s = float("-inf")

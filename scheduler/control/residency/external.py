@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 PAUSE_MIN_S, PAUSE_MAX_S = 2.0, 120.0
 # After so many pauses in peace the next one is the shortest again.
 PEACE_PAUSES = 10
-# A change is noticed about so long after it has begun.
-NOTICED_S = 2.0
 # So long the last change is told as a problem.
 TOLD_S = 600.0
 
@@ -135,7 +133,6 @@ class ExternalChanges:
         backend.changes += 1
         self.counts[address] = self.counts.get(address, 0) + 1
         backend.last, backend.last_s = what, time.monotonic()
-        self._plane.turns.happened_since(int((backend.last_s - NOTICED_S) * 1e9))
         if address not in self._said:
             self._said.add(address)
             log(logger, logging.WARNING, f"{what}, and not by this scheduler: somebody else loads "
