@@ -11,7 +11,7 @@ from scheduler.config.profile import ProfiledModel, model_signature
 
 # Where the configuration of a sequence model names no idle time.
 SEQUENCE_IDLE_DEFAULT_US = 1_000_000
-READY = "READY"
+READY, LOADING, UNLOADING = "READY", "LOADING", "UNLOADING"
 # Instances of an ensemble whose steps are not known: it has none of its own.
 ENSEMBLE_INSTANCES = 2
 

@@ -20,7 +20,15 @@ from enum import Enum
 
 from tritonclient.grpc import service_pb2
 
-from scheduler.backends.catalog import READY, CatalogError, ModelSpec, batching_advice, model_spec
+from scheduler.backends.catalog import (
+    LOADING,
+    READY,
+    UNLOADING,
+    CatalogError,
+    ModelSpec,
+    batching_advice,
+    model_spec,
+)
 from scheduler.backends.probe import Answer, CallError, ProbeResult, TritonCalls
 from scheduler.backends.remembered import Described, ModelKey, RememberedModels
 from scheduler.backends.waiting import set_within
@@ -312,8 +320,7 @@ class BackendWatch:
 
 
 # A reload shows as one of these.
-UNLOADING = "UNLOADING"
-MOVING = ("LOADING", UNLOADING)
+MOVING = (LOADING, UNLOADING)
 
 
 def _kept(listed: Mapping[ModelKey, str]) -> set[ModelKey]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from scheduler.control.residency.external import PAUSE_MAX_S, PAUSE_MIN_S
+from scheduler.control.residency.unloads import STUCK
 from tests.unit.residency_world import GIB, GROUP, HEADROOM, ONE, World, failure
 from tests.unit.virtual_time import run_virtually
 
@@ -218,5 +219,92 @@ def test_a_load_that_failed_is_not_taken_for_one_that_goes_on(tmp_path: Path, ru
         await world.until(lambda: world.error("a"), "it fails")
         (shown,) = (found for found in world.residency.shown() if found.name == "a")
         assert (shown.state, shown.error) == ("failed", "the layer 'conv' is missing")
+
+    run(scenario())
+
+
+def test_a_load_beside_one_of_somebody_else_that_is_waited_for_is_not_weighed(
+    tmp_path: Path, run: Run
+) -> None:
+    world = World(tmp_path, (ONE, dict.fromkeys("ab", GROUP)), total=8 * GIB)
+    triton = world.tritons[ONE]
+
+    async def scenario() -> None:
+        await world.start()
+        world.loader.want("a")
+        await world.until(lambda: triton.loads, "it has begun")
+        triton.states["b", "1"] = "LOADING"
+        await world.pool.watches[ONE].refresh()
+        world.loader.want("b")
+        await world.until(lambda: "b" in world.loader.loading, "it is waited for")
+        assert state(world, "b") == "loading"
+        there = world.loader.residents.all()
+        assert [r.name for r in there if r.coming] == ["b"], "its memory counts as taken"
+        triton.states["b", "1"] = "READY"
+        await world.until(lambda: world.loader.residents.served("a"), "it is loaded")
+        await world.until(lambda: not world.loader.loading, "all is over")
+        assert triton.loads == ["a"]
+        assert world.loader.learned.weight("a", ONE, "gpu1")[0] == 0
+        assert world.loader.external.count(ONE) == 1
+
+    run(scenario())
+
+
+def test_what_is_waited_for_in_vain_is_loaded_when_there_is_room(tmp_path: Path, run: Run) -> None:
+    world = two_of_three(tmp_path)
+    triton = world.tritons[ONE]
+    triton.states.update({("a", "1"): "LOADING", ("b", "1"): "READY", ("c", "1"): "READY"})
+    triton.total += GIB
+
+    async def scenario() -> None:
+        await world.start()
+        world.loader.want("a")
+        await world.until(lambda: "a" in world.loader.loading, "it is waited for")
+        triton.taken = GIB
+        triton.states["a", "1"] = "UNAVAILABLE"
+        await world.until(lambda: "a" in triton.loaded, "it is loaded")
+        assert (triton.loads, len(triton.unloads)) == (["a"], 1), "somebody has left"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_what_is_being_unloaded_holds_up_nobody_else(tmp_path: Path, run: Run, ends: bool) -> None:
+    """By a control plane before this one: it is not described."""
+    world = two_of_three(tmp_path, unload_timeout="20s")
+    triton = world.tritons[ONE]
+    triton.states["a", "1"] = "UNLOADING"
+
+    async def scenario() -> None:
+        await world.start()
+        await world.wanted_for(2, "a")
+        await world.wanted_for(2, "a", "b")
+        assert (triton.loads, world.error("a")) == (["b"], "")
+        if ends:
+            triton.states["a", "1"] = "UNAVAILABLE"
+        await world.wanted_for(20, "a")
+        assert triton.loads == (["b", "a"] if ends else ["b"])
+        assert world.error("a") == ("" if ends else STUCK)
+        if not ends:
+            triton.states["a", "1"] = "UNAVAILABLE"
+            await world.wanted_for(70, "a")  # longer than any pause after a failure
+            assert "a" in triton.loaded
+
+    run(scenario())
+
+
+def test_an_unload_that_was_not_seen_yet_is_not_waited_for(tmp_path: Path, run: Run) -> None:
+    world = two_of_three(tmp_path)
+    triton = world.tritons[ONE]
+
+    async def scenario() -> None:
+        await world.start()
+        triton.states["a", "1"] = "UNLOADING"
+        world.loader.want("a")
+        await world.until(lambda: world.pool.watches[ONE].unloading, "it is seen")
+        await world.until(lambda: not world.loader.loading, "the device is free for others")
+        triton.states["a", "1"] = "UNAVAILABLE"
+        await world.wanted_for(5, "a")
+        assert "a" in triton.loaded
 
     run(scenario())

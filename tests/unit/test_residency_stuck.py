@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from scheduler.backends.probe import Answer, ProbeResult
-from scheduler.control.residency.on_demand import STUCK
+from scheduler.control.residency.unloads import STUCK
 from tests.unit.residency_world import GIB, GROUP, ONE, TWO, World
 from tests.unit.virtual_time import run_virtually
 

@@ -99,7 +99,7 @@ class ExternalChanges:
         if before is None:
             self._backends[address] = _Backend(loaded, set(moving))
             return
-        own = self._own(watch, loaded - before.loaded)
+        own = self._own(address, watch, loaded - before.loaded)
         before.excused |= moving & own
         excused = own | before.excused | {n for n, a in self._residents.immovable if a == address}
         came = loaded - before.loaded - excused
@@ -115,12 +115,14 @@ class ExternalChanges:
             self._protect(address, before, came)
         before.ours &= loaded
 
-    def _own(self, watch: BackendWatch, came: Collection[str]) -> set[str]:
+    def _own(self, address: str, watch: BackendWatch, came: Collection[str]) -> set[str]:
         """The models with an operation of ours or of our clients, and the steps of ensembles: of
-        one that is not described yet, whatever has come."""
-        names = set(self._plane.turns.names)
+        one that is not described yet, whatever has come. A load that is only waited for is none."""
+        loads = self._plane.residency.loading.items()
+        foreign = {n for n, found in loads if found.foreign and found.backend == address}
+        names = set(self._plane.turns.names) - foreign
         if names - {name for name, _ in watch.models}:
-            return names | set(came)
+            return names | (set(came) - foreign)
         steps = {
             step.model_name
             for (name, _), spec in watch.models.items()

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import grpc
 from tritonclient.grpc import service_pb2
 
-from scheduler.backends.catalog import READY
+from scheduler.backends.catalog import LOADING, READY, UNLOADING
 from scheduler.backends.probe import RpcError
 from scheduler.backends.watch import BackendWatch
 from scheduler.control.cold.fan_out import READ_TIMEOUT_S, UPDATE_TIMEOUT_S
 from scheduler.control.unloading import until_unloaded
 
-LOADING, UNLOADING = "LOADING", "UNLOADING"
 POLL_PERIOD_S = 0.05
 # What a Triton says that loads all of its repository (--model-control-mode=none or poll).
 _NOT_EXPLICIT = "explicit model load / unload is not allowed"
@@ -26,6 +26,24 @@ _OUT_OF_MEMORY = re.compile(
     r"|requested amount of gpu memory|failed to allocate cuda memory|oom when allocating",
     re.IGNORECASE,
 )
+
+
+@dataclass
+class Loading:
+    """A load under way, from the first unload for it on."""
+
+    backend: str
+    ready_at_ns: int  # expected; 0 = not known
+    places: frozenset[str] = frozenset()  # that nobody else loads on meanwhile
+    # It is that of somebody else, or of a control plane before this one, and is only waited for.
+    foreign: bool = False
+    free: Mapping[str, int] = field(default_factory=dict)  # by place, just before
+    weighing: bool = False  # nothing is sent to it yet: batches would be weighed with it
+
+
+class NotLoadedError(Exception):
+    """What was under way there has ended without the model, or is an unload: who has room for it
+    is to be looked at again."""
 
 
 def says_out_of_memory(text: str) -> bool:
@@ -50,25 +68,28 @@ async def loads_explicitly(watch: BackendWatch) -> bool:
 
 
 async def load_model(
-    watch: BackendWatch, request: service_pb2.RepositoryModelLoadRequest, timeout_s: float
-) -> bool:
-    """Returns once it is loaded, and whether the whole load was ours: one that is under way
-    already, for a control plane before this one or another client, is waited for, as an unload is.
-    Raises RpcError.
+    watch: BackendWatch,
+    request: service_pb2.RepositoryModelLoadRequest,
+    timeout_s: float,
+    loading: Loading,
+) -> None:
+    """Returns once it is loaded; one that is under way already is waited for, and is `foreign`.
+    Raises RpcError and NotLoadedError.
     """
 
-    async def load() -> bool:
-        ours = True
-        while {LOADING, UNLOADING} & (states := await _states(watch, request.model_name)):
-            ours = False
+    async def load() -> None:
+        while LOADING in (states := await _states(watch, request.model_name)):
+            loading.foreign = True
             await asyncio.sleep(POLL_PERIOD_S)
         if READY in states and not request.parameters:
-            return False
+            loading.foreign = True
+            return
+        if READY not in states and (loading.foreign or UNLOADING in states):
+            raise NotLoadedError
         await watch.calls.rpc("RepositoryModelLoad", request, timeout_s)
-        return ours
 
     try:
-        return await asyncio.wait_for(load(), timeout_s)
+        await asyncio.wait_for(load(), timeout_s)
     except (asyncio.TimeoutError, RpcError) as error:
         if isinstance(error, RpcError) and error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
             raise

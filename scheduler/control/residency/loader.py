@@ -23,7 +23,7 @@ from scheduler.config.units import format_size
 from scheduler.control.residency.explicit_backends import ExplicitBackends
 from scheduler.control.residency.external import ExternalChanges
 from scheduler.control.residency.learned_loads import LearnedLoads
-from scheduler.control.residency.load_calls import says_out_of_memory
+from scheduler.control.residency.load_calls import Loading, NotLoadedError, says_out_of_memory
 from scheduler.control.residency.load_failures import LoadFailures
 from scheduler.control.residency.policy import (
     Later,
@@ -36,9 +36,9 @@ from scheduler.control.residency.policy import (
     plan,
 )
 from scheduler.control.residency.residents import Residents
-from scheduler.control.residency.site_loads import Loading, SiteLoads
+from scheduler.control.residency.site_loads import SiteLoads
 from scheduler.control.residency.starved import Starved
-from scheduler.control.residency.unloads import UnloadError, Unloads
+from scheduler.control.residency.unloads import STUCK, UnloadError, Unloads
 from scheduler.control.residency.wants import FORGOTTEN_S, Want, nobody_waits
 from scheduler.control.residency.weighing import Scale
 from scheduler.telemetry.logs import log
@@ -174,7 +174,7 @@ class Loader:
 
     def _start(self, now_s: float) -> float:
         """Starts what the policy lets start; returns when to look again."""
-        held = self._held(now_s)
+        held, ending = self._held(now_s), self.residents.ending_since(now_s)
         again_s = math.inf
         if not self.wants:
             return again_s
@@ -196,10 +196,17 @@ class Loader:
                 if not self._comes_back(name):
                     self._end(name, target)
                 continue
+            self._fail_stuck(name, target, [b for b in left if (name, b) in ending], now_s)
+            left = [b for b in left if (name, b) not in ending]
+            if not left:
+                continue  # it is loaded once its unload has ended
             sites = self.residents.sites(name, left)
             begun = [site for site in sites if name in self.residents.coming(site.backend)]
-            found = Plan(begun[0]) if begun else plan(sites, there, rooms, held, now_s)
-            found = found if begun else self._starved.decided(name, found, there, rooms, now_s)
+            if begun:
+                found: Plan | Later | NoRoom = Plan(begun[0])  # it is only waited for
+            else:
+                found = plan(sites, there, rooms, held, now_s)
+                found = self._starved.decided(name, found, there, rooms, now_s)
             if isinstance(found, Plan):
                 held |= self._begin(name, target, found)
             elif isinstance(found, Later):
@@ -210,6 +217,14 @@ class Loader:
             else:
                 self._refuse(name, target, [found.backend] if found.backend else left, found)
         return again_s
+
+    def _fail_stuck(self, name: str, target: str, backends: list[str], now_s: float) -> None:
+        """It is being unloaded at these backends: nobody waits longer than that may take."""
+        timeout_s = self._plane.settings.residency.unload_timeout / 1e9
+        since_s = self.residents.ending_since(now_s)
+        stuck = [b for b in backends if now_s - since_s[name, b] >= timeout_s]
+        if stuck:
+            self._fail(name, target, stuck, STUCK)
 
     def _held(self, now_s: float) -> set[str]:
         """The places where a load or an unload is under way, also one that is not ours, as long as
@@ -259,7 +274,9 @@ class Loader:
         ready_ns = time.monotonic_ns() + expected_ns if expected_ns else 0
         if ready_ns and found.victims:
             ready_ns += self.room_ns
-        self.loading[name] = Loading(found.site.backend, ready_ns, frozenset(places))
+        backend = found.site.backend
+        foreign = name in self.residents.coming(backend)
+        self.loading[name] = Loading(backend, ready_ns, frozenset(places), foreign)
         self._note_change()
         self._hold(places, self._bring(name, target, found))
         return places
@@ -287,6 +304,8 @@ class Loader:
             self.failures.loaded(name, backend)
             self._starved.ended(name, backend)
             self._end(name, target)
+        except NotLoadedError:
+            return  # the policy looks again
         except UnloadError as error:
             self._fail(name, target, [backend], str(error))
         except (RpcError, CallError) as error:

@@ -15,9 +15,11 @@ import grpc
 
 from scheduler.control.cold.errors import ColdError
 from scheduler.control.residency.learned_loads import LearnedLoads
+from scheduler.control.residency.load_calls import Loading
 from scheduler.control.residency.loader import Loader
 from scheduler.control.residency.policy import Resident
 from scheduler.control.residency.predictions import Predictions
+from scheduler.control.residency.unloads import STUCK
 from scheduler.control.steered import NOTHING_STEERED, Steered
 from scheduler.telemetry.residency_metrics import ResidencyScope
 from scheduler.v1 import dataplane_pb2 as pb
@@ -29,7 +31,6 @@ OUT_OF_REACH = "no backend that can load it is reachable"
 # A client of a cold call that names no deadline.
 WAIT_MAX_S = 3600.0
 STATES = ("not_loaded", "waiting", "loading", "loaded", "leaving", "stuck_unloading", "failed")
-STUCK = "its Triton has not ended unloading it"
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ class ModelResidency:
         self.loader.look()
 
     @property
-    def loading(self) -> dict[str, str]:
-        """The backends of the loads under way, by model."""
-        return {name: loading.backend for name, loading in self.loader.loading.items()}
+    def loading(self) -> Mapping[str, Loading]:
+        """The loads under way, by model."""
+        return self.loader.loading
 
     def loads(self, name: str, address: str) -> bool:
         """Whether a model that this backend lacks is left to the first request for it."""

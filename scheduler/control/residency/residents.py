@@ -47,6 +47,7 @@ class Residents:
         self.protected_until_s: dict[tuple[str, str], float] = {}  # by model and backend
         self.immovable: set[tuple[str, str]] = set()  # by model and backend: it cannot leave
         self._coming_since_s: dict[tuple[str, str], float] = {}
+        self._ending_since_s: dict[tuple[str, str], float] = {}
         self.problems: dict[str, str] = {}  # by device: its budget
         self._said: set[str] = set()
         self._returned: dict[ModelKey, int] = {}
@@ -150,7 +151,8 @@ class Residents:
         """The models that are being loaded there, and not by us now: by a control plane before
         this one, by somebody else, or after we have ceased to wait for it.
         """
-        ours = {n for n, loading in self._plane.residency.loading.items() if loading == address}
+        loading = self._plane.residency.loading
+        ours = {n for n, its in loading.items() if its.backend == address and not its.foreign}
         watch = self._plane.pool.watches.get(address)
         return watch.loading - ours if watch is not None else frozenset()
 
@@ -164,6 +166,17 @@ class Residents:
             for address in watches
             for name in self.coming(address)
         ]
+
+    def ending_since(self, now_s: float) -> Mapping[tuple[str, str], float]:
+        """The models that are being unloaded, by whomever, before they could be described, and
+        since when that is known; by name and backend."""
+        before = self._ending_since_s
+        self._ending_since_s = {
+            (name, address): before.get((name, address), now_s)
+            for address, watch in self.watches().items()
+            for name in watch.unloading & watch.absent
+        }
+        return self._ending_since_s
 
     def _coming(self, name: str, address: str) -> Resident:
         (site,) = self.sites(name, [address])

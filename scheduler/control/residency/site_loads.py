@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tritonclient.grpc import service_pb2
@@ -15,7 +14,7 @@ from scheduler.backends.watch import BackendWatch
 from scheduler.config.units import format_size
 from scheduler.control.residency.external import ExternalChanges
 from scheduler.control.residency.learned_loads import LearnedLoads
-from scheduler.control.residency.load_calls import load_model
+from scheduler.control.residency.load_calls import Loading, NotLoadedError, load_model
 from scheduler.control.residency.policy import Site
 from scheduler.control.residency.residents import Residents
 from scheduler.control.residency.weighing import LOOK_S, Scale, told_bytes
@@ -28,17 +27,6 @@ logger = logging.getLogger(__name__)
 
 # A backend has so long to describe what it has loaded.
 REFRESH_MAX_S = 10.0
-
-
-@dataclass
-class Loading:
-    """A load under way, from the first unload for it on."""
-
-    backend: str
-    ready_at_ns: int  # expected; 0 = not known
-    places: frozenset[str] = frozenset()  # that nobody else loads on meanwhile
-    free: Mapping[str, int] = field(default_factory=dict)  # by place, just before
-    weighing: bool = False  # nothing is sent to it yet: batches would be weighed with it
 
 
 class SiteLoads:
@@ -58,7 +46,7 @@ class SiteLoads:
         self._on_loaded = on_loaded
 
     async def load(self, name: str, site: Site, loading: Loading) -> None:
-        """Raises RpcError and CallError."""
+        """Raises RpcError, CallError and NotLoadedError."""
         plane = self._plane
         watch = self._watch(site.backend)
         async with plane.turns.of([name], residency=True):
@@ -82,15 +70,17 @@ class SiteLoads:
         alone = not self._residents.coming(site.backend)
         before = self._scale.before(site.weights)
         loading.free = before.free
-        loading.weighing = not site.certain and self._scale.all_nvml(site.weights)
+        weighed = not (site.certain or loading.foreign)
+        loading.weighing = weighed and self._scale.all_nvml(site.weights)
         started_s = time.monotonic()
-        ours = await self._call(watch, name)
+        await self._call(watch, name, loading)
         took_s = time.monotonic() - started_s
         taken: dict[str, int] = {}
-        if ours:
+        if not loading.foreign:
             self._learned.took(name, site.backend, int(took_s * 1e9))
             taken = await self._scale.after(site.weights, before, took_s, site.certain)
         loading.weighing = False
+        self._plane.refresh_state()  # requests need not wait for what follows
         described = await watch.refresh_within(REFRESH_MAX_S, [name])
         alone = alone and not self._residents.coming(site.backend)
         if not alone or self._external.count(site.backend) != others:
@@ -105,16 +95,16 @@ class SiteLoads:
             raise CallError("it was loaded, and its backend does not describe it")
         return taken, took_s
 
-    async def _call(self, watch: BackendWatch, name: str) -> bool:
-        """Whether the whole load was ours. Raises RpcError."""
+    async def _call(self, watch: BackendWatch, name: str, loading: Loading) -> None:
+        """Raises RpcError and NotLoadedError."""
         wish = self._plane.loads.by_name.get(name)
         request = service_pb2.RepositoryModelLoadRequest(model_name=name)
         if wish is not None and wish.load is not None:
             request = wish.load
         timeout_s = self._plane.settings.residency.load_timeout / 1e9
         try:
-            return await load_model(watch, request, timeout_s)
-        except RpcError:
+            await load_model(watch, request, timeout_s, loading)
+        except (RpcError, NotLoadedError):
             # Whether it goes on all the same: its memory counts as taken then.
             await watch.refresh_within(REFRESH_MAX_S)
             raise

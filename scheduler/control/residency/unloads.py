@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+STUCK = "its Triton has not ended unloading it"
 # After a failed unload of one that was to make room: it served nobody while it was drained. At
 # least so many times as long as that took, twice as long after each further one.
 STAYS_S, STAYS_PART, STAYS_MAX_S = 5.0, 10, 3600.0
