@@ -244,6 +244,7 @@ void Core::form(ModelState& model, std::uint32_t group_index, std::uint32_t batc
     const std::uint32_t limit = held_rows(model, group, fitting, now);
     if (fitting < group.rows && fitting < batch_limit(model, group, merging, RowsAllowed())) {
         ++counters(requests_[group.head().slot].model).memory_limited_batches;
+        batches_[batch_slot].memory_limited = true;
     }
     const BatchRecord& batch = batches_[batch_slot];
     std::uint32_t rows = 0;
@@ -352,6 +353,7 @@ void Core::send(ModelState& model, std::uint32_t batch_slot, PlacementState& pla
     action.member_begin = static_cast<std::uint32_t>(members.size());
     action.member_count = static_cast<std::uint32_t>(batch.members.size());
     action.rows_padded = rows_sent(model, batch);
+    action.memory_limited = batch.memory_limited || batch.half;
     if (memory_.reserve(batch, placement, size_sent(model, batch))) {
         for (const std::uint32_t device : placement.devices) publish_device(device);
     }

@@ -216,6 +216,7 @@ struct Action {
     std::uint32_t member_count;
     std::uint32_t rows;         // kDispatch: sum of the members' rows
     std::uint32_t rows_padded;  // kDispatch: rows to send (mandatory sizes), else = rows
+    bool memory_limited;        // kDispatch: device memory kept the batch smaller
     Nanos at;         // kWake; kDispatch: the batch's deadline (latest of its members', kNever)
     Nanos queued_ns;  // kAnswer: time from arrival to now, for expired requests
     // kAnswer with kDeviceMemory.

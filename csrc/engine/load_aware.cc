@@ -305,6 +305,7 @@ void Core::form_planned(ModelState& model, std::uint32_t index, std::uint32_t ba
     const bool merging = merges(model, group, now);
     if (cap < group.rows && merging && cap < model.rows_trusted) {
         ++counters(requests_[group.head().slot].model).memory_limited_batches;
+        batches_[batch_slot].memory_limited = true;
     }
     cap = std::min(cap, std::max(lead, spread_rows(model, group, now)));
     Nanos earliest = kNever;

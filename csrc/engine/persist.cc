@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x42656e69676e65;  // "engineB"
+constexpr std::uint64_t kStateMagic = 0x43656e69676e65;  // "engineC"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {
@@ -223,6 +223,7 @@ void archive_batch(Archive& archive, BatchRecord& b) {
     archive(b.retry_sequence);
     archive(b.retried);
     archive(b.half);
+    archive(b.memory_limited);
     archive(b.cut_backend);
     archive(b.cap_before);
     archive(b.memory_tries);

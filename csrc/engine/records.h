@@ -123,8 +123,9 @@ struct BatchRecord {
     std::uint32_t executor = kNoSlot;  // the shared one that runs it
     std::uint64_t signature = 0;
     std::uint64_t retry_sequence = 0;
-    bool retried = false;  // sent again after a failure
-    bool half = false;     // of one that ran out of memory
+    bool retried = false;         // sent again after a failure
+    bool half = false;            // of one that ran out of memory
+    bool memory_limited = false;  // device memory kept it smaller
     bool mergeable = true;
     bool formed = false;  // waits in TritonQueue::formed
     bool sealed = false;  // no other formed batch is joined to it
@@ -163,7 +164,7 @@ struct BatchRecord {
         retry_sequence = 0;
         row_size = 1;
         cap_before = 0;
-        retried = half = alone = formed = sealed = grows = false;
+        retried = half = memory_limited = alone = formed = sealed = grows = false;
         started_at = ends_at = release_at = held_since = kNever;
         members.clear();
     }

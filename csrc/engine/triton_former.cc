@@ -159,7 +159,9 @@ void Core::triton_append(ModelState& model, const TritonLook& look) {
         leave_levels(model, slot);
     }
     batches_[batch_slot].sealed |= look.sealed;
-    if (look.limited) ++counters(batches_[batch_slot].model).memory_limited_batches;
+    if (!look.limited) return;
+    ++counters(batches_[batch_slot].model).memory_limited_batches;
+    batches_[batch_slot].memory_limited = true;
 }
 
 void Core::refuse_timed_out(const std::vector<std::uint32_t>& slots, Nanos now) {
@@ -227,6 +229,7 @@ void Core::triton_fit(ModelState& model, std::uint32_t batch_slot, const Placeme
         move_members(batch_slot, fitting, rest_slot);
         queue.formed.insert(queue.formed.begin(), rest_slot);
         ++counters(batch.model).memory_limited_batches;
+        batch.memory_limited = true;
         return;
     }
     while (delay > 0 && !batch.sealed && !queue.formed.empty()) {

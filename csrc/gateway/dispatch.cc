@@ -99,6 +99,7 @@ BatchId Gateway::State::open_batch(const engine::Action& action, ConnectionId id
     batch->connection = id;
     batch->rows = action.rows;
     batch->rows_padded = action.rows_padded;
+    batch->memory_limited = action.memory_limited;
     batch->dispatched_at = now;
     const auto first = engine.members().begin() + action.member_begin;
     batch->members.assign(first, first + action.member_count);

@@ -254,7 +254,7 @@ std::vector<BatchStatus> Gateway::batches(Nanos now) const {
     state_->batches.each([&](BatchId, const BatchRecord& batch) {
         statuses.push_back({batch.model, batch.backend,
                             static_cast<std::uint32_t>(batch.members.size()), batch.rows,
-                            now - batch.dispatched_at});
+                            now - batch.dispatched_at, batch.memory_limited});
     });
     return statuses;
 }

@@ -58,6 +58,7 @@ struct BackendStatus {
 struct BatchStatus {
     std::uint32_t model, backend, requests, rows;
     Nanos age_ns;
+    bool memory_limited;
 };
 
 struct SharedMemoryStatus {

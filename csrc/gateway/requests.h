@@ -77,6 +77,7 @@ struct BatchRecord {
     http2::StreamId stream = 0;
     std::uint32_t rows = 0;
     std::uint32_t rows_padded = 0;
+    bool memory_limited = false;  // device memory kept it smaller
     Nanos dispatched_at = 0;
     Nanos deadline = kNever;  // as the backend was told; never on a stream
     std::vector<engine::BatchMember> members;

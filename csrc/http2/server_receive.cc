@@ -278,10 +278,14 @@ void ServerSession::State::receive_unary_data(Stream* stream, Span bytes, std::s
     }
 }
 
-// A slow link gets all of its window: it is far from keeping a processor busy.
+// A slow link gets all of its window: it is far from keeping a processor busy. A first window comes
+// as fast as the link is, however long its way: how fast the request comes is told by what is more.
 bool ServerSession::State::is_paced(const Stream* stream) const {
-    return now < config->paced_until && config->stream_window_bytes > kPacedWindowBytes &&
-           now - stream->arrival < kPacedNsPerByte * static_cast<Nanos>(stream->charged_bytes);
+    const std::uint64_t window = config->stream_window_bytes;
+    if (now >= config->paced_until || window <= kPacedWindowBytes) return false;
+    return stream->charged_bytes > window &&
+           now - stream->arrival <
+               kPacedNsPerByte * static_cast<Nanos>(stream->charged_bytes - window);
 }
 
 // Asks nghttp2, which keeps back what was credited while the stream was not paced.

@@ -321,6 +321,7 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         uint32_t requests
         uint32_t rows
         Nanos age_ns
+        bint memory_limited
 
     cdef cppclass LoadingStatus:
         string model

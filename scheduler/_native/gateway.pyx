@@ -298,10 +298,17 @@ cdef class Gateway:
         ]
 
     def batches(self):
-        """(model, backend, requests, rows, age_ns) of each batch in flight."""
+        """(model, backend, requests, rows, age_ns, memory_limited) of each batch in flight."""
         cdef BatchStatus status
         return [
-            (status.model, status.backend, status.requests, status.rows, status.age_ns)
+            (
+                status.model,
+                status.backend,
+                status.requests,
+                status.rows,
+                status.age_ns,
+                bool(status.memory_limited),
+            )
             for status in self.core.get().batches(monotonic_now())
         ]
 

@@ -74,8 +74,9 @@ def _print_queues(queues: pb.ListQueuesResponse) -> None:
 def _print_batches(batches: pb.ListBatchesResponse) -> None:
     rows = [
         (b.model_name, b.model_version, b.backend_address, b.requests, b.rows,
-         f"{b.age_ns / 1e6:.1f} ms")
+         f"{b.age_ns / 1e6:.1f} ms", "device memory" if b.memory_limited else "-")
         for b in batches.batches
     ]  # fmt: skip
     if rows:
-        print_table(["BATCH OF", "VERSION", "BACKEND", "REQUESTS", "ROWS", "AGE"], rows)
+        columns = ["BATCH OF", "VERSION", "BACKEND", "REQUESTS", "ROWS", "AGE", "LIMITED BY"]
+        print_table(columns, rows)

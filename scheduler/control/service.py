@@ -159,6 +159,7 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
                 requests=batch.requests,
                 rows=batch.rows,
                 age_ns=batch.age_ns,
+                memory_limited=batch.memory_limited,
             )
         return answer
 

@@ -220,9 +220,14 @@ def snapshot(gateway: Gateway, model_indices: Collection[int] = ()) -> pb.Snapsh
             inflight_rows=rows,
             state=state,
         )
-    for number, backend, requests, rows, age_ns in gateway.batches():
+    for number, backend, requests, rows, age_ns, memory_limited in gateway.batches():
         message.batches.add(
-            model_index=number, backend_index=backend, requests=requests, rows=rows, age_ns=age_ns
+            model_index=number,
+            backend_index=backend,
+            requests=requests,
+            rows=rows,
+            age_ns=age_ns,
+            memory_limited=memory_limited,
         )
     for name, requests, held, age_ns in gateway.loading():
         message.loading.add(name=name, requests=requests, bytes=held, oldest_age_ns=age_ns)

@@ -9,7 +9,7 @@ import grpc
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.dataplane import DataPlane, identity_model
 from tests.wire.calls import Stub, error_info, infer_error, infer_request, rows
-from tests.wire.fake_triton import FakeTriton, Request, Response
+from tests.wire.fake_triton import FakeTriton, Request, Response, identity
 
 MIB = 1 << 20
 BASE, PER_ROW = 200 * MIB, 100 * MIB
@@ -66,6 +66,28 @@ def test_a_fixed_need_that_is_fixed_no_more_is_a_beginning(
     assert need(plane, 1_000 * MIB) == (BASE, PER_ROW, 0, 8)
     apply(plane, fake, pb.MemoryPrior(base_bytes=0, bytes_per_row=50 * MIB))
     assert need(plane, 1_000 * MIB) == (0, 50 * MIB, 0, 20)
+
+
+def test_batches_in_flight_say_that_memory_limits_them(
+    stub: Stub, plane: DataPlane, fake: FakeTriton
+) -> None:
+    apply(plane, fake, pb.MemoryPrior(base_bytes=BASE, bytes_per_row=PER_ROW, fixed=True))
+    need(plane, 1_000 * MIB)
+    calls = [fake.occupy(stub)]
+    calls += [stub.ModelInfer.future(infer_request(rows(float(n))), timeout=60) for n in range(12)]
+    plane.wait_queued(12)
+    in_flight: list[tuple[int, bool]] = []
+
+    def behaviour(request: Request, context: grpc.ServicerContext) -> Response:
+        (batch,) = plane.snapshot().batches
+        in_flight.append((batch.rows, batch.memory_limited))
+        return identity(request)
+
+    fake.behaviour = behaviour
+    fake.release()
+    for call in calls:
+        call.result()
+    assert in_flight == [(1, False), (8, True), (4, False)]
 
 
 def test_a_refusal_tells_more_bytes_than_are_free(
