@@ -145,3 +145,41 @@ def test_batches_are_not_weighed_with_the_model_that_they_are_for(
         assert "a" not in world.residency.steered().refusing
 
     run(scenario())
+
+
+def test_requests_wait_for_nothing_that_follows_the_weighing(tmp_path: Path, run: Run) -> None:
+    """Its Triton is slow to say what it takes."""
+    world = World(tmp_path, (ONE, dict.fromkeys("ab", GROUP)), total=8 * GIB)
+    triton, asked = world.tritons[ONE], asyncio.Event()
+    told: list[bool] = []
+
+    def refresh() -> None:
+        world._refresh()
+        told.append("a" in world.residency.steered().refusing)
+
+    async def scenario() -> None:
+        await world.start()
+        world.plane.refresh_state = refresh
+        real = triton.rpc
+
+        async def rpc(method: str, request: Any, timeout_s: float) -> Any:
+            if method == "ModelStatistics":
+                asked.set()
+                await asyncio.sleep(timeout_s)
+            answer = await real(method, request, timeout_s)
+            if method == "RepositoryModelLoad":
+                await world.pool.watches[ONE].refresh()  # the one in its turn sees it
+                refresh()
+            return answer
+
+        triton.rpc = rpc  # type: ignore[method-assign]
+        world.loader.want("a")
+        await world.until(lambda: triton.loads, "it has begun")
+        async with world.plane.turns.of(["b"]):
+            pass  # so what it takes cannot be told by the figures
+        await asyncio.wait_for(asked.wait(), 60)
+        assert world.loader.loading, "it has not ended"
+        assert True in told, "it is weighed without requests"
+        assert not told[-1]
+
+    run(scenario())

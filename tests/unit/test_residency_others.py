@@ -308,3 +308,19 @@ def test_an_unload_that_was_not_seen_yet_is_not_waited_for(tmp_path: Path, run: 
         assert "a" in triton.loaded
 
     run(scenario())
+
+
+def test_what_is_being_loaded_is_not_told_as_loaded(tmp_path: Path, run: Run) -> None:
+    world = two_of_three(tmp_path)
+    triton = world.tritons[ONE]
+    triton.states.update({("a", "1"): "LOADING", ("b", "1"): "READY"})
+
+    async def scenario() -> None:
+        await world.start()
+        await world.until(lambda: any(world.residency.scope.states.values()), "they are told")
+        told = {name: count for name, count in world.residency.scope.states.items() if count}
+        assert told == {"loading": 1, "loaded": 1, "not_loaded": 1}
+        assert world.residency.scope.resident_bytes == {"gpu1": GIB}
+        assert world.residency.weights_by_place() == {"gpu1": (GIB, 0)}
+
+    run(scenario())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 from scheduler.backends.probe import Answer, ProbeResult
-from scheduler.control.residency.unloads import STUCK
+from scheduler.config import Settings
+from scheduler.control.residency.unloads import STAYS_S, STUCK
+from scheduler.control.steered import NOTHING_STEERED
 from tests.unit.residency_world import GIB, GROUP, ONE, TWO, World
 from tests.unit.virtual_time import run_virtually
 
@@ -72,6 +75,8 @@ def test_requests_for_it_are_refused_until_the_triton_has_told(
         triton.silent, triton.stuck = False, set()
         triton.states["a", "1"] = "UNAVAILABLE" if gone else "READY"
         await world.until(lambda: state(world, "a") != "stuck_unloading", "it is known")
+        stays_s = world.loader.residents.protected_until_s.get(("a", ONE), 0) - time.monotonic()
+        assert stays_s <= (0 if gone else STAYS_S), "however long it was stuck"
         assert STUCK_PROBLEM not in world.residency.problems
         if gone:
             await world.wanted_for(70, "b")  # longer than any pause after a failure
@@ -116,5 +121,28 @@ def test_it_is_loaded_on_another_backend(tmp_path: Path, run: Run) -> None:
         world.loader.want("a")
         await world.until(lambda: "a" in world.tritons[other].loaded, "it is loaded there")
         assert leaving.exception() is not None
+
+    run(scenario())
+
+
+def test_one_that_is_stuck_when_residency_is_switched_off_is_told_on(
+    tmp_path: Path, run: Run
+) -> None:
+    world = made(tmp_path)
+    triton = world.tritons[ONE]
+
+    async def scenario() -> None:
+        await stuck(world, silent=False)
+        world.plane.settings = Settings()
+        world.residency.look()
+        await asyncio.sleep(1)
+        assert world.residency.steered().refusing == {"a"}
+        assert world.error("a") == STUCK, "nobody waits for it"
+        assert world.residency.problems == [STUCK_PROBLEM]
+        triton.stuck = set()
+        triton.states["a", "1"] = "READY"
+        await world.until(lambda: not world.loader.unloads.stuck, "it is known")
+        assert world.residency.steered() == NOTHING_STEERED
+        assert world.residency.problems == []
 
     run(scenario())

@@ -105,7 +105,8 @@ class ModelResidency:
         # A queue goes on where it is until it is empty.
         elsewhere = frozenset(placement for placement in leaving if placement[0] not in refusing)
         if not self.on:  # unloads that have begun are ended
-            return Steered((), frozenset(refusing), elsewhere)
+            stuck = [self._loadable(name, {}, {}) for name in sorted(refusing & self._stuck())]
+            return Steered(tuple(stuck), frozenset(refusing), elsewhere)
         # Those whose only backend is away may be loaded on another one.
         away = {n for n, _ in self._plane.pool.catalog if n in absent and n not in ready}
         names = (absent.keys() - ready) | refusing | (loader.loading.keys() - ready)
@@ -215,20 +216,21 @@ class ModelResidency:
     @property
     def problems(self) -> list[str]:
         """As sentences, for operators."""
-        if not self.on:
-            return []
         loader = self.loader
+        stuck = [
+            f"model {found.victim.name} is stuck: backend {found.victim.backend} has not ended "
+            "unloading it"
+            for found in loader.unloads.stuck.values()
+        ]
+        if not self.on:
+            return stuck
         found = list(loader.residents.problems.values())
         found += [
             f"residency does not act on backend {address}: its models are not loaded explicitly"
             for address in sorted(loader.backends.others)
         ]
         found += loader.external.problems
-        found += [
-            f"model {stuck.victim.name} is stuck: backend {stuck.victim.backend} has not ended "
-            "unloading it"
-            for stuck in loader.unloads.stuck.values()
-        ]
+        found += stuck
         found += [
             f"model {name} cannot be loaded: {failure.error}"
             for name, failure in sorted(loader.failures.by_name.items())
@@ -243,10 +245,7 @@ class ModelResidency:
         loader, now_s = self.loader, time.monotonic()
         residents = loader.residents
         absent = residents.absent()
-        by_name: dict[str, list[Resident]] = {}
-        for resident in residents.all():
-            for name in (resident.name, *resident.steps):
-                by_name.setdefault(name, []).append(resident)
+        by_name = _by_name(residents.all())
         return [
             self._show(name, by_name.get(name, []), absent, now_s)
             for name in sorted(absent.keys() | by_name.keys())
@@ -298,12 +297,13 @@ class ModelResidency:
         return "failed" if loader.failures.active(name) is not None else "not_loaded"
 
     def weights_by_place(self) -> dict[str, tuple[int, int]]:
-        """By device the known weights of what is loaded, and the budget; 0: it has none."""
+        """By device the known weights of what is loaded, and the budget; 0: it has none. What is
+        being loaded is not yet in it."""
         return self._weights_by_place(self.loader.residents.all())
 
     def _weights_by_place(self, there: Sequence[Resident]) -> dict[str, tuple[int, int]]:
         used: dict[str, int] = {}
-        for resident in there:
+        for resident in (found for found in there if not found.coming):
             for place, weight in resident.weights.items():
                 used[place] = used.get(place, 0) + weight
         rooms = self.loader.residents.rooms()
@@ -319,10 +319,10 @@ class ModelResidency:
             return
         loader = self.loader
         there = loader.residents.all()
-        loaded = {name for resident in there for name in (resident.name, *resident.steps)}
-        names = loaded | loader.residents.absent().keys()
+        by_name = _by_name(there)
+        names = by_name.keys() | loader.residents.absent().keys()
         states = Counter(dict.fromkeys(STATES, 0))
-        states.update(self._state(name, there if name in loaded else []) for name in names)
+        states.update(self._state(name, by_name.get(name, [])) for name in names)
         places = self._weights_by_place(there)
         self.scope = ResidencyScope(
             {labels: replace(counted) for labels, counted in loader.counted.items()},
@@ -331,3 +331,12 @@ class ModelResidency:
             states,
             dict(loader.external.counts),
         )
+
+
+def _by_name(residents: Sequence[Resident]) -> dict[str, list[Resident]]:
+    """The copies of each model; a step of an ensemble that leaves with it is there with it."""
+    found: dict[str, list[Resident]] = {}
+    for resident in residents:
+        for name in (resident.name, *resident.steps):
+            found.setdefault(name, []).append(resident)
+    return found

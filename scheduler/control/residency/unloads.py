@@ -98,7 +98,7 @@ class Unloads:
                 self._failed.pop(key, None)
                 self._on_unloaded(victim)
         except (RpcError, CallError, ConnectionError, asyncio.TimeoutError) as error:
-            self._stays(key, time.monotonic() - began_s)
+            self._has_failed(key, time.monotonic() - began_s)
             reason = error if isinstance(error, (RpcError, CallError)) else "it does not end"
             if key not in self.stuck:
                 log(logger, logging.WARNING, f"model {victim.name} cannot be unloaded: {reason}",
@@ -106,7 +106,7 @@ class Unloads:
             self._on_failed(victim)
             raise UnloadError("other models have its memory and cannot leave now") from error
         except Exception:
-            self._stays(key, time.monotonic() - began_s)
+            self._has_failed(key, time.monotonic() - began_s)
             raise
         finally:
             self.leaving.pop(key, None)
@@ -114,13 +114,17 @@ class Unloads:
         log(logger, logging.INFO, f"model {victim.name} unloaded: it {why}",
             backend=victim.backend)  # fmt: skip
 
-    def _stays(self, key: tuple[str, str], took_s: float) -> None:
-        """Others are preferred, and it serves."""
+    def _has_failed(self, key: tuple[str, str], took_s: float) -> None:
         protected = self._residents.protected_until_s
         self._failed = {k: count for k, count in self._failed.items() if k in protected}
-        count = self._failed[key] = self._failed.get(key, 0) + 1
-        stays_s = max(STAYS_S, STAYS_PART * took_s) * 2 ** min(count - 1, 16)
-        protected[key] = time.monotonic() + min(stays_s, STAYS_MAX_S)
+        self._failed[key] = self._failed.get(key, 0) + 1
+        self._stays(key, max(STAYS_S, STAYS_PART * took_s))
+
+    def _stays(self, key: tuple[str, str], stays_s: float) -> None:
+        """Others are preferred, and it serves."""
+        stays_s *= 2 ** min(self._failed.get(key, 1) - 1, 16)
+        until_s = time.monotonic() + min(stays_s, STAYS_MAX_S)
+        self._residents.protected_until_s[key] = until_s
 
     async def _end(self, watch: BackendWatch, victim: Resident) -> None:
         """Returns once it is known to be gone: until then nothing may be sent to the victim.
@@ -168,6 +172,11 @@ class Unloads:
                 continue
             del self.stuck[key]
             self._residents.immovable.discard(key)
+            if away or truth is _Truth.GONE:
+                # What is loaded there next is another one.
+                self._residents.protected_until_s.pop(key, None)
+            else:
+                self._stays(key, STAYS_S)  # what it took to learn that drained nobody
             if truth is _Truth.GONE and not away:
                 self._failed.pop(key, None)
                 self._on_unloaded(victim)
