@@ -218,18 +218,20 @@ void Core::triton_fit(ModelState& model, std::uint32_t batch_slot, const Placeme
         rows_fitting += batch.members[fitting++].rows;
     }
     if (fitting < batch.members.size()) {
+        // Adding a batch may move the others.
         const std::uint32_t rest_slot = batches_.add();
+        BatchRecord& front = batches_[batch_slot];
         BatchRecord& rest = batches_[rest_slot];
-        rest.model = batch.model;
-        rest.signature = batch.signature;
-        rest.mergeable = batch.mergeable;
-        rest.row_size = batch.row_size;
-        rest.sealed = batch.sealed;
+        rest.model = front.model;
+        rest.signature = front.signature;
+        rest.mergeable = front.mergeable;
+        rest.row_size = front.row_size;
+        rest.sealed = front.sealed;
         rest.formed = true;
         move_members(batch_slot, fitting, rest_slot);
         queue.formed.insert(queue.formed.begin(), rest_slot);
-        ++counters(batch.model).memory_limited_batches;
-        batch.memory_limited = true;
+        ++counters(front.model).memory_limited_batches;
+        front.memory_limited = true;
         return;
     }
     while (delay > 0 && !batch.sealed && !queue.formed.empty()) {

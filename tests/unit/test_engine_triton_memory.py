@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from scheduler._native.engine import OWN_EXECUTORS, TritonBlock
 from tests.unit.engine_driver import MS, Driver, users
 from tests.unit.test_engine_memory import MIB, TOTAL
@@ -64,3 +66,11 @@ def test_what_was_formed_ahead_fits_what_is_free_when_it_is_sent() -> None:
     (batch,) = gpus.after(MS).step()
     assert users(batch) == [100, 101, 102, 103, 104]
     assert gpus.limited() >= 1
+
+
+@pytest.mark.parametrize("before", range(1, 8))
+def test_a_batch_is_cut_however_many_others_are_out(before: int) -> None:
+    gpus = Gpus(*[64] * before, 10, preferred_rows=(64,))
+    gpus.submit_many(range(64 * (before + 1)))
+    assert [batch.rows for batch in gpus.step()] == [64] * before + [10]
+    assert gpus.limited() == 1
