@@ -146,3 +146,23 @@ def test_one_that_is_stuck_when_residency_is_switched_off_is_told_on(
         assert world.residency.problems == []
 
     run(scenario())
+
+
+def test_who_comes_while_it_is_being_unloaded_is_not_refused(tmp_path: Path, run: Run) -> None:
+    models = dict.fromkeys("abc", GROUP)
+    world = World(tmp_path, (ONE, models), residency=RESIDENCY, defaults={"weights": GIB})
+    triton = world.tritons[ONE]
+
+    async def scenario() -> None:
+        await world.start()
+        await world.load("a")
+        triton.stuck = {"a"}
+        world.loader.want("b")
+        await world.until(lambda: world.pool.watches[ONE].unloading, "it is seen", 3 * TIMEOUT_S)
+        await world.wanted_for(2, "c")
+        assert world.error("c") == "", "it has room soon"
+        triton.states["a", "1"] = "UNAVAILABLE"
+        await world.until(lambda: "c" in triton.loaded, "it has its turn")
+        assert triton.loads == ["a", "b", "c"]
+
+    run(scenario())

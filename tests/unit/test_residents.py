@@ -69,7 +69,7 @@ class World:
             desired=SimpleNamespace(model_index={k: i for i, k in enumerate(pool.catalog)}),
             devices=Devices(),
             loads=Loads(folder),
-            residency=SimpleNamespace(held_back=set(), loading={}),
+            residency=SimpleNamespace(held_back=set(), loading={}, leaving=lambda address: set()),
         )
         self.learned = LearnedLoads(folder)
         self.residents = Residents(self.plane, self.learned, set(pool.watches))

@@ -77,6 +77,11 @@ class ModelResidency:
         """The loads under way, by model."""
         return self.loader.loading
 
+    def leaving(self, address: str) -> set[str]:
+        """The models that are being unloaded there by us."""
+        leaving = self.loader.leaving.values()
+        return {n for r in leaving if r.backend == address for n in (r.name, *r.steps)}
+
     def loads(self, name: str, address: str) -> bool:
         """Whether a model that this backend lacks is left to the first request for it."""
         kind = self.loader.residents.wanted(name).kind

@@ -302,7 +302,9 @@ class Residents:
                 weights[place] = weights.get(place, 0) + own
         names = {name, *steps}
         watch = self._plane.pool.watches[address]
-        moving = watch.loading | watch.unloading | {n for n, a in self.immovable if a == address}
+        # One that we are unloading has left soon: nobody is refused for it.
+        moving = watch.loading | (watch.unloading - self._plane.residency.leaving(address))
+        moving |= {n for n, a in self.immovable if a == address}
         used_s = max(max(self.last_used_s.get(n, 0.0), self._seen_s.get(n, 0.0)) for n in names)
         protected_s = max(self.protected_until_s.get((n, address), 0.0) for n in names)
         for n in names:
