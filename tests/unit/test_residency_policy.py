@@ -230,3 +230,11 @@ def test_what_a_model_that_is_coming_has_taken_already_refuses_nobody() -> None:
         found = plan([site(41 * GIB)], [coming], rooms, (), NOW)
         assert isinstance(found, NoRoom)
         assert found.free_bytes == 40 * GIB
+
+
+def test_nobody_is_refused_for_what_a_load_under_way_takes() -> None:
+    """One that is loaded by us is no resident yet."""
+    rooms = {"gpu": Room(free_bytes=GIB // 2, most_bytes=8 * GIB)}
+    assert plan([site(GIB)], [], rooms, {"gpu"}, NOW) == Later()
+    assert isinstance(plan([site(GIB)], [], rooms, (), NOW), NoRoom)
+    assert isinstance(plan([site(9 * GIB)], [], rooms, {"gpu"}, NOW), NoRoom), "it never fits"

@@ -96,9 +96,12 @@ def plan(
     """
     best: tuple[tuple[object, ...], Plan | Later] | None = None
     refusals: list[NoRoom] = []
+    moving: Site | None = None
     for site in sites:
         choice = _choose(site, residents, rooms, now_s)
         if choice.no_room is not None:
+            if choice.no_room.others and not locked_free(site, locked):
+                moving = moving or site  # what is free there is of a load under way
             refusals.append(choice.no_room)
             continue
         waits = bool(choice.later_s) or not locked_free(site, locked)
@@ -116,6 +119,8 @@ def plan(
             best = cost, later if waits else Plan(site, tuple(choice.victims))
     if best is not None:
         return best[1]
+    if moving is not None:
+        return Later(site=moving)
     if refusals:
         return max(refusals, key=lambda refusal: (refusal.others, refusal.free_bytes))
     return Later()
