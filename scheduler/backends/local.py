@@ -29,6 +29,11 @@ async def is_local(host: str) -> bool:
 
     An unknown name is not: its backend cannot be reached either.
     """
+    return bool(await told_local(host))
+
+
+async def told_local(host: str) -> bool | None:
+    """The same; None: the name is not known, as far as can be told now."""
     try:
         found = _addresses(host, socket.AI_NUMERICHOST)  # nobody is asked
     except (OSError, UnicodeError):
@@ -36,7 +41,7 @@ async def is_local(host: str) -> bool:
         try:
             found = await loop.run_in_executor(_name_questions, _addresses, host)
         except (OSError, UnicodeError):  # the latter: no name at all, as `a..b`
-            return False
+            return None
     return any(_can_bind(family, address) for family, _, _, _, address in found)
 
 

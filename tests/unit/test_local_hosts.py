@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from scheduler.backends import local
-from scheduler.control.device_memory.local_hosts import LocalHosts
+from scheduler.control.device_memory import local_hosts
+from scheduler.control.device_memory.local_hosts import AGAIN_S, LocalHosts
+from tests.unit.virtual_time import run_virtually
 
 SLOW = [f"slow-{number}" for number in range(20)]
 
@@ -48,3 +50,32 @@ def test_names_that_are_slow_to_be_told_hold_up_no_other(monkeypatch: pytest.Mon
         hosts.stop()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("fault", [None, RuntimeError("no thread is left")])
+def test_a_name_that_is_not_known_yet_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception | None
+) -> None:
+    asked: list[str] = []
+
+    async def told(host: str) -> bool | None:
+        asked.append(host)
+        if len(asked) > 2:
+            return True
+        if fault is not None:
+            raise fault
+        return None
+
+    monkeypatch.setattr(local_hosts, "told_local", told)
+    found: list[dict[str, bool]] = []
+
+    async def scenario() -> None:
+        hosts = LocalHosts(lambda: found.append(dict(hosts.known)))
+        for _ in range(4):
+            hosts.look(["late"])
+            await asyncio.sleep(AGAIN_S)
+        assert found == [{"late": False}, {"late": True}]
+        assert asked == ["late"] * 3, "it is known"
+        hosts.stop()
+
+    run_virtually(scenario(), monkeypatch)

@@ -43,5 +43,6 @@ def run_virtually(work: Coroutine[Any, Any, None], monkeypatch: pytest.MonkeyPat
             left = asyncio.all_tasks(loop)
             for task in left:
                 task.cancel()
-            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            if left:
+                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             loop.close()

@@ -1,16 +1,23 @@
 """Which hosts of backends are this one. Each is found out by itself: a name server that is slow to
-tell one of them holds up no other."""
+tell one of them holds up no other. One that cannot tell is asked again: a host may get its name
+after its backend is configured."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection
 
-from scheduler.backends.local import is_local
+from scheduler.backends.local import told_local
+from scheduler.telemetry.logs import log
+
+logger = logging.getLogger(__name__)
+
+AGAIN_S = 10.0
 
 
 class LocalHosts:
-    """`on_found` is called after each answer."""
+    """`on_found` is called after each answer that is news."""
 
     def __init__(self, on_found: Callable[[], None]) -> None:
         self.known: dict[str, bool] = {}
@@ -32,7 +39,22 @@ class LocalHosts:
         self._asking.clear()
 
     async def _ask(self, host: str) -> None:
-        local = await is_local(host)
-        self.known[host] = local
+        while True:
+            told = await _told(host)
+            local = bool(told)
+            if self.known.get(host) is not local:
+                self.known[host] = local
+                self._on_found()
+            if told is not None:
+                break
+            await asyncio.sleep(AGAIN_S)
         del self._asking[host]
-        self._on_found()
+
+
+async def _told(host: str) -> bool | None:
+    try:
+        return await told_local(host)
+    except Exception as error:  # or it would never be asked again
+        log(logger, logging.ERROR, "cannot find out whether a host is this one", host=host,
+            reason=repr(error))  # fmt: skip
+        return None
