@@ -46,8 +46,8 @@ class Backlog {
     // -- at the executors: running batches by when they are expected to end ----------------------
     void start(Nanos end);
     void end(Nanos end);
-    // -- executors that are sent nothing before a time, after a failure: as if they ran until then
-    // -- Sorted; one of each executor that is free and may not be used.
+    // -- executors that are sent nothing for a while after a failure, as if they ran until then --
+    // One time of each of them that is free, sorted.
     void set_paused(const std::vector<Nanos>& until);
     // From when on the paused ones are to be counted anew.
     Nanos recount_at() const { return recount_at_; }

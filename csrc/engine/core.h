@@ -231,7 +231,6 @@ class Core {
     void meter(ModelState& model, const Request& request, const Arrival& arrival, Nanos now);
     void run_ticks(Nanos now);
     void tick(std::uint32_t component, Nanos now);
-    void find_slow(Component& component);
     void retarget(Component& component);
 
     // class_shares.cc

@@ -9,26 +9,6 @@ namespace {
 // Of a batch with an objective, of a model of which no latency is known.
 constexpr std::uint32_t kRowsBlind = 32;
 
-// A backend is too slow for what it makes late after so many batches. Then it gets one of them in
-// so many times the time that it takes, and after this time at most.
-constexpr std::uint64_t kSlowKnownBatches = 8;
-constexpr Nanos kSlowShare = 100;
-constexpr Nanos kSlowProbeMaxNs = 5 * kSecond;
-
-// Whether a batch would be late on a placement that is slower than others, where it may yet be in
-// time. One is sent there now and then all the same: only what runs is learned from.
-bool late_there(const ModelState& model, const PlacementState& placement, const Load& load,
-                Nanos now) {
-    const LatencyModel& there = latency_of(model, placement);
-    const LatencyModel& fastest = reference_latency(model);
-    if (&there == &fastest || placement.batches_learned < kSlowKnownBatches) return false;
-    const Nanos takes = there.expected(load.lead_rows);
-    if (add_saturating(now, takes) <= load.deadline) return false;
-    const Nanos probe_ns = std::min(std::min(takes, kSlowProbeMaxNs) * kSlowShare, kSlowProbeMaxNs);
-    if (add_saturating(placement.sent_at, probe_ns) <= now) return false;
-    return add_saturating(now, fastest.expected(load.lead_rows)) <= load.deadline;
-}
-
 }  // namespace
 
 bool Core::usable(const PlacementState& placement) const {
@@ -76,7 +56,6 @@ Choice Core::choose(ModelState& model, const Pool& pool, const Load& load, Nanos
             choice.blocked_until = std::min(choice.blocked_until, p.rest_until);
             continue;
         }
-        if (load.deadline != kNever && late_there(model, p, load, now)) continue;
         if (!slot_free(p)) {
             if (!load.stage || direct) continue;
             const std::uint32_t full = rows_full(model.policy);
@@ -132,10 +111,6 @@ Choice Core::choose_for_group(ModelState& model, const Pool& pool, Executors exe
     load.rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(group.rows, limit));
     load.rows_waiting = group.rows;
     load.planned = planned(model, group);
-    if (load.planned && &pool == &model.shared && model.placements.size() > 1) {
-        load.lead_rows = padded_rows(model.policy, lead_rows(model, group, group.head().slot));
-        load.deadline = group.head().deadline;
-    }
     // What a planned batch is made of changes until it leaves, and what has levels above it may
     // have to wait: only where the way to the backend and back takes as long as running it does it
     // leave early.
@@ -331,7 +306,6 @@ void Core::send(ModelState& model, std::uint32_t batch_slot, PlacementState& pla
     batch.rows = action.rows;
     batch.dispatched_at = now;
     if (placement.held_for != 0) note_sent_beside(batch_slot, placement);
-    placement.sent_at = now;
     placement.out.push_back(batch_slot);
     placement.rows_out += batch.rows;
     batch.executor = placement.executor;

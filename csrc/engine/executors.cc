@@ -7,6 +7,7 @@
 #include "engine/core.h"
 
 namespace infersched::engine {
+
 std::uint32_t Core::executor_of(std::uint32_t group) {
     if (group == kOwnExecutors) return kNoExecutor;
     const auto [known, added] =
@@ -176,17 +177,18 @@ void Core::recount_pauses(const ModelState& model) {
     if (Backlog* backlog = backlog_of(model)) backlog->recount();
 }
 
-// Executors that rest after a failure or are too slow, of all models that have traffic.
+// Executors that rest after a failure, of all models that have traffic.
 void Core::count_pauses(Component& component, Nanos now) {
-    constexpr Nanos kNeverSoon = kNever / 2;
     std::vector<Nanos> until;
-    if (rests_until_ <= now && component.slots_slow == 0)
-        return component.backlog.set_paused(until);
+    if (rests_until_ <= now) {
+        component.backlog.set_paused(until);
+        return;
+    }
     std::map<std::uint32_t, Nanos> shared;  // by executor, when the first model may use it
     for (const std::uint32_t index : component.metered) {
         for (const PlacementState& p : models_[index].placements) {
             if (!usable(p)) continue;
-            const Nanos at = p.too_slow ? kNeverSoon : p.rest_until;
+            const Nanos at = p.rest_until;
             if (p.executor != kNoExecutor) {
                 const auto known = shared.try_emplace(p.executor, at).first;
                 known->second = std::min(known->second, at);

@@ -47,7 +47,6 @@ struct Domain {
 struct Component {
     std::vector<std::uint32_t> domains;
     std::uint32_t slots = 0;             // batches that can run at once
-    std::uint32_t slots_slow = 0;        // of them, on placements that are too slow
     bool levels = false;                 // of different priority among its models
     bool dirty = false;                  // an executor became free, or an offer changed
     std::vector<std::uint32_t> metered;  // models whose arrivals are counted

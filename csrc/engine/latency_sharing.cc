@@ -145,6 +145,8 @@ const LatencyModel& Core::planning_latency(const ModelState& model, const Group&
 
 void Core::learn_latency(ModelState& model, PlacementState& placement, std::uint32_t rows,
                          Nanos ran_ns) {
+    // The last replies of one that was removed: it is compared with nobody any more.
+    if (!placement.configured) return;
     if (placement.batches_learned == 0) placement.rows_alike.clear();
     if (placement.batches_learned == 0 && !placement.own_latency) set_out(model, placement);
     // As long as nothing is known of any of them, what all ran is better than nothing: many of them

@@ -276,7 +276,7 @@ std::uint32_t Core::spread_rows(const ModelState& model, const Group& group, Nan
     if (group.rows <= group.target || !model.policy.mandatory_rows.empty()) return kAll;
     std::uint64_t idle = 0;
     for (const PlacementState& p : model.placements) {
-        if (!usable(p) || p.too_slow || p.resting(now) || !slot_free(p)) continue;
+        if (!usable(p) || p.resting(now) || !slot_free(p)) continue;
         if (group.key.pin != kNoBackend && group.key.pin != p.backend) continue;
         idle += p.executor != kNoExecutor ? 1 : p.slots - p.out.size();
     }

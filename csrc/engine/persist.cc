@@ -86,7 +86,6 @@ void archive_placement(Archive& archive, PlacementState& p) {
     archive(p.ready);
     archive(p.configured);
     archive(p.out);
-    archive(p.too_slow);
     archive(p.rows_out);
     archive(p.ns_per_row);
     archive(p.batch_ns);
@@ -102,7 +101,6 @@ void archive_placement(Archive& archive, PlacementState& p) {
     if (own) p.own_latency->archive(archive);
     archive(p.failures);
     archive(p.rest_until);
-    archive(p.sent_at);
     archive(p.pinned.unserved_since);
     archive(p.devices);
     p.memory.archive(archive);

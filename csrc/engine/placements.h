@@ -52,8 +52,6 @@ struct PlacementState {
     bool configured = true;               // false: removed, kept until its last batch is back
     std::uint32_t executor = 0xffffffff;  // the shared one; kNoExecutor: its own instances
     std::vector<std::uint32_t> out;       // batches there, in order of dispatch
-    // Late with whatever usually comes, which the fastest one is not; by the last control tick.
-    bool too_slow = false;
     std::uint64_t rows_out = 0;
     Nanos ns_per_row = 0;  // moving averages of start to reply; 0 = nothing seen yet
     Nanos batch_ns = 0;
@@ -64,7 +62,6 @@ struct PlacementState {
     std::vector<std::uint32_t> rows_alike;
     std::uint32_t failures = 0;  // in a row, of those that make it rest
     Nanos rest_until = std::numeric_limits<Nanos>::min();
-    Nanos sent_at = std::numeric_limits<Nanos>::min();  // something, last
     // The batch that is to have the devices for itself (BatchRecord::alone); 0: none. What such
     // batches have held back is paid for until then: before, there is no other.
     BatchHandle held_for = 0;
@@ -109,10 +106,7 @@ struct Load {
     bool merging = false;
     bool stage = false;
     bool planned = false;  // of a batch that learned latency formed
-    // Of such a batch that may go to several: rows of its lead, and when that must end.
-    std::uint32_t lead_rows = 1;
-    Nanos deadline = kNever;
-    bool spread = false;  // of a sequence that is to be pinned: the fewest sequences count
+    bool spread = false;   // of a sequence that is to be pinned: the fewest sequences count
     std::uint32_t avoid = kNoBackend;
     bool again = false;  // after a failure
     bool alone = false;  // behind others that have devices for themselves

@@ -238,7 +238,6 @@ void Core::archive_components(Archive& archive) {
             archive(hold.horizon_ns);
         }
         archive(component.look_credit);
-        archive(component.slots_slow);
         component.backlog.archive_paused(archive);
         std::uint64_t changes = component.backlog.changes();
         archive(changes);

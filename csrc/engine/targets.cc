@@ -6,7 +6,6 @@
 // row is more than a group needs, the others need less.
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <vector>
 
 #include "engine/core.h"
@@ -140,7 +139,6 @@ void Core::tick(std::uint32_t index, Nanos now) {
         if (!idle) component.metered[kept++] = metered;
     }
     component.metered.resize(kept);
-    find_slow(component);
     component.backlog.recount();
     retarget(component);
     plan_levels(component);
@@ -150,43 +148,8 @@ void Core::tick(std::uint32_t index, Nanos now) {
     ticks_.set({component.tick_at, index, index});
 }
 
-// Placements that are no help: what usually comes is late there, though it need not be.
-void Core::find_slow(Component& component) {
-    component.slots_slow = 0;
-    bool any = false;
-    for (const std::uint32_t index : component.metered) {
-        ModelState& model = models_[index];
-        const bool several = model.placements.size() > 1 && model.reference != kNoSlot;
-        Nanos budget_ns = 0;
-        for (std::uint32_t g = 0; several && g < model.groups.slots(); ++g) {
-            const Group& group = model.groups[g];
-            if (!group.rate.idle()) budget_ns = std::max(budget_ns, group.budget_ns);
-        }
-        const LatencyModel* fastest = budget_ns > 0 ? &reference_latency(model) : nullptr;
-        const bool others = fastest != nullptr && fastest->expected(1) <= budget_ns;
-        for (PlacementState& p : model.placements) {
-            const LatencyModel* there = others ? &latency_of(model, p) : fastest;
-            p.too_slow = there != fastest && there->expected(1) > budget_ns;
-            any |= p.too_slow;
-        }
-    }
-    if (!any) return;
-    std::map<std::uint32_t, bool> shared;  // executors, by whether all are too slow there
-    for (const std::uint32_t index : component.metered) {
-        for (const PlacementState& p : models_[index].placements) {
-            if (!usable(p)) continue;
-            if (p.executor == kNoExecutor) {
-                component.slots_slow += p.too_slow ? p.slots : 0;
-            } else {
-                shared.try_emplace(p.executor, true).first->second &= p.too_slow;
-            }
-        }
-    }
-    for (const auto& [executor, slow] : shared) component.slots_slow += slow ? 1 : 0;
-}
-
 void Core::retarget(Component& component) {
-    double capacity = component.slots - component.slots_slow;
+    double capacity = component.slots;
     std::vector<Share> shares;
     const auto each = [&](const auto& visit) {
         for (const std::uint32_t index : component.metered) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -14,18 +14,22 @@ from scheduler._native.engine import Answer, Dispatch
 from tests.unit.engine_driver import MS, SECOND, Driver
 
 ALPHA, BETA = 1 * MS, 5 * MS
+Factors = Mapping[int, int]  # of what batches take, by backend
+NO_FACTORS: Factors = {}
 
 
 def latency(rows: int) -> int:
     return ALPHA * rows + BETA
 
 
-def learned(backends: int = 1, **policy: Any) -> Driver:
+def learned(backends: int = 1, factors: Factors = NO_FACTORS, **policy: Any) -> Driver:
     """Backends of which it is known how long batches of 1 to 32 rows take."""
     driver = Driver(backends, **{"rows_max": 32, "load_aware": True} | policy)
     for backend in range(backends):
         for rows in range(1, 33):
-            assert driver.engine.prime_latency(0, backend, rows, latency(rows), 20)
+            assert driver.engine.prime_latency(
+                0, backend, rows, latency(rows) * factors.get(backend, 1), 20
+            )
     driver.step()
     return driver
 
@@ -44,7 +48,13 @@ class Stream:
         return self.counts["in_time"] / max(sum(self.counts.values()), 1)
 
 
-def run(driver: Driver, streams: Sequence[Stream], duration: int, sigma: float = 0) -> None:
+def run(
+    driver: Driver,
+    streams: Sequence[Stream],
+    duration: int,
+    sigma: float = 0,
+    factors: Factors = NO_FACTORS,
+) -> None:
     """Every batch takes its latency, one after the other on a backend. Ends with an empty house.
 
     `sigma`: the deviation of the logarithm of a factor on each. Without it backends fall into step,
@@ -84,6 +94,7 @@ def run(driver: Driver, streams: Sequence[Stream], duration: int, sigma: float =
             if isinstance(action, Dispatch):
                 begins = max(free[action.backend], driver.now)
                 takes = latency(action.rows) * math.exp(sigma * random.gauss(0, 1))
+                takes *= factors.get(action.backend, 1)
                 free[action.backend] = begins + round(takes)
                 heapq.heappush(events, (free[action.backend], number, action.batch))
                 number += 1

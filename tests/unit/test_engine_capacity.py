@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from scheduler._native.engine import Engine
@@ -152,3 +154,50 @@ def test_an_executor_that_another_model_uses_is_capacity() -> None:
     driver.after(latency(1)).complete(batch)
     paused(driver, backend=0, failures=5)
     driver.submit(21, model=1, deadline=driver.now + 10 * MS)
+
+
+FACTORS = {1: 20}  # the second backend
+
+
+def of_unequal_backends(**policy: Any) -> Driver:
+    """A slow backend, of which batches of its own are known, beside a fast one."""
+    driver = learned(2, FACTORS, rows_max=8, **policy)
+    for user in range(12):
+        driver.submit(user, pinned_backend=1)
+        (batch,) = driver.step()
+        driver.after(latency(1) * FACTORS[1]).complete(batch)
+    run(driver, [Stream(100, {"signature": 1}, 60 * MS)], SECOND, factors=FACTORS)
+    return driver
+
+
+@pytest.mark.parametrize("loose", [{"signature": 2}, {"signature": 2, "priority": 2}])
+def test_requests_with_much_time_let_no_more_in_that_only_a_fast_backend_has_in_time(
+    loose: dict[str, int],
+) -> None:
+    """A third of what was let in ran out of time in the queue."""
+    in_time = []
+    for per_s in (0, 20):
+        driver = of_unequal_backends(priority_levels=2)
+        tight = Stream(700, {"signature": 1, "priority": 1}, 60 * MS)
+        beside = [Stream(per_s, loose, 3 * SECOND)] if per_s else []
+        run(driver, [tight, *beside], 4 * SECOND, factors=FACTORS)
+        in_time.append(tight.counts["in_time"])
+    assert in_time[1] > 0.9 * in_time[0]
+
+
+def test_after_the_loss_of_a_fast_backend_what_a_slow_one_can_do_is_let_in() -> None:
+    driver = of_unequal_backends()
+    driver.engine.set_backend(0, False, driver.now)
+    driver.submit(100, signature=1, deadline=driver.now + 5 * SECOND)
+    (batch,) = driver.step()
+    assert batch.backend == 1
+
+
+def test_a_batch_on_a_slow_backend_leaves_the_fast_one_free() -> None:
+    driver = of_unequal_backends()
+    driver.submit(100, pinned_backend=1)
+    (batch,) = driver.step()
+    assert batch.backend == 1
+    driver.submit(101, signature=1, deadline=driver.now + 30 * MS)
+    (batch,) = driver.step()
+    assert batch.backend == 0
