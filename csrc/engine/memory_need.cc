@@ -21,6 +21,12 @@ constexpr double kBytesMax = 1e15;
 // Allocators that give back this share of what they kept were started anew.
 constexpr double kEmptiedShare = 0.5;
 
+// How many instances a device has at the least where none has more than `on_device`.
+std::size_t least_on_device(std::size_t instances, std::size_t on_device, std::size_t devices) {
+    const std::size_t elsewhere = on_device * (std::max<std::size_t>(devices, 1) - 1);
+    return instances > elsewhere ? std::min(instances - elsewhere, on_device) : 1;
+}
+
 }  // namespace
 
 std::uint32_t whole_rows(double size) {
@@ -91,12 +97,16 @@ bool MemoryNeed::confirmed() const {
     return primed_ || std::any_of(readings_.begin(), readings_.end(), sure);
 }
 
-// The device whose readings tell most.
+// The device whose readings tell most. Where some have fewer instances than others, all are taken
+// to have the most: the one that has shows the largest need, which is the right one.
 const MemoryReadings& MemoryNeed::surest() const {
     static const MemoryReadings kNone;
+    const bool uneven = least_on_device(marks_.size(), on_device_, readings_.size()) < on_device_;
     const MemoryReadings* best = &kNone;
     for (const MemoryReadings& readings : readings_) {
-        if (readings.surer_than(*best)) best = &readings;
+        const bool both = uneven && well_learned(readings) && well_learned(*best);
+        const bool more = readings.bytes_per_row() > best->bytes_per_row();
+        if (both ? more : readings.surer_than(*best)) best = &readings;
     }
     return *best;
 }
@@ -253,8 +263,12 @@ void MemoryNeed::adopt(const MemoryReadings& readings) {
     const bool sure = well_learned(readings);
     if (fixed_ || (!sure && (primed_ || readings.samples() == 0))) return;
     primed_ = false;
-    bytes_per_row_ = readings.bytes_per_row();
-    if (readings.base_known()) base_bytes_ = readings.base_bytes();
+    // Until all are known, these may be of the device with the fewest instances.
+    const std::size_t least = least_on_device(marks_.size(), on_device_, readings_.size());
+    const bool all = std::all_of(readings_.begin(), readings_.end(), well_learned);
+    const double scale = all ? 1 : static_cast<double>(on_device_) / static_cast<double>(least);
+    bytes_per_row_ = readings.bytes_per_row() * scale;
+    if (readings.base_known()) base_bytes_ = readings.base_bytes() * scale;
 }
 
 template <class Archive>

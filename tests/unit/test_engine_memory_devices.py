@@ -156,6 +156,39 @@ def test_what_has_ended_counts_by_device_until_that_is_read() -> None:
     assert gpu.engine.memory_status(0, 0).rows_high == 10
 
 
+@pytest.mark.parametrize(
+    ("counts", "told"), [((3, 1), 3), ((1, 3), 3), ((2, 1), 0), ((1, 2), 0), ((2, 2), 0)]
+)
+def test_the_need_is_learned_whichever_device_has_more_instances(
+    counts: tuple[int, ...], told: int
+) -> None:
+    gpu = Gpu(rows_max=4096)
+    gpu.configure([(0, sum(counts), True, OWN_EXECUTORS, [0, 1], told)])
+
+    def read(rows: int) -> None:
+        for device, count in enumerate(counts):
+            used = count * (200 + 100 * rows) * MIB if rows else 0
+            gpu.engine.set_device(
+                device, gpu.now, free_bytes=40_000 * MIB - used, total_bytes=40_000 * MIB
+            )
+            gpu.after(MS)
+
+    read(0)
+    for rows in range(2, 24, 2):
+        gpu.submit_many(range(100 * rows, 100 * rows + sum(counts)), rows=rows, mergeable=False)
+        batches = gpu.step()
+        assert len(batches) == sum(counts)
+        gpu.after(10 * MS)
+        for batch in batches:
+            gpu.complete(batch)
+        gpu.after(MS)
+        read(rows)
+    need = gpu.engine.memory_status(0, 0)
+    assert need.known
+    assert need.bytes_per_row == pytest.approx(100 * MIB)
+    assert need.base_bytes == pytest.approx(200 * MIB)
+
+
 def test_sizes_that_follow_each_other_count_once() -> None:
     gpu = Gpu()
     gpu.prime(per_row=100 * MIB)
