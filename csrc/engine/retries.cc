@@ -34,12 +34,16 @@ void Core::retry_group(ModelState& model, const BatchRecord& failed,
 }
 
 // Members [begin, end) go again, in groups the model can take now: alone when it does not merge.
+// What a batch that ran out of memory may have taken does not count against its halves.
 void Core::retry(ModelState& model, const BatchRecord& failed, std::size_t begin, std::size_t end,
                  std::uint32_t tries) {
     const bool together = failed.mergeable && model.merging();
-    const std::uint32_t limit =
-        together ? rows_limit(model.policy, memory_limit(model, failed.row_size).rows.single)
-                 : 0xffffffffu;
+    std::uint32_t limit = 0xffffffffu;
+    if (together) {
+        std::uint32_t allowed = memory_limit(model, failed.row_size).rows.single;
+        if (failed.half) allowed = std::max(allowed, (failed.rows + 1) / 2);
+        limit = rows_limit(model.policy, allowed);
+    }
     std::vector<BatchMember> group;
     std::uint32_t rows = 0;
     const auto close = [&] {

@@ -6,6 +6,7 @@ import pytest
 
 from scheduler._native.engine import OWN_EXECUTORS
 from tests.unit.engine_driver import MS, Driver, users
+from tests.unit.test_engine_memory import MIB, Gpu
 
 INTERNAL = 13
 
@@ -136,3 +137,18 @@ def test_a_batch_beyond_the_cap_that_ends_well_lifts_it() -> None:
     assert cap(driver) == 51
     driver.after(MS).complete(second)
     assert cap(driver) == 64
+
+
+@pytest.mark.parametrize("instances", [1, 2])
+def test_what_another_tenant_took_meanwhile_does_not_cut_the_halves_to_single_rows(
+    instances: int,
+) -> None:
+    gpu = Gpu(instances)
+    gpu.prime(per_row=100 * MIB)
+    gpu.read(free=1_000 * MIB)
+    gpu.submit_many(range(10))
+    (batch,) = gpu.step()
+    assert batch.rows == 10
+    gpu.after(MS).read(free=500 * MIB)
+    gpu.after(MS).fail(batch, "out_of_memory", INTERNAL)
+    assert play(gpu, set()) == [5, 5]
