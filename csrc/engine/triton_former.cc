@@ -270,7 +270,20 @@ bool Core::triton_take(ModelState& model, Nanos now) {
     if (queue.formed.empty() || (grew && batches_[queue.formed.back()].sealed)) {
         queue.growing = false;
     }
-    for (const BatchMember& member : batches_[batch_slot].members) {
+    const BatchRecord& batch = batches_[batch_slot];
+    const bool cuts = batch.mergeable && model.merging();
+    if (cuts && batch.rows > memory_limit(model, batch.row_size).rows.single) {
+        // One request that fits no device goes in parts.
+        BatchRecord whole = batch;
+        whole.members = detach(batch_slot);
+        batches_.remove(batch_slot);
+        ++counters(whole.model).memory_limited_batches;
+        retry(model, whole, 0, whole.members.size(), 0);
+        while (dispatch_retry(model, now)) {
+        }
+        return true;
+    }
+    for (const BatchMember& member : batch.members) {
         mark_dispatched(static_cast<std::uint32_t>(member.request), now);
     }
     send(model, batch_slot, *placement, now);

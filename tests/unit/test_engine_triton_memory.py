@@ -74,3 +74,17 @@ def test_a_batch_is_cut_however_many_others_are_out(before: int) -> None:
     gpus.submit_many(range(64 * (before + 1)))
     assert [batch.rows for batch in gpus.step()] == [64] * before + [10]
     assert gpus.limited() == 1
+
+
+def test_a_request_that_fits_no_device_is_sent_in_parts() -> None:
+    gpus = Gpus(10, preferred_rows=(64,))
+    gpus.submit(0, rows=35)
+    gpus.submit(1, rows=3)
+    sizes = []
+    while sent := gpus.after(2 * MS).step():
+        for batch in sent:
+            sizes.append(batch.rows)
+            gpus.after(MS).complete(batch)
+    assert sizes == [10, 10, 10, 5, 3]
+    assert gpus.limited() > 0
+    assert set(gpus.answers().values()) == {("completed", "none")}
