@@ -15,6 +15,20 @@ bool on_device(const PlacementState& placement, std::uint32_t device) {
     return std::find(all.begin(), all.end(), device) != all.end();
 }
 
+// What each instance where nothing has run may take by the last figures of a device: all of them
+// together take no more than that. `instances`: further ones.
+template <class Models>
+double last_share(const Device& device, std::uint32_t index, const Models& models,
+                  std::uint64_t instances) {
+    for (const std::uint32_t named : device.models) {
+        for (const PlacementState& p : models[named].placements) {
+            if (!on_device(p, index) || p.memory.largest() > 0) continue;
+            instances += p.memory.on_device();
+        }
+    }
+    return device.last_bytes() / static_cast<double>(std::max<std::uint64_t>(instances, 1));
+}
+
 }  // namespace
 
 // What is out there is not known on other devices than those it was sent to.
@@ -30,13 +44,20 @@ void Core::place_on_devices(std::uint32_t index, PlacementState& placement,
             memory_.settle(batches_[slot], placement, now);
         }
     }
+    const bool moved = wanted != placement.devices;
     memory_.place(index, placement, wanted);
+    for (const std::uint32_t number : placement.devices) {
+        const Device& device = *memory_.device(number);
+        if (!moved || !device.seen || device.memory.known) continue;
+        // It is not among the placements of its model yet.
+        const std::uint32_t instances = placement.memory.on_device();
+        placement.memory.note_lost(last_share(device, number, models_, instances));
+    }
 }
 
 void Core::set_device(std::uint32_t index, const DeviceMemory& reading, Nanos) {
     const Device* before = memory_.device(index);
     const bool lost = before != nullptr && before->memory.known && !reading.known;
-    const double last_bytes = lost ? before->unreserved_bytes() : 0;
     if (!memory_.read(index, reading)) return;
     publish_device(index);
     const std::set<std::uint32_t>& named_there = memory_.device(index)->models;
@@ -45,11 +66,12 @@ void Core::set_device(std::uint32_t index, const DeviceMemory& reading, Nanos) {
             if (on_device(p, index)) memory_.show(index, p);
         }
     }
+    const double share = lost ? last_share(*memory_.device(index), index, models_, 0) : 0;
     for (const std::uint32_t named : named_there) {
         ModelState& model = models_[named];
         for (PlacementState& p : model.placements) {
             if (!on_device(p, index)) continue;
-            if (lost) p.memory.note_lost(last_bytes);
+            if (lost) p.memory.note_lost(share);
             memory_.learn(index, p);
         }
         if (model.queued_requests > 0) mark_dirty(named);
@@ -64,6 +86,12 @@ bool Core::prime_memory(std::uint32_t index, std::uint32_t device, double base_b
         if (!on_device(p, device)) continue;
         primed |= p.memory.prime(base_bytes, bytes_per_row, rows_high, fixed);
         memory_.update_held(p);
+    }
+    const Device* there = memory_.device(device);
+    const bool lost = there != nullptr && there->seen && !there->memory.known;
+    const double share = lost ? last_share(*there, device, models_, 0) : 0;
+    for (PlacementState& p : models_[index].placements) {
+        if (lost && on_device(p, device) && p.memory.largest() <= 0) p.memory.note_lost(share);
     }
     memory_.touch();
     return primed;

@@ -40,7 +40,9 @@ void Device::leave(std::uint64_t bytes, Nanos since) {
 
 void Device::read(const DeviceMemory& reading) {
     const std::uint64_t loads = memory.loads;
+    const bool is_new = !memory.known || reading.measured_at > memory.measured_at;
     memory = reading;
+    if (reading.known && is_new) last_unreserved_ = unreserved_bytes();
     // What a model takes that is loaded is no batch's: figures of before are not comparable.
     if (!reading.known) {
         memory.loads = loads;
@@ -68,6 +70,7 @@ void Device::archive(Archive& archive) {
     archive(memory.loads);
     archive(seen);
     archive(takers);
+    archive(last_unreserved_);
     archive(reserved_bytes_);
     archive(held_bytes_);
     archive(inflight_);

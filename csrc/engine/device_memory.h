@@ -23,6 +23,9 @@ class Device {
     // What batches may take, and besides those that are there. May be negative.
     double unreserved_bytes() const;
     double available_bytes() const;
+    // That, by the last figures that were new when they came: those that grow old before their
+    // source is lost leave less and less.
+    double last_bytes() const { return last_unreserved_ - static_cast<double>(reserved_bytes_); }
     double used_bytes() const {
         return static_cast<double>(memory.total_bytes) - static_cast<double>(memory.free_bytes);
     }
@@ -71,6 +74,7 @@ class Device {
     std::uint64_t inflight_ = 0;    // batches that are larger than those before
     std::uint32_t unsettled_ = 0;   // placements some of which have ended since the last reading
     std::vector<Left> left_;
+    double last_unreserved_ = 0;
 };
 
 }  // namespace infersched::engine
