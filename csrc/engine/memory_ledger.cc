@@ -161,7 +161,8 @@ void MemoryLedger::settle(BatchRecord& batch, PlacementState& placement, Nanos n
         return growth.from == batch.growth.from && growth.to == batch.growth.to;
     };
     std::vector<MemoryGrowth>& growing = placement.growing;
-    growing.erase(std::find_if(growing.begin(), growing.end(), mine));
+    const auto found = std::find_if(growing.begin(), growing.end(), mine);
+    if (found != growing.end()) growing.erase(found);
     for (std::size_t i = 0; i < placement.devices.size(); ++i) {
         Device& device = at(placement.devices[i]);
         MemoryTaking& taking = placement.taking[i];
