@@ -1,5 +1,4 @@
-// The state of the engine and the steps that change it. Private to this room: the public face is
-// engine.h.
+// The state of the engine and the steps that change it; engine.h is its public face.
 //
 //     admission.cc   submit, cancel, expiry: how requests come and go
 //     feasibility.cc what admission foresees; retry_times.cc: when what is refused may come again
@@ -307,6 +306,7 @@ class Core {
     std::vector<BatchMember> detach(std::uint32_t batch);
     void fail_members(const std::vector<BatchMember>& failed, const Ending& ending, Nanos now);
     std::uint32_t sent_batch(BatchHandle handle) const;
+    bool rest_failed(ModelState& model, std::uint32_t backend, FailureKind kind, Nanos now);
     void observe_unfinished(ModelState& model, const BatchRecord& batch, Nanos now);
     void give_up(std::uint32_t batch, StatusCode code, Nanos now);
     void release_given_up(Nanos now);

@@ -235,6 +235,9 @@ enum class FailureKind : std::uint8_t {
     kGivenUp,       // the backend answered at the deadline while the execution goes on: as kFinal,
                     // but the slot stays taken until the batch's predicted end
     kOutOfMemory,   // of the device: smaller batches from now on, this one again in halves
+    kUnavailable,   // answered so, by the model or by what stands before a backend that is gone: to
+                    // another backend once, where there is one and the model is idempotent; else,
+                    // and then, as kRejected
 };
 
 // The largest size that ModelStats::batch_sizes tells apart; larger batches are counted there.
@@ -334,7 +337,8 @@ class Engine {
     // What may run again goes again before other work: the same members as a fixed group, elsewhere
     // where that is possible, eight times at most; a rejected one in halves. A backend that ran
     // nothing rests for 10 ms, doubled with every failure in a row up to 1 s, or until set_backend
-    // makes it available. Merging that kUnsplittable ended comes back with a policy that batches
+    // makes it available; so does one that was unavailable three times in a row while there was
+    // another. Merging that kUnsplittable ended comes back with a policy that batches
     // differently.
     void dispatch_failed(BatchHandle batch, FailureKind kind, StatusCode code, Nanos now);
 

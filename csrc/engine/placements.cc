@@ -20,6 +20,11 @@ void PlacementState::rest(Nanos now) {
     ++failures;
 }
 
+void PlacementState::note_unavailable(Nanos now) {
+    if (failures + 1 >= kUnavailableMax) return rest(now);
+    ++failures;
+}
+
 void PlacementState::observe(Nanos ran_ns, std::uint32_t rows) {
     const Nanos sample = std::clamp<Nanos>(ran_ns, 1, kLongestSampleNs);
     batch_ns = averaged(batch_ns, sample);

@@ -21,6 +21,9 @@ inline constexpr Nanos kPlannedStageMaxNs = 2 * kStageAheadNs;
 // that a backend that fails fast does not draw all the work.
 inline constexpr Nanos kRestMinNs = 10 * kMillisecond;
 inline constexpr Nanos kRestMaxNs = kSecond;
+// One that answers that it is unavailable rests from this failure in a row on: fewer may be the
+// model's own errors.
+inline constexpr std::uint32_t kUnavailableMax = 3;
 
 // Rows of a batch that device memory allows.
 struct RowsAllowed {
@@ -60,7 +63,7 @@ struct PlacementState {
     std::uint64_t batches_learned = 0;          // that it ran itself
     // Sizes of which a prior said what is known of the others; while it has run nothing.
     std::vector<std::uint32_t> rows_alike;
-    std::uint32_t failures = 0;  // in a row, of those that make it rest
+    std::uint32_t failures = 0;  // in a row, of those that make it rest, at once or later
     Nanos rest_until = std::numeric_limits<Nanos>::min();
     // The batch that is to have the devices for itself (BatchRecord::alone); 0: none. What such
     // batches have held back is paid for until then: before, there is no other.
@@ -79,6 +82,7 @@ struct PlacementState {
 
     bool resting(Nanos now) const { return rest_until > now; }
     void rest(Nanos now);
+    void note_unavailable(Nanos now);
     void recover() {
         failures = 0;
         rest_until = std::numeric_limits<Nanos>::min();

@@ -4,6 +4,15 @@
 #include "engine/core.h"
 
 namespace infersched::engine {
+namespace {
+
+// Whether what a backend answered as unavailable is asked of another one: not twice.
+bool may_go_elsewhere(const ModelState& model, const BatchRecord& failed) {
+    return model.policy.idempotent && failed.pin == kNoBackend &&
+           failed.tries < kTriesOfUnavailable;
+}
+
+}  // namespace
 
 // The first `slots` batches out there run; the others are staged.
 void Core::promote(PlacementState& placement, Nanos now) {
@@ -132,6 +141,26 @@ void Core::fail_members(const std::vector<BatchMember>& failed, const Ending& en
     }
 }
 
+// The backend of a failed batch rests where that is due. Whether another one could be asked now:
+// where there is none, a rest would only delay answers of the backend itself.
+bool Core::rest_failed(ModelState& model, std::uint32_t backend, FailureKind kind, Nanos now) {
+    const bool others =
+        std::any_of(model.placements.begin(), model.placements.end(), [&](const PlacementState& p) {
+            return p.backend != backend && usable(p) && !p.resting(now);
+        });
+    PlacementState& placement = *model.placement(backend);
+    if (kind == FailureKind::kNothingRan || kind == FailureKind::kConnection) {
+        placement.rest(now);
+    } else if (kind == FailureKind::kUnavailable && others) {
+        placement.note_unavailable(now);
+    } else {
+        return others;
+    }
+    rests_until_ = std::max(rests_until_, placement.rest_until);
+    recount_pauses(model);
+    return others;
+}
+
 void Core::dispatch_failed(BatchHandle handle, FailureKind kind, StatusCode code, Nanos now) {
     const std::uint32_t batch_slot = sent_batch(handle);
     if (batch_slot == kNoSlot) return;
@@ -143,20 +172,26 @@ void Core::dispatch_failed(BatchHandle handle, FailureKind kind, StatusCode code
     }
     if (kind == FailureKind::kOutOfMemory) cut_sizes(model, batches_[batch_slot]);
     leave_placement(batch_slot, now);
-    if (kind == FailureKind::kNothingRan || kind == FailureKind::kConnection) {
-        PlacementState& placement = *model.placement(batches_[batch_slot].backend);
-        placement.rest(now);
-        rests_until_ = std::max(rests_until_, placement.rest_until);
-        recount_pauses(model);
-    }
+    const bool others = rest_failed(model, batches_[batch_slot].backend, kind, now);
     const bool merged = batches_[batch_slot].members.size() > 1;
-    if (kind == FailureKind::kRejected && merged && !batches_[batch_slot].retried) {
-        suspect_failed(model, batches_[batch_slot].signature, now);
-    }
     BatchRecord failed = batches_[batch_slot];
     failed.members = detach(batch_slot);
     batches_.remove(batch_slot);
+    // Halves have no backend to avoid: they are no news of their signature.
+    bool first = !failed.retried;
+    if (kind == FailureKind::kUnavailable && !(others && may_go_elsewhere(model, failed))) {
+        first |= failed.avoid != kNoBackend;
+        kind = FailureKind::kRejected;
+    }
+    if (kind == FailureKind::kRejected && merged && first) {
+        suspect_failed(model, failed.signature, now);
+    }
     if (failed.members.empty()) return;
+    const auto lead = static_cast<std::uint32_t>(failed.members.front().request);
+    // The state of a sequence is where it is.
+    if (kind == FailureKind::kUnavailable && requests_[lead].sequential) {
+        kind = FailureKind::kRejected;
+    }
     // What was merged may be sent again in smaller groups, what ran alone has its answer.
     if (!merged && (kind == FailureKind::kRejected || kind == FailureKind::kUnsplittable)) {
         kind = FailureKind::kFinal;
@@ -223,6 +258,9 @@ void Core::resolve_failure(ModelState& model, const BatchRecord& failed, Failure
                 return fail_members(failed.members, unavailable, now);
             }
             return retry(model, failed, 0, failed.members.size(), failed.tries + 1);
+        case FailureKind::kUnavailable:
+            return retry(model, failed, 0, failed.members.size(),
+                         failed.tries + kTriesOfUnavailable);
         case FailureKind::kUnsplittable:
             if (!model.merging_off) {
                 model.merging_off = true;

@@ -173,11 +173,11 @@ void Gateway::State::stream_ended_by_reply(const BatchRecord& batch,
                                            const kserve::StreamReply& reply,
                                            std::string_view our_id, Nanos now) {
     const ModelConfig* model = catalog.at(batch.model);
-    if (model != nullptr && is_refusal(reply) && says_leaving(reply.error_message, model->schema)) {
-        mark_leaving(batch.model, batch.backend, now);
+    if (model != nullptr && is_refusal(reply) && batch.replies_sent == 0 &&
+        triton_says(reply.error_message, model->schema).word != TritonWord::kNone) {
         reply_failed(batch,
                      Status::error(StatusCode::kUnavailable, std::string(reply.error_message)),
-                     CallEnd::kNothingRan, now);
+                     CallEnd::kAnswered, now);
         return;
     }
     RequestRecord* request = requests.find(batch.members[0].user);
@@ -240,7 +240,8 @@ void Gateway::State::backend_stream_ended(BackendStreamId id, Status status, boo
             --connection->streamed_batches;
         close_batch(batch_id, found);
         if (batch.replies_sent == 0) {
-            reply_failed(batch, status, nothing_ran ? CallEnd::kNothingRan : CallEnd::kLost, now);
+            const CallEnd end = nothing_ran ? CallEnd::kNothingRan : CallEnd::kUnreadable;
+            reply_failed(batch, status, end, now);
             continue;
         }
         // The client has seen a part: running it again would show it twice.

@@ -30,18 +30,14 @@ bool ended_at_deadline(const BatchRecord& batch, const Status& status, Nanos now
 engine::FailureKind failure_kind(const Status& status, CallEnd end) {
     if (end == CallEnd::kNothingRan) return engine::FailureKind::kNothingRan;
     if (says_out_of_memory(status)) return engine::FailureKind::kOutOfMemory;
-    switch (status.code) {
-        case StatusCode::kDeadlineExceeded:
-            return engine::FailureKind::kFinal;
-        case StatusCode::kInvalidArgument:
-        case StatusCode::kInternal:
-            return engine::FailureKind::kRejected;
-        default:
-            break;
-    }
-    if (end == CallEnd::kAnswered) return engine::FailureKind::kRejected;
-    return status.code == StatusCode::kUnavailable ? engine::FailureKind::kConnection
-                                                   : engine::FailureKind::kFinal;
+    if (status.code == StatusCode::kDeadlineExceeded) return engine::FailureKind::kFinal;
+    const bool unavailable = status.code == StatusCode::kUnavailable;
+    if (end == CallEnd::kLost || (end == CallEnd::kUnreadable && unavailable))
+        return engine::FailureKind::kConnection;
+    if (unavailable) return engine::FailureKind::kUnavailable;
+    if (end == CallEnd::kAnswered || status.code == StatusCode::kInternal)
+        return engine::FailureKind::kRejected;
+    return engine::FailureKind::kFinal;
 }
 
 // The reply to one unpadded request in one piece passes through as it is.
@@ -236,20 +232,19 @@ void Gateway::State::take_reply(Connection* connection, http2::Event* event, Nan
     } else {
         const CallEnd end = event->nothing_ran ? CallEnd::kNothingRan
                             : event->answered  ? CallEnd::kAnswered
-                                               : CallEnd::kLost;
+                            : event->lost      ? CallEnd::kLost
+                                               : CallEnd::kUnreadable;
         reply_failed(closed, std::move(event->status), end, now);
     }
 }
 
 void Gateway::State::reply_failed(const BatchRecord& batch, Status status, CallEnd end, Nanos now) {
     const ModelConfig* model = catalog.at(batch.model);
-    if (end == CallEnd::kAnswered && model != nullptr && says_leaving(status, model->schema)) {
-        end = CallEnd::kNothingRan;
-        mark_leaving(batch.model, batch.backend, now);
-    } else if (end == CallEnd::kAnswered && says_queue_full(status)) {
-        end = CallEnd::kNothingRan;
-    } else if (end == CallEnd::kAnswered && says_cut_off(status)) {
-        end = CallEnd::kLost;
+    if (end == CallEnd::kAnswered && model != nullptr) {
+        const TritonSays says = triton_says(status, model->schema);
+        if (says.word == TritonWord::kLeaving) mark_leaving(batch.model, batch.backend, now);
+        if (says.word != TritonWord::kNone)
+            end = says.may_have_run ? CallEnd::kLost : CallEnd::kNothingRan;
     }
     const bool stops = model == nullptr || model->policy.cancellable;
     engine::FailureKind kind = failure_kind(status, end);

@@ -9,6 +9,7 @@
 
 #include "base/shared_blocks.h"
 #include "gateway/state.h"
+#include "gateway/triton_texts.h"
 
 namespace infersched::gateway {
 
@@ -26,25 +27,14 @@ bool contains(std::string_view text, std::string_view part) {
 
 // Whether a call that ended so is surely over at the backend, too. What is cancelled, is out of
 // time or loses its connection may run on.
-bool is_over(const http2::Event& event) {
+bool is_over(const http2::Event& event, const ModelConfig* model) {
     if (event.nothing_ran) return true;
     if (!event.answered) return false;
-    const std::string& text = event.status.message;
-    switch (event.status.code) {
-        case StatusCode::kOk:
-        case StatusCode::kInvalidArgument:
-        case StatusCode::kNotFound:
-        case StatusCode::kInternal:
-        case StatusCode::kUnimplemented:
-        case StatusCode::kAlreadyExists:
-            return true;
-        case StatusCode::kUnavailable:  // by its queue policy or its state, not by its transport
-            return contains(text, "Exceeds maximum queue size") ||
-                   contains(text, "Request timeout expired") || contains(text, "not ready") ||
-                   contains(text, "not at ready state");
-        default:
-            return false;
-    }
+    if (event.status.ok()) return true;
+    if (model == nullptr) return false;
+    return event.status.code != StatusCode::kCancelled &&
+           event.status.code != StatusCode::kDeadlineExceeded &&
+           triton_says(event.status, model->schema).word != TritonWord::kCutOff;
 }
 
 bool lacks_region(const Status& status, const std::string& region) {
@@ -156,7 +146,7 @@ void Gateway::State::uncharge(SharedBatch* shared) {
 
 // The backend, or the connection, has ended a call. False: the batch is sent again.
 bool Gateway::State::end_shared_call(BatchRecord* batch, const http2::Event& event, Nanos now) {
-    if (!is_over(event)) {
+    if (!is_over(event, catalog.at(batch->model))) {
         lose_shared_call(batch->backend, std::move(batch->shared), now);
         return true;
     }

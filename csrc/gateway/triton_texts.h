@@ -1,9 +1,10 @@
-// What Triton itself says of requests that it did not start to execute.
+// What Triton itself says of requests that it did not execute, or not to their end.
 //
 // Texts are compared as a whole, names included: a model may say anything in its own errors, about
 // other models too, and that is its answer.
 #pragma once
 
+#include <cstdint>
 #include <string_view>
 
 #include "base/status.h"
@@ -11,16 +12,20 @@
 
 namespace infersched::gateway {
 
-// A Triton that is leaving, or unloads the model, finishes what runs and denies the model to
-// everything new.
-bool says_leaving(const Status& status, const kserve::ModelSchema& model);
+enum class TritonWord : std::uint8_t {
+    kNone,     // none of Triton's own: the model's answer
+    kLeaving,  // it leaves, or unloads the model: it denies it to everything new
+    kQueue,    // its queue is full, or the request has waited there for too long
+    kCutOff,   // a gRPC server that is shut down cuts off the calls that it has
+};
+
+struct TritonSays {
+    TritonWord word = TritonWord::kNone;
+    bool may_have_run = false;  // some of it: it is cut off, or a step of an ensemble is meant
+};
+
+TritonSays triton_says(const Status& status, const kserve::ModelSchema& model);
 // The same of a message of a stream, which carries no code.
-bool says_leaving(std::string_view text, const kserve::ModelSchema& model);
-
-// The limit of its own queue turned the request away.
-bool says_queue_full(const Status& status);
-
-// A gRPC server that is shut down cuts off the calls that it has: they may have run.
-bool says_cut_off(const Status& status);
+TritonSays triton_says(std::string_view text, const kserve::ModelSchema& model);
 
 }  // namespace infersched::gateway

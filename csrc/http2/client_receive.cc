@@ -249,12 +249,13 @@ void ClientSession::State::fail_unsent() {
     }
 }
 
-void ClientSession::State::fail_call(Stream* stream, Status status, bool nothing_ran) {
+Event* ClientSession::State::fail_call(Stream* stream, Status status, bool nothing_ran) {
     Event* event = events.push(EventKind::kReply, stream->id);
     event->status = std::move(status);
     event->nothing_ran = nothing_ran;
     stream->finished = true;
     stream->in.clear();
+    return event;
 }
 
 void ClientSession::State::finish_call(Stream* stream) {
@@ -319,7 +320,7 @@ void ClientSession::State::close_stream(Stream* stream, std::uint32_t code) {
     } else if (!stream->finished && !stream->headers_sent) {
         fail_call(stream, not_sent(), true);
     } else if (!stream->finished) {
-        fail_call(stream, status_of_reset(code), code == NGHTTP2_REFUSED_STREAM);
+        fail_call(stream, status_of_reset(code), code == NGHTTP2_REFUSED_STREAM)->lost = true;
     }
     stream->finished = true;
     drop_if_unused(stream);

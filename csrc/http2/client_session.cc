@@ -152,7 +152,8 @@ void ClientSession::State::lose() {
         Stream* next = stream->next;
         if (!stream->closed && !stream->finished && stream->kind != StreamKind::kForward) {
             fail_call(stream, Status::error(StatusCode::kUnavailable, "the connection was lost"),
-                      !stream->headers_sent);
+                      !stream->headers_sent)
+                ->lost = true;
         }
         close_stream(stream, NGHTTP2_INTERNAL_ERROR);
         stream = next;

@@ -60,7 +60,7 @@ class ClientSession::State : public SessionCore {
     bool take_message(Stream* stream, Event* event);
     // Bytes of message streams that the owner does not have any more, or not yet.
     void untaken(std::uint64_t gone, std::uint64_t come);
-    void fail_call(Stream* stream, Status status, bool nothing_ran);
+    Event* fail_call(Stream* stream, Status status, bool nothing_ran);
     void fail_unsent();
     void fail_framing(Stream* stream, FramingError error);
     void close_stream(Stream* stream, std::uint32_t http2_error_code);

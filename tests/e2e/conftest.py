@@ -29,10 +29,11 @@ def scheduler(triton: EmbeddedTriton) -> Iterator[ServedScheduler]:
 
 @pytest.fixture(scope="session")
 def small_repository(needs_triton: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An identity and a slow model (50 ms): a Triton of these starts quickly."""
+    """An identity, a slow model (50 ms), an ensemble of both: a Triton of these starts quickly."""
     repository = tmp_path_factory.mktemp("small")
     models.identity(repository)
     models.slow(repository, per_execution_s=0.05)
+    models.ensemble(repository, steps=("identity", "slow"))
     return repository
 
 

@@ -68,14 +68,20 @@ def test_a_triton_that_is_terminated_costs_no_request_and_rejoins(
 ) -> None:
     """With work running there: after SIGTERM it finishes that and denies its models."""
     _, two = tritons
-    with load(served.address) as seen, load(served.address, model="slow") as slow:
+    with (
+        load(served.address) as seen,
+        load(served.address, model="slow") as slow,
+        load(served.address, model="ensemble") as ensemble,
+    ):
         wait_used(two, "slow")
+        wait_used(two, "ensemble")
         two.terminate()
         seen.wait_answers(100)
         two.start_ready()
         wait_used(two)
     assert seen.errors == []
     assert slow.errors == []
+    assert ensemble.errors == []
 
 
 def test_a_stopped_triton_is_noticed_within_about_a_second(

@@ -159,6 +159,106 @@ def test_a_group_that_nobody_waits_for_is_not_sent_again() -> None:
     assert driver.step() == []
 
 
+def test_an_answer_of_unavailable_is_asked_of_another_backend_once() -> None:
+    driver = Driver(3, rows_max=1)
+    driver.submit(1)
+    (batch,) = driver.step()
+    assert driver.fail(batch, "unavailable", UNAVAILABLE) == []
+    (again,) = driver.step()
+    assert again.backend != batch.backend
+    (answer,) = driver.fail(again, "unavailable", UNAVAILABLE)
+    assert (answer.outcome, answer.reason, answer.code) == ("failed", "backend_error", UNAVAILABLE)
+    assert driver.step() == []
+
+
+@pytest.mark.parametrize("usable", ["missing", "not ready", "down", "resting"])
+def test_without_another_backend_an_answer_of_unavailable_counts(usable: str) -> None:
+    driver = Driver(1 if usable == "missing" else [(0, 1, True), (1, 1, usable != "not ready")])
+    if usable == "down":
+        driver.engine.set_backend(1, False, driver.now)
+    if usable == "resting":
+        driver.submit_many([7, 8], mergeable=False)
+        batches = driver.step()
+        for batch in batches:
+            driver.fail(batch, "nothing_ran" if batch.backend == 1 else "final")
+        driver.answers()
+        (moved,) = driver.step()
+        driver.complete(moved)
+    driver.submit(1)
+    (batch,) = driver.step()
+    assert batch.backend == 0
+    (answer,) = driver.fail(batch, "unavailable", UNAVAILABLE)
+    assert (answer.user, answer.code) == (1, UNAVAILABLE)
+    driver.submit(2)
+    assert len(driver.step()) == 1, "nobody rests for it"
+
+
+def test_what_is_not_idempotent_or_is_pinned_gets_its_answer_of_unavailable() -> None:
+    driver = Driver(2, idempotent=False)
+    driver.submit(1)
+    (batch,) = driver.step()
+    assert len(driver.fail(batch, "unavailable", UNAVAILABLE)) == 1
+    driver.configure(idempotent=True)
+    driver.submit(2, pinned_backend=0)
+    (batch,) = driver.step()
+    assert len(driver.fail(batch, "unavailable", UNAVAILABLE)) == 1
+    assert driver.step() == []
+
+
+def test_a_merged_batch_goes_elsewhere_as_a_whole_and_then_in_halves() -> None:
+    driver = Driver(2, rows_max=8)
+    driver.submit_many(range(4))
+    seen = []
+    while batches := driver.step():
+        for batch in batches:
+            seen.append((batch.backend, users(batch)))
+            if 3 in users(batch):
+                driver.fail(batch, "unavailable", UNAVAILABLE)
+            else:
+                driver.complete(batch)
+    assert [members for _, members in seen[:2]] == [[0, 1, 2, 3]] * 2
+    assert {backend for backend, _ in seen[:2]} == {0, 1}
+    assert sorted(members for _, members in seen[2:]) == [[0, 1], [2], [2, 3], [3]]
+    assert {user for user, end in driver.answers().items() if end[0] == "failed"} == {3}
+
+
+def test_a_backend_that_is_unavailable_several_times_in_a_row_rests() -> None:
+    driver = Driver(2, rows_max=1)
+
+    def ask(user: int) -> list[int]:
+        """The backends that the request was sent to; the first one is unavailable."""
+        driver.submit(user)
+        backends = []
+        while batches := driver.step():
+            (batch,) = batches
+            backends.append(batch.backend)
+            if batch.backend == 0:
+                driver.fail(batch, "unavailable", UNAVAILABLE)
+            else:
+                driver.complete(batch)
+        return backends
+
+    assert [ask(user) for user in range(3)] == [[0, 1]] * 3
+    assert [ask(user) for user in range(3, 6)] == [[1]] * 3
+    driver.after(SECOND)
+    assert ask(6) == [0, 1]
+    assert ask(7) == [1], "and again, after one more"
+
+
+def test_a_good_answer_ends_the_row_of_the_unavailable_ones() -> None:
+    driver = Driver(2, rows_max=1)
+    for user in range(6):
+        driver.submit(user)
+        (batch,) = driver.step()
+        assert batch.backend == 0
+        if user % 3 == 2:
+            driver.complete(batch)
+            continue
+        driver.fail(batch, "unavailable", UNAVAILABLE)
+        (again,) = driver.step()
+        driver.complete(again)
+
+
 def test_one_bad_request_does_not_fail_its_neighbours() -> None:
     driver = Driver(rows_max=64, staged_batches_max=0)
     driver.submit_many(range(64))

@@ -197,12 +197,13 @@ def test_a_cancel_in_flight_lets_the_next_go() -> None:
     assert sent(driver.step()) == [(2, 0)]
 
 
-def test_an_error_of_the_model_goes_to_its_request_alone() -> None:
+@pytest.mark.parametrize("kind", ["rejected", "unavailable"])
+def test_an_error_of_the_model_goes_to_its_request_alone(kind: str) -> None:
     driver = sequencer()
     driver.submit(1, sequence=1, start=True)
     driver.submit(2, sequence=1)
     (batch,) = driver.step()
-    assert [a.code for a in driver.fail(batch, "rejected", INTERNAL)] == [INTERNAL]
+    assert [a.code for a in driver.fail(batch, kind, INTERNAL)] == [INTERNAL]
     assert sent(driver.step()) == [(2, 0)]
 
 

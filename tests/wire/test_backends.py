@@ -183,7 +183,23 @@ LEAVING = {
     "server": (grpc.StatusCode.UNAVAILABLE, "Server not ready"),
     "scheduler": (grpc.StatusCode.UNAVAILABLE, STOPPING),
     "with an id": (grpc.StatusCode.UNAVAILABLE, f"[request id: <id_unknown>] {STOPPING}"),
+    "in a namespace": (
+        grpc.StatusCode.NOT_FOUND,
+        "Request for unknown model: 'models::identity' has no available versions",
+    ),
 }
+# The same of a step, to an ensemble: those before it may have run.
+STEP_DENIED = "Request for unknown model: 'step' version 3 is not at ready state"
+STEP_LEAVING = {
+    "step stops": f"in ensemble 'identity', [request id: <id_unknown>] {STOPPING}",
+    "step unloaded": f"in ensemble 'identity', {STEP_DENIED}",
+    "step of a step": f"in ensemble 'identity', in ensemble 'inner', {STEP_DENIED}",
+}
+LEAVING |= {name: (grpc.StatusCode.UNAVAILABLE, text) for name, text in STEP_LEAVING.items()}
+LEAVING["step not found"] = (
+    grpc.StatusCode.NOT_FOUND,
+    "in ensemble 'identity', Request for unknown model: 'step' is not found",
+)
 leaving = refusing(*LEAVING["no versions"])
 
 
@@ -216,19 +232,96 @@ def test_a_leaving_backend_that_stays_is_tried_again(
     assert seen.errors == []
 
 
-def test_a_full_queue_of_a_backend_sends_requests_elsewhere(
+def test_an_ensemble_that_may_have_run_in_part_is_not_run_again_unless_idempotent(
     plane: DataPlane, pair: tuple[FakeTriton, FakeTriton]
+) -> None:
+    one, two = pair
+    model = identity_model(backends=(0, 1), staged_batches_max=0, idempotent=False)
+    assert plane.apply([model], [one.address, two.address]) == ""
+    text = STEP_LEAVING["step stops"]
+    one.behaviour = two.behaviour = refusing(grpc.StatusCode.UNAVAILABLE, text)
+    with connected(plane.address) as stub:
+        error = infer_error(stub, infer_request(rows(1)))
+    assert (error.code(), error.details()) == (grpc.StatusCode.UNAVAILABLE, text)
+    assert len(one.requests) + len(two.requests) == 1
+    plane.wait_event("backend_leaving")
+
+
+# What Triton's queue policies say of requests that did not run, of a step's, too.
+QUEUE = {
+    "full": "[request id: <id_unknown>] Exceeds maximum queue size",
+    "expired": "[request id: <id_unknown>] Request timeout expired",
+    "backlog": "timeout of the corresponding sequence has been expired",
+    "step full": "in ensemble 'identity', [request id: <id_unknown>] Exceeds maximum queue size",
+    "step expired": "in ensemble 'identity', [request id: 7] Request timeout expired",
+}
+
+
+@pytest.mark.parametrize("text", QUEUE.values(), ids=QUEUE)
+def test_a_queue_policy_of_a_backend_sends_requests_elsewhere(
+    text: str, plane: DataPlane, pair: tuple[FakeTriton, FakeTriton]
 ) -> None:
     """It stays in use: its queue may have room the next moment."""
     one, two = pair
-    full = "[request id: <id_unknown>] Exceeds maximum queue size"
     with load(plane.address) as seen:
-        two.behaviour = refusing(grpc.StatusCode.UNAVAILABLE, full)
+        two.behaviour = refusing(grpc.StatusCode.UNAVAILABLE, text)
         refused, before = len(two.requests), len(one.requests)
         wait_until(lambda: len(two.requests) > refused, "it is asked")
         wait_until(lambda: len(one.requests) > before + 20, "the other one serves")
     assert seen.errors == []
     assert plane.events_seen("backend_leaving") == []
+
+
+def test_a_merged_batch_that_a_queue_turned_away_stays_whole(plane: DataPlane) -> None:
+    """Nothing is wrong with its members."""
+    with FakeTriton() as one, connected(plane.address) as stub:
+        plane.apply([identity_model(staged_batches_max=0)], [one.address])
+
+        def third_is_late(request: Request, context: grpc.ServicerContext) -> Response:
+            if len(one.requests) == 2:
+                context.abort(grpc.StatusCode.UNAVAILABLE, QUEUE["expired"])
+            return identity(request)
+
+        one.behaviour = third_is_late
+        calls = [one.occupy(stub)]
+        calls += [stub.ModelInfer.future(infer_request(rows(n)), timeout=60) for n in range(4)]
+        plane.wait_queued(4)
+        one.release()
+        for call in calls:
+            call.result()
+        assert one.batch_rows() == [1, 4, 4]
+    assert plane.counters()["bisected_batches"] == 0
+
+
+def test_a_backend_that_is_unavailable_at_once_swallows_nothing(
+    plane: DataPlane, pair: tuple[FakeTriton, FakeTriton]
+) -> None:
+    """A proxy in front of a Triton that is gone answers faster than any other works."""
+    one, two = pair
+    text = "upstream connect error or disconnect/reset before headers"
+    with load(plane.address) as seen:
+        two.behaviour = refusing(grpc.StatusCode.UNAVAILABLE, text)
+        refused, before = len(two.requests), len(one.requests)
+        wait_until(lambda: len(two.requests) > refused + 3, "it is asked and asked again")
+        wait_until(lambda: len(one.requests) > before + 20, "the other one serves")
+        two.behaviour = identity
+        before = len(two.requests)
+        wait_until(lambda: len(two.requests) > before + 5, "it is used again")
+    assert seen.errors == []
+    assert plane.events_seen("backend_leaving") == []
+
+
+def test_what_two_backends_answer_unavailable_is_unavailable(
+    plane: DataPlane, pair: tuple[FakeTriton, FakeTriton]
+) -> None:
+    one, two = pair
+    one.behaviour = refusing(grpc.StatusCode.UNAVAILABLE, "the index of one is away")
+    two.behaviour = refusing(grpc.StatusCode.UNAVAILABLE, "the index of two is away")
+    with connected(plane.address) as stub:
+        error = infer_error(stub, infer_request(rows(1)))
+    assert error.code() == grpc.StatusCode.UNAVAILABLE
+    assert error.details() == "the index of two is away"
+    assert (len(one.requests), len(two.requests)) == (1, 1)
 
 
 def test_all_backends_leaving_is_unavailable_not_unknown(plane: DataPlane) -> None:

@@ -48,6 +48,15 @@ def refuse_stream(connection: H2Connection, stream: int, message: bytes) -> None
     connection.reset_stream(stream, ErrorCodes.REFUSED_STREAM)
 
 
+def break_stream(connection: H2Connection, stream: int, message: bytes) -> None:
+    connection.reset_stream(stream, ErrorCodes.INTERNAL_ERROR)
+
+
+def cancel_inside_the_reply(connection: H2Connection, stream: int, message: bytes) -> None:
+    connection.send_headers(stream, OK_HEADERS)
+    connection.reset_stream(stream, ErrorCodes.CANCEL)
+
+
 def goaway_below(connection: H2Connection, stream: int, message: bytes) -> bool:
     connection.close_connection(ErrorCodes.NO_ERROR, last_stream_id=max(stream - 2, 0))
     return False
@@ -55,7 +64,14 @@ def goaway_below(connection: H2Connection, stream: int, message: bytes) -> bool:
 
 @pytest.mark.parametrize(
     "bad",
-    [close_at_once, close_inside_the_reply, refuse_stream, goaway_below],
+    [
+        close_at_once,
+        close_inside_the_reply,
+        refuse_stream,
+        break_stream,
+        cancel_inside_the_reply,
+        goaway_below,
+    ],
     ids=lambda bad: bad.__name__,
 )
 def test_a_lost_call_is_run_again(

@@ -53,10 +53,14 @@ NOT_OF_TRITON = {
     "other version": "Request for unknown model: 'identity' version 11 is not at ready state",
     "in front": "step: Request for unknown model: 'identity' has no available versions",
     "behind": "Request for unknown model: 'identity' is not found in the index",
-    "in an ensemble": "in ensemble 'e', Request for unknown model: 'identity' is not found",
+    "other ensemble": "in ensemble 'e', Request for unknown model: 'identity' is not found",
+    "own step": "in ensemble 'identity', the index: Request for unknown model: 's' is not found",
+    "namespace": "Request for unknown model: 'a::other' is not found",
+    "half a namespace": "Request for unknown model: 'a:identity' is not found",
     "not ready": "Model 'other' is not ready",
     "stopping": "Server is stopping",
     "queue": "the index: Exceeds maximum queue size",
+    "queue timeout": "Request timeout expired at the index",
 }
 
 

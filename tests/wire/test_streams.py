@@ -271,6 +271,26 @@ def test_a_model_that_leaves_sends_streamed_requests_elsewhere(plane: DataPlane)
         assert sum(len(came) for _, came in two.streams) == 4
 
 
+def test_a_full_queue_sends_streamed_requests_elsewhere(plane: DataPlane) -> None:
+    def full(request: Request, context: grpc.ServicerContext) -> Iterator[Message]:
+        text = f"[request id: {request.id}] Exceeds maximum queue size"
+        refused = Message(error_message=text)
+        refused.infer_response.id = request.id
+        yield refused
+
+    with FakeTriton() as one, FakeTriton() as two, connected(plane.address) as stub:
+        model = decoupled_model(0)
+        model.placements.add(backend_index=1, instances=1, ready=True)
+        plane.apply([model], [one.address, two.address])
+        one.stream_behaviour = full
+        for n in range(4):
+            got = converse(stub, [decoupled(n, "a")])
+            assert (got.code, got.errors()) == (OK, [""])
+        assert one.streams, "it was asked"
+        assert sum(len(came) for _, came in two.streams) == 4
+    assert plane.events_seen("backend_leaving") == []
+
+
 def test_a_stream_ended_by_the_client_cancels_what_is_queued_and_in_flight(
     streaming: Stub, fake: FakeTriton, plane: DataPlane
 ) -> None:
