@@ -194,7 +194,7 @@ void Core::check_devices() const {
                  "the batches that grow are listed");
             for (std::size_t i = 0; i < p.devices.size(); ++i) {
                 MemoryTaking anew = p.taking[i];
-                anew.count(p.growing, p.memory);
+                anew.count(p.growing, p.memory, p.memory.matched_on(i));
                 must(anew.bytes() == p.taking[i].bytes(),
                      "what batches may have taken is counted by what is known of the need");
                 reserved[p.devices[i]] += anew.bytes();

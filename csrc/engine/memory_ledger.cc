@@ -105,7 +105,8 @@ void MemoryLedger::learn(std::uint32_t index, PlacementState& placement) {
     need.look_back(at, device.used_bytes(), device.settled());
     if (device.settled()) {
         const auto own_bytes = static_cast<double>(device.memory.own_bytes);
-        need.learn(at, {device.used_bytes(), device.tells_own(), own_bytes, device.takers});
+        need.learn(at, {device.used_bytes(), device.tells_own(), own_bytes, device.takers,
+                        placement.taking[at].take_shown()});
     }
     update_held(placement);
 }
@@ -134,8 +135,9 @@ MemoryLimit MemoryLedger::computed(const ModelPolicy& policy, const PlacementSta
             continue;
         }
         if (need.confirmed()) {
-            single =
-                std::min(single, placement.taking[i].size_within(device.available_bytes(), need));
+            const MemoryTaking& taking = placement.taking[i];
+            const double bytes = device.available_bytes();
+            single = std::min(single, taking.size_within(bytes, need, need.mark_on(i)));
         }
         const double next = need.next_size(i, device.shown_until(), row_size);
         merged = std::min(merged, next_padded(policy, need.largest(), next, row_size));
@@ -182,7 +184,7 @@ void MemoryLedger::count_taken(PlacementState& placement) {
     for (std::size_t i = 0; i < placement.devices.size(); ++i) {
         MemoryTaking& taking = placement.taking[i];
         const std::uint64_t before = taking.bytes();
-        taking.count(placement.growing, placement.memory);
+        taking.count(placement.growing, placement.memory, placement.memory.matched_on(i));
         if (taking.bytes() == before) continue;
         at(placement.devices[i]).reserve(before, taking.bytes());
         touch();
@@ -198,7 +200,7 @@ void MemoryLedger::leave(PlacementState& placement) {
         const Nanos since = taking.last_end();
         const std::uint64_t before = taking.bytes();
         taking.show(kNever);
-        taking.count(placement.growing, placement.memory);
+        taking.count(placement.growing, placement.memory, placement.memory.matched_on(i));
         device.settle(false, true);
         device.reserve(before, taking.bytes());
         device.leave(before - std::min(before, taking.bytes()), since);

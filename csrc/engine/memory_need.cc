@@ -42,14 +42,20 @@ void MemoryNeed::set_instances(std::uint32_t instances, std::uint32_t on_device)
     marks_.resize(std::max(instances, 1u), 0.0);
     on_device_ = std::clamp<std::uint32_t>(on_device, 1, instances);
     forget_readings();
+    limit_matched(0);
 }
 
 void MemoryNeed::forget_readings() {
     for (MemoryReadings& readings : readings_) readings.forget();
 }
 
+void MemoryNeed::limit_matched(double size) {
+    for (MemoryReadings& readings : readings_) readings.limit_matched(size);
+}
+
 void MemoryNeed::forget_marks() {
     forget_readings();
+    limit_matched(0);
     std::fill(marks_.begin(), marks_.end(), 0.0);
     cap_ = kNoSizeLimit;
     good_size_ = half_good_ = 0;
@@ -68,6 +74,7 @@ void MemoryNeed::look_back(std::size_t device, double used_bytes, bool measures)
     const MemoryReadings& readings = readings_[device];
     const bool comparable = readings.measured() && known();
     if (comparable && !measures) return;
+    limit_matched(0);
     away_until_ = std::numeric_limits<Nanos>::min();
     double kept = 0;
     for (std::size_t i = 1; i <= on_device_; ++i) kept += added_bytes(marks_[marks_.size() - i], 0);
@@ -237,6 +244,7 @@ void MemoryNeed::cut(double size, double row_size) {
     good_rows_ = std::min(good_rows_, rows);
     free_least_ = kNoSizeLimit;
     for (double& mark : marks_) mark = std::min(mark, cap_);
+    limit_matched(cap_);
 }
 
 void MemoryNeed::note_free(double free_bytes, double headroom_bytes) {
@@ -250,9 +258,11 @@ void MemoryNeed::note_free(double free_bytes, double headroom_bytes) {
 }
 
 void MemoryNeed::learn(std::size_t device, const DeviceFigures& figures) {
+    MemoryReadings& readings = readings_[device];
+    const double taken = on_device_ * added_bytes(figures.shown_size, mark_on(device));
+    readings.match(confirmed() ? figures.shown_size : 0, taken, figures.used_bytes);
     if (largest() > mark() * (1 + kAlike)) return;
     const ShownSize shown{mark(), on_device_, figures.takers - takes_};
-    MemoryReadings& readings = readings_[device];
     readings.measure(shown, figures.used_bytes, confirmed() ? bytes_per_row_ : 0);
     if (figures.tells_own) readings.measure_own(shown, figures.own_bytes);
     adopt(surest());

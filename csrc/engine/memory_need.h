@@ -30,6 +30,7 @@ struct DeviceFigures {
     bool tells_own = false;
     double own_bytes = 0;      // of the servers' processes
     std::uint64_t takers = 0;  // batches that have taken memory there, of all models
+    double shown_size = 0;     // the largest of the model's that it shows first
 };
 
 class MemoryNeed {
@@ -62,6 +63,9 @@ class MemoryNeed {
     double error() const { return surest().error(); }
     double mark() const { return marks_.back(); }
     double largest() const { return marks_.front(); }
+    // The mark of the instances of one device: it alone may have shown what they took.
+    double mark_on(std::size_t device) const { return std::max(mark(), matched_on(device)); }
+    double matched_on(std::size_t device) const { return readings_[device].matched_size(); }
     double cap() const { return cap_; }
     std::uint64_t out_of_memory() const { return out_of_memory_; }
     // Batches that were larger than those before.
@@ -110,6 +114,7 @@ class MemoryNeed {
     const MemoryReadings& surest() const;
     void adopt(const MemoryReadings& readings);
     void forget_readings();
+    void limit_matched(double size);
     void cut(double size, double row_size);
     bool count_good_lost(double size, double row_size);
 

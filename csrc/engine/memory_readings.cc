@@ -47,6 +47,13 @@ void MemoryReadings::measure(const ShownSize& shown, double used_bytes, double b
     bound_base(shown.instances);
 }
 
+void MemoryReadings::match(double size, double bytes, double used_bytes) {
+    const double error = std::abs(used_bytes - matched_used_ - bytes);
+    const double most = std::min(bytes * kAgreeShare + kSmallPieceBytes, bytes / 2);
+    if (size > matched_size_ && error <= most) matched_size_ = size;
+    matched_used_ = used_bytes;
+}
+
 void MemoryReadings::measure_own(const ShownSize& shown, double own_bytes) {
     const double size = shown.size;
     const double moved = own_bytes - own_high_.bytes;
@@ -169,8 +176,9 @@ MemoryReadings::Sample MemoryReadings::agreeing_with(double per_row, double off,
 
 template <class Archive>
 void MemoryReadings::archive(Archive& archive) {
-    for (double* number : {&base_bytes_, &bytes_per_row_, &first_bytes_, &first_size_, &error_,
-                           &measured_size_, &measured_used_, &least_used_}) {
+    for (double* number :
+         {&base_bytes_, &bytes_per_row_, &first_bytes_, &first_size_, &error_, &measured_size_,
+          &measured_used_, &least_used_, &matched_size_, &matched_used_}) {
         archive(*number);
     }
     for (Sample& sample : ring_) {

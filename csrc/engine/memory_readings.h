@@ -4,6 +4,7 @@
 // it is as much a row as with others. What another tenant takes or frees differs every time.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <limits>
@@ -29,6 +30,12 @@ class MemoryReadings {
     // sizes that are far enough apart, are better than any samples. Other models that are loaded
     // there do show: three levels must agree.
     void measure_own(const ShownSize& shown, double own_bytes);
+    // A batch of this size has run somewhere, which takes so much of a device: where what is used
+    // grows by that, it was there.
+    void match(double size, double bytes, double used_bytes);
+    // That all instances there have run, by this.
+    double matched_size() const { return matched_size_; }
+    void limit_matched(double size) { matched_size_ = std::min(matched_size_, size); }
     // What is kept there is not known.
     void forget() { measured_ = false; }
 
@@ -84,6 +91,8 @@ class MemoryReadings {
     double measured_used_ = 0;
     double least_used_ = kNoSizeLimit;  // since the marks are of that size
     std::uint64_t measured_foreign_ = 0;
+    double matched_size_ = 0;
+    double matched_used_ = kNoSizeLimit;  // at the last reading
     // What the servers' processes used at three sizes and at none. A size of 0: not known.
     Sample own_low_;
     Sample own_mid_;

@@ -36,18 +36,22 @@ void MemoryTaking::end(const MemoryGrowth& growth, std::uint32_t instances, Nano
 
 void MemoryTaking::show(Nanos measured_at) {
     const auto shown = [&](const Unseen& unseen) { return unseen.since < measured_at; };
+    for (const Unseen& unseen : unseen_) {
+        if (shown(unseen)) shown_ = std::max(shown_, unseen.growth.to);
+    }
     unseen_.erase(std::remove_if(unseen_.begin(), unseen_.end(), shown), unseen_.end());
 }
 
-void MemoryTaking::count(const std::vector<MemoryGrowth>& out, const MemoryNeed& need) {
+void MemoryTaking::count(const std::vector<MemoryGrowth>& out, const MemoryNeed& need,
+                         double shown) {
     bytes_ = 0;
     full_ = false;
     if (out.empty() && unseen_.empty()) return;
     std::vector<double> from;
     std::vector<double> to;
     const auto add = [&](const MemoryGrowth& growth) {
-        from.push_back(growth.from);
-        to.push_back(growth.to);
+        from.push_back(std::max(growth.from, shown));
+        to.push_back(std::max(growth.to, shown));
     };
     for (const MemoryGrowth& growth : out) add(growth);
     for (const Unseen& unseen : unseen_) {
@@ -66,20 +70,20 @@ void MemoryTaking::count(const std::vector<MemoryGrowth>& out, const MemoryNeed&
     last_ = {from[count - 1], to[count - 1]};
 }
 
-double MemoryTaking::size_within(double bytes, const MemoryNeed& need) const {
-    const double mark = need.mark();
-    if (!full_) return need.size_within(bytes, mark);
+double MemoryTaking::size_within(double bytes, const MemoryNeed& need, double mark) const {
+    if (!full_) return std::max(mark, need.size_within(bytes, mark));
     // After a failure, less is certain than was before.
     if (mark < last_.from) {
         bytes -= need.added_bytes(last_.from, 0) - need.added_bytes(mark, 0);
     }
-    return need.size_within(bytes, std::max(mark, last_.to));
+    return std::max(mark, need.size_within(bytes, std::max(mark, last_.to)));
 }
 
 template <class Archive>
 void MemoryTaking::archive(Archive& archive) {
     archive(bytes_);
     archive(full_);
+    archive(shown_);
     archive(last_.from);
     archive(last_.to);
     archive.vector_size(unseen_, 28);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "base/time.h"
@@ -29,10 +30,14 @@ class MemoryTaking {
     Nanos last_end() const { return settled() ? 0 : unseen_.back().since; }
 
     // Anew, of these that are out and those that have ended.
-    void count(const std::vector<MemoryGrowth>& out, const MemoryNeed& need);
+    // `shown`: that all instances there have run, by readings.
+    void count(const std::vector<MemoryGrowth>& out, const MemoryNeed& need, double shown);
     std::uint64_t bytes() const { return bytes_; }
-    // The largest size that one more batch may have for no more than so many further bytes.
-    double size_within(double bytes, const MemoryNeed& need) const;
+    // The largest size that one more batch may have for no more than so many further bytes, where
+    // all instances have run `mark`.
+    double size_within(double bytes, const MemoryNeed& need, double mark) const;
+    // The largest of those that readings have shown since this was asked.
+    double take_shown() { return std::exchange(shown_, 0); }
 
     template <class Archive>
     void archive(Archive& archive);
@@ -48,6 +53,7 @@ class MemoryTaking {
     std::uint64_t bytes_ = 0;
     MemoryGrowth last_;  // of as many as there are instances, if there are: one more replaces it
     bool full_ = false;
+    double shown_ = 0;
 };
 
 }  // namespace infersched::engine

@@ -189,6 +189,40 @@ def test_the_need_is_learned_whichever_device_has_more_instances(
     assert need.base_bytes == pytest.approx(200 * MIB)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_lone_batches_that_fill_one_device_do_not_cut_those_of_all(first: int) -> None:
+    """A reading that shows on one device what a batch takes tells that it ran there."""
+    gpu = Gpus()
+    gpu.prime(per_row=100 * MIB)
+    free = [1_000, 1_000]
+    gpu.read_each(*free)
+    for rows in (4, 10, 10):
+        gpu.submit_many(range(rows))
+        (batch,) = gpu.step()
+        assert batch.rows == rows
+        gpu.after(MS).complete(batch)
+        free[first] = min(free[first], 1_000 - 100 * rows)
+        gpu.after(MS).read_each(*free)
+        gpu.after(MS)
+    assert gpu.reserved_mib() == [0, 0]
+    gpu.submit_many(range(64))
+    assert [batch.rows for batch in gpu.step()][:2] == [10, 10]
+    # The one that has run so much takes nothing new.
+    assert gpu.reserved_mib()[first] == 0
+    assert gpu.reserved_mib()[1 - first] == 1_000
+
+
+def test_memory_that_another_tenant_takes_says_nothing_of_where_a_batch_ran() -> None:
+    gpu = Gpus()
+    gpu.prime(per_row=100 * MIB)
+    gpu.read_each(2_000, 1_000)
+    gpu.submit_many(range(10))
+    (batch,) = gpu.step()
+    gpu.after(MS).complete(batch)
+    gpu.after(MS).read_each(1_000, 300)  # the batch on the first; a tenant on the second
+    assert gpu.limit() == 3
+
+
 def test_sizes_that_follow_each_other_count_once() -> None:
     gpu = Gpu()
     gpu.prime(per_row=100 * MIB)
