@@ -155,7 +155,7 @@ Admission Core::submit(const Request& request, Nanos now) {
     }
     Admission refused;
     const float row_size = request.row_bytes == 0 ? 1 : model.row_size_of(request.row_bytes);
-    if (memory_.active() && !(request.mergeable && model.merging()) &&
+    if (memory_.active() && !model.splits(request.mergeable) &&
         short_of_memory(model, request, row_size, refused, now)) {
         return refused;
     }

@@ -85,7 +85,7 @@ Choice Core::choose(ModelState& model, const Pool& pool, const Load& load, Nanos
 }
 
 bool Core::splits(const ModelState& model, const Group& group) const {
-    return group.key.mergeable && model.merging();
+    return model.splits(group.key.mergeable);
 }
 
 // Rows the next batch of this group is filled up to. Its lead goes whole, unless it is oversize.
@@ -337,7 +337,7 @@ void Core::send(ModelState& model, std::uint32_t batch_slot, PlacementState& pla
 }
 
 std::uint32_t Core::rows_sent(const ModelState& model, const BatchRecord& batch) const {
-    const bool pads = batch.mergeable && model.merging();
+    const bool pads = model.splits(batch.mergeable);
     return pads ? padded_rows(model.policy, batch.rows) : batch.rows;
 }
 

@@ -324,7 +324,7 @@ Forecast Core::foresee(ModelState& model, const Request& request, const Arrival&
     }
     if (model.reference == kNoSlot) return forecast;
     const LatencyModel& latency = reference_latency(model);
-    const bool splits = arrival.key.mergeable && model.merging();
+    const bool splits = model.splits(arrival.key.mergeable);
     const std::uint32_t rows =
         std::max(splits ? std::min(request.rows, rows_limit(model.policy)) : request.rows, 1u);
     forecast.budget_ns = arrival.deadline - now;

@@ -126,7 +126,7 @@ void Core::time_firsts(Group& group) {
 }
 
 bool Core::merges(const ModelState& model, const Group& group, Nanos now) const {
-    return group.key.mergeable && model.merging() && !unmerged(model, group.key.signature, now);
+    return splits(model, group) && !unmerged(model, group.key.signature, now);
 }
 
 // A group waits for more rows until its oldest request has waited queue_delay_max, or its lead must
@@ -136,7 +136,7 @@ Nanos Core::ready_time(const ModelState& model, const Group& group) const {
     constexpr Nanos kAtOnce = std::numeric_limits<Nanos>::min();
     const ModelPolicy& policy = model.policy;
     if (model.learns && group.head().deadline != kNever) return kAtOnce;
-    if (policy.queue_delay_max_ns == 0 || !group.key.mergeable || !model.merging()) return kAtOnce;
+    if (policy.queue_delay_max_ns == 0 || !splits(model, group)) return kAtOnce;
     if (group.rows >= rows_enough(policy)) return kAtOnce;
     const Nanos oldest = requests_[group.by_age.first].arrival;
     const Nanos waited = add_saturating(oldest, policy.queue_delay_max_ns);

@@ -9,7 +9,7 @@ namespace {
 
 bool cuttable(const ModelState& model, const BatchRecord& failed) {
     if (failed.members.size() > 1) return true;
-    return failed.mergeable && model.merging() && failed.rows > 1;
+    return model.splits(failed.mergeable) && failed.rows > 1;
 }
 
 }  // namespace
@@ -40,7 +40,7 @@ void Core::retry_smaller(ModelState& model, const BatchRecord& failed, const End
     if (!model.policy.idempotent || requests_[first].sequential) {
         return fail_members(failed.members, ending, now);
     }
-    const bool cuts = failed.mergeable && model.merging();
+    const bool cuts = model.splits(failed.mergeable);
     const std::size_t count = failed.members.size();
     if (count == 1 && (!cuts || failed.members.front().rows < 2)) {
         return retry_alone(model, failed, ending, now);

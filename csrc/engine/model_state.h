@@ -91,6 +91,8 @@ struct ModelState {
     Nanos refusing_since = kNever;
 
     bool merging() const { return policy.merge && !merging_off; }
+    // Whether requests may share a batch, and one may be sent in parts.
+    bool splits(bool mergeable) const { return mergeable && merging(); }
     // Of a row of so many bytes. The unit is what came first: only ratios matter.
     float row_size_of(std::uint64_t bytes);
     PlacementState* placement(std::uint32_t backend);

@@ -37,7 +37,7 @@ void Core::retry_group(ModelState& model, const BatchRecord& failed,
 // What a batch that ran out of memory may have taken does not count against its halves.
 void Core::retry(ModelState& model, const BatchRecord& failed, std::size_t begin, std::size_t end,
                  std::uint32_t tries) {
-    const bool together = failed.mergeable && model.merging();
+    const bool together = model.splits(failed.mergeable);
     std::uint32_t limit = 0xffffffffu;
     if (together) {
         std::uint32_t allowed = memory_limit(model, failed.row_size).rows.single;

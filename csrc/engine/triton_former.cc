@@ -271,7 +271,7 @@ bool Core::triton_take(ModelState& model, Nanos now) {
         queue.growing = false;
     }
     const BatchRecord& batch = batches_[batch_slot];
-    const bool cuts = batch.mergeable && model.merging();
+    const bool cuts = model.splits(batch.mergeable);
     if (cuts && batch.rows > memory_limit(model, batch.row_size).rows.single) {
         // One request that fits no device goes in parts.
         BatchRecord whole = batch;
