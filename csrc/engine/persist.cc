@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x43656e69676e65;  // "engineC"
+constexpr std::uint64_t kStateMagic = 0x44656e69676e65;  // "engineD"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {

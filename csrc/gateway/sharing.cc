@@ -32,6 +32,8 @@ bool is_over(const http2::Event& event, const ModelConfig* model) {
     if (!event.answered) return false;
     if (event.status.ok()) return true;
     if (model == nullptr) return false;
+    // The word of a proxy on this host, such as "upstream request timeout": Triton may run on.
+    if (event.status.message.rfind("upstream ", 0) == 0) return false;
     return event.status.code != StatusCode::kCancelled &&
            event.status.code != StatusCode::kDeadlineExceeded &&
            triton_says(event.status, model->schema).word != TritonWord::kCutOff;

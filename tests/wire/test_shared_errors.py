@@ -45,6 +45,7 @@ def test_an_error_of_a_model_leaves_the_memory_in_use(
     [
         ("UNAVAILABLE", "Cancelling all calls"),
         ("UNAVAILABLE", "Server shutdown"),
+        ("UNAVAILABLE", "upstream request timeout"),
         ("CANCELLED", ""),
     ],
 )
