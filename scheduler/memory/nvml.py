@@ -249,9 +249,9 @@ class NvmlSource:
         if self._is_own is None:
             device.processes = self._ask(device, "processes", self._processes, ())
         device.name = device.name or self._ask(device, "name", self._name, "")
-        if device.mig:
-            return  # heat and errors are of the GPU, told for its first instance only by events
         device.slowed_by_heat = bool(self._ask(device, "heat", self._slowdowns, 0) & _HEAT)
+        if device.mig:
+            return  # errors are of the GPU, told for its first instance only by events
         errors = self._ask(device, "ecc", self._ecc_errors, -1)
         if errors > device.ecc_errors >= 0:
             counts = self._event_counts.setdefault(device.gpu_key, Counter())
@@ -291,14 +291,14 @@ class NvmlSource:
         return str(pynvml.nvmlDeviceGetName(device.gpu))
 
     def _slowdowns(self, device: _Device) -> int:
-        self._count(device.key)
+        self._count(device.gpu_key)
         # The name of drivers since 535 and the one before.
         ask = getattr(
             pynvml,
             "nvmlDeviceGetCurrentClocksThrottleReasons",
             getattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons", None),
         )
-        return int(ask(device.handle)) if ask is not None else 0
+        return int(ask(device.gpu)) if ask is not None else 0  # of all its instances
 
     def _ecc_errors(self, device: _Device) -> int:
         self._count(device.key)

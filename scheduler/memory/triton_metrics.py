@@ -27,6 +27,7 @@ _HINT = "if the Triton has another --metrics-port, name it in `metrics` of the b
 _SAMPLE = re.compile(
     rb"^nv_gpu_memory_(total|used)_bytes\{([^}\n]*)\}[ \t]+(\S+)", re.MULTILINE | re.ASCII
 )
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})", re.IGNORECASE)
 _UUID = re.compile(rb'(?:^|,)\s*gpu_uuid="([\w:./-]{1,%d})"' % KEY_CHARACTERS_MAX, re.ASCII)
 
 
@@ -63,26 +64,32 @@ class TritonMetricsSource:
         """Nothing is held."""
 
     def _fetch(self) -> bytes:
-        """The whole answer to a GET, within the time-out. HTTP/1.0: it ends with the connection."""
+        """The whole answer to a GET, within the time-out. HTTP/1.0: it ends with the connection, or
+        where it says; a proxy may keep the connection open all the same."""
         end_s = time.monotonic() + self._timeout_s
         host, port = self._address
         with socket.create_connection(self._address, timeout=self._timeout_s) as connection:
             request = f"GET /metrics HTTP/1.0\r\nHost: {host}:{port}\r\nAccept: text/plain\r\n\r\n"
             connection.sendall(request.encode())
-            pieces: list[bytes] = []
-            size = 0
+            answer = bytearray()
             while True:
                 left_s = end_s - time.monotonic()
                 if left_s <= 0:
                     raise TimeoutError(f"the answer takes longer than {self._timeout_s:g} s")
                 connection.settimeout(left_s)
                 piece = connection.recv(_CHUNK_BYTES)
-                if not piece:
-                    return b"".join(pieces)
-                pieces.append(piece)
-                size += len(piece)
-                if size > ANSWER_BYTES_MAX:
+                answer += piece
+                if not piece or _is_whole(answer):
+                    return bytes(answer)
+                if len(answer) > ANSWER_BYTES_MAX:
                     raise SourceError(f"its answer is larger than {ANSWER_BYTES_MAX} bytes")
+
+
+def _is_whole(answer: bytearray) -> bool:
+    """Whether it says how long it is, and is."""
+    end = answer.find(b"\r\n\r\n")
+    length = _LENGTH.search(answer, 0, end) if end >= 0 else None
+    return length is not None and len(answer) - end - 4 >= int(length[1])
 
 
 def _body(answer: bytes) -> bytes:
@@ -92,7 +99,7 @@ def _body(answer: bytes) -> bytes:
         raise SourceError(f"it does not speak HTTP; {_HINT}")
     if status[1] != b"200":
         raise SourceError(f"it answers /metrics with status {status[1].decode()}; {_HINT}")
-    length = re.search(rb"\r\ncontent-length:[ \t]*(\d{1,9})", head, re.IGNORECASE)
+    length = _LENGTH.search(head)
     if length is not None and int(length[1]) > len(body):
         raise SourceError("its answer is cut short")
     return body

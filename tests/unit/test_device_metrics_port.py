@@ -76,6 +76,18 @@ def test_tells_the_devices_of_a_scrape() -> None:
     assert before_ns <= first.measured_at_ns + age_ns <= time.monotonic_ns()
 
 
+def test_a_proxy_that_keeps_the_connection_open_does_not_hang() -> None:
+    body = TEXT.encode()
+    head = HEAD.replace(b"\r\n\r\n", b"\r\nContent-Length: %d\r\n\r\n" % len(body))
+
+    def keep_open(peer: socket.socket) -> None:
+        answering(head[:20], head[20:] + body[:100], body[100:])(peer)
+        peer.recv(1)  # until the client leaves
+
+    with port(keep_open, timeout_s=60.0) as source:
+        assert len(source.poll()) == 2
+
+
 def told(total: str, used: str) -> bytes:
     return (
         f'nv_gpu_memory_total_bytes{{gpu_uuid="GPU-a"}} {total}\n'

@@ -105,6 +105,24 @@ def test_mig_instances_are_devices_of_their_own(
     assert found[1].free_bytes == 19 * GIB
 
 
+def test_a_divided_gpu_that_is_hot_slows_all_its_instances(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: NvmlSource, clock: Clock
+) -> None:
+    instances = [gpu(f"MIG-{n}", 10 * GIB, gpu=0) for n in (1, 2)]
+    figures = load(
+        monkeypatch, tmp_path, [gpu("GPU-a", 80 * GIB, divided=1), *instances, gpu("GPU-b")]
+    )
+    source.poll()
+    figures.devices[0].slowdowns = nvml.HEAT
+    clock.pass_s(1)
+    source.poll()
+    assert [(r.key, r.slowed_by_heat) for r in source.poll()] == [
+        ("MIG-1", True),
+        ("MIG-2", True),
+        ("GPU-b", False),
+    ]
+
+
 def test_processes_heat_and_events_are_seen_within_a_second(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: NvmlSource, clock: Clock
 ) -> None:
