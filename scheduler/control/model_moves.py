@@ -20,7 +20,8 @@ class ModelMoves:
 
     def __init__(self, pool: BackendPool, turns: Turns) -> None:
         self._pool, self._turns = pool, turns
-        self._ready: dict[str, frozenset[str]] = {}  # by backend, at the last look
+        # By backend whose catalog was read, at the last look.
+        self._ready: dict[str, frozenset[str]] = {}
         self._moving_since_ns: dict[tuple[str, str], int] = {}  # by backend and model
 
     def look(self) -> None:
@@ -35,8 +36,11 @@ class ModelMoves:
         self._ready = {
             address: frozenset(name for name, _ in watch.ready_models)
             for address, watch in watches.items()
+            if watch.catalog_read
         }
+        # What is ready at a first look was so before any figures.
+        changed = any(ready.get(address, now) != now for address, now in self._ready.items())
         self._turns.moving_since_ns = tuple(self._moving_since_ns.values())
-        if self._ready != ready or self._moving_since_ns.keys() != before.keys():
+        if changed or self._moving_since_ns.keys() != before.keys():
             ended = [since for key, since in before.items() if key not in self._moving_since_ns]
             self._turns.noticed(min([began_ns, *ended]))
