@@ -252,10 +252,19 @@ def test_replies_nobody_asked_for_are_dropped(streaming: Stub, fake: FakeTriton)
             stream.read()
 
 
-def test_a_model_that_leaves_sends_streamed_requests_elsewhere(plane: DataPlane) -> None:
-    def leaving(request: Request, context: grpc.ServicerContext) -> Iterator[Message]:
-        text = f"Request for unknown model: '{request.model_name}' has no available versions"
-        refused = Message(error_message=text)
+@pytest.mark.parametrize(
+    ("text", "leaves"),
+    [
+        ("Request for unknown model: '{model}' has no available versions", True),
+        ("[request id: {id}] Exceeds maximum queue size", False),
+    ],
+    ids=["leaving", "full_queue"],
+)
+def test_what_did_not_run_sends_streamed_requests_elsewhere(
+    text: str, leaves: bool, plane: DataPlane
+) -> None:
+    def refusing(request: Request, context: grpc.ServicerContext) -> Iterator[Message]:
+        refused = Message(error_message=text.format(model=request.model_name, id=request.id))
         refused.infer_response.id = request.id
         yield refused
 
@@ -263,29 +272,12 @@ def test_a_model_that_leaves_sends_streamed_requests_elsewhere(plane: DataPlane)
         model = decoupled_model(0)
         model.placements.add(backend_index=1, instances=1, ready=True)
         plane.apply([model], [one.address, two.address])
-        one.stream_behaviour = leaving
+        one.stream_behaviour = refusing
         for n in range(4):
             got = converse(stub, [decoupled(n, "a")])
             assert (got.code, got.errors()) == (OK, [""])
-        assert plane.wait_event("backend_leaving").backend_leaving.backend_index == 0
-        assert sum(len(came) for _, came in two.streams) == 4
-
-
-def test_a_full_queue_sends_streamed_requests_elsewhere(plane: DataPlane) -> None:
-    def full(request: Request, context: grpc.ServicerContext) -> Iterator[Message]:
-        text = f"[request id: {request.id}] Exceeds maximum queue size"
-        refused = Message(error_message=text)
-        refused.infer_response.id = request.id
-        yield refused
-
-    with FakeTriton() as one, FakeTriton() as two, connected(plane.address) as stub:
-        model = decoupled_model(0)
-        model.placements.add(backend_index=1, instances=1, ready=True)
-        plane.apply([model], [one.address, two.address])
-        one.stream_behaviour = full
-        for n in range(4):
-            got = converse(stub, [decoupled(n, "a")])
-            assert (got.code, got.errors()) == (OK, [""])
+        if leaves:
+            assert plane.wait_event("backend_leaving").backend_leaving.backend_index == 0
         assert one.streams, "it was asked"
         assert sum(len(came) for _, came in two.streams) == 4
     assert plane.events_seen("backend_leaving") == []
