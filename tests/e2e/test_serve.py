@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_client
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 from scheduler.backends.embedded_triton import EmbeddedTriton
+from tests.dataplane import wait_until
 from tests.serving import ServedScheduler
 from tests.wire.calls import connected, infer_error, infer_request, output, rows
 
@@ -158,3 +160,36 @@ def test_requests_of_an_ensemble_are_merged(scheduler: ServedScheduler, direct: 
     ):
         assert rows_after - rows_before == len(calls)
         assert runs_after - runs_before < len(calls) / 2
+
+
+def test_an_ensemble_is_described_with_its_steps_and_they_are_counted(
+    scheduler: ServedScheduler, triton: EmbeddedTriton
+) -> None:
+    described = service_pb2.ModelConfigRequest(name="ensemble")
+    with connected(scheduler.address) as stub, connected(triton.grpc_address) as direct:
+        config = stub.ModelConfig(described, timeout=30).config
+        assert [step.model_name for step in config.ensemble_scheduling.step] == [
+            "identity",
+            "failing",
+        ]
+        assert config == direct.ModelConfig(described, timeout=30).config
+        described.name = "sequence"
+        assert stub.ModelConfig(described, timeout=30) == direct.ModelConfig(described, timeout=30)
+
+        def counts(model: str) -> tuple[int, int, int]:
+            asked = service_pb2.ModelStatisticsRequest(name=model)
+            (found,) = stub.ModelStatistics(asked, timeout=30).model_stats
+            success = found.inference_stats.success.count
+            return found.inference_count, found.execution_count, success
+
+        def grown(model: str) -> tuple[int, ...]:
+            return tuple(a - b for a, b in zip(counts(model), before[model], strict=True))
+
+        names = ("ensemble", "identity", "failing")
+        before = {name: counts(name) for name in names}
+        stub.ModelInfer(infer_request(rows(1, 3), model="ensemble"), timeout=30)
+        stub.ModelInfer(infer_request(rows(1, 4)), timeout=30)
+        # A Triton counts a request after it has answered it.
+        wait_until(lambda: grown("identity") == (7, 2, 2), "both runs are counted")
+        wait_until(lambda: grown("failing") == (3, 1, 1), "it is counted in the ensemble")
+        assert grown("ensemble") == (3, 1, 1)

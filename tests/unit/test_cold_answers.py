@@ -15,7 +15,7 @@ from scheduler.config import Batching
 from scheduler.control.cold.errors import ColdError
 from scheduler.control.cold.fan_out import Outcome
 from scheduler.control.cold.repository import merged_index
-from scheduler.control.cold.statistics import merged_statistics
+from scheduler.control.cold.statistics import add_runs_inside_ensembles, merged_statistics
 from scheduler.control.desired import batching_message
 from scheduler.control.turns import Turns
 from tests.unit.triton_answers import spec
@@ -141,6 +141,48 @@ def test_statistics_are_added_up_by_version_size_place_and_device() -> None:
           response_stats { key: "1" value { cancel { count: 1 ns: 2 } } }
         }
         model_stats { name: "only here" version: "2" execution_count: 1 }""")
+
+
+def test_a_step_of_an_ensemble_is_completed_by_what_its_tritons_ran() -> None:
+    # Two batches of 12 requests went there; the Tritons ran three more for ensembles.
+    ours = statistics("""model_stats { name: "m" version: "1" last_inference: 50
+      inference_count: 40 execution_count: 2
+      inference_stats { success { count: 12 ns: 900 } fail { count: 1 ns: 5 }
+        queue { count: 12 ns: 300 } compute_infer { count: 12 ns: 600 }
+        compute_input { count: 12 } compute_output { count: 12 } }
+      batch_stats { batch_size: 20 compute_infer { count: 2 ns: 100 } } }""")
+    theirs = statistics("""model_stats { name: "m" version: "1" last_inference: 90
+      inference_count: 46 execution_count: 5
+      inference_stats { success { count: 5 ns: 200 } queue { count: 5 ns: 20 }
+        compute_input { count: 5 ns: 30 } compute_infer { count: 5 ns: 110 }
+        compute_output { count: 5 ns: 40 } }
+      batch_stats { batch_size: 20 compute_infer { count: 2 ns: 60 } }
+      batch_stats { batch_size: 2 compute_infer { count: 3 ns: 50 } } }""")
+    completed = statistics("""model_stats { name: "m" version: "1" last_inference: 90
+      inference_count: 46 execution_count: 5
+      inference_stats { success { count: 15 ns: 1000 } fail { count: 1 ns: 5 }
+        queue { count: 15 ns: 320 } compute_infer { count: 15 ns: 610 }
+        compute_input { count: 15 ns: 30 } compute_output { count: 15 ns: 40 } }
+      batch_stats { batch_size: 20 compute_infer { count: 2 ns: 60 } }
+      batch_stats { batch_size: 2 compute_infer { count: 3 ns: 50 } } }""")
+    add_runs_inside_ensembles(ours.model_stats[0], theirs.model_stats[0])
+    assert ours == completed
+
+
+def test_a_step_is_not_counted_down_by_a_triton_that_began_anew() -> None:
+    ours = statistics("""model_stats { name: "m" version: "1" last_inference: 50
+      inference_count: 40 execution_count: 2
+      inference_stats { success { count: 12 ns: 900 } compute_infer { count: 12 ns: 600 } }
+      batch_stats { batch_size: 20 compute_infer { count: 2 ns: 100 } } }""")
+    theirs = statistics("""model_stats { name: "m" version: "1" last_inference: 90
+      inference_count: 1 execution_count: 1
+      inference_stats { success { count: 1 ns: 8 } compute_infer { count: 1 ns: 7 } }
+      batch_stats { batch_size: 1 compute_infer { count: 1 ns: 7 } } }""")
+    add_runs_inside_ensembles(ours.model_stats[0], theirs.model_stats[0])
+    (model,) = ours.model_stats
+    assert (model.inference_count, model.execution_count) == (40, 2)
+    assert model.inference_stats.success.count == 12
+    assert [batch.batch_size for batch in model.batch_stats] == [20]
 
 
 # -- turns

@@ -87,6 +87,13 @@ class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         entry = await self._entry(request.name, request.version, context)
         config = model_config_pb2.ModelConfig()
         config.CopyFrom(entry.spec.config)
+        self._show_batching(config, entry)
+        return service_pb2.ModelConfigResponse(config=config)
+
+    def _show_batching(self, config: model_config_pb2.ModelConfig, entry: CatalogEntry) -> None:
+        """Puts the batcher that acts on requests in the place of Triton's."""
+        if config.WhichOneof("scheduling_choice") in ("ensemble_scheduling", "sequence_batching"):
+            return  # it is one or the other, and clients ask these for what the model is
         batching = self._plane.batching_for(entry.spec.name)
         if batching.batching == "triton":
             block = triton_block(batching, entry.spec)
@@ -94,7 +101,6 @@ class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
                 config.dynamic_batching.CopyFrom(block)
         elif batching.merge and not self._plane.merging_off(entry):
             show_effective_batching(config, batching)
-        return service_pb2.ModelConfigResponse(config=config)
 
     async def ModelStatistics(
         self, request: service_pb2.ModelStatisticsRequest, context: grpc.aio.ServicerContext

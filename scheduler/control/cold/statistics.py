@@ -2,6 +2,9 @@
 
 Ours is the default, because the pool's numbers show merged batches and not requests. A client asks
 for the pool's with the request metadata `infersched-statistics: backends`.
+
+A step of an ensemble runs inside a Triton, unseen by the data plane: of such models ours are
+completed by what the Tritons count.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2
 
 from scheduler.control.cold.errors import ColdError
-from scheduler.control.cold.fan_out import READ_TIMEOUT_S, ask_all, reachable
+from scheduler.control.cold.fan_out import READ_TIMEOUT_S, Outcome, ask_all, reachable
 from scheduler.control.plane import ControlPlane
 from scheduler.control.versions import parse_version
 from scheduler.v1 import dataplane_pb2 as pb
@@ -74,16 +77,40 @@ class Statistics:
             triton_statistics(key, found.get(index_of.get(key, -1), pb.ModelStatistics()), now_ms)
             for key in sorted(keys, key=lambda key: (key[0], int(key[1])))
         ]
+        await self._complete_steps(models, name)
         return service_pb2.ModelStatisticsResponse(model_stats=models)
+
+    async def _complete_steps(self, models: list[service_pb2.ModelStatistics], name: str) -> None:
+        """Adds the runs inside ensembles, as far as backends can be asked."""
+        steps = {
+            step.model_name
+            for entry in self._plane.pool.catalog.values()
+            for step in entry.spec.config.ensemble_scheduling.step
+        }
+        if steps.isdisjoint(model.name for model in models):
+            return
+        try:
+            outcome = await self._ask_backends(service_pb2.ModelStatisticsRequest(name=name))
+        except ColdError:
+            return  # none can be reached
+        counted = merged_statistics(outcome.answers.values()).model_stats
+        theirs = {(model.name, model.version): model for model in counted}
+        for model in models:
+            key = (model.name, model.version)
+            if model.name in steps and key in theirs:
+                add_runs_inside_ensembles(model, theirs[key])
 
     async def _of_backends(
         self, request: service_pb2.ModelStatisticsRequest
     ) -> service_pb2.ModelStatisticsResponse:
-        pool = self._plane.pool
-        outcome = await ask_all(pool, reachable(pool), "ModelStatistics", request, READ_TIMEOUT_S)
+        outcome = await self._ask_backends(request)
         # A model need not be loaded everywhere.
         outcome.raise_unless_answered()
         return merged_statistics(outcome.answers.values())
+
+    async def _ask_backends(self, request: service_pb2.ModelStatisticsRequest) -> Outcome:
+        pool = self._plane.pool
+        return await ask_all(pool, reachable(pool), "ModelStatistics", request, READ_TIMEOUT_S)
 
 
 def triton_statistics(
@@ -123,6 +150,30 @@ def triton_statistics(
         entry.compute_infer.ns = size.backend_ns
         entry.compute_output.count = size.batches
     return answer
+
+
+def add_runs_inside_ensembles(
+    ours: service_pb2.ModelStatistics, theirs: service_pb2.ModelStatistics
+) -> None:
+    """Completes a step's numbers by all that its Tritons ran.
+
+    They count every batch from here as one request. Its time there takes the place of what was
+    measured here, as nobody tells it from the time of the other runs.
+    """
+    seen, counted = ours.inference_stats, theirs.inference_stats
+    runs_inside = max(counted.success.count - ours.execution_count, 0)
+    measured_ns = sum(batch.compute_infer.ns for batch in ours.batch_stats)
+    for field in ("success", "queue", "compute_input", "compute_infer", "compute_output"):
+        duration = getattr(seen, field)
+        replaced_ns = measured_ns if field in ("success", "compute_infer") else 0
+        duration.count += runs_inside
+        duration.ns = max(duration.ns - replaced_ns, 0) + getattr(counted, field).ns
+    ours.last_inference = max(ours.last_inference, theirs.last_inference)
+    ours.inference_count = max(ours.inference_count, theirs.inference_count)
+    if theirs.execution_count >= ours.execution_count:  # else a Triton has begun anew
+        ours.execution_count = theirs.execution_count
+        del ours.batch_stats[:]
+        ours.batch_stats.extend(theirs.batch_stats)
 
 
 def merged_statistics(
