@@ -15,22 +15,26 @@ namespace {
 
 constexpr Nanos kBudgetShare = 16;
 constexpr double kRowsShare = 16;
+// Rows that arrive at random gather within their mean time and so many deviations of it, mostly.
+constexpr double kGatherDeviations = 1.5;
 constexpr Nanos kTicksMissedMax = 100;
 // Rows that have not come in so many times the time that they usually take are not waited for,
 // however far the deadline is: clients may all be waiting for an answer.
 constexpr double kGatherTurns = 4;
 constexpr double kGatherMaxNs = 60e9;
 
-// l(b) + l(b) / max(n, 1) <= budget, where n executors share the rate: the largest batch that
-// staggered executors answer in time. The margin belongs to the batch itself; how many are busy and
-// how long the next one is waited for are matters of the mean.
-std::uint32_t staggered_rows(const LatencyModel& latency, const Group& group, std::uint32_t cap) {
+// The largest batch of which the first row is in time if it has waited for the last: until the rows
+// have come, or, if that is sooner, for as long as the batch before it runs. The margin belongs to
+// the batch itself; how many executors are busy is a matter of the mean.
+std::uint32_t staggered_rows(const LatencyModel& latency, const Group& group, double request_rows,
+                             std::uint32_t cap) {
     const auto budget = static_cast<double>(group.budget_ns);
     const double per_ns = group.rate.per_s() / 1e9;
     const auto in_time = [&](std::uint32_t rows) {
+        const double spread = kGatherDeviations * std::sqrt(rows * request_rows);
         const auto holds = static_cast<double>(latency.expected(rows));
-        const double n = per_ns * holds / rows;
-        return static_cast<double>(latency.bound(rows)) + holds / std::max(n, 1.0) <= budget;
+        const double gathering = std::min((rows + spread) / per_ns, holds);
+        return static_cast<double>(latency.bound(rows)) + gathering <= budget;
     };
     std::uint32_t low = 1;
     std::uint32_t high = std::max(latency.largest_within(group.budget_ns, cap), 1u);
@@ -167,7 +171,8 @@ void Core::retarget(Component& component) {
     each([&](std::uint32_t index, std::uint32_t g, const LatencyModel& latency, double per_ns) {
         ModelState& model = models_[index];
         Group& group = model.groups[g];
-        group.rows_fit = staggered_rows(latency, group, rows_risked(model, &group));
+        group.rows_fit =
+            staggered_rows(latency, group, model.request_rows, rows_risked(model, &group));
         capacity -= per_ns * latency.alpha_ns();
         const double limit = std::max(group.rows_fit, 1u);
         shares.push_back({std::sqrt(per_ns * latency.beta_ns()), limit});

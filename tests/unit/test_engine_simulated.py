@@ -147,3 +147,13 @@ def test_batches_grow_whatever_the_rows_of_a_request(rows: int) -> None:
     outcome = simulate(scenario, engine(EngineSettings(models=(setup,))))
     assert outcome.mean_batch > rows
     assert outcome.attainment > 0.99
+
+
+@pytest.mark.parametrize(("load", "in_time_per_s"), [(1.1, 5500), (1.25, 5620), (2.0, 5720)])
+def test_batches_are_no_larger_than_rows_come_in_time_under_overload(
+    load: float, in_time_per_s: float
+) -> None:
+    """Arrivals swing: a batch that just fits their mean rate would often be waited for in vain."""
+    rate = load * 5470
+    scenario = WORKLOADS["A"].scenario(rate, requests=50_000)
+    assert rate * simulate(scenario, engine()).attainment > in_time_per_s
