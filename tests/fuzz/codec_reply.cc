@@ -144,6 +144,7 @@ void check_stream(const BufferRef& message) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     static Requests requests;
+    const fuzz::CpuBound bound(size);
     Input input(data, size);
     const bool stream = input.flag();
     const PreparedRequest& request = requests.all[input.choice(5)];

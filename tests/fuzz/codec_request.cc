@@ -155,6 +155,7 @@ bool check_request(const BufferRef& message, const ModelSchema& model, PreparedR
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+    const fuzz::CpuBound bound(size);
     Input input(data, size);
     const ModelSchema model = random_model(&input);
     // Mostly the same message twice; else the two halves.

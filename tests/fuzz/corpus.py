@@ -1,6 +1,7 @@
 """Writes the inputs that the fuzzers start from: real messages with random choices behind them.
 
-A fuzzer takes wire bytes from the front of its input and choices, one byte each, from its end.
+A fuzzer takes wire bytes from the front of its input and choices, one byte each, from its end; what
+else those of the sessions find in it is in scripts.py.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tests.codec_messages import (
 )
 from tests.codec_messages import Model as TestModel
 from tests.codec_wire import Speller, field, mutate
+from tests.fuzz import scripts
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -47,8 +49,8 @@ class Choices:
         self.taken.append(value)
         return value
 
-    def behind(self, wire: bytes, more: int = 0) -> bytes:
-        return wire + self.rng.randbytes(more) + bytes(self.taken[::-1])
+    def behind(self, wire: bytes) -> bytes:
+        return wire + bytes(self.taken[::-1])
 
 
 def random_dims(choices: Choices) -> tuple[int, ...]:
@@ -181,19 +183,40 @@ def answer_event(rng: random.Random, server: http2.ServerSession, event: http2.E
 
 
 def http2_server(rng: random.Random) -> bytes:
+    kind = rng.choice(("exchange", "requests", "requests", "paced", "put_off"))
+    # Of the paced ones and those put off the configuration is what lets them be it.
+    fixed: dict[str, tuple[int | None, ...]] = {
+        "paced": (0, 1, 2, 0, 0, None, None, 1, 2),
+        "put_off": (2, 1, 0, 0, 0, None, None, None, 2),
+    }
     choices = Choices(rng)
-    choices.choose(8)
-    choices.choose(2)
-    choices.choose(2, 0)  # the bytes begin with the preface
-    return choices.behind(exchange(rng)[0][:WIRE_BYTES_MAX], more=rng.randrange(60))
+    for below, value in zip((3, 2, 3, 4, 4, 3, 2, 2, 3), fixed.get(kind, (None,) * 9), strict=True):
+        choices.choose(below, value)
+    choices.choose(4, int(kind == "exchange"))  # whose bytes begin with the preface
+    if kind == "exchange":
+        return choices.behind(exchange(rng)[0][:WIRE_BYTES_MAX])
+    if kind == "requests":
+        return choices.behind(scripts.requests(rng, [*(path for path, *_ in ROUTES), "/x.X/Y"]))
+    script = scripts.paced(rng, INFER) if kind == "paced" else scripts.put_off(rng, STREAM)
+    return choices.behind(script)
 
 
 def http2_client(rng: random.Random) -> bytes:
     choices = Choices(rng)
-    choices.choose(2)
-    choices.choose(16)
-    choices.choose(8)
-    return choices.behind(exchange(rng)[1][:WIRE_BYTES_MAX], more=rng.randrange(60))
+    for below in (3, 5, 3, 4, 4, 2, 8):
+        choices.choose(below)
+    count = 1 + choices.choose(5)
+    for _ in range(count):
+        kind = rng.randrange(4)
+        for below, value in ((4, None), (2, None), (4, kind)):
+            choices.choose(below, value)
+        if kind == 2:
+            choices.choose(2)
+        elif kind != 1:
+            choices.choose(5)
+    if rng.random() < 0.5:
+        return choices.behind(exchange(rng)[1][:WIRE_BYTES_MAX])
+    return choices.behind(scripts.replies(rng))
 
 
 SEEDS: dict[str, Callable[[random.Random], bytes]] = {

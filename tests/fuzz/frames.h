@@ -1,7 +1,7 @@
-// A mutator that knows HTTP/2: it moves, changes and adds whole frames, with lengths that fit and
-// header blocks that decode, and leaves the bytes inside to libFuzzer. Bytes changed anywhere
-// mostly break a length or the header compression, which ends the session before anything else is
-// seen.
+// A mutator that knows scripts of HTTP/2 frames (script.h): it moves, changes and adds whole
+// frames, with lengths that fit and header blocks that decode, and leaves the bytes inside to
+// libFuzzer. Bytes changed anywhere mostly break a length or the header compression, which ends the
+// session before anything else is seen.
 #pragma once
 
 #include <algorithm>
@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "input.h"
+#include "script.h"
 
 extern "C" std::size_t LLVMFuzzerMutate(std::uint8_t* data, std::size_t size, std::size_t size_max);
 
@@ -34,8 +35,9 @@ class FrameMutator {
     using Headers = std::vector<std::pair<std::string_view, std::string_view>>;
 
   public:
-    // `usual` is a header block that opens a stream, `words` what else may stand in one.
-    FrameMutator(Headers usual, std::vector<HeaderWords> words)
+    // `usual` are the header blocks of one stream: its first, and its trailers where it has some;
+    // `words` what else may stand in one.
+    FrameMutator(std::vector<Headers> usual, std::vector<HeaderWords> words)
         : usual_(std::move(usual)), words_(std::move(words)) {}
 
     std::size_t mutate(std::uint8_t* data, std::size_t size, std::size_t size_max, unsigned seed) {
@@ -43,10 +45,22 @@ class FrameMutator {
         if (below(4) == 0) return LLVMFuzzerMutate(data, size, size_max);
         split({reinterpret_cast<const char*>(data), size});
         for (std::size_t steps = 1 + below(3); steps != 0; --steps) step(size_max);
-        const std::string joined = join();
-        const std::size_t kept = std::min(joined.size(), size_max);
-        std::memcpy(data, joined.data(), kept);
-        return kept;
+        return write(data, size_max);
+    }
+
+    // The first frames of one input, then the last ones of another.
+    std::size_t cross(Span one, Span other, std::uint8_t* out, std::size_t size_max,
+                      unsigned seed) {
+        random_.seed(seed);
+        split(other.text());
+        std::vector<Frame> last;
+        last.swap(frames_);
+        split(one.text());
+        frames_.resize(below(frames_.size() + 1));
+        frames_.insert(frames_.end(),
+                       last.begin() + static_cast<std::ptrdiff_t>(below(last.size() + 1)),
+                       last.end());
+        return write(out, size_max);
     }
 
   private:
@@ -63,10 +77,12 @@ class FrameMutator {
         kContinuation,
         kTypes
     };
+    static bool is_known(std::uint8_t type) {
+        return type <= kTypes || (type >= kAct && type < kScriptEnd);
+    }
     static constexpr std::uint8_t kEndStream = 1;
     static constexpr std::uint8_t kEndHeaders = 4;
-    static constexpr std::size_t kHeadBytes = 9;
-    static constexpr std::string_view kPreface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    static constexpr std::uint8_t kPadded = 8;
 
     std::size_t below(std::size_t bound) { return bound == 0 ? 0 : random_() % bound; }
 
@@ -80,20 +96,29 @@ class FrameMutator {
     void split(std::string_view input) {
         frames_.clear();
         begin_.clear();
-        if (input.substr(0, kPreface.size()) == kPreface) {
-            begin_ = kPreface;
-            input.remove_prefix(kPreface.size());
+        rest_.clear();
+        Script script(span_of(input));
+        Step step;
+        while (script.next(&step)) {
+            const std::string_view whole = step.whole.text();
+            if (frames_.empty() && whole == kClientMagic) {
+                begin_ = whole;
+            } else if (whole.size() == kFrameHeadBytes + step.payload.size && is_known(step.type)) {
+                frames_.push_back(
+                    {step.type, step.flags, step.stream, std::string(step.payload.text())});
+            } else {
+                rest_ = std::string(
+                    input.substr(static_cast<std::size_t>(whole.data() - input.data())));
+                return;
+            }
         }
-        while (input.size() >= kHeadBytes) {
-            const auto at = [&](std::size_t i) { return static_cast<std::uint8_t>(input[i]); };
-            const std::size_t size = static_cast<std::size_t>(at(0)) << 16 | at(1) << 8 | at(2);
-            if (size > input.size() - kHeadBytes || at(3) > kTypes) break;
-            const std::uint32_t stream =
-                static_cast<std::uint32_t>(at(5)) << 24 | at(6) << 16 | at(7) << 8 | at(8);
-            frames_.push_back({at(3), at(4), stream, std::string(input.substr(kHeadBytes, size))});
-            input.remove_prefix(kHeadBytes + size);
-        }
-        rest_ = input;
+    }
+
+    std::size_t write(std::uint8_t* data, std::size_t size_max) const {
+        const std::string joined = join();
+        const std::size_t kept = std::min(joined.size(), size_max);
+        std::memcpy(data, joined.data(), kept);
+        return kept;
     }
 
     std::string join() const {
@@ -108,8 +133,11 @@ class FrameMutator {
     void step(std::size_t size_max) {
         const std::size_t at = below(frames_.size());
         if (frames_.empty() || below(4) == 0) {
-            frames_.insert(frames_.begin() + static_cast<std::ptrdiff_t>(below(frames_.size() + 1)),
-                           random_frame());
+            const std::size_t place = below(frames_.size() + 1);
+            std::vector<Frame> added{random_frame()};
+            if (below(4) == 0) added = random_exchange();
+            frames_.insert(frames_.begin() + static_cast<std::ptrdiff_t>(place), added.begin(),
+                           added.end());
             return;
         }
         Frame& frame = frames_[at];
@@ -171,9 +199,46 @@ class FrameMutator {
         return static_cast<std::uint32_t>(below(8) == 0 ? below(4) : 1 + 2 * below(6));
     }
 
+    // All that the peer sends on one stream.
+    std::vector<Frame> random_exchange() {
+        const std::uint32_t stream = random_stream();
+        const bool trailers = usual_.size() > 1;
+        std::vector<Frame> frames;
+        frames.push_back({kHeaders, kEndHeaders, stream, random_headers(0)});
+        Frame message =
+            below(2) == 0 ? random_step(kMessage) : Frame{kData, 0, stream, random_messages()};
+        message.stream = stream;
+        message.flags |= trailers ? 0 : kEndStream;
+        frames.push_back(std::move(message));
+        if (trailers) {
+            const std::uint8_t flags = kEndHeaders | kEndStream;
+            frames.push_back({kHeaders, flags, stream, random_headers(1)});
+        }
+        return frames;
+    }
+
+    // One of the script's own.
+    Frame random_step(std::uint8_t type) {
+        Frame frame;
+        frame.type = type;
+        std::size_t size = 1 + below(2);
+        if (type == kMessage) {
+            frame.stream = random_stream();
+            frame.flags = static_cast<std::uint8_t>(below(8) == 0 ? kPadded : below(2));
+            size = 5;
+        } else if (type == kAct) {
+            size = 1 + below(8);
+        }
+        for (; size != 0; --size) frame.payload += number(random_(), 1);
+        return frame;
+    }
+
     Frame random_frame() {
         static constexpr Type kMostly[] = {kHeaders, kHeaders, kHeaders, kData,
                                            kData,    kReset,   kWindow,  kSettings};
+        static constexpr ScriptType kSteps[] = {kAct, kAct,  kAct,     kAct,
+                                                kCut, kPull, kMessage, kClock};
+        if (below(2) == 0) return random_step(kSteps[below(8)]);
         Frame frame;
         frame.type = below(4) == 0 ? static_cast<std::uint8_t>(below(kTypes)) : kMostly[below(8)];
         frame.stream = random_stream();
@@ -184,11 +249,11 @@ class FrameMutator {
                 break;
             case kHeaders:
                 frame.flags = static_cast<std::uint8_t>(kEndHeaders + below(2));
-                frame.payload = random_headers();
+                frame.payload = random_headers(below(usual_.size()));
                 break;
             case kContinuation:
                 frame.flags = kEndHeaders;
-                frame.payload = random_headers();
+                frame.payload = random_headers(below(usual_.size()));
                 break;
             case kPriority:
                 frame.payload = number(random_stream(), 4) + number(below(256), 1);
@@ -203,7 +268,7 @@ class FrameMutator {
                 if (frame.payload.empty()) frame.flags = static_cast<std::uint8_t>(below(2));
                 break;
             case kPush:
-                frame.payload = number(2 * below(4), 4) + random_headers();
+                frame.payload = number(2 * below(4), 4) + random_headers(0);
                 frame.flags = kEndHeaders;
                 break;
             case kPing:
@@ -239,10 +304,10 @@ class FrameMutator {
         return messages;
     }
 
-    // Literals that leave the tables as they are, so that the block decodes wherever it stands.
-    std::string random_headers() {
+    // Literals, so that the block decodes wherever it stands.
+    std::string random_headers(std::size_t usual) {
         Headers headers;
-        if (below(8) != 0) headers = usual_;
+        if (below(8) != 0) headers = usual_[usual];
         for (std::size_t count = below(4); count != 0; --count) {
             const HeaderWords& word = words_[below(words_.size())];
             const std::string_view value = word.values[below(word.values.size())];
@@ -256,12 +321,14 @@ class FrameMutator {
             }
         }
         std::string block;
-        for (const auto& [name, value] : headers) add_header(name, value, &block);
+        for (const auto& [name, value] : headers) {
+            block += below(8) == 0 ? '\x40' : '\0';  // kept in the table or not
+            add_texts(name, value, &block);
+        }
         return block;
     }
 
-    static void add_header(std::string_view name, std::string_view value, std::string* block) {
-        *block += '\0';
+    static void add_texts(std::string_view name, std::string_view value, std::string* block) {
         for (const std::string_view text : {name, value}) {
             // Of seven bits: longer ones would need a number of several bytes.
             *block += static_cast<char>(text.size());
@@ -269,7 +336,7 @@ class FrameMutator {
         }
     }
 
-    const Headers usual_;
+    const std::vector<Headers> usual_;
     const std::vector<HeaderWords> words_;
     std::minstd_rand random_;
     std::string begin_;

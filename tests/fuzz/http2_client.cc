@@ -2,11 +2,13 @@
 // streams out. Each call that is not cancelled gets exactly one end.
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "frames.h"
 #include "http2/session.h"
 #include "input.h"
+#include "script.h"
 
 namespace {
 
@@ -20,8 +22,12 @@ constexpr std::string_view kStreamPath = "/inference.GRPCInferenceService/ModelS
 struct Owner {
     enum class Kind { kUnary, kStream, kForward };
     ClientSession* session;
-    Input* input;
     std::map<StreamId, Kind> open;
+    // Bytes of messages that were taken and not yet paid back.
+    std::map<StreamId, std::uint64_t> held;
+    std::size_t left_to_send = 400'000;
+    bool takes_events = true;
+    bool pays_at_once = true;
 
     static Pieces message(std::size_t bytes) {
         Pieces pieces;
@@ -29,60 +35,100 @@ struct Owner {
         pieces.append_reference(data, data.span());
         return pieces;
     }
-    std::size_t random_size() {
-        static const std::size_t kSizes[] = {1, 90, 90, 18'000};
-        return kSizes[input->choice(4)];
+    std::size_t random_size(Input* input) {
+        static constexpr std::size_t kSizes[] = {90, 1, 0, 18'000, 300'000};
+        const std::size_t size = kSizes[input->choice(5)];
+        if (size > left_to_send) return 0;
+        left_to_send -= size;
+        return size;
     }
 
-    void start() {
-        const Nanos timeout = input->flag() ? kNever : 5 * kSecond;
+    void start(Input* input) {
+        static constexpr Nanos kTimeouts[] = {kNever, 5 * kSecond, 1, 1'000'000'000 * kSecond};
+        const Nanos timeout = kTimeouts[input->choice(4)];
+        const std::string_view metadata("x-a\0001\0", input->flag() ? 0 : 6);
         StreamId stream = 0;
         Kind kind = Kind::kUnary;
         switch (input->choice(4)) {
-            case 0:
-                kind = Kind::kStream;
-                stream = session->open_stream(kStreamPath, timeout, {});
-                break;
             case 1:
+                kind = Kind::kStream;
+                stream = session->open_stream(kStreamPath, timeout, metadata);
+                break;
+            case 2:
                 kind = Kind::kForward;
-                stream = session->forward_open({{":path", "/x.X/Y"}, {"te", "trailers"}}, false);
+                stream = session->forward_open(
+                    {{":path", "/x.X/Y"}, {":authority", "b"}, {"te", "trailers"}, {"x-a", "1"}},
+                    input->flag());
                 break;
             default:
-                stream = session->call(kPath, timeout, std::string_view("x-a\0001\0", 6),
-                                       message(random_size()));
+                stream = session->call(kPath, timeout, metadata, message(random_size(input)));
         }
+        EXPECT(stream != 0 || session->draining());
         if (stream != 0) EXPECT(open.emplace(stream, kind).second);
     }
 
-    void act(StreamId stream, Kind kind) {
-        const std::uint32_t choice = input->choice(4);
-        if (choice == 0) {
-            kind == Kind::kForward ? session->reset(stream, 8) : session->cancel(stream);
-            open.erase(stream);
-        } else if (kind == Kind::kStream) {
-            choice == 1 ? session->half_close(stream)
-                        : session->send(stream, message(random_size()));
+    void end(StreamId stream, Kind kind) {
+        kind == Kind::kForward ? session->reset(stream, 8) : session->cancel(stream);
+        open.erase(stream);
+        held.erase(stream);
+    }
+
+    void go_on(StreamId stream, Kind kind, Input* input) {
+        const bool last = input->choice(4) == 1;
+        if (kind == Kind::kStream) {
+            last ? session->half_close(stream) : session->send(stream, message(random_size(input)));
         } else if (kind == Kind::kForward) {
-            const BufferRef data = BufferRef::copy_of(span_of(std::string(random_size(), 'd')));
-            session->forward_data(stream, data, data.span(), choice == 1);
+            const BufferRef data =
+                BufferRef::copy_of(span_of(std::string(random_size(input), 'd')));
+            session->forward_data(stream, data, data.span(), last);
+        }
+    }
+
+    void pay(StreamId stream) {
+        const std::uint64_t bytes = std::exchange(held[stream], 0);
+        session->consumed(stream, bytes);
+        session->forward_consumed(stream, bytes);
+    }
+
+    void act(Input input) {
+        while (input.left() != 0) {
+            const std::uint32_t choice = input.choice(8);
+            if (choice == 0) start(&input);
+            if (choice == 1) takes_events = !takes_events;
+            if (choice == 2) pays_at_once = !pays_at_once;
+            if (choice < 3 || open.empty()) continue;
+            auto at = open.begin();
+            std::advance(at, input.choice(static_cast<std::uint32_t>(open.size())));
+            const auto [stream, kind] = *at;
+            EXPECT(session->unsent_bytes(stream) <= session->unsent_bytes());
+            if (choice == 3) {
+                end(stream, kind);
+            } else if (choice == 4) {
+                pay(stream);
+            } else {
+                go_on(stream, kind, &input);
+            }
         }
     }
 
     void take(const Event& event) {
         const auto known = open.find(event.stream);
-        EXPECT(known != open.end());
+        // Cancelled before what had been recorded was taken.
+        if (known == open.end()) return;
         switch (event.kind) {
             case EventKind::kReply:
                 EXPECT(known->second != Kind::kForward);
+                EXPECT(!event.answered || !event.lost);
+                EXPECT(!event.status.ok() || event.answered);
                 open.erase(known);
                 break;
             case EventKind::kMessage:
                 EXPECT(known->second == Kind::kStream);
-                if (input->flag()) session->consumed(event.stream, event.bytes);
+                held[event.stream] += event.bytes;
                 break;
             case EventKind::kForwardData:
-                session->forward_consumed(event.stream, event.message->size());
-                if (event.end_stream) open.erase(known);
+                EXPECT(known->second == Kind::kForward);
+                held[event.stream] += event.message->size();
                 break;
             case EventKind::kForwardHeaders:
                 EXPECT(known->second == Kind::kForward);
@@ -93,11 +139,12 @@ struct Owner {
                 open.erase(known);
                 break;
             default:
-                break;
+                EXPECT(event.kind == EventKind::kForwardSent);
         }
+        if (pays_at_once && held.count(event.stream) != 0) pay(event.stream);
     }
 
-    void turn(bool acting) {
+    void take_events() {
         Event event{};
         while (session->next_event(&event)) {
             take(event);
@@ -105,56 +152,70 @@ struct Owner {
         }
         EXPECT(!session->has_events());
         EXPECT(!session->ready() || !session->draining());
-        if (!acting) return;
-        for (std::uint32_t acts = input->choice(3); acts != 0 && !open.empty(); --acts) {
-            auto at = open.begin();
-            std::advance(at, input->choice(static_cast<std::uint32_t>(open.size())));
-            act(at->first, at->second);
-        }
-        if (input->choice(4) == 1) start();
+    }
+    void turn() {
+        if (takes_events) take_events();
     }
 };
 
-void pull(ClientSession* session, std::size_t bytes) {
-    std::vector<Slice> slices;
-    session->pull(bytes, &slices);
-    for (const Slice& slice : slices) EXPECT(slice.bytes.size == 0 || slice.bytes.data != nullptr);
+ClientConfig make_config(Input* input, ByteBudget* budget) {
+    static constexpr std::size_t kMessages[] = {400'000, 2'000, 4 << 20};
+    static constexpr std::uint32_t kWindows[] = {16 << 20, 1'000, 100'000};
+    ClientConfig config;
+    config.authority = "backend";
+    config.message_bytes_max = kMessages[input->choice(3)];
+    config.compression = static_cast<Compression>(std::max(input->choice(5), 2u) - 2);
+    config.stream_window_bytes = kWindows[input->choice(3)];
+    if (input->choice(4) == 1) config.connection_window_bytes = 70'000;
+    config.encrypted = input->choice(4) == 1;
+    if (input->flag()) config.budget = budget;
+    return config;
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+    const fuzz::CpuBound bound(size);
     Input input(data, size);
-    ClientConfig config;
-    config.authority = "backend";
-    config.message_bytes_max = input.flag() ? 100'000 : 2'000;
-    config.compression = input.choice(16) == 1 ? Compression::kGzip : Compression::kNone;
-    ClientSession session(config);
-    Owner owner{&session, &input, {}};
-    const std::string settings("\0\0\0\x04\0\0\0\0\0", 9);
-    bool alive =
-        input.choice(8) == 1 || session.feed(fuzz::exact_copy(span_of(settings)).span(), 1);
-    for (std::uint32_t count = 1 + input.choice(5); count != 0; --count) owner.start();
-    pull(&session, 1 << 20);
-    Nanos now = 1;
-    while (alive && input.left() != 0) {
-        static const std::size_t kPieces[] = {1, 9, 100, 1'000, 1 << 20, 1 << 20};
-        const std::size_t piece = kPieces[input.choice(6)];
-        alive = fuzz::feed(&session, &input, piece, now += kMillisecond);
-        owner.turn(true);
-        pull(&session, input.flag() ? 1 << 20 : 100);
+    ByteBudget budget;
+    {
+        ClientSession session(make_config(&input, &budget));
+        Owner owner{&session, {}, {}};
+        fuzz::Peer<ClientSession> peer(&session, [&owner] { owner.turn(); });
+        const std::uint32_t greeting = input.choice(8);
+        if (greeting != 1) peer.send(span_of(fuzz::kSettings));
+        for (std::uint32_t count = 1 + input.choice(5); count != 0; --count) owner.start(&input);
+        peer.pull(1 << 20);
+        if (greeting != 1) peer.send(span_of(fuzz::kSettingsAck));
+        fuzz::Script script(input.rest());
+        fuzz::Step step;
+        while (peer.alive() && script.next(&step)) {
+            if (step.type == fuzz::kAct) {
+                owner.act({step.payload.data, step.payload.size});
+                owner.turn();
+            } else {
+                peer.take(step);
+            }
+            peer.pull();
+        }
+        peer.deliver();
+        peer.pull(1 << 20);
+        EXPECT(!session.finished() || !session.wants_write());
+        session.connection_lost();
+        owner.take_events();
+        EXPECT(owner.open.empty());
+        EXPECT(session.open_streams() == 0);
+        EXPECT(session.unsent_bytes() == 0);
+        EXPECT(session.finished());
     }
-    session.connection_lost();
-    owner.turn(false);
-    EXPECT(owner.open.empty());
-    EXPECT(session.open_streams() == 0);
+    EXPECT(budget.unsent == 0);
     return 0;
 }
 
-extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size,
-                                               std::size_t size_max, unsigned seed) {
-    static fuzz::FrameMutator mutator(
-        {{":status", "200"}, {"content-type", "application/grpc"}},
+namespace {
+fuzz::FrameMutator& mutator() {
+    static fuzz::FrameMutator made(
+        {{{":status", "200"}, {"content-type", "application/grpc"}}, {{"grpc-status", "0"}}},
         {{"grpc-status", {"0", "0", "0", "8", "14", "17", "x"}},
          {"grpc-message", {"", "no%0a%41", "%zz%", "\x7f"}},
          {"grpc-status-details-bin", {"", "AAE", "AAEC", "?"}},
@@ -167,5 +228,18 @@ extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t s
          {"connection", {"close"}},
          {"content-length", {"0", "5", "x"}},
          {"trailer", {"x-a"}}});
-    return mutator.mutate(data, size, size_max, seed);
+    return made;
+}
+}  // namespace
+
+extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size,
+                                               std::size_t size_max, unsigned seed) {
+    return mutator().mutate(data, size, size_max, seed);
+}
+
+extern "C" std::size_t LLVMFuzzerCustomCrossOver(const std::uint8_t* one, std::size_t one_size,
+                                                 const std::uint8_t* other, std::size_t other_size,
+                                                 std::uint8_t* out, std::size_t size_max,
+                                                 unsigned seed) {
+    return mutator().cross({one, one_size}, {other, other_size}, out, size_max, seed);
 }

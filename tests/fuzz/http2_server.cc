@@ -1,13 +1,16 @@
 // A client's bytes, in any pieces, into a server session whose owner answers, refuses, resets,
 // streams, sets aside, drains and loses what is announced. In the end nothing is held.
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "base/shared_blocks.h"
 #include "frames.h"
 #include "http2/session.h"
 #include "input.h"
+#include "script.h"
 
 namespace {
 
@@ -15,23 +18,43 @@ using namespace infersched;         // NOLINT
 using namespace infersched::http2;  // NOLINT
 using fuzz::Input;
 
-constexpr std::string_view kPreface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-constexpr std::size_t kPrefaceBytes = 24 + 9;
+// The segment for large messages; of what is left at the end none is lost.
+void adopt_segment() {
+    static std::vector<std::uint8_t>* const memory = [] {
+        auto* made = new std::vector<std::uint8_t>((4 << 20) + SharedBlocks::kStepBytes);
+        void* begin = made->data();
+        std::size_t size = made->size();
+        EXPECT(std::align(SharedBlocks::kStepBytes, 4 << 20, begin, size) != nullptr);
+        shared_blocks().adopt(static_cast<std::uint8_t*>(begin), 4 << 20, -1);
+        return made;
+    }();
+    EXPECT(!memory->empty());
+}
 
-ServerConfig make_config(std::uint32_t kind) {
+std::size_t some_alignment(Span head) { return head.size % 100; }
+
+ServerConfig make_config(Input* input) {
+    static constexpr std::size_t kMessages[] = {400'000, 5'000, 4 << 20};
+    static constexpr std::uint32_t kWindows[] = {1 << 20, 1'000, 160 << 10};
     ServerConfig config;
     config.routes = {
         {"/inference.GRPCInferenceService/ModelInfer", RouteKind::kUnary, {}},
         {"/inference.GRPCInferenceService/ModelStreamInfer", RouteKind::kMessageStream, {}},
         {"/x.X/Gone", RouteKind::kUnimplemented, "gone"},
+        {"/x.X/Known", RouteKind::kForward, {}},
     };
-    config.message_bytes_max = kind & 1 ? 100'000 : 5'000;
-    config.streams_max = kind & 2 ? 100 : 3;
+    config.message_bytes_max = kMessages[input->choice(3)];
+    config.streams_max = input->flag() ? 100 : 3;
+    config.stream_window_bytes = kWindows[input->choice(3)];
+    if (input->choice(4) == 1) config.connection_window_bytes = 70'000;
+    if (input->choice(4) == 1) config.header_list_bytes_max = 300;
     config.unsent_answer_bytes_max = 20'000;
     config.forward_metadata = {"x-a", "x-b"};
     config.watched_headers = {"x-w"};
     config.internal_headers = {"x-internal"};
-    config.response_compression = kind == 4 ? Compression::kGzip : Compression::kNone;
+    config.response_compression = static_cast<Compression>(input->choice(3));
+    if (input->flag()) config.shared_alignment = some_alignment;
+    if (input->flag()) config.paced_until = kNever;
     return config;
 }
 
@@ -39,61 +62,99 @@ ServerConfig make_config(std::uint32_t kind) {
 struct Owner {
     enum class Kind { kUnary, kStream, kForward };
     ServerSession* session;
-    Input* input;
     std::map<StreamId, Kind> open;
     std::uint64_t held = 0;
     std::uint64_t aside = 0;
+    std::size_t left_to_send = 400'000;
+    bool takes_events = true;
+    bool answers_headers = true;
 
     static Pieces message(std::size_t bytes) {
-        static const BufferRef large = BufferRef::copy_of(span_of(std::string(20'000, 'm')));
+        static const BufferRef large = BufferRef::copy_of(span_of(std::string(300'000, 'm')));
         Pieces pieces;
         pieces.append_copy({large->data(), bytes < 100 ? bytes : 100});
         if (bytes > 100) pieces.append_reference(large, {large->data(), bytes - 100});
         return pieces;
     }
-    std::size_t random_size() {
-        static const std::size_t kSizes[] = {0, 1, 90, 90, 2'000, 18'000};
-        return kSizes[input->choice(6)];
+    std::size_t random_size(Input* input) {
+        static constexpr std::size_t kSizes[] = {90, 0, 1, 2'000, 18'000, 300'000};
+        const std::size_t size = kSizes[input->choice(6)];
+        if (size > left_to_send) return 0;
+        left_to_send -= size;
+        return size;
     }
-    AnswerMetadata metadata() {
+    static AnswerMetadata metadata(Input* input) {
         AnswerMetadata metadata;
         if (input->flag()) metadata.headers.emplace_back("x-h", "1");
         if (input->flag()) metadata.trailers.emplace_back("x-t-bin", std::string("\0\xff", 2));
         return metadata;
     }
+    static Status refusal(Input* input) {
+        static constexpr std::size_t kDetails[] = {0, 2, 30'000};
+        Status status = Status::error(StatusCode::kInternal, "no: \n%");
+        if (input->choice(4) == 1) status.message = std::string(20'000, '\xe4');
+        status.details = std::string(kDetails[input->choice(3)], 'd');
+        if (input->flag()) status.retry_pushback_ms = 100;
+        return status;
+    }
 
-    void end(StreamId stream) {
-        const AnswerMetadata custom = metadata();
-        switch (input->choice(5)) {
-            case 0:
-                session->refuse(stream, Status::error(StatusCode::kInternal, "no: \n%"), &custom);
-                break;
-            case 1:
-                session->reset(stream, 8);
-                break;
-            default:
-                if (open[stream] == Kind::kUnary) {
-                    session->answer(stream, message(random_size()), &custom);
-                } else if (open[stream] == Kind::kStream) {
-                    session->finish(stream, Status(), &custom);
-                } else {
-                    session->forward_trailers(stream, {{"grpc-status", "0"}});
-                }
+    void end(StreamId stream, Input* input) {
+        const AnswerMetadata custom = metadata(input);
+        const Kind kind = open[stream];
+        const std::uint32_t choice = input->choice(5);
+        if (choice == 0) {
+            session->refuse(stream, refusal(input), &custom);
+        } else if (choice == 1) {
+            session->reset(stream, 8);
+        } else if (kind == Kind::kUnary) {
+            session->answer(stream, message(random_size(input)), &custom);
+        } else if (kind == Kind::kStream) {
+            session->finish(stream, input->flag() ? refusal(input) : Status(), &custom);
+        } else if (choice == 2) {
+            session->forward_headers(stream, {{":status", "404"}}, true);
+        } else {
+            session->forward_trailers(stream, {{"grpc-status", "0"}});
         }
         open.erase(stream);
     }
 
-    void go_on(StreamId stream) {
+    void go_on(StreamId stream, Input* input) {
         if (open[stream] == Kind::kStream) {
-            const AnswerMetadata custom = metadata();
-            session->send(stream, message(random_size()), &custom);
+            const AnswerMetadata custom = metadata(input);
+            session->send(stream, message(random_size(input)), &custom);
+            session->hold(stream, input->choice(4) == 1);
         } else if (open[stream] == Kind::kForward) {
-            const BufferRef data = exact(random_size());
+            if (input->choice(4) == 1)
+                session->forward_headers(stream, {{":status", "200"}}, false);
+            const BufferRef data = exact(random_size(input));
             session->forward_data(stream, data, data->size() == 0 ? Span() : data.span());
         }
+        EXPECT(session->unsent_bytes(stream) <= session->unsent_answer_bytes());
     }
     static BufferRef exact(std::size_t bytes) {
         return BufferRef::copy_of(span_of(std::string(bytes, 'd')));
+    }
+
+    void act(Input input) {
+        while (input.left() != 0) {
+            const std::uint32_t choice = input.choice(11);
+            if (choice == 0) release();
+            if (choice == 1) takes_events = !takes_events;
+            if (choice == 2) answers_headers = !answers_headers;
+            if (choice == 3) {
+                session->set_aside(held);
+                aside += std::exchange(held, 0);
+            }
+            if (choice == 4) {
+                session->take_back(aside);
+                held += std::exchange(aside, 0);
+            }
+            if (choice == 5 && input.choice(8) == 1) session->begin_drain();
+            if (choice < 6 || open.empty()) continue;
+            auto at = open.begin();
+            std::advance(at, input.choice(static_cast<std::uint32_t>(open.size())));
+            choice < 9 ? end(at->first, &input) : go_on(at->first, &input);
+        }
     }
 
     void take(const Event& event) {
@@ -110,7 +171,7 @@ struct Owner {
                 break;
             case EventKind::kForwardHeaders:
                 EXPECT(open.emplace(event.stream, Kind::kForward).second);
-                if (input->flag())
+                if (answers_headers)
                     session->forward_headers(event.stream, {{":status", "200"}}, false);
                 break;
             case EventKind::kForwardData:
@@ -125,94 +186,88 @@ struct Owner {
         }
     }
 
-    void turn() {
+    void take_events() {
         Event event{};
         while (session->next_event(&event)) {
             take(event);
             event = Event();
         }
-        for (std::uint32_t acts = input->choice(4); acts != 0 && !open.empty(); --acts) {
-            auto at = open.begin();
-            std::advance(at, input->choice(static_cast<std::uint32_t>(open.size())));
-            input->flag() ? end(at->first) : go_on(at->first);
-        }
-        switch (input->choice(3)) {
-            case 0:
-                release();
-                break;
-            case 1:
-                session->set_aside(held);
-                aside += std::exchange(held, 0);
-                break;
-            default:
-                session->take_back(aside);
-                held += std::exchange(aside, 0);
-        }
-        if (input->choice(100) == 1) session->begin_drain();
+    }
+    void turn() {
+        if (takes_events) take_events();
     }
     void release() { session->release(std::exchange(held, 0)); }
 };
 
-void pull(ServerSession* session, std::size_t bytes) {
-    std::vector<Slice> slices;
-    session->pull(bytes, &slices);
-    std::size_t sum = 0;
-    for (const Slice& slice : slices) sum += slice.bytes.size == 0 ? 0 : slice.bytes.data[0];
-    EXPECT(sum <= slices.size() * 255);
+// The session's life.
+void run(const ServerConfig& config, ByteBudget* budget, Input* input) {
+    ServerSession session(&config, budget);
+    Owner owner{&session, {}};
+    fuzz::Peer<ServerSession> peer(&session, [&owner] { owner.turn(); });
+    if (input->choice(4) != 1) {
+        peer.send(span_of(fuzz::kClientMagic));
+        peer.send(span_of(fuzz::kSettings));
+        peer.pull(1 << 20);
+        peer.send(span_of(fuzz::kSettingsAck));
+    }
+    fuzz::Script script(input->rest());
+    fuzz::Step step;
+    while (peer.alive() && script.next(&step)) {
+        if (step.type == fuzz::kAct) {
+            owner.act({step.payload.data, step.payload.size});
+            owner.turn();
+        } else if (session.wants_read() || !owner.takes_events) {
+            peer.take(step);
+        }
+        peer.pull();
+        EXPECT(session.unsent_answer_bytes() == budget->unsent);
+    }
+    peer.deliver();
+    peer.pull(1 << 20);
+    // What was put off comes with further pulls.
+    for (owner.take_events(); session.has_events(); owner.take_events()) peer.pull(1 << 20);
+    EXPECT(!session.finished() || !session.wants_write());
+    session.connection_lost();
+    owner.take_events();
+    session.take_back(owner.aside);
+    owner.held += owner.aside;
+    owner.release();
+    Event event{};
+    EXPECT(!session.next_event(&event));
+    EXPECT(owner.open.empty());
+    EXPECT(session.open_streams() == 0);
+    EXPECT(session.finished());
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+    const fuzz::CpuBound bound(size);
+    adopt_segment();
     Input input(data, size);
-    const ServerConfig config = make_config(input.choice(8));
+    const ServerConfig config = make_config(&input);
+    static constexpr std::uint64_t kBudgets[] = {1 << 20, 8'000, 64 << 20};
     ByteBudget budget;
-    budget.max = input.flag() ? 1 << 20 : 8'000;
-    const bool greeted = input.flag();
-    {
-        ServerSession session(&config, &budget);
-        Owner owner{&session, &input, {}, 0, 0};
-        bool alive = true;
-        if (greeted) {
-            const std::string greeting(kPreface.data(), kPrefaceBytes);
-            alive = session.feed(fuzz::exact_copy(span_of(greeting)).span(), 1);
-        }
-        Nanos now = 1;
-        static const std::size_t kPulls[] = {0, 1, 1'000, 1 << 20};
-        while (alive && input.left() != 0) {
-            static const std::size_t kPieces[] = {1, 9, 100, 1'000, 1 << 20, 1 << 20};
-            const std::size_t piece = kPieces[input.choice(6)];
-            alive = fuzz::feed(&session, &input, piece, now += kMillisecond);
-            owner.turn();
-            pull(&session, kPulls[input.choice(4)]);
-        }
-        pull(&session, 1 << 20);
-        session.connection_lost();
-        owner.turn();
-        session.take_back(owner.aside);
-        owner.held += owner.aside;
-        owner.release();
-        Event event{};
-        EXPECT(!session.next_event(&event));
-        EXPECT(owner.open.empty());
-        EXPECT(session.open_streams() == 0);
-    }
+    budget.max = kBudgets[input.choice(3)];
+    run(config, &budget, &input);
     EXPECT(budget.used == 0);
     EXPECT(budget.unsent == 0);
+    EXPECT(shared_blocks().used_bytes() == 0);
     return 0;
 }
 
-extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size,
-                                               std::size_t size_max, unsigned seed) {
-    static fuzz::FrameMutator mutator(
-        {{":method", "POST"},
-         {":scheme", "http"},
-         {":path", "/inference.GRPCInferenceService/ModelInfer"},
-         {":authority", "a"},
-         {"te", "trailers"},
-         {"content-type", "application/grpc"}},
+namespace {
+fuzz::FrameMutator& mutator() {
+    static fuzz::FrameMutator made(
+        {{{":method", "POST"},
+          {":scheme", "http"},
+          {":path", "/inference.GRPCInferenceService/ModelInfer"},
+          {":authority", "a"},
+          {"te", "trailers"},
+          {"content-type", "application/grpc"}}},
         {{":path",
-          {"/inference.GRPCInferenceService/ModelStreamInfer", "/x.X/Gone", "/x.X/Y", "", "*"}},
+          {"/inference.GRPCInferenceService/ModelStreamInfer", "/x.X/Gone", "/x.X/Known", "/x.X/Y",
+           "", "*"}},
          {":method", {"GET", "POST", "PRI"}},
          {":scheme", {"https", ""}},
          {":authority", {"b", ""}},
@@ -230,5 +285,18 @@ extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t s
          {"x-internal", {"4"}},
          {"connection", {"close"}},
          {"user-agent", {"u"}}});
-    return mutator.mutate(data, size, size_max, seed);
+    return made;
+}
+}  // namespace
+
+extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size,
+                                               std::size_t size_max, unsigned seed) {
+    return mutator().mutate(data, size, size_max, seed);
+}
+
+extern "C" std::size_t LLVMFuzzerCustomCrossOver(const std::uint8_t* one, std::size_t one_size,
+                                                 const std::uint8_t* other, std::size_t other_size,
+                                                 std::uint8_t* out, std::size_t size_max,
+                                                 unsigned seed) {
+    return mutator().cross({one, one_size}, {other, other_size}, out, size_max, seed);
 }

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 
 #include "base/bytes.h"
 #include "base/time.h"
@@ -33,6 +34,7 @@ class Input {
     }
     bool flag() { return choice(2) != 0; }
     std::size_t left() const { return size_; }
+    Span rest() const { return {front_, size_}; }
     // At most `count` bytes.
     Span bytes(std::size_t count) {
         const Span taken = {front_, count < size_ ? count : size_};
@@ -63,15 +65,20 @@ inline BufferRef joined(const Pieces& pieces) {
     return buffer;
 }
 
-// Feeds at most `count` bytes: where the session wants them, as long as it wants some, or from a
-// buffer exactly as large.
-template <typename Session>
-bool feed(Session* session, Input* input, std::size_t count, Nanos now) {
-    const Space space = input->flag() ? session->receive_space() : Space();
-    const Span bytes = input->bytes(space.empty() || count < space.size ? count : space.size);
-    if (space.empty() || bytes.empty()) return session->feed(exact_copy(bytes).span(), now);
-    std::memcpy(space.data, bytes.data, bytes.size);
-    return session->feed({space.data, bytes.size}, now);
-}
+// An input that takes a processor long is a finding, however little the clock of a busy machine
+// says.
+class CpuBound {
+  public:
+    explicit CpuBound(std::size_t input_bytes)
+        : until_(std::clock() +
+                 CLOCKS_PER_SEC * static_cast<std::clock_t>(1 + input_bytes / kBytesPerSecond)) {}
+    ~CpuBound() { EXPECT(std::clock() <= until_); }
+    CpuBound(const CpuBound&) = delete;
+    CpuBound& operator=(const CpuBound&) = delete;
+
+  private:
+    static constexpr std::size_t kBytesPerSecond = 4'096;
+    const std::clock_t until_;
+};
 
 }  // namespace infersched::fuzz
