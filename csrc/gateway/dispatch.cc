@@ -249,12 +249,15 @@ void Gateway::State::reply_failed(const BatchRecord& batch, Status status, CallE
     const bool stops = model == nullptr || model->policy.cancellable;
     engine::FailureKind kind = failure_kind(status, end);
     if (end != CallEnd::kNothingRan && ended_at_deadline(batch, status, now)) {
+        // A backend that stops there may as well reset the stream: that is its answer.
+        const bool reset = kind == engine::FailureKind::kConnection;
         if (!stops) {
             kind = engine::FailureKind::kGivenUp;
-            status = Status::error(StatusCode::kDeadlineExceeded, "Request timeout expired");
-        } else if (kind == engine::FailureKind::kRejected) {
+        } else if (reset || kind == engine::FailureKind::kRejected) {
             kind = engine::FailureKind::kFinal;
         }
+        if (!stops || reset)
+            status = Status::error(StatusCode::kDeadlineExceeded, "Request timeout expired");
     }
     const StatusCode code = status.code;
     note_failure(batch, std::move(status));

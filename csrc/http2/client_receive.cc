@@ -224,6 +224,9 @@ int ClientSession::State::on_frame(nghttp2_session*, const nghttp2_frame* frame,
             if (end_stream) state->remote_ended(stream);
             return 0;
         }
+        case NGHTTP2_RST_STREAM:
+            if (Stream* stream = state->find(frame->hd.stream_id)) stream->peer_reset = true;
+            return 0;
         case NGHTTP2_SETTINGS:
             if ((frame->hd.flags & NGHTTP2_FLAG_ACK) == 0) state->settings_seen_ = true;
             return 0;
@@ -320,7 +323,9 @@ void ClientSession::State::close_stream(Stream* stream, std::uint32_t code) {
     } else if (!stream->finished && !stream->headers_sent) {
         fail_call(stream, not_sent(), true);
     } else if (!stream->finished) {
-        fail_call(stream, status_of_reset(code), code == NGHTTP2_REFUSED_STREAM)->lost = true;
+        // A reply that breaks HTTP/2 or our bounds is reset by nghttp2: nobody lost it.
+        fail_call(stream, status_of_reset(code), code == NGHTTP2_REFUSED_STREAM)->lost =
+            stream->peer_reset;
     }
     stream->finished = true;
     drop_if_unused(stream);

@@ -39,6 +39,7 @@ struct Stream {
     bool finished : 1;          // nothing more is told to the owner
     bool closed : 1;            // nghttp2 no longer knows it
     bool remote_ended : 1;      // END_STREAM came
+    bool peer_reset : 1;        // client: RST_STREAM came
     bool headers_sent : 1;      // server: answer headers submitted; client: HEADERS left
     bool headers_seen : 1;      // client: the final answer headers were received
     bool body_queued : 1;       // nghttp2 has a data provider for it
@@ -78,7 +79,7 @@ struct Stream {
 
     Stream() { clear_flags(); }
     void clear_flags() {
-        announced = finished = closed = remote_ended = false;
+        announced = finished = closed = remote_ended = peer_reset = false;
         headers_sent = headers_seen = body_queued = sent_recorded = held = false;
     }
     void recycle();

@@ -58,11 +58,14 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
             backends=len(watches),
             backends_serving=sum(w.status is BackendStatus.SERVING for w in watches),
             config_reload_failures=plane.reload_failures,
-            problems=[
-                *(text for entry in entries for text in self._problems(entry)),
-                *plane.devices.problems,
-                *plane.residency.problems,
-            ],
+            # Versions of one model have the same settings, and their problems once.
+            problems=dict.fromkeys(
+                [
+                    *(text for entry in entries for text in self._problems(entry)),
+                    *plane.devices.problems,
+                    *plane.residency.problems,
+                ]
+            ),
             residency=self._residency_places(),
             devices=len(plane.devices.current),
             devices_known=sum(device.known for device in plane.devices.current.values()),

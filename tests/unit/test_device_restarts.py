@@ -116,6 +116,22 @@ def test_where_models_are_is_known_after_a_restart_while_the_driver_hangs(tmp_pa
     assert after.devices.models_on("GPU-b") == [("m", "1")]
 
 
+@pytest.mark.parametrize(("backend", "nvml"), [({"metrics": "gpus:8002"}, "auto"), ({}, "off")])
+def test_where_other_sources_are_wanted_the_last_places_are_forgotten(
+    tmp_path: Path, backend: dict[str, str], nvml: str
+) -> None:
+    before = World(tmp_path, pool_of((LOCAL, {"m": GPU_0})), {})
+    before.find_hosts()
+    before.devices.table.take("nvml", 0, Ages(1, 2), [A])
+    before.devices.assign()
+    assert before.devices.models_on("GPU-a") == [("m", "1")]
+
+    settings = {"device_memory": {"nvml": nvml}}
+    after = World(tmp_path, pool_of(({**LOCAL, **backend}, {"m": GPU_0})), settings)
+    after.find_hosts()
+    assert after.devices.assign()[("m", "1"), "127.0.0.1:1"] == ()
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"format": "x"}', '{"places": [{"model": ""}]}'])
 def test_last_places_that_cannot_be_read_are_told_and_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str

@@ -184,13 +184,16 @@ class Devices:
         """The devices' numbers by model and backend address; also says what is not known."""
         found: dict[tuple[ModelKey, str], Places] = {}
         asked: dict[tuple[ModelKey, str], object] = {}
+        nvml = self._settings().device_memory.nvml
         for address, watch in self._pool.watches.items():
             backend = self._pool.backends[address]
+            sources = (nvml, backend.metrics)
             for key, spec in watch.models.items():
                 found[key, address] = self.places(backend, spec)
                 gpus = gpus_of(spec.config)
                 groups = None if gpus is None else sorted(gpus)
-                asked[key, address] = (backend.devices, self._gpus_told(spec.name), groups)
+                gpus_told = self._gpus_told(spec.name)
+                asked[key, address] = (backend.devices, gpus_told, groups, sources)
         found = self._last.kept(found, asked)
         self._models = {}
         for (model, _), places in found.items():

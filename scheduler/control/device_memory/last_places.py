@@ -26,8 +26,8 @@ ENTRIES_MAX = 16_384
 
 
 class KeptPlace(Section):
-    """Of one model version at one backend. `asked` is what of it the keys depend on beside the
-    sources: its groups, and what the configuration says."""
+    """Of one model version at one backend. `asked` is what the keys depend on beside what sources
+    tell: its groups, and what the configuration says of it and of which sources there are."""
 
     model: Annotated[str, Field(min_length=1)]
     version: str
