@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # The make targets install Triton here; a caller's own directory goes first.
 os.environ.setdefault("INFERSCHED_TRITON_DIR", str(ROOT / ".tools" / "triton"))
 
+# Continuous integration sets it: tests that need a Triton are errors without one.
+REQUIRE_TRITON_VARIABLE = "INFERSCHED_REQUIRE_TRITON"
 
 # A test module that drives the compiled modules belongs to `make test-asan`.
 NATIVE_SIGNS = ("scheduler._native", "scheduler.dataplane", "tests.dataplane")
@@ -95,9 +97,10 @@ def rng(seed: int) -> random.Random:
 
 @pytest.fixture(scope="session")
 def needs_triton() -> None:
-    """For what starts a tritonserver: skips where none is installed."""
+    """For what starts a tritonserver: skips where none is, or fails if one is required."""
     if triton_install.locate() is None:
-        pytest.skip("no embedded Triton: make setup installs it")
+        give_up = pytest.fail if os.environ.get(REQUIRE_TRITON_VARIABLE) else pytest.skip
+        give_up("no embedded Triton: make setup installs it")
 
 
 @pytest.fixture(scope="session")

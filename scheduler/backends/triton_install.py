@@ -184,14 +184,14 @@ def install(
     carrier = layout.libraries.parent
     if not carrier.exists():
         report(f"installing tritonserver {TRITON_VERSION} into {carrier} (55 MB to download)")
-        with _staged(carrier) as staged:
-            _pip_install(f"{PACKAGE}=={PACKAGE_VERSION}", staged)
+        with staged_directory(carrier) as staged:
+            pip_install(f"{PACKAGE}=={PACKAGE_VERSION}", staged)
     if not layout.stub_environment.exists():
         report(f"installing {STUB_NUMPY} for Triton's python backend")
-        with _staged(layout.stub_environment) as staged:
+        with staged_directory(layout.stub_environment) as staged:
             _make_stub_environment(staged)
     if not layout.backends.exists():
-        with _staged(layout.backends) as staged:
+        with staged_directory(layout.backends) as staged:
             tritonserver = layout.server.parent.parent
             stub = tritonserver / "python_backend_stubs" / python_version()
             shutil.copytree(tritonserver / "backends" / "python", staged / "python")
@@ -200,7 +200,7 @@ def install(
 
 
 @contextmanager
-def _staged(target: Path) -> Iterator[Path]:
+def staged_directory(target: Path) -> Iterator[Path]:
     """A directory that becomes `target` whole, or not at all."""
     staged = target.with_name(f"{target.name}.{os.getpid()}.partial")
     staged.mkdir(parents=True)
@@ -215,7 +215,8 @@ def _staged(target: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _pip_install(requirement: str, target: Path) -> None:
+def pip_install(requirement: str, target: Path) -> None:
+    """Puts one package, without its dependencies, into a directory. Raises TritonInstallError."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--target", str(target)]
     for _ in range(PIP_ATTEMPTS):
@@ -228,7 +229,7 @@ def _pip_install(requirement: str, target: Path) -> None:
 def _make_stub_environment(staged: Path) -> None:
     venv.EnvBuilder(symlinks=True, with_pip=False).create(staged)
     packages = staged / "lib" / f"python{python_version()}" / "site-packages"
-    _pip_install(STUB_NUMPY, packages)
+    pip_install(STUB_NUMPY, packages)
     (packages / "infersched_stub.pth").write_text(_STUB_PTH)
 
 

@@ -103,12 +103,12 @@ def test_a_download_that_breaks_off_is_tried_again(
         return subprocess.CompletedProcess(command, int(len(commands) == 1), "", "broken off")
 
     monkeypatch.setattr(subprocess, "run", breaks_off_once)
-    triton_install._pip_install("carrier==1", tmp_path)
+    triton_install.pip_install("carrier==1", tmp_path)
     assert [command[-1] for command in commands] == ["carrier==1"] * 2
     monkeypatch.setattr(triton_install, "PIP_ATTEMPTS", 1)
     commands.clear()
     with pytest.raises(triton_install.TritonInstallError, match="carrier==1:\nbroken off"):
-        triton_install._pip_install("carrier==1", tmp_path)
+        triton_install.pip_install("carrier==1", tmp_path)
 
 
 def test_path_command_fails_without_an_install(tmp_path: Path) -> None:
@@ -133,6 +133,28 @@ def test_install_is_idempotent_and_path_prints_it() -> None:
     result = CliRunner().invoke(triton_command, ["path"])
     assert result.exit_code == 0
     assert result.output.strip() == str(installed.server)
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("", "1 skipped"), ("1", "1 error")])
+def test_tests_without_a_triton_are_skipped_unless_it_is_required(
+    required: str, outcome: str, tmp_path: Path
+) -> None:
+    one = f"{Path(__file__)}::test_serves_answers_and_cleans_up"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", one],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "INFERSCHED_TRITON_DIR": str(tmp_path),
+            "INFERSCHED_REQUIRE_TRITON": required,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome in done.stdout
+    assert "no embedded Triton: make setup installs it" in done.stdout
+    assert done.returncode == int(bool(required))
 
 
 @needs_triton

@@ -1,116 +1,29 @@
-"""The client of the JavaScript world, @grpc/grpc-js, whose HTTP/2 is Node's own."""
+"""The client of the JavaScript world against the data plane and a fake Triton."""
 
 from __future__ import annotations
 
 import base64
-import json
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
-from types import TracebackType
-from typing import Any
 
+import grpc
 import numpy as np
 import pytest
-from tritonclient.grpc import service_pb2
 
+from scheduler.v1 import dataplane_pb2 as pb
 from tests.dataplane import DataPlane, identity_model, wait_until
-from tests.wire.calls import infer_request, output, rows
-from tests.wire.fake_triton import FakeTriton
-from tests.wire.raw_client import INFER_PATH
-
-HERE = Path(__file__).parent / "grpc_js"
-INSTALL_TIMEOUT_S = 120
-
-
-def install() -> None:
-    """Puts the package beside this file. Skips where that is not possible."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("no node and npm: install nodejs and npm to test with @grpc/grpc-js")
-    if (HERE / "node_modules" / "@grpc" / "grpc-js").is_dir():
-        return
-    command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"]
-    try:
-        subprocess.run(
-            command, cwd=HERE, env=clean_environment(), check=True, capture_output=True,
-            timeout=INSTALL_TIMEOUT_S,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError) as error:
-        pytest.skip(f"npm install of @grpc/grpc-js failed: {error}")
-
-
-def clean_environment() -> dict[str, str]:
-    """Without what `make test-asan` preloads."""
-    return {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
-
-
-class JsClient:
-    """One node process with one channel."""
-
-    def __init__(self, address: str) -> None:
-        self._process = subprocess.Popen(
-            ["node", "client.mjs", address],
-            cwd=HERE,
-            env=clean_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._answers: dict[int, dict[str, Any]] = {}
-        self._last_id = 0
-
-    def __enter__(self) -> JsClient:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def start(self, request: Any, **call: object) -> int:
-        """Begins a call and returns its id."""
-        self._last_id += 1
-        body = request if isinstance(request, bytes) else request.SerializeToString()
-        call = {
-            "id": self._last_id,
-            "method": INFER_PATH,
-            "body": base64.b64encode(body).decode(),
-            "timeout_ms": 20_000,
-            **call,
-        }
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(call) + "\n")
-        self._process.stdin.flush()
-        return self._last_id
-
-    def answer(self, call: int) -> dict[str, Any]:
-        """Waits for the end of that call; every call has a deadline, so there is one."""
-        assert self._process.stdout is not None
-        while call not in self._answers:
-            line = self._process.stdout.readline()
-            assert line, "node ended"
-            answer = json.loads(line)
-            self._answers[answer["id"]] = answer
-        return self._answers.pop(call)
-
-    def values(self, call: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        answer = self.answer(call)
-        assert answer["code"] == 0, answer
-        body = base64.b64decode(answer["body"])
-        return output(service_pb2.ModelInferResponse.FromString(body))
+from tests.grpc_js import JsClient, NotInstalledError, install
+from tests.wire.calls import infer_request, rows
+from tests.wire.fake_triton import FakeTriton, Request, Response, identity
 
 
 @pytest.fixture
 def client(plane: DataPlane, fake: FakeTriton) -> Iterator[JsClient]:
-    install()
+    try:
+        install()
+    except NotInstalledError as error:
+        pytest.skip(str(error))
     assert plane.apply([identity_model(staged_batches_max=0)], [fake.address]) == ""
-    with JsClient(plane.address) as running:
+    with JsClient(address=plane.address) as running:
         yield running
 
 
@@ -172,3 +85,24 @@ def test_deadlines_and_cancels_free_the_queue(
     assert plane.counters()["in_flight"] == 1
     fake.release()
     np.testing.assert_array_equal(client.values(first), rows(1))
+
+
+def test_metadata_pass_both_ways(client: JsClient, plane: DataPlane, fake: FakeTriton) -> None:
+    def with_metadata(request: Request, context: grpc.ServicerContext) -> Response:
+        context.send_initial_metadata((("x-version", "7"),))
+        context.set_trailing_metadata((("x-cost", "3"), ("x-blob-bin", b"\x00\xff")))
+        return identity(request)
+
+    fake.behaviour = with_metadata
+    limits = pb.Limits(forward_metadata=["x-tenant", "x-key-bin"])
+    plane.apply([identity_model()], [fake.address], limits)
+    key = base64.b64encode(b"\x00\x01\xfe").decode()
+    sent = {"x-tenant": "gold", "x-key-bin": key, "x-other": "stays here"}
+    answer = client.answer(client.start(infer_request(rows(1)), metadata=sent))
+    assert answer["code"] == 0, answer
+    (received,) = fake.metadata
+    assert (received["x-tenant"], received["x-key-bin"]) == ("gold", str(b"\x00\x01\xfe"))
+    assert "x-other" not in received
+    assert answer["headers"]["x-version"] == ["7"]
+    assert answer["trailers"]["x-cost"] == ["3"]
+    assert base64.b64decode(answer["trailers"]["x-blob-bin"][0]) == b"\x00\xff"

@@ -61,6 +61,8 @@ class Statistics:
             if plane.pool.versions(name):
                 text = f"requested model version is not available for model '{name}'"
             raise ColdError(grpc.StatusCode.INVALID_ARGUMENT, text)
+        # Asked first: what they do not count yet is then no run of theirs alone.
+        theirs = await self._runs_of_steps(keys, name)
         index_of = plane.desired.model_index
         wanted = [index_of[key] for key in keys if key in index_of]
         found: dict[int, pb.ModelStatistics] = {}
@@ -77,28 +79,30 @@ class Statistics:
             triton_statistics(key, found.get(index_of.get(key, -1), pb.ModelStatistics()), now_ms)
             for key in sorted(keys, key=lambda key: (key[0], int(key[1])))
         ]
-        await self._complete_steps(models, name)
+        for model in models:
+            if (model.name, model.version) in theirs:
+                add_runs_inside_ensembles(model, theirs[model.name, model.version])
         return service_pb2.ModelStatisticsResponse(model_stats=models)
 
-    async def _complete_steps(self, models: list[service_pb2.ModelStatistics], name: str) -> None:
-        """Adds the runs inside ensembles, as far as backends can be asked."""
+    async def _runs_of_steps(
+        self, keys: list[tuple[str, str]], name: str
+    ) -> dict[tuple[str, str], service_pb2.ModelStatistics]:
+        """What backends that can be asked count of those of the models that are steps."""
         steps = {
             step.model_name
             for entry in self._plane.pool.catalog.values()
             for step in entry.spec.config.ensemble_scheduling.step
         }
-        if steps.isdisjoint(model.name for model in models):
-            return
+        wanted = {key for key in keys if key[0] in steps}
+        if not wanted:
+            return {}
         try:
             outcome = await self._ask_backends(service_pb2.ModelStatisticsRequest(name=name))
         except ColdError:
-            return  # none can be reached
+            return {}  # none can be reached
         counted = merged_statistics(outcome.answers.values()).model_stats
         theirs = {(model.name, model.version): model for model in counted}
-        for model in models:
-            key = (model.name, model.version)
-            if model.name in steps and key in theirs:
-                add_runs_inside_ensembles(model, theirs[key])
+        return {key: theirs[key] for key in wanted if key in theirs}
 
     async def _of_backends(
         self, request: service_pb2.ModelStatisticsRequest

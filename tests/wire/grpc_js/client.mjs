@@ -1,39 +1,89 @@
-// One line of JSON in is one unary call, one line of JSON out is what became of it.
+// One line of JSON in is one call, one line of JSON out is what became of it.
 //
-//   in:  {"id": 1, "method": "/package.Service/Method", "body": base64, "timeout_ms": 1000,
-//         "cancel_after_ms": 10}
-//   out: {"id": 1, "code": 0, "details": "", "body": base64, "trailers": {...}}
+//   in:  {"id": 1, "channel": {"address": "host:port", "ca": PEM, "options": {...}},
+//         "method": "/package.Service/Method", "messages": [base64, ...], "stream": false,
+//         "metadata": {"key": "value"}, "timeout_ms": 1000,
+//         "cancel_after_ms": 10, "cancel_after_messages": 2}
+//   out: {"id": 1, "code": 0, "details": "", "messages": [base64, ...], "headers": {...},
+//         "trailers": {...}}
+//
+// Calls of one channel share its connection. Without `stream` a call is unary.
 import * as readline from "node:readline";
 import grpc from "@grpc/grpc-js";
 
-const client = new grpc.Client(process.argv[2], grpc.credentials.createInsecure(), {
-  "grpc.max_receive_message_length": -1,
-});
+const clients = new Map();
 const asBytes = (buffer) => buffer;
 
-function call({ id, method, body, timeout_ms, cancel_after_ms }) {
-  const answer = { id, code: 0, details: "", body: "", trailers: {} };
-  let pending = 2; // the callback and the status event
-  const done = () => {
-    if (--pending === 0) console.log(JSON.stringify(answer));
+function clientOf(channel) {
+  const key = JSON.stringify(channel);
+  if (!clients.has(key)) {
+    const credentials = channel.ca
+      ? grpc.credentials.createSsl(Buffer.from(channel.ca))
+      : grpc.credentials.createInsecure();
+    clients.set(key, new grpc.Client(channel.address, credentials, channel.options));
+  }
+  return clients.get(key);
+}
+
+function metadataOf(pairs) {
+  const metadata = new grpc.Metadata();
+  for (const [key, value] of Object.entries(pairs ?? {})) {
+    metadata.set(key, key.endsWith("-bin") ? Buffer.from(value, "base64") : value);
+  }
+  return metadata;
+}
+
+function plain(metadata) {
+  const pairs = metadata.toJSON();
+  for (const [key, values] of Object.entries(pairs)) {
+    if (key.endsWith("-bin")) pairs[key] = values.map((value) => value.toString("base64"));
+  }
+  return pairs;
+}
+
+function begin(call, messages, done) {
+  const client = clientOf(call.channel);
+  const metadata = metadataOf(call.metadata);
+  const options = { deadline: Date.now() + call.timeout_ms };
+  if (!call.stream) {
+    return client.makeUnaryRequest(
+      call.method, asBytes, asBytes, messages[0], metadata, options,
+      (error, response) => done(response),
+    );
+  }
+  const running = client.makeBidiStreamRequest(call.method, asBytes, asBytes, metadata, options);
+  for (const message of messages) running.write(message);
+  running.end();
+  return running;
+}
+
+function answer(call) {
+  const told = { id: call.id, code: 0, details: "", messages: [], headers: {}, trailers: {} };
+  let pending = call.stream ? 1 : 2; // the status event, and the callback of a unary call
+  const finish = () => {
+    if (--pending === 0) console.log(JSON.stringify(told));
   };
-  const options = timeout_ms ? { deadline: Date.now() + timeout_ms } : {};
-  const running = client.makeUnaryRequest(
-    method, asBytes, asBytes, Buffer.from(body, "base64"), new grpc.Metadata(), options,
-    (error, response) => {
-      if (response) answer.body = response.toString("base64");
-      done();
-    },
-  );
-  running.on("status", (status) => {
-    answer.code = status.code;
-    answer.details = status.details;
-    answer.trailers = status.metadata.toJSON();
-    done();
+  const running = begin(call, call.messages.map((text) => Buffer.from(text, "base64")), (reply) => {
+    if (reply) told.messages.push(reply.toString("base64"));
+    finish();
   });
-  if (cancel_after_ms !== undefined) setTimeout(() => running.cancel(), cancel_after_ms);
+  running.on("metadata", (headers) => { told.headers = plain(headers); });
+  running.on("status", (status) => {
+    told.code = status.code;
+    told.details = status.details;
+    told.trailers = plain(status.metadata);
+    finish();
+  });
+  if (call.stream) {
+    running.on("error", () => {}); // the status tells it
+    running.on("data", (message) => {
+      told.messages.push(message.toString("base64"));
+      if (told.messages.length === call.cancel_after_messages) running.cancel();
+    });
+  }
+  if (call.cancel_after_ms !== undefined) setTimeout(() => running.cancel(), call.cancel_after_ms);
 }
 
 const lines = readline.createInterface({ input: process.stdin });
-lines.on("line", (line) => call(JSON.parse(line)));
-lines.on("close", () => client.close());
+lines.on("line", (line) => answer(JSON.parse(line)));
+lines.on("close", () => clients.forEach((client) => client.close()));
