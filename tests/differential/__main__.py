@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.results import Figure, header, write_results
 from tests.differential.cases import CHUNK
 from tests.differential.random_run import MODELS, Unlisted, run
+from tests.differential.worlds import BATCHINGS, DEFAULT_BATCHING
 
 TRITON = Path(__file__).resolve().parents[2] / ".tools" / "triton"
 
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=None, help="default: another one every time")
     parser.add_argument("--models", type=int, default=MODELS, help="of one tritonserver")
+    parser.add_argument("--batching", choices=BATCHINGS, default=DEFAULT_BATCHING)
     parser.add_argument("--only", type=int, metavar="N", help="the chunk of request N")
     parser.add_argument("--output", type=Path, help="keep the figure in a file of results")
     given = parser.parse_args()
@@ -46,12 +48,16 @@ def main() -> int:
     def tell(difference: Unlisted) -> None:
         print(difference.report(seed), file=sys.stderr, flush=True)
 
-    report = run(seed, numbers, models=given.models, say=say, tell=tell)
+    report = run(seed, numbers, models=given.models, batching=given.batching, say=say, tell=tell)
     print(report.summary(), file=sys.stderr)
     figure = Figure.of("differential_unlisted", len(report.unlisted))
     print(figure.to_json(), flush=True)
     if given.output is not None:
-        counted = {"requests": report.requests, "executions": report.executions}
+        counted = {
+            "batching": given.batching,
+            "requests": report.requests,
+            "executions": report.executions,
+        }
         write_results(given.output, header(seed, ["differential"]) | counted, [figure])
     return 3 if report.unlisted else 0
 

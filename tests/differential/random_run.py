@@ -7,6 +7,7 @@ has models of its own; its seed and the number of a request say everything about
 
 from __future__ import annotations
 
+import random
 import tempfile
 import time
 from collections import Counter
@@ -18,7 +19,12 @@ from tests.codec_messages import Request
 from tests.differential.cases import CHUNK, Case, random_case
 from tests.differential.deliberate import Difference, may_be_asked, reason_for
 from tests.differential.ways import CARRIERS, PLAIN, STREAM, Answer, Ways, ways_of
-from tests.differential.worlds import random_models, world
+from tests.differential.worlds import (
+    DEFAULT_BATCHING,
+    model_settings,
+    random_models,
+    world,
+)
 
 WORLD_CHUNKS = 20
 MODELS = 8
@@ -34,12 +40,14 @@ class Unlisted:
     alone: bool
     smallest: bytes
     carrier: str
+    batching: str
 
     def report(self, seed: int) -> str:
         case, found = self.found.case, self.found
         lines = [
             f"request {case.number} ({case.kind}, {case.model.name}, {self.carrier}) differs",
-            f"again: python -m tests.differential --seed {seed} --only {case.number}",
+            f"again: python -m tests.differential --seed {seed} --only {case.number} "
+            f"--batching {self.batching}",
             f"straight: {found.straight}",
             f"through:  {found.through}",
             f"model: {case.model}",
@@ -59,6 +67,7 @@ class Report:
     """What a run found."""
 
     seed: int
+    batching: str = DEFAULT_BATCHING
     requests: int = 0
     seconds: float = 0.0
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -136,7 +145,8 @@ class Comparison:
             alone = self.differs_alone(case)
             smallest = shrunk(case, self.differs_alone) if alone else case.message
             report.deliberate = deliberate
-            report.unlisted.append(Unlisted(found, alone, smallest, self.carrier))
+            unlisted = Unlisted(found, alone, smallest, self.carrier, report.batching)
+            report.unlisted.append(unlisted)
             self.tell(report.unlisted[-1])
 
 
@@ -182,6 +192,7 @@ def run(
     numbers: range,
     *,
     models: int = MODELS,
+    batching: str = DEFAULT_BATCHING,
     say: Callable[[str], None] = lambda _: None,
     tell: Callable[[Unlisted], None] = lambda _: None,
 ) -> Report:
@@ -189,15 +200,16 @@ def run(
 
     `say` hears of the progress after each chunk, `tell` of each difference that is not meant.
     """
-    report = Report(seed)
+    report = Report(seed, batching)
     begun = time.monotonic()
     step = WORLD_CHUNKS * CHUNK
     for number in range(numbers.start // step, -(-numbers.stop // step)):
         part = range(max(numbers.start, number * step), min(numbers.stop, (number + 1) * step))
         chosen = random_models(f"{seed}/{number}", models)
+        settings = model_settings(batching, random.Random(f"{seed}/{number}/settings"), chosen)
         with (
             tempfile.TemporaryDirectory(prefix="infersched-differential-") as directory,
-            world(Path(directory), chosen) as servers,
+            world(Path(directory), chosen, settings) as servers,
             ways_of(servers, CHUNK) as ways,
         ):
             comparison = Comparison(ways, report, tell)

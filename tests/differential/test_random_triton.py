@@ -25,6 +25,15 @@ def test_random_requests_differ_only_where_it_is_meant(needs_triton: None, seed:
     assert report.executions < report.executions_unmerged
 
 
+@pytest.mark.e2e
+def test_random_requests_differ_no_more_where_batches_are_as_triton_forms_them(
+    needs_triton: None, seed: int
+) -> None:
+    report = run(seed, range(64), models=3, batching="triton")
+    print(report.summary())
+    assert not report.unlisted, report.unlisted[0].report(seed)
+
+
 @pytest.mark.parametrize("entry", DELIBERATE, ids=lambda entry: entry.name)
 def test_the_readme_tells_of_every_difference(entry: object) -> None:
     told = " ".join(README.read_text().split())

@@ -9,11 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
 from tests.codec_messages import ELEMENT_BYTES, Model, Tensor
 from tests.serving import ServedScheduler
 
+# What the scheduler batches by: its own policy, or as Triton's dynamic batcher does.
+DEFAULT_BATCHING = "default"
+BATCHINGS = (DEFAULT_BATCHING, "triton")
 SOURCE = Path(__file__).parent / "models" / "generic.py"
 # The faults of tests.codec_messages name tensors after these, so that some hit.
 INPUT_NAMES = ("A", "B", "S", "AB", "T_FP32")
@@ -109,17 +114,48 @@ def write_repository(repository: Path, chosen: tuple[WorldModel, ...]) -> None:
         )
 
 
+def random_block(rng: random.Random, model: WorldModel) -> dict[str, object]:
+    """A dynamic_batching block that refuses nothing: no answer is another because of it."""
+    rows = range(1, model.max_batch_size + 1)
+    block: dict[str, object] = {}
+    if rng.random() < 0.5:
+        block["preferred_batch_size"] = sorted(rng.sample(rows, rng.randint(1, min(len(rows), 3))))
+    if rng.random() < 0.5:
+        block["max_queue_delay_microseconds"] = rng.choice((100, 1000, 5000))
+    if rng.random() < 0.3:
+        block["preserve_ordering"] = True
+    if rng.random() < 0.3:
+        block |= {"priority_levels": 3, "default_priority_level": rng.randint(1, 3)}
+    return block
+
+
+def model_settings(
+    batching: str, rng: random.Random, chosen: tuple[WorldModel, ...]
+) -> dict[str, dict[str, object]]:
+    """Of a configuration with this `batching`. By the default one half of the models wait a little
+    for more requests to merge; as Triton batches, most that can have a block of their own."""
+    if batching == DEFAULT_BATCHING:
+        return {model.name: {"max_queue_delay": "5ms"} for model in chosen[::2]}
+    settings: dict[str, dict[str, object]] = {}
+    for model in chosen:
+        settings[model.name] = {"batching": batching}
+        if model.max_batch_size > 0 and rng.random() < 0.8:
+            settings[model.name]["dynamic_batching"] = random_block(rng, model)
+    return settings
+
+
 @contextmanager
-def world(directory: Path, chosen: tuple[WorldModel, ...]) -> Iterator[World]:
-    """Both servers, ready. Half of the models wait a little for more requests to merge."""
+def world(
+    directory: Path, chosen: tuple[WorldModel, ...], settings: dict[str, dict[str, object]]
+) -> Iterator[World]:
+    """Both servers, ready."""
     repository = directory / "models"
     repository.mkdir()
     write_repository(repository, chosen)
-    waiting = [f"  {model.name}: {{max_queue_delay: 5ms}}\n" for model in chosen[::2]]
     configuration = directory / "configuration.yaml"
     # Nobody has to learn that the end is near.
-    drain = "server: {drain: {propagation_wait: 0s}}\n"
-    configuration.write_text(drain + "models:\n" + "".join(waiting))
+    drain = {"drain": {"propagation_wait": "0s"}}
+    configuration.write_text(yaml.safe_dump({"server": drain, "models": settings}))
     with (
         EmbeddedTriton(repository) as triton,
         ServedScheduler(
