@@ -29,6 +29,7 @@ class Proxy:
         self._port = 0
         self.bytes_up = 0  # to the target
         self.bytes_down = 0
+        self.connections_total = 0
 
     @property
     def address(self) -> str:
@@ -78,6 +79,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 accepted, _ = listener.accept()
+                self.connections_total += 1
                 upstream = socket.create_connection(self._target)
                 for one in (accepted, upstream):
                     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
