@@ -149,7 +149,8 @@ struct CountersPage {
     // The load failed, the scheduler drains, or what came behind it on its stream is too much.
     std::uint64_t loading_failed_total;
     std::uint64_t loading_refused_total;  // at arrival
-    std::uint64_t reserved[8];
+    std::uint64_t loop_gathering_ns;      // time between turns in which replies were left to gather
+    std::uint64_t reserved[7];
     DeviceCounters devices[kDevicesMax];
     BackendCounters backends[kCountersBackendsMax];
     ModelCounters models[kCountersModelsMax];

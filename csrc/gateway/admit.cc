@@ -61,6 +61,7 @@ Nanos Arriving::deadline_within(Nanos budget) const {
 
 void Gateway::State::take_request(ConnectionId id, Connection* connection, http2::Event* event,
                                   Nanos now, bool waited) {
+    gathering.other_request_came(now);
     Arriving arriving;
     arriving.connection = id;
     arriving.stream = event->stream;

@@ -110,6 +110,7 @@ void Gateway::State::take_stream_message(ConnectionId id, Connection* connection
         connections.mark_dirty(id, connection);
         return;
     }
+    if (stream->decoupled) gathering.reply_came(event->bytes);
     note_stream_metadata(stream_id, &event->answer);
     kserve::StreamReply reply;
     std::string error;

@@ -204,6 +204,13 @@ bool Gateway::wants_turn() const {
            state_->drain_complete();
 }
 
+Nanos Gateway::gather_ns(Nanos started, Nanos now) {
+    const Nanos until = std::min(state_->gathering.gather_until(started), next_wake());
+    if (until <= now) return 0;
+    state_->page->loop_gathering_ns += static_cast<std::uint64_t>(until - now);
+    return until - now;
+}
+
 void Gateway::pull(ConnectionId id, std::size_t bytes_max, std::vector<Slice>* out) noexcept {
     State& state = *state_;
     Connection* connection = state.connections.find(id);

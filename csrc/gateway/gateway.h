@@ -117,6 +117,9 @@ class Gateway {
     void take_retired(std::vector<ConnectionId>* connections);
     // Whether the pulls have left something for a next turn.
     bool wants_turn() const;
+    // At the end of the turn that began at `started`: how long the loop is to leave what comes to
+    // gather, from `now` on; 0 = not at all.
+    Nanos gather_ns(Nanos started, Nanos now);
     // Appends what can be written now. Afterwards the connection is dirty again if more is left.
     void pull(ConnectionId connection, std::size_t bytes_max, std::vector<Slice>* out) noexcept;
     bool wants_read(ConnectionId connection) const;

@@ -13,6 +13,7 @@
 #include "gateway/catalog.h"
 #include "gateway/connections.h"
 #include "gateway/gateway.h"
+#include "gateway/gathering.h"
 #include "gateway/parking.h"
 #include "gateway/requests.h"
 #include "gateway/streams.h"
@@ -274,6 +275,7 @@ struct Gateway::State {
     std::vector<BatchId> batch_of_slot;  // by the slot in the engine's handle
     SlotMap<ClientStream> client_streams;
     SlotMap<BackendStream> backend_streams;
+    ReplyGathering gathering;
     std::set<std::pair<Nanos, ClientStreamId>> stream_deadlines;
     // Half-closed streams, and when they are reset: in the order of their client streams' ends.
     std::deque<std::pair<Nanos, BackendStreamId>> lingering;  // and some that have ended

@@ -66,7 +66,11 @@ void Gateway::State::start_message(ClientStreamId id, ClientStream* stream, Conn
         record->metadata = stream->metadata;
         record->list_index = static_cast<std::uint32_t>(stream->requests.size());
         stream->requests.push_back(request);
-        if (!record->ordered) return;
+        if (!record->ordered) {
+            gathering.request_came();
+            return;
+        }
+        gathering.other_request_came(now);
         record->order = stream->ordered_first + stream->ordered.size();
         stream->ordered.emplace_back();
         return;

@@ -98,6 +98,7 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
         uint64_t loading_cancelled_total
         uint64_t loading_failed_total
         uint64_t loading_refused_total
+        uint64_t loop_gathering_ns
         DeviceCounters *devices
         BackendCounters *backends
         ModelCounters *models

@@ -82,6 +82,7 @@ cdef class CountersPage:
             "loading_cancelled_total": page.loading_cancelled_total,
             "loading_failed_total": page.loading_failed_total,
             "loading_refused_total": page.loading_refused_total,
+            "loop_gathering_ns": page.loop_gathering_ns,
         }
 
     def backend(self, size_t index):

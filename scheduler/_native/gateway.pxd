@@ -343,6 +343,7 @@ cdef extern from "gateway/gateway.h" namespace "infersched::gateway" nogil:
         void connection_lost(ConnectionId connection, const string& reason, Nanos now) except +
         cbool turn(Nanos now) except +
         Nanos next_wake()
+        Nanos gather_ns(Nanos started, Nanos now)
         void take_dirty(vector[ConnectionId]* connections) except +
         void take_closing(vector[ConnectionId]* connections) except +
         void take_retired(vector[ConnectionId]* connections) except +

@@ -12,7 +12,7 @@ from libc.stdint cimport uint8_t
 from libcpp.memory cimport make_shared, shared_ptr, unique_ptr
 from libcpp.string cimport string
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 
 from scheduler._native.apply cimport (
     backend_config,
@@ -35,6 +35,10 @@ cdef enum:
     CLOSE_TIMEOUT_S = 10
 
 cdef Nanos NEVER = 0x7FFFFFFFFFFFFFFF
+
+cdef extern from "<sys/prctl.h>" nogil:
+    int PR_SET_TIMERSLACK
+    int prctl(int option, unsigned long value)
 
 
 include "latency.pxi"
@@ -98,6 +102,8 @@ cdef class Gateway:
         self.read_memory = bytearray(READ_BUFFER_BYTES)
         self.read_buffer = memoryview(self.read_memory)
         self.turn_callback = self.turn
+        # The loop's thread sleeps some microseconds at a time: not 50 more of them, the default.
+        prctl(PR_SET_TIMERSLACK, 1)
 
     def __dealloc__(self):
         self.core.reset()
@@ -176,6 +182,17 @@ cdef class Gateway:
         if left_over or self.core.get().wants_turn():
             self.schedule_turn()
         self.tell_notices()
+        if not self.turn_scheduled:
+            self.gather(started)
+
+    # Whatever comes for any connection waits meanwhile: waking the loop is what this saves.
+    cdef gather(self, Nanos started):
+        cdef timespec length
+        length.tv_sec = 0
+        length.tv_nsec = self.core.get().gather_ns(started, monotonic_now())
+        if length.tv_nsec > 0:
+            with nogil:
+                nanosleep(&length, NULL)
 
     cdef tell_notices(self):
         cdef Notice notice

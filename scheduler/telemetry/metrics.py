@@ -100,6 +100,11 @@ _PAGE_COUNTERS = {
     ),
     "loop_turns": ("loop_turns", "Turns of the data plane's loop.", 1.0),
     "loop_busy_ns": ("loop_busy_seconds", "Time the data plane's loop spent working.", 1e-9),
+    "loop_gathering_ns": (
+        "loop_gathering_seconds",
+        "Time the data plane's loop let fast replies of decoupled models gather.",
+        1e-9,
+    ),
 }
 
 
