@@ -141,6 +141,16 @@ void Pieces::clear() {
     size_ = 0;
 }
 
+void Pieces::reuse() {
+    pieces_.clear();
+    if (own_.references() == 1) {
+        own_->truncate(0);
+    } else {
+        own_ = BufferRef();
+    }
+    size_ = 0;
+}
+
 Span Pieces::piece(std::size_t i) const {
     const Piece& piece = pieces_[i];
     if (piece.owner) return {piece.data, piece.size};

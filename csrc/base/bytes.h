@@ -127,6 +127,8 @@ class Pieces {
     std::size_t size() const { return size_; }
     bool empty() const { return size_ == 0; }
     void clear();
+    // Empties it for another message, and keeps its memory where nobody refers to that.
+    void reuse();
 
     std::size_t count() const { return pieces_.size(); }
     // The i-th piece; valid until the next append.

@@ -36,11 +36,10 @@ bool is_refusal(const kserve::StreamReply& reply) {
     return !reply.error_message.empty() && reply.response.size == reply.id_field.size;
 }
 
-// The error as a status, with the client's id in place of ours.
-Status failure_status(const kserve::StreamReply& reply, std::string_view our_id,
-                      std::string_view id) {
+// The error as a status, with the client's id in place of ours, which the reply has.
+Status failure_status(const kserve::StreamReply& reply, std::string_view id) {
     std::string text(reply.error_message);
-    const std::string ours = request_id_prefix(our_id);
+    const std::string ours = request_id_prefix(reply.id);
     const std::size_t at = text.find(ours);
     if (at != std::string::npos) text.replace(at, ours.size(), request_id_prefix(id));
     return Status::error(StatusCode::kInternal, std::move(text));
@@ -104,13 +103,15 @@ BackendStreamId Gateway::State::backend_stream_for(ClientStreamId client_id, std
 void Gateway::State::take_stream_message(ConnectionId id, Connection* connection,
                                          http2::Event* event, Nanos now) {
     const BackendStreamId stream_id = connection->streams.find(event->stream);
-    const BackendStream* stream = backend_streams.find(stream_id);
+    BackendStream* stream = backend_streams.find(stream_id);
     if (stream == nullptr) {
         connection->client->consumed(event->stream, event->bytes);
         connections.mark_dirty(id, connection);
         return;
     }
     if (stream->decoupled) gathering.reply_came(event->bytes);
+    if (stream->unpaid_bytes == 0) unpaid_streams.push_back(stream_id);
+    stream->unpaid_bytes += event->bytes;
     note_stream_metadata(stream_id, &event->answer);
     kserve::StreamReply reply;
     std::string error;
@@ -127,7 +128,6 @@ void Gateway::State::take_stream_message(ConnectionId id, Connection* connection
     BatchRecord* batch = batches.find(batch_id);
     if (batch != nullptr && batch->backend_stream == stream_id)
         stream_reply_arrived(batch_id, batch, reply, now);
-    pay_window(stream_id, event->bytes);
 }
 
 // Headers reach the client when they come before its own have left, trailers when they come before
@@ -144,12 +144,11 @@ void Gateway::State::note_stream_metadata(BackendStreamId id, http2::AnswerMetad
 
 void Gateway::State::stream_reply_arrived(BatchId id, BatchRecord* batch,
                                           const kserve::StreamReply& reply, Nanos now) {
-    const StreamRequestId our_id(id);
     if (reply.final) {
         const BatchRecord closed = std::move(*batch);
         leave_backend_stream(closed);
         close_batch(id, batch);
-        stream_ended_by_reply(closed, reply, our_id.text(), now);
+        stream_ended_by_reply(closed, reply, now);
         return;
     }
     RequestRecord* request = requests.find(batch->members[0].user);
@@ -159,20 +158,19 @@ void Gateway::State::stream_reply_arrived(BatchId id, BatchRecord* batch,
     if (connection == nullptr) return;
     ++batch->replies_sent;
     if (!reply.error_message.empty() && client->ends_at_error) {
-        const Status failed = failure_status(reply, our_id.text(), request->prepared.id());
+        const Status failed = failure_status(reply, request->prepared.id());
         end_client_stream(request->client_stream, &failed, now);
         return;
     }
-    Pieces message;
-    kserve::write_stream_reply(reply, our_id.text(), request->prepared.whole_id(), &message);
-    connection->server->send(client->stream, std::move(message), &client->answer);
+    message_scratch.reuse();
+    kserve::write_stream_reply(reply, reply.id, request->prepared.whole_id(), &message_scratch);
+    connection->server->send(client->stream, std::move(message_scratch), &client->answer);
     connections.mark_dirty(client->connection, connection);
 }
 
 // The last reply to a request; the batch is closed already.
 void Gateway::State::stream_ended_by_reply(const BatchRecord& batch,
-                                           const kserve::StreamReply& reply,
-                                           std::string_view our_id, Nanos now) {
+                                           const kserve::StreamReply& reply, Nanos now) {
     const ModelConfig* model = catalog.at(batch.model);
     if (model != nullptr && is_refusal(reply) && batch.replies_sent == 0 &&
         triton_says(reply.error_message, model->schema).word != TritonWord::kNone) {
@@ -186,7 +184,7 @@ void Gateway::State::stream_ended_by_reply(const BatchRecord& batch,
     const bool swallowed = reply.empty && request != nullptr && !request->ordered &&
                            !request->prepared.scheduling().wants_empty_final;
     if (request != nullptr && !swallowed)
-        kserve::write_stream_reply(reply, our_id, request->prepared.whole_id(),
+        kserve::write_stream_reply(reply, reply.id, request->prepared.whole_id(),
                                    &request->stream_reply);
     if (reply.error_message.empty()) {
         engine.complete(batch.handle, now);
@@ -194,16 +192,21 @@ void Gateway::State::stream_ended_by_reply(const BatchRecord& batch,
     }
     if (request != nullptr) {
         request->executed = !is_refusal(reply);
-        note_failure(batch, failure_status(reply, our_id, request->prepared.id()));
+        note_failure(batch, failure_status(reply, request->prepared.id()));
     }
     engine.dispatch_failed(batch.handle, engine::FailureKind::kFinal, StatusCode::kInternal, now);
 }
 
+// Of what came in this turn.
+void Gateway::State::pay_windows() {
+    for (const BackendStreamId id : unpaid_streams) pay_window(id);
+    unpaid_streams.clear();
+}
+
 // Lets the backend send on, unless the client has much to read first.
-void Gateway::State::pay_window(BackendStreamId id, std::uint64_t bytes) {
+void Gateway::State::pay_window(BackendStreamId id) {
     BackendStream* stream = backend_streams.find(id);
     if (stream == nullptr) return;
-    stream->unpaid_bytes += bytes;
     ClientStream* client = client_streams.find(stream->client);
     if (client != nullptr) {
         Connection* client_connection = connections.find(client->connection);
@@ -269,7 +272,7 @@ void Gateway::State::let_go_backend_stream(BackendStreamId id, Nanos now) {
     }
     connection->client->half_close(stream->stream);
     connections.mark_dirty(stream->connection, connection);
-    pay_window(id, 0);
+    pay_window(id);
     stream->lingering = true;
     ++lingering_open;
     lingering.emplace_back(now + kLingerNs, id);

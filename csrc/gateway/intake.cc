@@ -105,8 +105,8 @@ void Gateway::State::take_backend_events(ConnectionId id, Connection* connection
         } else {
             take_reply(connection, &event, now);
         }
-        event = http2::Event();
     }
+    pay_windows();
     const http2::ClientSession& session = *connection->client;
     if (!connection->settled && session.ready()) {
         connection->settled = true;

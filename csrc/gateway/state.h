@@ -194,8 +194,9 @@ struct Gateway::State {
     void stream_reply_arrived(BatchId id, BatchRecord* batch, const kserve::StreamReply& reply,
                               Nanos now);
     void stream_ended_by_reply(const BatchRecord& batch, const kserve::StreamReply& reply,
-                               std::string_view our_id, Nanos now);
-    void pay_window(BackendStreamId id, std::uint64_t bytes);
+                               Nanos now);
+    void pay_windows();
+    void pay_window(BackendStreamId id);
     void backend_stream_ended(BackendStreamId id, Status status, bool nothing_ran, Nanos now);
     void let_go_backend_stream(BackendStreamId id, Nanos now);
     void reset_backend_stream(BackendStreamId id, Nanos now);
@@ -276,6 +277,8 @@ struct Gateway::State {
     SlotMap<ClientStream> client_streams;
     SlotMap<BackendStream> backend_streams;
     ReplyGathering gathering;
+    std::vector<BackendStreamId> unpaid_streams;  // that brought something in this turn
+    Pieces message_scratch;
     std::set<std::pair<Nanos, ClientStreamId>> stream_deadlines;
     // Half-closed streams, and when they are reset: in the order of their client streams' ends.
     std::deque<std::pair<Nanos, BackendStreamId>> lingering;  // and some that have ended

@@ -149,7 +149,7 @@ std::uint32_t Gateway::State::resume_stalled(ConnectionId id, Connection* connec
         }
         if (stream == nullptr) continue;
         stream->stalled = false;
-        for (const BackendStreamId backend : stream->backend_streams) pay_window(backend, 0);
+        for (const BackendStreamId backend : stream->backend_streams) pay_window(backend);
         if (stream->held.empty()) {
             connection->server->hold(stream->stream, false);
         } else if (stream->parked == 0) {

@@ -2,13 +2,16 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 
 namespace infersched::http2 {
 
 namespace {
 constexpr std::size_t kGatherFirstBytes = 1024;
 constexpr std::size_t kGatherExpectedMax = 64u << 10;
-constexpr std::size_t kPrefixRunBytes = 64 * kPrefixBytes;
+constexpr std::size_t kRunBytes = 1000;  // what malloc keeps at hand
+// Shorter messages are cheaper to copy than to refer to.
+constexpr std::size_t kCopiedMessageBytesMax = 400;
 }  // namespace
 
 void Output::begin(std::size_t bytes_max, std::vector<Slice>* slices) {
@@ -68,16 +71,38 @@ void OutBody::append(const BufferRef& owner, Span bytes) {
 }
 
 void OutBody::append_message(const Pieces& message, bool compressed) {
-    // Slices refer to the run of prefixes: a full one is left to them, never grown.
-    if (!prefixes_ || prefixes_->size() + kPrefixBytes > prefixes_->capacity()) {
-        prefixes_ = BufferRef::make();
-        if (!prefixes_->reserve(kPrefixRunBytes)) std::abort();
+    const bool copied = message.size() <= kCopiedMessageBytesMax;
+    std::uint8_t* at = extend_run(kPrefixBytes + (copied ? message.size() : 0));
+    write_prefix(at, message.size(), compressed);
+    at += kPrefixBytes;
+    for (std::size_t i = 0; i < message.count(); ++i) {
+        const Span piece = message.piece(i);
+        if (copied) {
+            std::memcpy(at, piece.data, piece.size);
+            at += piece.size;
+        } else {
+            append(message.owner(i), piece);
+        }
     }
-    std::uint8_t* const prefix = prefixes_->extend(kPrefixBytes);
-    if (prefix == nullptr) std::abort();
-    write_prefix(prefix, message.size(), compressed);
-    append(prefixes_, {prefix, kPrefixBytes});
-    for (std::size_t i = 0; i < message.count(); ++i) append(message.owner(i), message.piece(i));
+}
+
+// Memory for the next bytes of the body. Slices refer to the run: a full one is left to them, never
+// grown.
+std::uint8_t* OutBody::extend_run(std::size_t size) {
+    if (!run_ || run_->size() + size > run_->capacity()) {
+        run_ = BufferRef::make();
+        if (!run_->reserve(kRunBytes)) std::abort();
+    }
+    std::uint8_t* const begin = run_->extend(size);
+    if (begin == nullptr) std::abort();
+    const bool follows = index_ < slices_.size() && slices_.back().owner.get() == run_.get();
+    if (follows) {
+        slices_.back().bytes.size += size;
+        remaining_ += size;
+    } else {
+        append(run_, {begin, size});
+    }
+    return begin;
 }
 
 void OutBody::send(std::size_t size, Output* output) {
@@ -141,7 +166,7 @@ void OutBody::clear() {
     prefix_sent_ = kPrefixBytes;
     message_.clear();
     slices_.clear();
-    prefixes_ = BufferRef();
+    run_ = BufferRef();
 }
 
 }  // namespace infersched::http2

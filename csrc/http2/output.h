@@ -56,6 +56,7 @@ class OutBody {
   private:
     void send_message(std::size_t size, Output* output);
     void send_slices(std::size_t size, Output* output);
+    std::uint8_t* extend_run(std::size_t size);
 
     std::size_t remaining_ = 0;
     std::size_t index_ = 0;   // of the first piece that is not sent whole
@@ -64,7 +65,7 @@ class OutBody {
     std::uint8_t prefix_sent_ = kPrefixBytes;
     Pieces message_;
     std::vector<Slice> slices_;
-    BufferRef prefixes_;  // of the messages in slices_
+    BufferRef run_;  // prefixes and short messages, referred to by slices_
 };
 
 }  // namespace infersched::http2

@@ -163,10 +163,21 @@ void write_stream_reply(const StreamReply& reply, std::string_view our_id,
     const std::uint8_t* const end = whole.data + whole.size;
     const std::uint8_t* const cut = reply.id_field.empty() ? end : reply.id_field.data;
     const std::uint8_t* const rest = cut + reply.id_field.size;
-    append_head(kResponse, whole.size - reply.id_field.size + text_field_bytes(id), message);
-    append_part(reply.message, {whole.data, static_cast<std::size_t>(cut - whole.data)}, message);
+    const Span before{whole.data, static_cast<std::size_t>(cut - whole.data)};
+    const Span after{rest, static_cast<std::size_t>(end - rest)};
+    const std::size_t size = before.size + text_field_bytes(id) + after.size;
+    if (size <= kCopyMax) {
+        std::uint8_t* at = message->append_space(field_bytes(size));
+        *at++ = kResponse;
+        at = put_bytes(put_varint(at, size), before.text());
+        if (!id.empty()) at = put_field(at, kId, id);
+        put_bytes(at, after.text());
+        return;
+    }
+    append_head(kResponse, size, message);
+    append_part(reply.message, before, message);
     append_field(kId, id, message);
-    append_part(reply.message, {rest, static_cast<std::size_t>(end - rest)}, message);
+    append_part(reply.message, after, message);
 }
 
 void wrap_stream_reply(Pieces* message) {

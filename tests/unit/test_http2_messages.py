@@ -87,6 +87,28 @@ def test_messages_of_any_size_in_any_number(size: int) -> None:
     assert (events[-1].kind, events[-1].code) == ("reply", OK)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_short_and_long_messages_arrive_whole_however_many_wait(seed: int) -> None:
+    drawn = random.Random(seed)
+    # Windows of a few messages: bodies stop anywhere, and are added to while they wait.
+    pair = connect(streaming(stream_window_bytes=1 << 16))
+    stream = pair.client.open_stream(STREAM_INFER)
+    sizes = (0, 1, 120, 394, 399, 400, 401, 990, 1_000, 1_001, 20_000)
+    messages = [drawn.randbytes(drawn.choice(sizes)) for _ in range(600)]
+    received: list[bytes] = []
+    for message in messages:
+        pair.client.send(stream, message)
+        if drawn.random() < 0.1:
+            pair.step()
+        if drawn.random() < 0.05:
+            received += released(pair, pair.take_server())
+    pair.pump()
+    while events := pair.take_server():
+        received += released(pair, events)
+        pair.pump()
+    assert received == messages
+
+
 def test_a_stream_without_messages_ends_with_its_status() -> None:
     pair = connect(streaming())
     stream = opened(pair, half_close=True)
