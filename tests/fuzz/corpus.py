@@ -7,16 +7,19 @@ else those of the sessions find in it is in scripts.py.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from scheduler._native import http2
 from tests.codec_messages import (
+    CONTENTS_FIELD,
     ELEMENT_BYTES,
     Response,
     Tensor,
     add_faults,
+    fill_contents,
     random_elements,
     random_request,
     raw_bytes,
@@ -93,14 +96,17 @@ def random_response(rng: random.Random, rows: int) -> Response:
     response = Response(model_name="m", model_version="3", id=rng.choice(("", "ours")))
     if rng.random() < 0.5:
         response.parameters["triton_final_response"].bool_param = rng.random() < 0.5
+    typed = rng.random() < 0.3
     for name in ("X", "Y", "W"):
-        datatype = rng.choice(TYPES)
+        datatype = rng.choice([t for t in TYPES if not typed or t in CONTENTS_FIELD])
         shape = [rows, *(rng.randint(0, 3) for _ in range(rng.randint(0, 2)))]
-        response.outputs.add(name=name, datatype=datatype, shape=shape)
-        count = 1
-        for dim in shape:
-            count *= dim
-        response.raw_output_contents.append(raw_bytes(random_elements(rng, datatype, count)))
+        output = response.outputs.add(name=name, datatype=datatype, shape=shape)
+        elements = random_elements(rng, datatype, math.prod(shape))
+        if typed:
+            output.contents.SetInParent()
+            fill_contents(output.contents, datatype, elements)
+        else:
+            response.raw_output_contents.append(raw_bytes(elements))
     return response
 
 

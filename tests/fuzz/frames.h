@@ -228,6 +228,10 @@ class FrameMutator {
             size = 5;
         } else if (type == kAct) {
             size = 1 + below(8);
+        } else if (type == kFields) {
+            frame.stream = random_stream();
+            frame.flags = static_cast<std::uint8_t>(kEndHeaders + below(2));
+            size = 3;
         }
         for (; size != 0; --size) frame.payload += number(random_(), 1);
         return frame;

@@ -30,7 +30,8 @@ enum ScriptType : std::uint8_t {
     kCut = 0xf2,      // two choices: pieces in which bytes come; where they are put
     kMessage = 0xf3,  // on its stream: size, encoding and padding of a message
     kPull = 0xf4,     // one choice: what is pulled after each step
-    kScriptEnd = 0xf5,
+    kFields = 0xf5,  // on its stream, three choices: how many header fields, how large, which first
+    kScriptEnd = 0xf6,
 };
 
 struct Step {
@@ -136,6 +137,9 @@ class Peer {
             case kMessage:
                 send_message(step, &choices);
                 break;
+            case kFields:
+                send_fields(step, &choices);
+                break;
             case kPull: {
                 static constexpr std::size_t kPulls[] = {1 << 20, 1'000, 1, 0};
                 pull_ = kPulls[choices.choice(4)];
@@ -159,9 +163,11 @@ class Peer {
         Span bytes = span_of(text);
         // Of what is large a byte at a time takes long and shows nothing more.
         const std::size_t piece = std::max(piece_, bytes.size / 50);
-        while (alive_ && !bytes.empty()) {
+        // The head of a large frame first: what follows may be read where it belongs.
+        std::size_t size = in_place_ && bytes.size > kLargeFrameBytes ? kLargeHeadBytes : piece;
+        for (; alive_ && !bytes.empty(); size = piece) {
             const Space space = in_place_ ? session_->receive_space() : Space();
-            std::size_t size = std::min(piece, bytes.size);
+            size = std::min(size, bytes.size);
             if (!space.empty()) size = std::min(size, space.size);
             const Span part{bytes.data, size};
             if (space.empty()) {
@@ -189,8 +195,12 @@ class Peer {
     }
 
   private:
+    static constexpr std::uint8_t kDataType = 0;
+    static constexpr std::uint8_t kHeadersType = 1;
     static constexpr std::uint8_t kEndStream = 1;
     static constexpr std::uint8_t kPadded = 8;
+    static constexpr std::size_t kLargeFrameBytes = 40'000;
+    static constexpr std::size_t kLargeHeadBytes = 20;
 
     void send_message(const Step& step, Input* choices) {
         static constexpr std::size_t kSizes[] = {0,      1,      40,      90,      90,       90,
@@ -215,18 +225,56 @@ class Peer {
         }
     }
 
+    // HEADERS in one frame, as peers with large frames send them.
+    void send_fields(const Step& step, Input* choices) {
+        static constexpr std::size_t kCounts[] = {1, 3, 20, 70, 300};
+        static constexpr std::size_t kValues[] = {0, 100, 1'000};
+        const std::size_t count = kCounts[choices->choice(5)];
+        const std::size_t value = std::min(kValues[choices->choice(3)], 70'000 / count);
+        // RFC 7541, Appendix A: trailers, a reply's 200, a request's POST of "/".
+        static constexpr std::string_view kFirst[] = {"", "\x88", "\x83\x86\x84"};
+        std::string block(kFirst[choices->choice(3)]);
+        for (std::size_t i = 0; i < count; ++i) {
+            block.append("\0\4x-f", 5);
+            block += static_cast<char>('a' + i % 26);
+            add_length(value, &block);
+            block.append(value, 'v');
+        }
+        send_frame(kHeadersType, step.flags, step.stream, block);
+    }
+
+    // RFC 7541, 5.1: of seven bits.
+    static void add_length(std::size_t length, std::string* block) {
+        constexpr std::size_t kPrefixMax = 127;
+        if (length < kPrefixMax) {
+            *block += static_cast<char>(length);
+            return;
+        }
+        *block += static_cast<char>(kPrefixMax);
+        for (length -= kPrefixMax; length >= 128; length /= 128)
+            *block += static_cast<char>(length % 128 + 128);
+        *block += static_cast<char>(length);
+    }
+
+    void send_frame(std::uint8_t type, std::uint8_t flags, std::uint32_t stream,
+                    std::string_view payload) {
+        std::string frame;
+        for (const int shift : {16, 8, 0}) frame += static_cast<char>(payload.size() >> shift);
+        frame += static_cast<char>(type);
+        frame += static_cast<char>(flags);
+        for (const int shift : {24, 16, 8, 0}) frame += static_cast<char>(stream >> shift);
+        frame += payload;
+        send(span_of(frame));
+    }
+
     void send_data(const Step& step, std::string_view data, std::size_t padding, bool last) {
         const bool padded = (step.flags & kPadded) != 0;
-        const std::size_t size = data.size() + (padded ? 1 + padding : 0);
-        std::string frame;
-        for (const int shift : {16, 8, 0}) frame += static_cast<char>(size >> shift);
-        frame += '\0';
-        frame += static_cast<char>((padded ? kPadded : 0) | (last ? step.flags & kEndStream : 0));
-        for (const int shift : {24, 16, 8, 0}) frame += static_cast<char>(step.stream >> shift);
-        if (padded) frame += static_cast<char>(padding);
-        frame += data;
-        frame.append(padding, '\0');
-        send(span_of(frame));
+        std::string payload;
+        if (padded) payload += static_cast<char>(padding);
+        payload += data;
+        payload.append(padding, '\0');
+        const int flags = (padded ? kPadded : 0) | (last ? step.flags & kEndStream : 0);
+        send_frame(kDataType, static_cast<std::uint8_t>(flags), step.stream, payload);
     }
 
     Session* const session_;

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 
 DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
-ACT, CLOCK, CUT, MESSAGE, PULL = range(0xF0, 0xF5)
+ACT, CLOCK, CUT, MESSAGE, PULL, FIELDS = range(0xF0, 0xF6)
 END_STREAM, ACK, END_HEADERS, PADDED = 1, 1, 4, 8
 ENCODINGS = ("identity", "gzip", "deflate")
 # Sizes of messages that script.h makes: their places in its table.
@@ -73,8 +73,11 @@ def settings(identifier: int, value: int) -> bytes:
 
 
 def between(rng: random.Random) -> bytes:
-    """What may come anywhere: time, cuts, pulls, acts, windows, settings, pings."""
-    choice = rng.randrange(8)
+    """What may come anywhere: time, cuts, pulls, acts, windows, settings, pings, many fields."""
+    choice = rng.randrange(9)
+    if choice == 8:
+        flags = END_HEADERS + rng.randrange(2)
+        return frame(FIELDS, flags, rng.choice((1, 3, 5, 7)), bytes(rng.choices(range(15), k=3)))
     if choice < 3:
         return step(ACT, *(rng.randrange(256) for _ in range(rng.randrange(1, 7))))
     if choice == 3:
