@@ -67,10 +67,13 @@ class DataPlane:
     Leaving the block checks that nothing is left in the data plane and that its ledger balances.
     """
 
-    def __init__(self, *, preload: str | None = None, open_files: str | None = None) -> None:
-        """`open_files` is the soft and hard limit that the process starts with, as "256:512"."""
+    def __init__(
+        self, *, environment: Mapping[str, str] | None = None, open_files: str | None = None
+    ) -> None:
+        """`environment` is added to ours; `open_files` is the soft and hard limit that the process
+        starts with, as "256:512"."""
         self._directory = tempfile.TemporaryDirectory(prefix="infersched-test-")
-        self._preload = preload
+        self._environment = {**os.environ, **(environment or {})}
         self._open_files = open_files
         self._reader = FrameReader()
         self._frames: list[pb.FromDataPlane] = []
@@ -97,16 +100,17 @@ class DataPlane:
         steering.listen()
         self.counters_fd = os.memfd_create("counters")
         fds = (listener.fileno(), steering.fileno(), self.counters_fd)
-        environment = dict(os.environ)
-        if self._preload:
-            environment["LD_PRELOAD"] = self._preload
         command = ["prlimit", f"--nofile={self._open_files}"] if self._open_files else []
         command += [sys.executable, "-m", "scheduler.dataplane", "--listen-fd", str(fds[0])]
         command += ["--steering-fd", str(fds[1]), "--counters-fd", str(fds[2])]
         command += ["--cold-socket", self.cold_socket]
         with self.stderr_path.open("wb") as stderr:
             self.process = subprocess.Popen(
-                command, pass_fds=fds, stderr=stderr, env=environment, start_new_session=True
+                command,
+                pass_fds=fds,
+                stderr=stderr,
+                env=self._environment,
+                start_new_session=True,
             )
         listener.close()
         steering.close()
