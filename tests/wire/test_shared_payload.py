@@ -12,11 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
-from scheduler.dataplane.segment import (
-    DIRECTORY,
-    create_segment,
-    remove_abandoned,
-)
+from scheduler.dataplane.segment import DIRECTORY, create_segment, remove_abandoned
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.dataplane import DataPlane, identity_model, wait_until
 from tests.wire.calls import Stub, connected, infer_request, output, rows
@@ -55,6 +51,10 @@ def ask(client: Stub, first: float, count: int = 1, width: int = WIDTH, **call: 
 
 def shared_calls(plane: DataPlane) -> int:
     return int(plane.snapshot().shared_memory.calls)
+
+
+def lost_calls(plane: DataPlane) -> int:
+    return int(plane.snapshot().shared_memory.quarantined_calls)
 
 
 def nothing_held(plane: DataPlane) -> None:
@@ -289,7 +289,7 @@ def test_a_lost_call_may_write_for_ever_and_spoils_no_answer(
     fake.release()
     fake.start()
     np.testing.assert_array_equal(output(call.result()), rows(5, 1, WIDTH))
-    assert plane.snapshot().shared_memory.quarantined_calls == 1
+    assert lost_calls(plane) == 1
     event = plane.wait_event("shared_memory_lost").shared_memory_lost
     stop = threading.Event()
 
@@ -328,24 +328,20 @@ def lose_a_call(
     fake.release()
     fake.start()
     call.exception(timeout=60)
-    wait_until(lambda: plane.snapshot().shared_memory.quarantined_calls == 1, "it is lost")
+    wait_until(lambda: lost_calls(plane) == 1, "it is lost")
 
 
 def test_memory_lost_after_the_backend_has_another_region_comes_free(
     fake: FakeTriton, tmp_path: Path
 ) -> None:
     clock = ClockAhead(tmp_path)
-
-    def lost_calls() -> int:
-        return int(plane.snapshot().shared_memory.quarantined_calls)
-
     with DataPlane(environment=clock.environment) as plane, connected(plane.address) as client:
         memory = share(plane, fake, [wide_model()])
         lose_a_call(plane, fake, client, [backend(fake, memory.key, "second")])
         clock.set_s(15)  # an old process may write there still
-        assert lost_calls() == 1
+        assert lost_calls(plane) == 1
         clock.set_s(31)
-        wait_until(lambda: lost_calls() == 0, "it is free again")
+        wait_until(lambda: lost_calls(plane) == 0, "it is free again")
         nothing_held(plane)
 
 
