@@ -77,13 +77,18 @@ Nanos Backlog::room(std::size_t level, Nanos horizon_ns, Nanos now) const {
     return least;
 }
 
-void Backlog::start(Nanos end) {
+void Backlog::start(Nanos end, std::uint32_t reserve) {
     ++changes_;
+    if (reserve > 0) held_.push_back({end, reserve});
     ends_.insert(std::upper_bound(ends_.begin(), ends_.end(), end), end);
 }
 
-void Backlog::end(Nanos end) {
+void Backlog::end(Nanos end, std::uint32_t reserve) {
     ++changes_;
+    const auto held = std::find_if(held_.begin(), held_.end(), [&](const Held& known) {
+        return known.end == end && known.reserve == reserve;
+    });
+    if (held != held_.end()) held_.erase(held);
     const auto place = std::lower_bound(ends_.begin(), ends_.end(), end);
     if (place != ends_.end() && *place == end) ends_.erase(place);
 }
@@ -94,6 +99,24 @@ void Backlog::set_paused(const std::vector<Nanos>& until) {
     for (const Nanos at : paused_) end(at);
     for (const Nanos at : until) start(at);
     paused_ = until;
+}
+
+// Those that leave less run on executors that it leaves.
+std::uint32_t Backlog::places(std::uint32_t reserve) const {
+    const auto out = std::count_if(held_.begin(), held_.end(),
+                                   [&](const Held& held) { return held.reserve >= reserve; });
+    const std::uint32_t all = slots_ > reserve ? slots_ - reserve : 1;
+    return all - static_cast<std::uint32_t>(std::min<std::ptrdiff_t>(out, all));
+}
+
+Nanos Backlog::place_at(std::uint32_t reserve, std::uint32_t batches, Nanos batch_ns,
+                        Nanos now) const {
+    Backlog places;
+    places.set_slots(slots_ > reserve ? slots_ - reserve : 1);
+    for (const Held& held : held_) {
+        if (held.reserve >= reserve) places.start(held.end);
+    }
+    return places.free_at(batches, batch_ns, now);
 }
 
 std::uint32_t Backlog::free_by(Nanos at) const {

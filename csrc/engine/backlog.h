@@ -44,8 +44,13 @@ class Backlog {
     Nanos queued() const { return queued_ns_; }
 
     // -- at the executors: running batches by when they are expected to end ----------------------
-    void start(Nanos end);
-    void end(Nanos end);
+    // `reserve`: executors that it has to leave to others (reserve.h).
+    void start(Nanos end, std::uint32_t reserve = 0);
+    void end(Nanos end, std::uint32_t reserve = 0);
+    // How many more batches may be run that leave so many executors, and when one is behind
+    // `batches` others of the kind.
+    std::uint32_t places(std::uint32_t reserve) const;
+    Nanos place_at(std::uint32_t reserve, std::uint32_t batches, Nanos batch_ns, Nanos now) const;
     // -- executors that are sent nothing for a while after a failure, as if they ran until then --
     // One time of each of them that is free, sorted.
     void set_paused(const std::vector<Nanos>& until);
@@ -73,6 +78,10 @@ class Backlog {
     bool idle() const { return ends_.size() < slots_; }
     // When an executor is free for a batch behind `batches` others that take `batch_ns` each.
     Nanos free_at(std::uint32_t batches, Nanos batch_ns, Nanos now) const;
+    template <class Visit>
+    void each_held(Visit visit) const {
+        for (const Held& held : held_) visit(held.end, held.reserve);
+    }
     // How many executors are free, or will be by then.
     std::uint32_t free_by(Nanos at) const;
     std::uint32_t slots() const { return slots_; }
@@ -103,12 +112,17 @@ class Backlog {
     static constexpr std::size_t kEndsMax = 64;
     static constexpr std::uint32_t kStepsMax = 4 * kEndsMax;
 
+    struct Held {
+        Nanos end;
+        std::uint32_t reserve;
+    };
     using Rings = std::array<Nanos, kBuckets * kShifts.size()>;
 
     std::vector<Rings> rings_;  // by level
     Nanos queued_ns_ = 0;
     std::vector<Nanos> ends_;    // sorted
     std::vector<Nanos> paused_;  // of them
+    std::vector<Held> held_;     // those that leave executors to others
     Nanos recount_at_ = std::numeric_limits<Nanos>::min();
     std::uint32_t slots_ = 0;
     std::uint64_t changes_ = 0;

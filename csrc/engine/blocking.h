@@ -44,6 +44,12 @@ class LevelMix {
         for (std::size_t l = 0; l <= level; ++l) sum += part_[l];
         return sum;
     }
+    // The lowest one that some are of.
+    std::uint32_t lowest() const {
+        std::uint32_t level = kMeteredLevels - 1;
+        while (level > 0 && part(level) == 0) --level;
+        return level;
+    }
     // Nothing of this level comes any more.
     void forget(std::size_t level) { part_[level] = 0; }
     // Moving average of the time from arrival to deadline.

@@ -7,8 +7,9 @@
 //     triton_*.cc    models whose requests are batched as Triton's batcher does
 //     dispatch.cc    which batch goes where; configure.cc: policies, placements, backends
 //     load_aware.cc  batches formed by learned latency; latency_sharing.cc: of which backends
-//     targets.cc     how large they should be; class_shares.cc: fairness of models
-//     executors.cc   models that share executors; blocking.cc: how long low levels may hold them
+//     targets.cc     how large they should be; reserve.cc: executors that slow models leave to
+//     others executors.cc   models that share executors; class_shares.cc: fairness of models
+//     blocking.cc    how long low levels may hold executors
 //     replies.cc     what a reply or a failure means for the members
 //     retries.cc     fixed groups that are sent again, bisecting, suspects
 //     device_limits.cc how large batches may be for the memory of devices

@@ -97,14 +97,15 @@ void Core::note_started(BatchRecord& batch, Nanos now) {
     batch.ends_at = now + expected;
     Backlog* backlog = backlog_of(model);
     if (backlog == nullptr) return;
-    backlog->start(batch.ends_at);
+    backlog->start(batch.ends_at, batch.reserve);
     Component& component = components_[model.component];
     component.batch_ns = averaged(component.batch_ns, std::max<Nanos>(expected, 1));
 }
 
 void Core::note_left(const BatchRecord& batch) {
     if (batch.started_at == kNever) return;
-    if (Backlog* backlog = backlog_of(models_[batch.model])) backlog->end(batch.ends_at);
+    if (Backlog* backlog = backlog_of(models_[batch.model]))
+        backlog->end(batch.ends_at, batch.reserve);
 }
 
 // After components were made anew.
@@ -114,7 +115,8 @@ void Core::rebuild_backlogs(Nanos now) {
         if (!batches_.live(slot)) continue;
         const BatchRecord& batch = batches_[slot];
         if (batch.backend == kNoBackend || batch.started_at == kNever) continue;
-        if (Backlog* backlog = backlog_of(models_[batch.model])) backlog->start(batch.ends_at);
+        if (Backlog* backlog = backlog_of(models_[batch.model]))
+            backlog->start(batch.ends_at, batch.reserve);
     }
     for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
         if (!requests_.live(slot)) continue;
@@ -153,7 +155,14 @@ Nanos Core::foreseen_end(const ModelState& model, const Arrival& arrival, std::u
     const std::uint32_t level = arrival.level << 1 | (arrival.over_share ? 1u : 0u);
     const std::size_t rank = backlog_level(level);
     const Group* group = arrival.group == kNoSlot ? nullptr : &model.groups[arrival.group];
+    const std::uint32_t reserve =
+        group != nullptr && group->reserve.binds(level) ? group->reserve.executors : 0;
     if (group != nullptr && group->order.empty()) group = nullptr;
+    // An executor for it behind so many batches of others and of its own.
+    const auto free_at = [&](std::uint32_t others, std::uint32_t own, Nanos batch_ns) {
+        const Nanos at = backlog.free_at(others + own, batch_ns, now);
+        return reserve == 0 ? at : std::max(at, backlog.place_at(reserve, own, batch_ns, now));
+    };
     // Nothing waits behind it that its margin could be kept for.
     const Nanos alone = latency.expected(padded_rows(model.policy, rows));
     // Batches of other groups that must be started before `start_by`.
@@ -167,13 +176,13 @@ Nanos Core::foreseen_end(const ModelState& model, const Arrival& arrival, std::u
         group == nullptr ? 0 : rows_before(*group, rank, arrival.deadline, now);
     if (before == 0) {
         const std::uint32_t batches = others(arrival.deadline - alone, 0);
-        return add_saturating(backlog.free_at(batches, component.batch_ns, now), alone);
+        return add_saturating(free_at(batches, 0, component.batch_ns), alone);
     }
     const Nanos target_ns = latency.expected(padded_rows(model.policy, group->target));
     const QueueKey& head = group->head();
     const Nanos head_ns = requests_[head.slot].backlog.work_ns;
     const Nanos lead_start =
-        backlog.free_at(others(head.deadline - target_ns, head_ns), component.batch_ns, now);
+        free_at(others(head.deadline - target_ns, head_ns), 0, component.batch_ns);
     const std::uint32_t cap = std::max(rows_risked(model, group), rows);
     const std::uint32_t fit = latency.largest_within(head.deadline - lead_start, cap);
     const std::uint32_t full = std::clamp(std::max(fit, group->target_of(level)), 1u, cap);
@@ -186,13 +195,13 @@ Nanos Core::foreseen_end(const ModelState& model, const Arrival& arrival, std::u
     Nanos start = lead_start;
     std::uint32_t batches = 0;
     if (before >= full) {
-        batches = others(arrival.deadline - target_ns, group->work_ns) + before / full;
-        start = backlog.free_at(batches, full_ns, now);
+        batches = others(arrival.deadline - target_ns, group->work_ns);
+        start = free_at(batches, before / full, full_ns);
     }
     const Nanos joined = done(start, std::min(before % full + rows, cap));
     if (joined <= arrival.deadline) return joined;
     // Or in the batch behind.
-    return std::min(joined, done(backlog.free_at(batches + 1, full_ns, now), rows));
+    return std::min(joined, done(free_at(batches, before / full + 1, full_ns), rows));
 }
 
 // The queue of a group as the batch former will find it; false: there is more than it looks at.
@@ -203,6 +212,7 @@ bool Core::list_ahead(const ModelState& model, const Group& group, Lookahead::Wa
     ahead.rows_trusted = rows_risked(model, &group);
     ahead.rows_single = rows_limit(model.policy, rows_allowed(model, group).single);
     ahead.merges = splits(model, group);
+    ahead.reserve = group.reserve;
     ahead.target = group.order.empty() ? group.target : rows_awaited(model, group);
     ahead.gather_ns = group.gather_ns;
     ahead.rate = group.rate;
@@ -267,8 +277,10 @@ bool Core::surely_late(ModelState& model, const Arrival& arrival, std::uint32_t 
     asked.rows = rows;
     asked.target = own.target_of(level);
     asked.asked_for = true;
-    lookahead_.start(now, component.tick_at);
+    lookahead_.start(now, component.tick_at, component.slots);
     component.backlog.each_free(now, [&](Nanos at) { lookahead_.add_executor(at); });
+    component.backlog.each_held(
+        [&](Nanos end, std::uint32_t reserve) { lookahead_.add_held(end, reserve); });
     Lookahead::Verdict verdict = Lookahead::Verdict::kUnknown;
     if (list_ahead(model, own, &asked) && list_others_ahead(component, own)) {
         verdict = lookahead_.run();

@@ -286,6 +286,10 @@ std::uint32_t Core::spread_rows(const ModelState& model, const Group& group, Nan
     if (pool.domain != kNoSlot) {
         ready += std::max<std::uint64_t>(domains_[pool.domain].offers.size(), 1) - 1;
     }
+    if (group.reserve.binds(group.head().level)) {
+        const Backlog& backlog = components_[model.component].backlog;
+        idle = std::min<std::uint64_t>(idle, backlog.places(group.reserve.executors));
+    }
     if (idle <= ready) return kAll;
     const std::uint64_t executors = idle - ready + 1;
     const std::uint64_t each = (group.rows + executors - 1) / executors;

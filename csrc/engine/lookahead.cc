@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "engine/batch_former.h"
+#include "engine/blocking.h"
 #include "engine/load_rules.h"
 
 namespace infersched::engine {
@@ -19,10 +20,12 @@ constexpr std::int64_t kCopiedAtOnce = 8;
 
 }  // namespace
 
-void Lookahead::start(Nanos now, Nanos tick_at) {
+void Lookahead::start(Nanos now, Nanos tick_at, std::uint32_t slots) {
     now_ = now;
+    slots_ = slots;
     tick_at_ = tick_at;
     free_.clear();
+    held_.clear();
     groups_.clear();
     waiting_.clear();
     reached_ = false;
@@ -151,6 +154,22 @@ Lookahead::State Lookahead::look(Group& group, Nanos at, Nanos& ready_at) {
     return State::kReady;
 }
 
+// As Core::executors_left: from when on there may be one more than none.
+Nanos Lookahead::left_from(const Group& group, Nanos at) const {
+    const Reserve& reserve = group.reserve;
+    if (reserve.executors == 0 || metered_level(waiting_[group.next].key.level) < reserve.level) {
+        return at;
+    }
+    std::uint32_t left = slots_ > reserve.executors ? slots_ - reserve.executors : 1;
+    Nanos first = kNever;
+    for (const Held& held : held_) {
+        if (held.end <= at || held.reserve < reserve.executors) continue;
+        if (left > 0) --left;
+        first = std::min(first, held.end);
+    }
+    return left > 0 ? at : first;
+}
+
 // As Core::form_planned; when the batch is expected to end.
 Nanos Lookahead::form(Group& group, Nanos at) {
     const std::uint32_t most = cap(group);
@@ -194,13 +213,16 @@ Nanos Lookahead::form(Group& group, Nanos at) {
         group.came += more;
         rows += more;
     }
-    return add_saturating(at,
-                          group.latency->expected(padded_rows(*group.policy, std::max(rows, 1u))));
+    const Nanos end =
+        add_saturating(at, group.latency->expected(padded_rows(*group.policy, std::max(rows, 1u))));
+    if (group.reserve.executors > 0) held_.push_back({end, group.reserve.executors});
+    return end;
 }
 
 // To what was added, for another run.
 void Lookahead::restore() {
     free_ = all_free_;
+    held_ = all_held_;
     groups_ = all_groups_;
     waiting_ = all_waiting_;
     effort_ += static_cast<std::int64_t>(waiting_.size()) / kCopiedAtOnce +
@@ -209,6 +231,7 @@ void Lookahead::restore() {
 
 Lookahead::Verdict Lookahead::run() {
     all_free_ = free_;
+    all_held_ = held_;
     all_groups_ = groups_;
     all_waiting_ = waiting_;
     Nanos fits_from = kNever;
@@ -287,6 +310,10 @@ Lookahead::Verdict Lookahead::run(Coming coming) {
         for (Group& group : groups_) {
             if (!give_up_late(group, at)) return Verdict::kLate;
             if (look(group, at, ready_at) != State::kReady) continue;
+            if (const Nanos from = left_from(group, at); from > at) {
+                ready_at = std::min(ready_at, from);
+                continue;
+            }
             if (best == nullptr || group.key < best->key) best = &group;
         }
         if (best == nullptr && ready_at == kNever) return Verdict::kUnknown;

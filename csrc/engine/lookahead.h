@@ -17,6 +17,7 @@
 #include "engine/latency_model.h"
 #include "engine/rates.h"
 #include "engine/records.h"
+#include "engine/reserve.h"
 
 namespace infersched::engine {
 
@@ -42,6 +43,7 @@ class Lookahead {
         std::uint32_t rows_trusted = 1;
         std::uint32_t rows_single = 0xffffffff;  // of a part of a request
         bool merges = true;
+        Reserve reserve;
         Nanos gather_ns = 0;
         Nanos last_arrival = 0;
         RateMeter rate;          // of rows that come
@@ -61,8 +63,10 @@ class Lookahead {
     };
 
     // `tick_at`: when the sizes that the load asks for are found anew.
-    void start(Nanos now, Nanos tick_at);
+    void start(Nanos now, Nanos tick_at, std::uint32_t slots);
     void add_executor(Nanos free_at) { free_.push_back(free_at); }
+    // A batch that runs and left so many executors to others.
+    void add_held(Nanos end, std::uint32_t reserve) { held_.push_back({end, reserve}); }
     // A group without requests; they are added in their order.
     Group& add_group();
     void add(const Waiting& request);
@@ -86,6 +90,10 @@ class Lookahead {
     };
     static constexpr Coming kComings[] = {
         {false, false}, {true, true}, {true, false}, {false, true}};
+    struct Held {
+        Nanos end;
+        std::uint32_t reserve;
+    };
     enum class State : std::uint8_t { kReady, kWaiting, kEmpty };
 
     void restore();
@@ -99,14 +107,18 @@ class Lookahead {
     std::uint32_t window_rows(const Group& group, std::uint32_t wanted, Nanos at);
     bool give_up_late(Group& group, Nanos at);
     State look(Group& group, Nanos at, Nanos& ready_at);
+    Nanos left_from(const Group& group, Nanos at) const;
     Nanos form(Group& group, Nanos at);
 
     Nanos now_ = 0;
+    std::uint32_t slots_ = 0;
     std::vector<Nanos> free_;  // executors, by when they are free
+    std::vector<Held> held_;
     std::vector<Group> groups_;
     std::vector<Waiting> waiting_;
     // As they were added, for further runs.
     std::vector<Nanos> all_free_;
+    std::vector<Held> all_held_;
     std::vector<Group> all_groups_;
     std::vector<Waiting> all_waiting_;
     Coming coming_;

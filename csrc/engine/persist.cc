@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x44656e69676e65;  // "engineD"
+constexpr std::uint64_t kStateMagic = 0x45656e69676e65;  // "engineE"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {
@@ -236,6 +236,7 @@ void archive_batch(Archive& archive, BatchRecord& b) {
     archive(b.growth.to);
     archive(b.row_size);
     archive(b.dispatched_at);
+    archive(b.reserve);
     archive(b.started_at);
     archive(b.ends_at);
     archive(b.release_at);

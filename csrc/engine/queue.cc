@@ -46,6 +46,7 @@ void GroupTable::release(std::uint32_t group) {
         groups_[oldest].target = 1;
         groups_[oldest].rows_fit = Group().rows_fit;
         groups_[oldest].gather_ns = 0;
+        groups_[oldest].reserve = Reserve();
         free_.push_back(oldest);
         if (last_ == oldest) last_ = kNoSlot;
     }

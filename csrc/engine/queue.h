@@ -21,6 +21,7 @@
 #include "engine/blocking.h"
 #include "engine/rates.h"
 #include "engine/records.h"
+#include "engine/reserve.h"
 
 namespace infersched::engine {
 
@@ -59,6 +60,7 @@ struct Group {
     Nanos budget_ns = 0;          // moving average of their time from arrival to deadline
     std::uint32_t target = 1;     // rows that the present load asks of a batch
     std::uint32_t rows_fit = 64;  // rows of the largest batch that staggered executors do in time
+    Reserve reserve;              // executors that its batches leave to others
     Nanos gather_ns = 0;          // for which waiting for one more row may be worthwhile
     bool stale = false;           // in ModelState::stale: must be planned anew
     std::uint64_t rows_planned = 0;

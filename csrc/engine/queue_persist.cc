@@ -37,6 +37,8 @@ void archive_load(Archive& archive, Group& group) {
     archive(group.budget_ns);
     archive(group.target);
     archive(group.gather_ns);
+    archive(group.reserve.executors);
+    archive(group.reserve.level);
     archive(group.rows_fit);
     archive(group.row_size);
     archive(group.rows_planned);

@@ -121,6 +121,7 @@ struct BatchRecord {
     std::uint32_t tries = 0;  // failed attempts before this one
     std::uint32_t avoid = kNoBackend;
     std::uint32_t executor = kNoSlot;  // the shared one that runs it
+    std::uint32_t reserve = 0;         // executors that its group left to others then
     std::uint64_t signature = 0;
     std::uint64_t retry_sequence = 0;
     bool retried = false;         // sent again after a failure
@@ -160,7 +161,7 @@ struct BatchRecord {
         backend = pin = avoid = kNoBackend;
         executor = kNoSlot;
         cut_backend = kNoBackend;
-        rows = live = tries = taken = memory_tries = others_out = 0;
+        rows = live = tries = taken = memory_tries = others_out = reserve = 0;
         retry_sequence = 0;
         row_size = 1;
         cap_before = 0;

@@ -131,6 +131,7 @@ void Core::tick(std::uint32_t index, Nanos now) {
         for (std::uint32_t g = 0; g < model.groups.slots(); ++g) {
             Group& group = model.groups[g];
             for (Nanos i = 0; i < ticks && !group.rate.idle(); ++i) group.rate.tick();
+            group.reserve = Reserve();
             if (group.rate.idle()) {
                 group.rate.reset();
                 set_target(metered, g, 1, 0);
@@ -148,6 +149,8 @@ void Core::tick(std::uint32_t index, Nanos now) {
     plan_levels(component);
     balance_classes(component);
     yield_levels(component);
+    // What had to leave executors to others may not have to any more.
+    touch_component(index);
     if (component.metered.empty()) component.tick_at = kNever;
     ticks_.set({component.tick_at, index, index});
 }
@@ -168,23 +171,50 @@ void Core::retarget(Component& component) {
             }
         }
     };
+    std::vector<Demand> demands;
     each([&](std::uint32_t index, std::uint32_t g, const LatencyModel& latency, double per_ns) {
         ModelState& model = models_[index];
         Group& group = model.groups[g];
         group.rows_fit =
             staggered_rows(latency, group, model.request_rows, rows_risked(model, &group));
-        capacity -= per_ns * latency.alpha_ns();
-        const double limit = std::max(group.rows_fit, 1u);
-        shares.push_back({std::sqrt(per_ns * latency.beta_ns()), limit});
+        Demand demand;
+        demand.rows_busy = per_ns * latency.alpha_ns();
+        demand.root = std::sqrt(per_ns * latency.beta_ns());
+        demand.rows_fit = std::max(group.rows_fit, 1u);
+        capacity -= demand.rows_busy;
+        shares.push_back({demand.root, demand.rows_fit});
+        demands.push_back(demand);
     });
     const double factor = capacity > 0 ? fitting_factor(shares, capacity) : 0;
+    auto demand = demands.begin();
     auto share = shares.begin();
-    each([&](std::uint32_t index, std::uint32_t g, const LatencyModel&, double) {
-        const double wanted = capacity > 0 ? std::ceil(share->rows(factor)) : share->limit;
-        const double gather_ns = kGatherTurns / models_[index].groups[g].rate.per_s() * 1e9;
-        set_target(index, g, static_cast<std::uint32_t>(wanted),
-                   static_cast<Nanos>(std::min(gather_ns, kGatherMaxNs)));
+    std::uint32_t domain = kNoSlot;
+    bool together = true;
+    each([&](std::uint32_t index, std::uint32_t g, const LatencyModel& latency, double) {
+        const ModelState& model = models_[index];
+        const Group& group = model.groups[g];
+        if (demand == demands.begin()) domain = model.shared.domain;
+        together &= model.shared.domain == domain;
+        demand->rows = capacity > 0 ? std::ceil(share->rows(factor)) : share->limit;
+        demand->budget_ns = static_cast<double>(group.budget_ns);
+        demand->row_ns = static_cast<double>(latency.bound(1));
+        const auto rows = static_cast<std::uint32_t>(demand->rows);
+        demand->batch_ns = static_cast<double>(latency.bound(rows));
+        demand->level = group.mix.lowest();
+        ++demand;
         ++share;
+    });
+    // Executors that only some of them can use are no reserve.
+    if (together && domain != kNoSlot) plan_reserves(demands, component.slots);
+    demand = demands.begin();
+    each([&](std::uint32_t index, std::uint32_t g, const LatencyModel&, double) {
+        Group& group = models_[index].groups[g];
+        const double gather_ns = kGatherTurns / group.rate.per_s() * 1e9;
+        group.reserve = demand->reserve;
+        const double rows = std::max(demand->rows, demand->rows_held);
+        set_target(index, g, static_cast<std::uint32_t>(rows),
+                   static_cast<Nanos>(std::min(gather_ns, kGatherMaxNs)));
+        ++demand;
     });
 }
 
