@@ -145,6 +145,7 @@ void Gateway::State::note_stream_metadata(BackendStreamId id, http2::AnswerMetad
 void Gateway::State::stream_reply_arrived(BatchId id, BatchRecord* batch,
                                           const kserve::StreamReply& reply, Nanos now) {
     if (reply.final) {
+        gathering.request_came_or_ended(now);
         const BatchRecord closed = std::move(*batch);
         leave_backend_stream(closed);
         close_batch(id, batch);

@@ -1,5 +1,6 @@
 #include "gateway/gathering.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace infersched::gateway {
@@ -11,8 +12,9 @@ Nanos ReplyGathering::gather_until(Nanos started) {
     const Nanos passed = started - std::exchange(turned_at_, started);
     gap_ns_ += (std::min(passed / replies, kGatherNs) - gap_ns_) / 4;
     if (started < not_before_ || bytes > kGatheredBytesMax) return 0;
-    if (gap_ns_ * kGatheredMin > kGatherNs) return 0;
-    return started + std::min(gap_ns_ * kGatheredMax, kGatherNs);
+    const Nanos longest = std::min(kGatherNs, (started - changed_at_) / kGatherPart);
+    if (gap_ns_ * kGatheredMin > longest) return 0;
+    return started + std::min(gap_ns_ * kGatheredMax, longest);
 }
 
 }  // namespace infersched::gateway

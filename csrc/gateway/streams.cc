@@ -67,7 +67,7 @@ void Gateway::State::start_message(ClientStreamId id, ClientStream* stream, Conn
         record->list_index = static_cast<std::uint32_t>(stream->requests.size());
         stream->requests.push_back(request);
         if (!record->ordered) {
-            gathering.request_came();
+            gathering.request_came_or_ended(now);
             return;
         }
         gathering.other_request_came(now);

@@ -149,14 +149,16 @@ def test_nothing_is_gathered_while_a_plain_request_may_wait(world: World) -> Non
         assert world.gathered_ns == before
 
 
-def test_few_replies_to_each_request_are_not_gathered(world: World) -> None:
-    requests = 4
+@pytest.mark.parametrize(("requests", "replies"), [(4, 1), (1, 20)])
+def test_nothing_is_gathered_where_a_request_may_come_at_once(
+    world: World, requests: int, replies: int
+) -> None:
     for _ in range(requests - 1):
         world.ask()
     world.turn()
     for _ in range(50):
         for _ in range(requests):
-            world.answer(1, last=True)
+            world.answer(replies, last=True)
             world.ask()
         world.turn()
         assert len(world.asked) == requests
