@@ -117,7 +117,7 @@ class Core {
                               const Forecast& forecast, Nanos now);
     bool probes(ModelState& model, Nanos now) const;
     void count_objective(ModelState& model, const RequestRecord& request, bool answered,
-                         bool in_time);
+                         bool in_time, Nanos now);
     Nanos retry_full(const ModelState& model, const Request& request, const Arrival& arrival,
                      Nanos now) const;
     Nanos retry_late(const ModelState& model, const Arrival& arrival, std::uint32_t rows, Nanos end,

@@ -85,6 +85,31 @@ void FairShares::refuse(std::uint32_t tenant, Nanos now) {
     want(tenant, true);
 }
 
+void FairShares::deny(std::uint32_t tenant, std::size_t level, Nanos work_ns, Nanos now) {
+    const double place_ns = account(tenant).place_ns;
+    Denied& denied = denied_[level];
+    if (denied.until <= now) denied.work_ns = 0;
+    if (tenant != denied.tenant) {
+        if (denied.work_ns > 0 && place_ns >= accounts_[denied.tenant].place_ns) return;
+        denied.work_ns = std::min<Nanos>(denied.work_ns, 0);
+        denied.tenant = tenant;
+    }
+    denied.work_ns = std::min(denied.work_ns + work_ns, kDeniedKeptNs);
+    denied.until = add_saturating(now, kDeniedKeptNs);
+}
+
+bool FairShares::gives_way(std::uint32_t tenant, std::size_t level, Nanos work_ns, Nanos now) {
+    const double place_ns = account(tenant).place_ns;
+    for (std::size_t above = 0; above <= level; ++above) {
+        Denied& denied = denied_[above];
+        if (denied.work_ns <= 0 || denied.until <= now) continue;
+        if (place_ns <= accounts_[denied.tenant].place_ns) continue;
+        denied.work_ns -= work_ns;
+        return true;
+    }
+    return false;
+}
+
 void FairShares::leave(std::uint32_t tenant) {
     Account& own = accounts_[tenant];
     --own.waiting;

@@ -7,14 +7,22 @@
 // ahead of the virtual time; one that cannot wait so long is over the share of its tenant: it goes
 // behind those that are not, and takes what they leave (after Goyal, Vin and Cheng, "Start-time
 // fair queuing", 1996).
+//
+// Where objectives leave time for little more than a batch, who comes first would take what there
+// is, whatever was served. So for a request that finds no room while its tenant was served less
+// than another, as much work of that one over its share is refused: the next request finds the
+// room.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <set>
 #include <utility>
 #include <vector>
 
 #include "base/time.h"
+#include "engine/backlog.h"
 
 namespace infersched::engine {
 
@@ -24,6 +32,8 @@ class FairShares {
     static constexpr Nanos kActiveNs = kSecond;
     // What a request without a deadline may wait.
     static constexpr Nanos kPatienceNs = kSecond;
+    // How long work that was denied is made good, and how much of it at the most.
+    static constexpr Nanos kDeniedKeptNs = 200 * kMillisecond;
 
     // Whether a request that can wait until work of `before_ns` was started is over its share.
     // Alone, a tenant is not.
@@ -35,6 +45,11 @@ class FairShares {
     void enter(std::uint32_t tenant, double weight, Nanos work_ns, Nanos now);
     // A request that was asked about is refused for want of executors.
     void refuse(std::uint32_t tenant, Nanos now);
+    // A request that was asked about, of a backlog level, finds no room.
+    void deny(std::uint32_t tenant, std::size_t level, Nanos work_ns, Nanos now);
+    // Whether one over its share gives way for what found none, of its level or above, of a tenant
+    // that was served less.
+    bool gives_way(std::uint32_t tenant, std::size_t level, Nanos work_ns, Nanos now);
     // It goes, and takes what was said.
     void serve(std::uint32_t tenant, Nanos work_ns);
     // What was served took so much more, in the batch that it was in.
@@ -60,6 +75,11 @@ class FairShares {
         archive(active_);
         archive(active_weight_);
         archive(hand_);
+        for (Denied& denied : denied_) {
+            archive(denied.tenant);
+            archive(denied.work_ns);
+            archive(denied.until);
+        }
         if constexpr (!Archive::kReads) return;
         wanting_.clear();
         for (std::uint32_t tenant = 0; tenant < accounts_.size(); ++tenant) {
@@ -78,6 +98,13 @@ class FairShares {
         bool wants = false;         // in wanting_
     };
 
+    // Work that found no room, of the tenant that was served least, less what was refused for it.
+    struct Denied {
+        std::uint32_t tenant = 0;
+        Nanos work_ns = 0;
+        Nanos until = 0;
+    };
+
     Account& account(std::uint32_t tenant);
     Account& open(std::uint32_t tenant, double weight, Nanos now);
     void look_at_one(Nanos now);
@@ -91,6 +118,7 @@ class FairShares {
     std::vector<std::uint32_t> active_;                   // tenants
     double active_weight_ = 0;
     std::uint32_t hand_ = 0;  // the next of active_ to be looked at
+    std::array<Denied, Backlog::kLevels> denied_{};
 };
 
 }  // namespace infersched::engine

@@ -325,7 +325,7 @@ Forecast Core::foresee(ModelState& model, const Request& request, const Arrival&
                         component.backlog.idle();
     ClassShare* share = class_share(model, arrival.asked_level);
     // Nor where tenants contend, of who has not had its share: that is fairer than models alike.
-    const FairShares* tenants = shares_of(model);
+    FairShares* tenants = shares_of(model);
     const bool owed = tenants != nullptr && tenants->contended() && !arrival.over_share;
     const bool even = share == nullptr || share->offer() || owed || component.backlog.idle();
     const bool shed = (!let_in || !even) && !request.unconditional;
@@ -347,13 +347,19 @@ Forecast Core::foresee(ModelState& model, const Request& request, const Arrival&
     } else if (!shed && arrival.key.pin == kNoBackend) {
         const Nanos end = foreseen_end(model, arrival, rows, now);
         const bool in_time = end <= arrival.deadline;
-        if (in_time || (request.rows <= rows && !surely_late(model, arrival, rows, now))) {
+        const bool fits =
+            in_time || (request.rows <= rows && !surely_late(model, arrival, rows, now));
+        const bool gives_way = fits && arrival.over_share && !component.backlog.idle() &&
+                               tenants->gives_way(arrival.tenant, backlog_level(arrival.level << 1),
+                                                  arrival.share_ns, now);
+        if (fits && !gives_way) {
             if (component.levels) component.cursor.let_in();
             return forecast;
         }
         forecast.reason = arrival.over_share ? Reason::kTenantQuota : Reason::kPredictedLate;
         forecast.predicted_ns = end - now;
-        forecast.retry_after_ns = retry_late(model, arrival, rows, end, now);
+        forecast.retry_after_ns =
+            gives_way ? FairShares::kDeniedKeptNs : retry_late(model, arrival, rows, end, now);
         if (component.levels) component.cursor.count(arrival.level, false);
         if (share != nullptr && !arrival.over_share) share->count(false, false);
     }
@@ -367,7 +373,11 @@ Admission Core::refuse_foreseen(ModelState& model, const Request& request, const
                                 const Forecast& forecast, Nanos now) {
     if (forecast.reason != Reason::kDeadlineInfeasible) {
         meter(model, request, arrival, now);
-        if (FairShares* shares = shares_of(model)) shares->refuse(arrival.tenant, now);
+        if (FairShares* shares = shares_of(model)) {
+            shares->refuse(arrival.tenant, now);
+            const std::size_t level = backlog_level(arrival.level << 1);
+            shares->deny(arrival.tenant, level, arrival.share_ns, now);
+        }
     }
     Admission refused = refuse(model, request.model, forecast.reason);
     refused.retry_after_ns = forecast.retry_after_ns;
@@ -390,13 +400,18 @@ bool Core::probes(ModelState& model, Nanos now) const {
 
 // Answered in time, or too late for reasons of load.
 void Core::count_objective(ModelState& model, const RequestRecord& request, bool answered,
-                           bool in_time) {
+                           bool in_time, Nanos now) {
     if (!model.learns || rearrange_ || model.component == kNoSlot) return;
     if ((request.level & kBestEffortBit) != 0) return;
     Component& component = components_[model.component];
     if (component.levels) component.cursor.count(request.level, in_time);
     ClassShare* share = class_share(model, request.asked_level);
     if (share != nullptr) share->count(answered, in_time);
+    const bool given_up = !answered && !request.dispatched;
+    if (FairShares* shares = given_up ? shares_of(model) : nullptr) {
+        const std::size_t of = backlog_level(request.level << 1);
+        shares->deny(request.tenant, of, request.share_ns, now);
+    }
 }
 
 }  // namespace infersched::engine

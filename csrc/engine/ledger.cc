@@ -63,7 +63,7 @@ void Core::count_answer(const RequestRecord& request, const Ending& ending, Nano
     ++of_level.slo_total;
     const bool in_time = completed && now <= request.deadline;
     if (completed || ending.outcome == Outcome::kExpired) {
-        count_objective(models_[request.model], request, completed, in_time);
+        count_objective(models_[request.model], request, completed, in_time, now);
     }
     if (!in_time) return;
     ++page.slo_good;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from statistics import median
 
 import pytest
 
@@ -24,8 +25,11 @@ def compete(rates: list[float], weights: list[float], sigma: float = 0) -> list[
 
 
 def test_a_tenant_below_its_share_is_not_pushed_out() -> None:
-    flood, small = compete([12_000, 400], [1, 1, 1])
-    assert small.in_time > 0.95
+    in_time = []
+    for per_s in (380, 400, 420):
+        flood, small = compete([12_000, per_s], [1, 1, 1])
+        in_time.append(small.in_time)
+    assert median(in_time) > 0.95
     assert flood.counts["tenant_quota"] > 0
     flood, small = compete([12_000, 400], [1])
     assert small.in_time < 0.7, "as one tenant they share what there is by what they ask for"

@@ -1,4 +1,4 @@
-"""Tenants of weights 1 and 3 at twice the goodput, simulated: what each gets of the executors."""
+"""Tenants of weights 1 and 3 beyond the goodput, simulated: what each gets of the executors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from scheduler.simulation.workloads import WORKLOADS
 
 pytestmark = pytest.mark.native
 
-GOODPUT = {"C": 2727, "K": 1500}
+GOODPUT = {"A": 5468, "B": 969, "C": 2727, "K": 1500}
 
 
-def competing(letter: str, parts: tuple[float, ...]) -> Outcome:
-    """Tenants that offer these parts of the load; all models are alike, so requests are time."""
+def competing(letter: str, parts: tuple[float, ...], factor: float = 2) -> Outcome:
+    """Tenants that offer these parts of so many times the goodput."""
     of = WORKLOADS[letter]
     setup = ModelSetup(
         placements=tuple(Placement(e, 1, e) for e in range(of.executors)),
@@ -22,15 +22,41 @@ def competing(letter: str, parts: tuple[float, ...]) -> Outcome:
         slo_ms=of.objective_ms,
     )
     settings = EngineSettings(models=(setup,) * of.models, tenants=(1.0, 1.0, 3.0))
-    scenario = of.scenario(2 * GOODPUT[letter], seed=3, requests=10_000)
+    scenario = of.scenario(factor * GOODPUT[letter], seed=3, requests=10_000)
     return simulate(scenario, engine(settings))
 
 
-@pytest.mark.parametrize("letter", GOODPUT)
+def served(outcome: Outcome) -> list[float]:
+    """Parts of the requests in time by tenant; all models are alike, so requests are time."""
+    assert outcome.engine is not None
+    found = [
+        sum(kind.in_time for kind in kinds) for kinds in zip(*outcome.engine.classes, strict=True)
+    ]
+    return [each / sum(found) for each in found]
+
+
+@pytest.mark.parametrize("letter", ["C", "K"])
 @pytest.mark.parametrize("parts", [(1, 2), (1, 4)])
 def test_a_quarter_and_three_quarters(letter: str, parts: tuple[float, float]) -> None:
     outcome = competing(letter, parts)
-    assert outcome.engine is not None
-    served = [sum(model[i].in_time for model in outcome.engine.classes) for i in range(2)]
-    assert served[0] / sum(served) == pytest.approx(0.25, abs=0.03)
+    assert served(outcome)[0] == pytest.approx(0.25, abs=0.03)
     assert 2 * outcome.attainment > 0.97, "of the goodput"
+
+
+@pytest.mark.parametrize("factor", [3, 5])
+@pytest.mark.parametrize("letter", ["A", "B", "C", "K"])
+def test_weights_act_however_much_more_is_offered(letter: str, factor: int) -> None:
+    """Where who comes first would take the room that is left."""
+    outcome = competing(letter, (1, 1), factor)
+    assert served(outcome)[0] == pytest.approx(0.25, abs=0.08)
+    assert factor * outcome.attainment > 1, "of the goodput"
+
+
+@pytest.mark.parametrize("letter", ["C", "K"])
+def test_what_a_tenant_of_much_weight_does_not_ask_for_goes_to_the_others(letter: str) -> None:
+    """It asks for half of the goodput and may have three quarters."""
+    outcome = competing(letter, (5, 1), 3)
+    assert outcome.engine is not None
+    little = [model[1] for model in outcome.engine.classes]
+    assert sum(kind.in_time for kind in little) > 0.93 * sum(kind.offered for kind in little)
+    assert 3 * outcome.attainment > 0.97, "of the goodput"
