@@ -97,7 +97,7 @@ RequestId Cluster::arrive(std::uint32_t model, bool counted) {
     const Nanos deadline = add_saturating(now_, objective_ns(model));
     requests_[id] = {now_, deadline, model, counted, true};
     ++metrics_.arrived;
-    metrics_.count(*scenario_, now_, &Interval::offered);
+    metrics_.count(*scenario_, now_, counted, &Interval::offered);
     if (counted) ++metrics_.models[model].offered;
     return id;
 }
@@ -154,7 +154,7 @@ void Cluster::settle(RequestId id, std::uint64_t ModelMetrics::*as) {
     request.open = false;
     free_.push_back(id);
     if (as == &ModelMetrics::in_time) {
-        metrics_.count(*scenario_, request.arrived_ns, &Interval::in_time);
+        metrics_.count(*scenario_, request.arrived_ns, request.counted, &Interval::in_time);
     }
     if (!request.counted) return;
     ++(metrics_.models[request.model].*as);

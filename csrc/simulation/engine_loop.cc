@@ -167,7 +167,7 @@ std::uint32_t EngineLoop::add_request(std::uint32_t model, std::uint32_t kind) {
         metrics_.arrivals_ns.push_back(now_);
     }
     ++metrics_.totals.arrived;
-    metrics_.totals.count(scenario_, now_, &Interval::offered);
+    metrics_.totals.count(scenario_, now_, counted, &Interval::offered);
     if (counted) {
         ++metrics_.totals.models[model].offered;
         ++metrics_.classes[model][kind].offered;
@@ -288,7 +288,7 @@ void EngineLoop::settle(std::uint64_t user, Fate fate) {
     free_.push_back(static_cast<std::uint32_t>(user));
     if (settings_.keep_fates) metrics_.fates[request.ordinal] = fate;
     if (fate == Fate::kInTime) {
-        metrics_.totals.count(scenario_, request.arrived_ns, &Interval::in_time);
+        metrics_.totals.count(scenario_, request.arrived_ns, request.counted, &Interval::in_time);
     }
     if (!request.counted) return;
     ClassMetrics& kind = metrics_.classes[request.model][request.kind];

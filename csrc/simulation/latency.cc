@@ -49,7 +49,8 @@ Latency Latency::table(const std::vector<Nanos>& measured_ns) {
 }
 
 std::size_t Latency::rows_within(Nanos budget_ns) const {
-    const auto above = std::upper_bound(table_ns_.begin() + 1, table_ns_.end(), budget_ns);
+    const auto end = table_ns_.begin() + static_cast<std::ptrdiff_t>(rows_max_) + 1;
+    const auto above = std::upper_bound(table_ns_.begin() + 1, end, budget_ns);
     return static_cast<std::size_t>(above - table_ns_.begin()) - 1;
 }
 

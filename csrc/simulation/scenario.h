@@ -89,8 +89,11 @@ struct Metrics {
     std::uint64_t arrived = 0;    // warm-up included
     bool stopped_early = false;   // more than misses_max
 
-    void count(const Scenario& scenario, Nanos arrived_ns, std::uint64_t Interval::*as) {
+    // What comes after the last counted one may be open when the run ends.
+    void count(const Scenario& scenario, Nanos arrived_ns, bool counted,
+               std::uint64_t Interval::*as) {
         if (scenario.interval_ns <= 0) return;
+        if (!counted && arrived_ns >= scenario.warm_up_ns) return;
         const auto at = static_cast<std::size_t>(arrived_ns / scenario.interval_ns);
         if (at >= intervals.size()) intervals.resize(at + 1);
         ++(intervals[at].*as);

@@ -12,6 +12,7 @@ ctypedef int64_t Nanos
 cdef extern from "simulation/latency.h" namespace "infersched::simulation" nogil:
     cdef cppclass Latency:
         Latency()
+        void bound_rows(size_t rows_max)
 
     Latency affine "infersched::simulation::Latency::affine"(
         double alpha_ns, double beta_ns) except +

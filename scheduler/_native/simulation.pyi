@@ -19,6 +19,7 @@ class Scenario:
         self,
         arrivals: Mapping[str, Any],
         objective_ns: int,
+        rows_max: int,
         *,
         affine_ns: tuple[float, float] | None = None,
         table_ns: Sequence[int] | None = None,
@@ -49,6 +50,7 @@ class DecisionLoad:
 def arrival_times(arrivals: Mapping[str, Any], seed: int, count: int) -> list[int]: ...
 def staggered_bound(
     objective_ns: int,
+    rows_max: int,
     executors: int,
     *,
     affine_ns: tuple[float, float] | None = None,
@@ -56,6 +58,7 @@ def staggered_bound(
 ) -> float: ...
 def uncoordinated(
     objective_ns: int,
+    rows_max: int,
     executors: int,
     *,
     affine_ns: tuple[float, float] | None = None,

@@ -105,9 +105,10 @@ cdef class Scenario:
         if misses_max is not None:
             self.scenario.misses_max = misses_max
 
-    def add_model(self, arrivals, objective_ns, *, affine_ns=None, table_ns=None):
+    def add_model(self, arrivals, objective_ns, rows_max, *, affine_ns=None, table_ns=None):
         cdef Model model
         model.latency = latency_of(affine_ns, table_ns)
+        model.latency.bound_rows(rows_max)
         model.objective_ns = objective_ns
         model.arrivals = plan_of(arrivals)
         self.scenario.models.push_back(model)

@@ -27,13 +27,18 @@ def config() -> None:
 @config_file_option
 @setting_options
 def validate(file: Path | None, config_file: Path | None, **values: Any) -> None:
-    """Check FILE (or --config), environment and flags; print every mistake."""
-    from scheduler.config import ConfigError, load_settings
+    """Check FILE (or --config), environment and flags; print every mistake.
+
+    Profiles that a server would ignore are told, too, and are no mistake.
+    """
+    from scheduler.config import ConfigError, ignored_profiles, load_settings
 
     try:
-        load_settings(file or config_file, settings_flags(values))
+        loaded = load_settings(file or config_file, settings_flags(values))
     except ConfigError as error:
         exit_with_config_error(error)
+    for problem in ignored_profiles(loaded):
+        click.echo(f"warning: {problem}", err=True)
     click.echo("the configuration is valid", err=True)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,6 +33,17 @@ def output_option(command: Command) -> Command:
 
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
+
+
+def check_can_write(path: Path, option: str, suffixes: Sequence[str] = ()) -> None:
+    """Before work that takes long: whether its result can be written. Raises UsageError."""
+    if suffixes and path.suffix.lower() not in suffixes:
+        *others, last = suffixes
+        raise click.UsageError(f"{option} {path}: the name ends in {', '.join(others)} or {last}")
+    if not path.parent.is_dir():
+        raise click.UsageError(f"{option} {path}: there is no directory {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise click.UsageError(f"{option} {path}: it must not be written")
 
 
 def output_console() -> Console:

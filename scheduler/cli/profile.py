@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scheduler.cli.output import output_option, print_json, print_table
+from scheduler.cli.output import check_can_write, output_option, print_json, print_table
 
 if TYPE_CHECKING:
     from scheduler.backends.catalog import ModelSpec
@@ -65,7 +65,9 @@ def _sizes(_: Any, __: Any, value: str | None) -> tuple[int, ...] | None:
               help="Batches of each size before.")  # fmt: skip
 @click.option("--in-flight", type=click.IntRange(1, 1024),
               help="Batches at once.  [default: one for each instance]")  # fmt: skip
-@click.option("--seed", type=int, default=1, show_default=True, help="Of random inputs.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Of random inputs."
+)
 @click.option("--memory", is_flag=True,
               help="Measure first how much device memory batches take.")  # fmt: skip
 @click.option("--device", default="", metavar="GPU",
@@ -80,7 +82,7 @@ def _sizes(_: Any, __: Any, value: str | None) -> tuple[int, ...] | None:
 @click.option("--save", type=click.Path(dir_okay=False, path_type=Path),
               help="Profile to write.  [default: MODEL-VERSION.profile.json]")  # fmt: skip
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path),
-              help="SVG picture to write.")  # fmt: skip
+              help="Picture to write: .svg or .png.")  # fmt: skip
 @output_option
 def profile(
     model: str,
@@ -108,12 +110,14 @@ def profile(
     should have nothing else to do meanwhile.
     """
     from scheduler.config.profile import save_profile
+    from scheduler.plots.pictures import save as save_picture
     from scheduler.profiling.inputs import InputError, RequestMaker, random_inputs, read_inputs
     from scheduler.profiling.measure import MeasureError, Plan, Server, default_sizes, measure
     from scheduler.profiling.plot import memory_svg, svg
 
     if not memory and (device or metrics or reload):
         raise click.UsageError("--device, --metrics and --reload are of --memory")
+    _check_files(save, plot)
     plots: list[Path] = []
     triton = Server(server)
     try:
@@ -126,6 +130,7 @@ def profile(
             raise click.UsageError(
                 f"--sizes {chosen[-1]} is above the model's max_batch_size {spec.max_batch_size}"
             )
+        _check_in_flight(in_flight, spec)
         plan = Plan(chosen, repeats, warm_up, in_flight or min(spec.instances, repeats))
         need = _memory(triton, spec, maker, plan, (device, metrics, reload)) if memory else None
         if need is not None:
@@ -136,11 +141,11 @@ def profile(
         path = save or Path(f"{spec.name.replace('/', '_')}-{spec.version}.profile.json")
         save_profile(measured, path)
         if plot is not None:
-            plot.write_text(svg(measured), encoding="utf-8")
+            save_picture(plot, svg(measured))
             plots = [plot]
             if need is not None:
                 plots.append(plot.with_stem(f"{plot.stem}-memory"))
-                plots[1].write_text(memory_svg(measured, need), encoding="utf-8")
+                save_picture(plots[1], memory_svg(measured, need))
     except (InputError, MeasureError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
@@ -154,6 +159,23 @@ def profile(
         if need is not None:
             _print_memory(need)
     click.echo("written: " + ", ".join(map(str, [path, *plots])), err=True)
+
+
+def _check_files(save: Path | None, plot: Path | None) -> None:
+    from scheduler.plots.pictures import SUFFIXES
+
+    if save is not None:
+        check_can_write(save, "--save")
+    if plot is not None:
+        check_can_write(plot, "--plot", SUFFIXES)
+
+
+def _check_in_flight(in_flight: int | None, spec: ModelSpec) -> None:
+    if in_flight is not None and in_flight > spec.instances:
+        raise click.UsageError(
+            f"--in-flight {in_flight} is above the model's instances, {spec.instances}: batches "
+            "would wait for each other, and that would count"
+        )
 
 
 def _memory(

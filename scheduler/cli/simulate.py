@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scheduler.cli.output import output_option, print_json, print_table
+from scheduler.cli.output import check_can_write, output_option, print_json, print_table
 
 if TYPE_CHECKING:
     from scheduler.simulation.study import Plan, Point
@@ -71,7 +71,7 @@ def _numbers(_: Any, option: click.Parameter, value: str | None) -> tuple[float,
               help="Deviation of the logarithm of execution times.")  # fmt: skip
 @click.option("--goodput", is_flag=True, help="Also search the highest rate with 99 % in time.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path),
-              help="Page (.html) or picture (.svg) to write.")  # fmt: skip
+              help="Page (.html) or picture (.svg, .png) to write.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="As --output json.")
 @output_option
 def simulate(
@@ -108,11 +108,12 @@ def simulate(
       faults:
         - {kind: down, start: 5s, end: 8s, executor: 0}
     """
+    from scheduler.plots.pictures import SUFFIXES
     from scheduler.simulation.study import Plan, goodputs, over_time, points
     from scheduler.simulation.workload_file import RATE_MAX
 
-    if plot is not None and plot.suffix not in (".html", ".svg"):
-        raise click.UsageError(f"--plot {plot}: the name ends in .html or .svg")
+    if plot is not None:
+        check_can_write(plot, "--plot", (".html", *SUFFIXES))
     world = _world(workload, noise)
     chosen = tuple(dict.fromkeys(policies)) or ("infersched",)
     if world.only_engine and chosen != ("infersched",):
@@ -224,6 +225,7 @@ def _row(point: Point, world: World) -> list[str]:
 def _write(
     path: Path, world: World, plan: Plan, found: Sequence[Point], rows: Sequence[Sequence[str]]
 ) -> None:
+    from scheduler.plots.pictures import save
     from scheduler.simulation.plot import Chart, html, svg
     from scheduler.simulation.study import over_time
 
@@ -243,9 +245,9 @@ def _write(
         Chart(f"In time over time, at load {plan.focus:.3g}", "s", "part", by_time, y_max=1.0),
     ]  # fmt: skip
     title = f"Workload {world.name}"
-    text = svg(charts) if path.suffix == ".svg" else html(title, charts, COLUMNS, rows)
+    text = html(title, charts, COLUMNS, rows) if path.suffix.lower() == ".html" else svg(charts)
     try:
-        path.write_text(text, encoding="utf-8")
+        save(path, text)
     except OSError as error:
         raise click.ClickException(f"cannot write {path}: {error.strerror}") from error
     click.echo(f"written: {path}", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
@@ -14,12 +15,23 @@ def listed(value: object) -> object:
     return value
 
 
+_NAME = re.compile(r"[0-9a-z_.-]+")
+
+
+def _possible(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} can be no name of a request header; those have a-z, 0-9, '-', '_' and '.'"
+        )
+    return name
+
+
 def _of_the_transport(name: str) -> bool:
     return name.startswith(("grpc-", ":")) or name in ("te", "content-type", "user-agent")
 
 
 def _header_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    lowered = tuple(name.lower() for name in names)
+    lowered = tuple(_possible(name.lower()) for name in names)
     for name in lowered:
         if _of_the_transport(name):
             raise ValueError(f"{name} belongs to the transport and is not forwarded")
@@ -39,6 +51,7 @@ def _tenant_header(name: str) -> str:
     lowered = name.strip().lower()
     if not lowered:
         raise ValueError("the name of a request header is empty; leave the key out for none")
+    _possible(lowered)
     if lowered.endswith("-bin"):
         raise ValueError(f"{lowered} is binary; name a header of text")
     if _of_the_transport(lowered):

@@ -80,6 +80,23 @@ def load_settings(
     return LoadedSettings(settings, origins)
 
 
+def ignored_profiles(loaded: LoadedSettings) -> list[ConfigProblem]:
+    """What a server would say of profiles that it cannot use, as far as the files tell."""
+    problems = []
+    for name in loaded.settings.models:
+        path = loaded.settings.batching_for(name).profile
+        if path is None:
+            continue
+        try:
+            of = load_profile(path).model.name
+            text = "" if of == name else f"{path} is of model {of}"
+        except ProfileError as error:
+            text = str(error)
+        if text:
+            problems.append(ConfigProblem(("models", name, "profile"), f"{text}: it is ignored"))
+    return _placed(problems, loaded.origins)
+
+
 def _sound_batching(values: Mapping[str, Any]) -> Settings:
     """Only what the models' own settings need, so that their mistakes show beside the others."""
     try:

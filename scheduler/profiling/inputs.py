@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ def read_inputs(path: Path) -> dict[str, Array]:
         return {name: np.array(item) for name, item in value.items()}
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, EOFError) as error:
-        raise InputError(f"{path} has no inputs that can be read: {error!r}") from error
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} has no inputs that can be read: {error}") from error
 
 
 def random_inputs(

@@ -9,7 +9,7 @@ from html import escape
 from scheduler.plots.axes import Axes, document, line, text, title
 
 WIDTH, HEIGHT = 760, 400
-LEFT, RIGHT, TOP, BOTTOM = 72, 150, 36, 50
+LEFT, RIGHT, TOP, BOTTOM = 72, 150, 52, 50
 COLOURS = ("#2060b0", "#d07000", "#208040", "#a02040", "#7040a0", "#806020", "#108090", "#606060")
 
 Line = Sequence[tuple[float, float]]

@@ -11,6 +11,8 @@ from scheduler._native import simulation as native
 from scheduler.simulation.engine import EngineOutcome, EngineSettings
 
 MS = 1_000_000
+ROWS_MAX = 1024  # of any batch
+LATEST_MS = 9e12  # that fits in ns
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Arrivals:
             self,
             rate_per_s=self.rate_per_s * factor,
             rates_per_s=tuple(rate * factor for rate in self.rates_per_s),
-            times_ms=tuple(time / factor for time in self.times_ms),
+            times_ms=tuple(min(time / factor, LATEST_MS) for time in self.times_ms),
         )
 
     def native(self) -> dict[str, Any]:
@@ -105,11 +107,15 @@ class Arrivals:
 
 @dataclass(frozen=True)
 class Model:
-    """A model: a request is in time when its batch ends within `objective_ms` of its arrival."""
+    """A model: a request is in time when its batch ends within `objective_ms` of its arrival.
+
+    `rows_max` bounds the batches of reference policies; the engine is told by its settings.
+    """
 
     latency: Latency
     objective_ms: float
     arrivals: Arrivals
+    rows_max: int = ROWS_MAX
 
 
 @dataclass(frozen=True)
@@ -299,7 +305,8 @@ def simulate(scenario: Scenario, policy: Policy) -> Outcome:
         run.add_setup(setup.models, setup.speed, setup.failing, troubles)
     for model in scenario.models:
         objective_ns = round(model.objective_ms * MS)
-        run.add_model(model.arrivals.native(), objective_ns, **model.latency.native())
+        latency = model.latency.native()
+        run.add_model(model.arrivals.native(), objective_ns, model.rows_max, **latency)
     if policy.name == ENGINE:
         counted = run.run_engine(policy.settings)
     else:

@@ -10,7 +10,7 @@ from typing import Any
 from scheduler.simulation.compare import POLICIES
 from scheduler.simulation.engine import EngineSettings
 from scheduler.simulation.goodput import search
-from scheduler.simulation.scenario import ENGINE, Outcome, Policy, engine, simulate
+from scheduler.simulation.scenario import ENGINE, LATEST_MS, Outcome, Policy, engine, simulate
 from scheduler.simulation.world import World
 
 INTERVALS = 100
@@ -97,8 +97,7 @@ def points(world: World, plan: Plan, on_run: Callable[[], None]) -> Iterable[Poi
             for seed in plan.seeds:
                 scenario = replace(world.at(factor), seed=seed, requests=plan.requests)
                 if factor == plan.focus and seed == plan.seeds[0]:
-                    run_ms = scenario.warm_up_ms + 1000 * plan.requests / (world.per_s * factor)
-                    scenario = replace(scenario, interval_ms=max(run_ms / INTERVALS, 1.0))
+                    scenario = replace(scenario, interval_ms=_interval_ms(world, plan, factor))
                 outcomes.append(simulate(scenario, policy))
                 on_run()
                 if not outcomes[-1].offered:
@@ -107,6 +106,12 @@ def points(world: World, plan: Plan, on_run: Callable[[], None]) -> Iterable[Poi
                         f"{scenario.warm_up_ms / 1000:g} s, in which nothing is counted"
                     )
             yield Point(name, factor, world.per_s * factor, tuple(outcomes))
+
+
+def _interval_ms(world: World, plan: Plan, factor: float) -> float:
+    """Of the attainment over time: a run has about INTERVALS of them."""
+    run_ms = world.at(factor).warm_up_ms + 1000 * plan.requests / (world.per_s * factor)
+    return min(max(run_ms / INTERVALS, 1.0), LATEST_MS)
 
 
 def goodputs(world: World, plan: Plan) -> list[dict[str, Any]]:
@@ -141,9 +146,7 @@ def over_time(world: World, plan: Plan, found: Sequence[Point]) -> dict[str, lis
         if point.factor != plan.focus:
             continue
         intervals = point.outcomes[0].intervals
-        warm_up_ms = world.at(plan.focus).warm_up_ms
-        run_ms = warm_up_ms + 1000 * plan.requests / point.offered_per_s
-        step_s = max(run_ms / INTERVALS, 1.0) / 1000
+        step_s = _interval_ms(world, plan, plan.focus) / 1000
         series[point.policy] = [
             {"from_s": round(i * step_s, 4), "offered": offered, "in_time": in_time}
             for i, (offered, in_time) in enumerate(intervals)

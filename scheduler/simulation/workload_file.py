@@ -19,9 +19,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from scheduler.config.errors import ConfigError, ConfigProblem, problems_of
+from scheduler.config.objectives import LEVELS_MAX
 from scheduler.config.profile import ProfileError, load_profile
 from scheduler.config.section import Section
 from scheduler.config.sources import file_layer
@@ -30,14 +31,33 @@ from scheduler.simulation.engine import FAILURES, FAULTS
 
 Share = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Speed = Annotated[float, Field(ge=0.001, le=1000)]
-# More could not be simulated in a reasonable time.
+HOUR_MS = 3.6e6
+# More could not be simulated in a reasonable time, less is no load.
 RATE_MAX = 1e7
-Rate = Annotated[float, Field(ge=0, le=RATE_MAX, allow_inf_nan=False)]
+RATE_MIN = 1e-3
+
+
+def _rate(value: float) -> float:
+    if 0 < value < RATE_MIN:
+        raise ValueError(f"{value:g}/s is no load; write 0, or {RATE_MIN:g} and more")
+    return value
+
+
+Rate = Annotated[float, Field(ge=0, le=RATE_MAX, allow_inf_nan=False), AfterValidator(_rate)]
 Part = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 # Faults that do not last, and those whose factor is a part of what is there.
 ONCE = ("cancels", "clock_jump")
 PARTS = ("failing", "cancels", "nonsense")
 TRACE_REQUESTS_MAX = 20_000_000
+TRACE_SPAN_MAX_S = 1e8
+# What each kind of arrivals is told.
+ARRIVAL_KEYS = {
+    "poisson": ("rate",),
+    "gamma": ("rate", "shape"),
+    "on_off": ("rate", "on", "off"),
+    "series": ("rates", "step"),
+    "trace": ("file",),
+}
 
 
 def _ms(value: object) -> float:
@@ -50,6 +70,8 @@ def _signed_ms(value: object) -> float:
 
 
 Ms = Annotated[float, BeforeValidator(_ms)]
+# A phase or a step: many in a moment would be simulated for ever.
+PhaseMs = Annotated[float, BeforeValidator(_ms), Field(ge=0.1, lt=1e9)]
 SomeMs = Annotated[float, BeforeValidator(_ms), Field(gt=0, lt=1e9)]
 SignedMs = Annotated[float, BeforeValidator(_signed_ms)]
 
@@ -76,14 +98,20 @@ class ArrivalsSpec(Section):
     kind: Literal["poisson", "gamma", "on_off", "series", "trace"] = "poisson"
     rate: Rate = 0.0
     shape: Annotated[float, Field(ge=0.001, allow_inf_nan=False)] = 1.0
-    on: SomeMs = 1000.0
+    on: PhaseMs = 1000.0
     off: Ms = 1000.0
     rates: tuple[Rate, ...] = ()
-    step: SomeMs = 1000.0
+    step: PhaseMs = 1000.0
     file: Path | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> ArrivalsSpec:
+        told = ARRIVAL_KEYS[self.kind]
+        unused = sorted(self.model_fields_set - {"kind", "file", *told})
+        if unused:
+            raise ValueError(
+                f"{unused[0]} does nothing with kind: {self.kind}, which has {', '.join(told)}"
+            )
         if self.kind == "series" and not self.rates:
             raise ValueError("a series needs rates, one for each step")
         if self.kind == "series" and not any(self.rates):
@@ -111,6 +139,12 @@ class LevelSpec(Section):
     best_effort: bool = False
     attainment: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: the model's
 
+    @model_validator(mode="after")
+    def _one_of_both(self) -> LevelSpec:
+        if self.best_effort and (self.slo or self.attainment):
+            raise ValueError("best_effort has neither slo nor attainment; leave one out")
+        return self
+
 
 class ModelSpec(Section):
     name: Annotated[str, Field(min_length=1)]
@@ -121,7 +155,7 @@ class ModelSpec(Section):
     instances: Annotated[int, Field(ge=1, le=1024)] = 1
     attainment: Annotated[float, Field(gt=0, lt=1)] = 0.99
     value: Annotated[float, Field(ge=0, le=1e6)] = 0.0  # 0: not weighed against other models
-    priority_levels: Annotated[int, Field(ge=1, le=1000)] = 1
+    priority_levels: Annotated[int, Field(ge=1, le=LEVELS_MAX)] = 1
     levels: tuple[LevelSpec, ...] = ()
     aging: Ms = 0.0
     queue_requests_max: Annotated[int, Field(ge=1)] = 10_000
@@ -132,6 +166,8 @@ class ModelSpec(Section):
     def _sound(self) -> ModelSpec:
         if len(self.levels) > self.priority_levels:
             raise ValueError(f"there are only {self.priority_levels} priority_levels")
+        if self.aging and self.priority_levels == 1:
+            raise ValueError("aging needs priority_levels of 2 or more; leave it out")
         for at, kind in enumerate(self.classes):
             if kind.priority > self.priority_levels:
                 raise ValueError(
@@ -175,7 +211,7 @@ class WorkloadSpec(Section):
     noise: Annotated[float, Field(ge=0, le=3)] = 0.0
     drift_per_s: Annotated[float, Field(ge=0, le=1000)] = 0.0
     wire: Ms = 0.0
-    warm_up: Ms = 2000.0
+    warm_up: Annotated[float, BeforeValidator(_ms), Field(le=HOUR_MS)] = 2000.0
     tenants: dict[str, Share] = Field(default_factory=dict)
     faults: tuple[FaultSpec, ...] = ()
 
@@ -186,6 +222,10 @@ class WorkloadSpec(Section):
             raise ValueError("models: name at least one")
         if len(set(names)) < len(names):
             raise ValueError("two models have one name")
+        if len(self.speeds) > self.executors:
+            raise ValueError(
+                f"speeds of {len(self.speeds)} executors, but executors: {self.executors}"
+            )
         for model in self.models:
             if any(not 0 <= at < self.executors for at in model.executors):
                 raise ValueError(f"{model.name}: executors are 0 to {self.executors - 1}")
@@ -226,7 +266,7 @@ def trace_times_ms(path: Path) -> tuple[float, ...]:
 
     times: list[float] = []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             for number, row in enumerate(csv.reader(file), 1):
                 if not row or not row[0].strip():
                     continue
@@ -247,6 +287,11 @@ def trace_times_ms(path: Path) -> tuple[float, ...]:
     if not times:
         raise wrong("no request in it")
     times.sort()
+    if times[-1] - times[0] > TRACE_SPAN_MAX_S:
+        raise wrong(
+            f"from the first request to the last one it is {times[-1] - times[0]:.3g} s, more than "
+            f"{TRACE_SPAN_MAX_S:g}; are the times in seconds?"
+        )
     return tuple((at - times[0]) * 1e3 for at in times)
 
 

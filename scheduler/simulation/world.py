@@ -67,7 +67,8 @@ def from_file(path: Path) -> World:
         with _naming("models", place, "latency", "profile"):
             latency = _latency(model.latency, directory)
         with _naming("models", place, "arrivals", "file"):
-            models.append(Model(latency, model.slo, _arrivals(model.arrivals, directory)))
+            arrivals = _arrivals(model.arrivals, directory)
+        models.append(Model(latency, model.slo, arrivals, model.max_batch_size))
     _check_objectives(spec, models, path)
     rates = [_per_s(model.arrivals) for model in models]
 
@@ -251,6 +252,9 @@ def _only_engine(spec: WorkloadSpec) -> tuple[str, ...]:
             "wire": spec.wire,
             "faults": spec.faults,
             "classes": any(model.classes for model in spec.models),
+            "levels": any(
+                level.slo or level.best_effort for m in spec.models for level in m.levels
+            ),
         }.items()
         if used
     ]

@@ -34,6 +34,7 @@ def sleeping(
         "joined",
         **times,
         max_batch_size=8,
+        instances=2,
         dynamic_batching=models.DynamicBatching((), 200_000),
     )
     models.sequence(repository)
@@ -67,8 +68,10 @@ def test_the_time_that_a_model_sleeps_is_found(sleeping: EmbeddedTriton, tmp_pat
 
 def test_a_table_for_people(sleeping: EmbeddedTriton, tmp_path: Path) -> None:
     arguments = ("--sizes", "1,4", "--repeats", "3", "--save", str(tmp_path / "p.json"))
-    result = profile(sleeping, "sleeping", *arguments)
+    plot = tmp_path / "p.png"
+    result = profile(sleeping, "sleeping", *arguments, "--plot", str(plot))
     assert result.exit_code == 0, result.output
+    assert plot.read_bytes().startswith(b"\x89PNG")
     assert "MEDIAN MS" in result.output
     assert "l(b) = " in result.output
     assert f"written: {tmp_path / 'p.json'}" in result.output
@@ -84,7 +87,11 @@ def test_a_table_for_people(sleeping: EmbeddedTriton, tmp_path: Path) -> None:
         (["sleeping", "--sizes", "a"], 2, "not of the form"),
         (["sleeping", "--shape", "INPUT0=4"], 1, "has dims [16], not [4]"),
         (["sleeping", "--shape", "16"], 2, "not of the form"),
-        (["joined", "--in-flight", "4", "--sizes", "1,4"], 1, "a batcher joined them"),
+        (["joined", "--sizes", "1,4"], 1, "a batcher joined them"),
+        (["sleeping", "--in-flight", "3"], 2, "above the model's instances, 2"),
+        (["sleeping", "--seed", "-1"], 2, "--seed"),
+        (["sleeping", "--plot", "p.jpg"], 2, "ends in .svg or .png"),
+        (["sleeping", "--plot", "nowhere/p.svg"], 2, "no directory nowhere"),
     ],
 )
 def test_what_cannot_be_measured_says_why(
@@ -95,6 +102,12 @@ def test_what_cannot_be_measured_says_why(
     assert result.exit_code == status, result.output
     assert message in result.output.replace("\n", " ")
     assert not (tmp_path / "p.json").exists()
+
+
+def test_a_broken_archive_is_said(sleeping: EmbeddedTriton, tmp_path: Path) -> None:
+    (tmp_path / "i.npz").write_bytes(b"PK\x03\x04 no archive")
+    result = profile(sleeping, "sleeping", "--inputs", str(tmp_path / "i.npz"))
+    assert (result.exit_code, "no inputs that can be read" in result.output) == (1, True)
 
 
 def test_a_batch_that_fails_is_said(sleeping: EmbeddedTriton, tmp_path: Path) -> None:

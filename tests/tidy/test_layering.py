@@ -37,8 +37,8 @@ SCHEDULER: dict[str, set[str]] = {
     "profiling": {"_native", "backends", "config", "memory", "plots"},
     "supervisor": {"_native", "backends", "config", "control", "telemetry", "v1"},
     "cli": {
-        *("backends", "config", "control", "memory", "profiling", "simulation", "supervisor"),
-        *("telemetry", "v1"),
+        *("backends", "config", "control", "memory", "plots", "profiling", "simulation"),
+        *("supervisor", "telemetry", "v1"),
     },
 }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.config import Batching, ConfigError, Settings, load_settings
+from scheduler.config import Batching, ConfigError, Settings, ignored_profiles, load_settings
 from scheduler.config.profile import save_profile
 from scheduler.control.cold.regions import Regions
 from scheduler.control.desired import DesiredState, batching_message
@@ -184,6 +184,21 @@ def profiled(tmp_path: Path, keys: str, name: str = "m") -> str:
     return ""
 
 
+def test_profiles_that_will_be_ignored_are_told(tmp_path: Path) -> None:
+    (tmp_path / "cut.json").write_text('{"format": ')
+    save_profile(profile_of({1: 6.0}, name="other"), tmp_path / "other.json")
+    save_profile(profile_of({1: 6.0}, name="d"), tmp_path / "d.json")
+    names = {"a": "none.json", "b": "cut.json", "c": "other.json", "d": "d.json"}
+    text = "".join(f"  {name}: {{profile: {tmp_path}/{file}}}\n" for name, file in names.items())
+    (tmp_path / "infersched.yaml").write_text(f"models:\n{text}")
+    read = load_settings(tmp_path / "infersched.yaml", environment={})
+    told = [str(each) for each in ignored_profiles(read)]
+    assert len(told) == 3
+    assert told[0].startswith(f"models.a.profile ({tmp_path}/infersched.yaml:2): cannot read ")
+    assert "cut.json is no profile: " in told[1]
+    assert told[2].endswith("other.json is of model other: it is ignored")
+
+
 def test_an_objective_below_the_measured_floor_is_refused(tmp_path: Path) -> None:
     assert profiled(tmp_path, "slo: 6ms") == (
         "models.m.slo (infersched.yaml:2): 6ms is below the 6 ms that a lone request takes at the "
@@ -221,6 +236,7 @@ def test_a_profile_is_of_one_model(tmp_path: Path) -> None:
         ("metadata_key: grpc-timeout", "belongs to the transport"),
         ("metadata_key: ''", "the name of a request header is empty"),
         ("metadata_key: x-tenant-bin", "is binary"),
+        ("metadata_key: X Tenant", "'x tenant' can be no name of a request header"),
         ("metadata_key: x, weights: {gold: 0}", "tenants.weights.gold"),
         ("metadata_key: x, weights: {gold: -1}", "-1 is no weight"),
         ("metadata_key: x, weights: {'': 1}", "tenants.weights"),

@@ -158,9 +158,47 @@ def test_a_picture_needs_nothing_else(runner: CliRunner, tmp_path: Path, name: s
     assert "href=" not in text
 
 
+def test_a_picture_of_pixels(runner: CliRunner, tmp_path: Path) -> None:
+    assert simulate(runner, "A", "--load", "0.1,1", "--plot", "plot.png").exit_code == 0
+    data = (tmp_path / "plot.png").read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    assert data.endswith(b"IEND\xaeB`\x82")
+
+
+def test_no_policy_has_larger_batches_than_the_model(runner: CliRunner, tmp_path: Path) -> None:
+    (tmp_path / "w.yaml").write_text(
+        "executors: 2\nmodels: [{name: a, max_batch_size: 3, slo: 40ms, "
+        "latency: {alpha: 1ms, beta: 5ms}, arrivals: {kind: poisson, rate: 2000}}]"
+    )
+    chosen = [argument for name in POLICIES for argument in ("--policy", name)]
+    for point in as_json(runner, "w.yaml", *chosen, "--load", "1")["points"]:
+        assert 1 <= point["mean_batch"] <= 3, point["policy"]
+
+
+def test_the_end_of_a_run_is_no_outage(runner: CliRunner) -> None:
+    """What came after the last counted request is open when the run ends."""
+    for policy in ("infersched", "just_enough"):
+        found = as_json(runner, "J", "--policy", policy, "--load", "0.3")
+        steps = found["over_time"]["policies"][policy]
+        assert min(s["in_time"] / s["offered"] for s in steps if s["offered"]) > 0.8, policy
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        (("rate: 100, shape", "rate: 100, on: 1s, shape"), "on does nothing with kind: gamma"),
+        (("rate: 100", "rate: 1e-12"), "1e-12/s is no load"),
+        (("on: 100ms", "on: 1ns"), "models[1].arrivals.on"),
+        (("noise: 0.05", "speeds: [1, 2, 3]"), "speeds of 3 executors, but executors: 2"),
+        (("warm_up: 100ms", "warm_up: 1000h"), "warm_up"),
+        (("slo: 100ms", "slo: 100ms\n    aging: 1s"), "aging needs"),
+        (
+            (
+                "priority_levels: 2",
+                "priority_levels: 2\n    levels: [{slo: 1s, best_effort: true}]",
+            ),
+            "best_effort has neither",
+        ),
         (("slo: 40ms", "slo: 40"), "models[0].slo"),
         (("slo: 40ms", "slo: 0s"), "models[0].slo"),
         (("noise", "nois"), "did you mean noise"),
@@ -227,7 +265,17 @@ def test_a_trace_that_ends_with_the_warm_up_is_no_perfect_run(
     assert "at load 2 nothing arrives after the warm_up of 2 s" in result.output
 
 
-@pytest.mark.parametrize("text", ["", "time\n", "1\nsoon\n", "1\nnan\n"])
+def test_a_trace_may_begin_with_a_byte_order_mark(runner: CliRunner, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbf0\n1\n2\n")
+    (tmp_path / "w.yaml").write_text(
+        "warm_up: 0ms\nmodels: [{name: a, latency: {alpha: 1ms}, slo: 9ms, "
+        "arrivals: {kind: trace, file: t.csv}}]"
+    )
+    (point,) = as_json(runner, "w.yaml", "--load", "1")["points"]
+    assert point["models"][0]["offered"] == 3
+
+
+@pytest.mark.parametrize("text", ["", "time\n", "1\nsoon\n", "1\nnan\n", "0\n1e9\n"])
 def test_a_bad_trace_exits_2(runner: CliRunner, tmp_path: Path, text: str) -> None:
     arrivals = ("{kind: gamma, rate: 100, shape: 0.5}", "{kind: trace, file: t.csv}")
     (tmp_path / "w.yaml").write_text(FILE.replace(*arrivals))
@@ -248,7 +296,8 @@ def test_a_bad_trace_exits_2(runner: CliRunner, tmp_path: Path, text: str) -> No
         ["A", "--rate", "1e9"],
         ["A", "--noise", "-1"],
         ["A", "--requests", "1"],
-        ["A", "--plot", "picture.png"],
+        ["A", "--plot", "picture.jpg"],
+        ["A", "--plot", "nowhere/picture.svg"],
     ],
     ids=" ".join,
 )
@@ -266,3 +315,8 @@ def test_reference_policies_refuse_what_they_know_nothing_of(
     assert result.exit_code == 2
     assert "faults" in result.output
     assert "classes" in result.output
+    levels = (
+        "executors: 1\nmodels: [{name: a, latency: {alpha: 1ms}, slo: 9ms, priority_levels: 2, "
+    )
+    (tmp_path / "w.yaml").write_text(levels + "levels: [{slo: 5ms}], arrivals: {rate: 9}}]")
+    assert "levels" in simulate(runner, "w.yaml", "--policy", "symphony").output

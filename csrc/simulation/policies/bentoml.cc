@@ -187,7 +187,7 @@ bool Bentoml::cancels_head(const Cluster& cluster, std::uint32_t model) const {
 bool Bentoml::waits(const Cluster& cluster, std::uint32_t model) const {
     const Dispatcher& dispatcher = dispatchers_[model];
     const std::size_t n = dispatcher.queue.size();
-    if (n >= kRowsMax) return false;
+    if (n >= std::min(kRowsMax, cluster.latency(model).rows_max())) return false;
     const Nanos newest = dispatcher.queue.deadline(n - 1) - cluster.objective_ns(model);
     const double waited = static_cast<double>(cluster.now() - newest + kTickNs);
     const double cost = static_cast<double>(n) * (waited + dispatcher.learned.slope_ns());
@@ -196,7 +196,7 @@ bool Bentoml::waits(const Cluster& cluster, std::uint32_t model) const {
 
 void Bentoml::send(Cluster& cluster, std::uint32_t model) {
     Waiting& queue = dispatchers_[model].queue;
-    const std::size_t rows = std::min(queue.size(), kRowsMax);
+    const std::size_t rows = std::min({queue.size(), kRowsMax, cluster.latency(model).rows_max()});
     const std::size_t from = queue.size() - rows;
     const std::uint32_t executor = cluster.first_idle(model);
     oldest_arrived_ns_[executor] = queue.deadline(from) - cluster.objective_ns(model);

@@ -155,7 +155,8 @@ Clockwork::Choice Clockwork::largest(Cluster& cluster, std::uint32_t model, Nano
     while (!queue.empty() && start + alone > queue.deadline(0)) queue.drop_front(cluster);
     Choice found;
     std::size_t from = 0;
-    for (std::size_t i = 0; i < kSizes.size(); ++i) {
+    const std::size_t rows_max = cluster.latency(model).rows_max();
+    for (std::size_t i = 0; i < kSizes.size() && kSizes[i] <= rows_max; ++i) {
         const Nanos estimate = estimates_[model][i].value();
         while (from < queue.size() && start + estimate > queue.deadline(from)) ++from;
         if (queue.size() - from < kSizes[i]) break;

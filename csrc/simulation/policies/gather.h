@@ -22,7 +22,7 @@ struct Gathering {
     void gather(Cluster& cluster, const Latency& latency, std::size_t target) {
         const Nanos now = cluster.now();
         while (older < waiting.size()) {
-            const std::size_t fresh = std::min(waiting.size() - older, Latency::kRowsMax);
+            const std::size_t fresh = std::min(waiting.size() - older, latency.rows_max());
             if (now + latency.at(fresh) <= waiting.deadline(older)) break;
             ++older;
         }
@@ -36,7 +36,7 @@ struct Gathering {
         deadline_ns = kNever;
         if (rows == 0) return;
         deadline_ns = waiting.deadline(0);
-        const std::size_t limit = std::min(waiting.size(), Latency::kRowsMax - 1);
+        const std::size_t limit = std::min(waiting.size(), latency.rows_max());
         while (rows < limit && now + latency.at(rows + 1) <= deadline_ns) ++rows;
     }
 

@@ -107,7 +107,7 @@ NexusPlan Packing::merged(const NexusPlan& into, const NexusPlan& other) const {
     double busy = 0;
     for (NexusShare& share : both.shares) {
         const double rows = std::ceil(both.cycle_ns * share.rate_per_ns);
-        const auto limit = static_cast<double>(Latency::kRowsMax);
+        const auto limit = static_cast<double>(cluster_.latency(share.model).rows_max());
         share.rows = static_cast<std::size_t>(std::clamp(rows, 1.0, limit));
         busy += holds_ns(share.model, share.rows);
     }

@@ -39,9 +39,13 @@ class RayServe : public Policy {
     static Nanos oldest_ns(const Cluster& cluster, const Replica& replica) {
         return cluster.request(replica.queue.front()).arrived_ns;
     }
+    static std::size_t rows_max(const Cluster& cluster, const Replica& replica) {
+        const std::uint32_t model = cluster.request(replica.queue.front()).model;
+        return std::min(kRowsMax, cluster.latency(model).rows_max());
+    }
     // When the batch of a replica, not empty, may go.
     static Nanos ready_ns(const Cluster& cluster, const Replica& replica) {
-        const bool full = replica.queue.size() >= kRowsMax;
+        const bool full = replica.queue.size() >= rows_max(cluster, replica);
         return oldest_ns(cluster, replica) + (full ? 0 : kWaitNs);
     }
     void serve(Cluster& cluster, std::uint32_t executor);
@@ -115,7 +119,7 @@ void RayServe::serve(Cluster& cluster, std::uint32_t executor) {
         chosen_model = model;
     }
     if (chosen == nullptr) return;
-    chosen->running = std::min(chosen->queue.size(), kRowsMax);
+    chosen->running = std::min(chosen->queue.size(), rows_max(cluster, *chosen));
     cluster.dispatch(executor, chosen_model, chosen->queue.take(cluster, 0, chosen->running));
 }
 

@@ -21,8 +21,9 @@ class Static : public Policy {
     void begin(Cluster& cluster) override {
         settings_.resize(cluster.models(), settings_.front());
         queues_.resize(cluster.models());
-        for (StaticSettings& model : settings_) {
-            const auto limit = static_cast<std::uint32_t>(Latency::kRowsMax);
+        for (std::uint32_t m = 0; m < cluster.models(); ++m) {
+            StaticSettings& model = settings_[m];
+            const auto limit = static_cast<std::uint32_t>(cluster.latency(m).rows_max());
             model.rows_max = std::clamp(model.rows_max, 1u, limit);
             if (model.rows_preferred == 0) model.rows_preferred = model.rows_max;
             model.rows_preferred = std::min(model.rows_preferred, model.rows_max);

@@ -19,7 +19,9 @@ class Symphony : public Deferred {
     }
     Nanos ready_ns(const Cluster& cluster, std::uint32_t model) const override {
         const Gathering& next = models_[model].next;
-        return next.deadline_ns - cluster.latency(model).at(next.rows + 1) - kMarginNs;
+        const Latency& latency = cluster.latency(model);
+        if (next.rows >= latency.rows_max()) return cluster.now();
+        return next.deadline_ns - latency.at(next.rows + 1) - kMarginNs;
     }
 };
 
