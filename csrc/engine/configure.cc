@@ -3,8 +3,8 @@
 #include <cmath>
 #include <utility>
 
+#include "engine/batching/load_rules.h"
 #include "engine/core.h"
-#include "engine/load_rules.h"
 
 namespace infersched::engine {
 namespace {

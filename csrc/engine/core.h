@@ -1,21 +1,16 @@
 // The state of the engine and the steps that change it; engine.h is its public face.
 //
-//     admission.cc   submit, cancel, expiry: how requests come and go
-//     feasibility.cc what admission foresees; retry_times.cc: when what is refused may come again
-//     grouping.cc    where a request waits, when its group is ready; aging.cc: for too long
-//     sequences.cc   requests of a sequence: their order and their backend
-//     triton_*.cc    models whose requests are batched as Triton's batcher does
-//     dispatch.cc    which batch goes where; configure.cc: policies, placements, backends
-//     load_aware.cc  batches formed by learned latency; latency_sharing.cc: of which backends
-//     targets.cc     how large they should be; reserve.cc: executors that slow models leave to
-//     others executors.cc   models that share executors; class_shares.cc: fairness of models
-//     blocking.cc    how long low levels may hold executors
-//     replies.cc     what a reply or a failure means for the members
-//     retries.cc     fixed groups that are sent again, bisecting, suspects
-//     device_limits.cc how large batches may be for the memory of devices
-//     memory_retries.cc what ran out of memory; memory_holds.cc: devices held free for it
-//     ledger.cc      counters; statistics.cc: what ModelStatistics shows
-//     *persist.cc    save and load; invariants.cc: the truths that must hold
+//     admission/   submit, cancel, expiry; what is foreseen, what is refused, and when it may
+//                  come again; class_shares.cc: fairness of models
+//     queues/      where a request waits, in which order, and when its group is ready; sequences,
+//                  tenants, priorities, aging
+//     batching/    how large batches should be (targets.cc), which are formed (load_aware.cc), and
+//                  for how long low levels may hold an executor (blocking.cc)
+//     triton/      models whose requests are batched as Triton's batcher does
+//     execution/   backends and executors, which batch goes where, what replies and failures mean
+//     latency/     how long batches take;  memory/  what they need of a device, and what there is
+//     configure.cc policies, placements, backends; ledger.cc: counters; persist.cc: save and load
+//     invariants.cc the truths that must hold
 #pragma once
 
 #include <cstdint>
@@ -23,20 +18,20 @@
 #include <unordered_map>
 #include <vector>
 
-#include "engine/arrival.h"
-#include "engine/batch_former.h"
+#include "engine/admission/arrival.h"
+#include "engine/admission/lookahead.h"
+#include "engine/batching/batch_former.h"
 #include "engine/core_limits.h"
 #include "engine/engine.h"
-#include "engine/executors.h"
+#include "engine/execution/executors.h"
+#include "engine/execution/placements.h"
 #include "engine/fetch_ahead.h"
-#include "engine/lookahead.h"
-#include "engine/memory_ledger.h"
+#include "engine/memory/ledger.h"
 #include "engine/model_state.h"
-#include "engine/placements.h"
-#include "engine/queue.h"
+#include "engine/queues/queue.h"
 #include "engine/records.h"
 #include "engine/timer_heap.h"
-#include "engine/triton_queue.h"
+#include "engine/triton/queue.h"
 
 namespace infersched::engine {
 
@@ -44,7 +39,7 @@ class Core {
   public:
     explicit Core(CountersPage* page);
 
-    // admission.cc
+    // admission/admission.cc
     Admission submit(const Request& request, Nanos now);
     void cancel(RequestHandle handle, Nanos now);
     void fail_all(Reason reason, Nanos now);
@@ -57,7 +52,7 @@ class Core {
     void set_tenants(const std::vector<double>& weights);
     bool draining = false;
 
-    // replies.cc
+    // execution/replies.cc
     void complete(BatchHandle handle, Nanos now);
     void dispatch_failed(BatchHandle handle, FailureKind kind, StatusCode code, Nanos now);
 
@@ -73,7 +68,7 @@ class Core {
                        Nanos mean_ns, std::uint64_t count);
     LatencyStatus latency_status(std::uint32_t index, std::uint32_t backend) const;
 
-    // device_limits.cc
+    // memory/device_limits.cc
     void set_device(std::uint32_t device, const DeviceMemory& memory, Nanos now);
     bool prime_memory(std::uint32_t model, std::uint32_t device, double base_bytes,
                       double bytes_per_row, std::uint32_t rows_high, bool fixed);
@@ -86,7 +81,7 @@ class Core {
     std::vector<BatchMember> members;
 
   private:
-    // admission.cc
+    // admission/admission.cc
     Arrival arrival_of(const ModelState& model, const Request& request, Nanos now) const;
     Reason refusal(const ModelState& model, const Request& request, Nanos deadline, Nanos now);
     Admission refuse(ModelState& model, std::uint32_t index, Reason reason);
@@ -97,7 +92,7 @@ class Core {
     void mark_dirty(std::uint32_t model);
     void emit_wake(Nanos now);
 
-    // feasibility.cc; retry_times.cc: retry_full, retry_late
+    // admission/feasibility.cc; admission/retry_times.cc: retry_full, retry_late
     Backlog* backlog_of(const ModelState& model);
     void count_in(ModelState& model, Group& group, std::uint32_t slot, Nanos now);
     void count_rows_out(Group& group, const RequestRecord& request, std::uint32_t rows);
@@ -123,7 +118,7 @@ class Core {
     Nanos retry_late(const ModelState& model, const Arrival& arrival, std::uint32_t rows, Nanos end,
                      Nanos now) const;
 
-    // tenancy.cc
+    // queues/tenancy.cc
     FairShares* shares_of(const ModelState& model);
     double weight_of(std::uint32_t tenant) const;
     void weigh(ModelState& model, const Request& request, Arrival& arrival, Nanos now);
@@ -131,7 +126,7 @@ class Core {
                              Nanos now);
     void charge_batch(const ModelState& model, const BatchRecord& batch);
 
-    // grouping.cc
+    // queues/grouping.cc
     void enqueue(ModelState& model, std::uint32_t slot, Nanos now);
     void list_queued(ModelState& model, std::uint32_t slot);
     void join_group(ModelState& model, std::uint32_t slot, Nanos now);
@@ -149,12 +144,12 @@ class Core {
     void ripen(ModelState& model, Nanos now);
     bool merges(const ModelState& model, const Group& group, Nanos now) const;
 
-    // aging.cc
+    // queues/aging.cc
     void age(ModelState& model, Nanos now);
     void make_first(ModelState& model, std::uint32_t slot, Nanos now);
     Nanos aging_moment(const ModelState& model, Nanos now) const;
 
-    // sequences.cc
+    // queues/sequences.cc
     bool known_sequence(const ModelState& model, const Request& request) const;
     void join_sequence(std::uint32_t slot, const Request& request, Nanos now);
     void sequence_sent(std::uint32_t batch, PlacementState& placement, Nanos now);
@@ -174,7 +169,7 @@ class Core {
     void forget_all(ModelState& model, Nanos now);
     void forget(std::uint32_t sequence);
 
-    // dispatch.cc
+    // execution/dispatch.cc
     bool usable(const PlacementState& placement) const;
     bool slot_free(const PlacementState& placement) const;
     Nanos stage_moment(const ModelState& model, const PlacementState& placement) const;
@@ -201,7 +196,7 @@ class Core {
     void send(ModelState& model, std::uint32_t batch, PlacementState& placement, Nanos now);
     Nanos next_moment(ModelState& model, Nanos now);
 
-    // load_aware.cc, latency_sharing.cc
+    // batching/load_aware.cc, latency/sharing.cc
     bool planned(const ModelState& model, const Group& group) const;
     std::uint32_t lead_rows(const ModelState& model, const Group& group, std::uint32_t slot) const;
     std::uint32_t rows_cap(const ModelState& model, const Group& group, std::uint32_t lead,
@@ -227,13 +222,13 @@ class Core {
     const LatencyModel& planning_latency(const ModelState& model, const Group& group) const;
     void learn_latency(ModelState& model, PlacementState& place, std::uint32_t rows, Nanos ran_ns);
 
-    // targets.cc
+    // batching/targets.cc
     void meter(ModelState& model, const Request& request, const Arrival& arrival, Nanos now);
     void run_ticks(Nanos now);
     void tick(std::uint32_t component, Nanos now);
     void retarget(Component& component);
 
-    // class_shares.cc
+    // admission/class_shares.cc
     ClassShare* class_share(ModelState& model, std::uint32_t level);
     std::uint32_t served_level(ModelState& model, const Arrival& arrival);
     void yield_levels(Component& component);
@@ -243,14 +238,14 @@ class Core {
     void set_target(std::uint32_t model, std::uint32_t group, std::uint32_t target,
                     Nanos gather_ns);
 
-    // blocking.cc
+    // batching/blocking.cc
     template <class Visit>
     void each_metered_level(const Component& component, const Visit& visit);
     void plan_levels(Component& component);
     bool yields(const ModelState& model, std::uint32_t queue_level) const;
     Nanos hold_limit(const ModelState& model, std::uint32_t queue_level, Nanos now) const;
 
-    // executors.cc
+    // execution/executors.cc
     std::uint32_t executor_of(std::uint32_t group);
     void arrange(Nanos now);
     std::uint32_t domain_of(std::vector<std::uint32_t> executors);
@@ -271,7 +266,7 @@ class Core {
     void serve(std::uint32_t component, Nanos now);
     bool serve_offer(const Offer& offer, Nanos now);
 
-    // triton_queueing.cc
+    // triton/queueing.cc
     bool triton_takes(const ModelState& model, const Request& request) const;
     std::uint32_t triton_level(const ModelState& model, std::uint64_t priority) const;
     bool triton_full(const ModelState& model, const Request& request) const;
@@ -282,7 +277,7 @@ class Core {
     void rebuild_levels(ModelState& model, Nanos now);
     void rebuild_place(ModelState& model, std::uint32_t slot, Nanos now);
 
-    // triton_former.cc
+    // triton/former.cc
     struct TritonLook;
     bool triton_joins(const ModelState& model, const BatchRecord* open,
                       const std::vector<std::uint32_t>& pending,
@@ -299,7 +294,7 @@ class Core {
     void run_triton(ModelState& model, Nanos now);
     Nanos triton_moment(const ModelState& model, Nanos now) const;
 
-    // replies.cc
+    // execution/replies.cc
     void leave_placement(std::uint32_t batch, Nanos now);
     void promote(PlacementState& placement, Nanos now);
     void start_first(const Executor& executor, Nanos now);
@@ -314,7 +309,7 @@ class Core {
     void resolve_failure(ModelState& model, const BatchRecord& failed, FailureKind kind,
                          const Ending& ending, Nanos now);
 
-    // retries.cc
+    // execution/retries.cc
     void retry(ModelState& model, const BatchRecord& failed, std::size_t begin, std::size_t end,
                std::uint32_t tries);
     void retry_group(ModelState& model, const BatchRecord& failed,
@@ -359,7 +354,7 @@ class Core {
     void check_sequences() const;
     void check_group(const ModelState& model, const Group& group) const;
 
-    // device_limits.cc
+    // memory/device_limits.cc
     const MemoryLimit& memory_limit(const ModelState& model, double row_size) const;
     RowsAllowed rows_allowed(const ModelState& model, const Group& group) const;
     RowsAllowed rows_allowed(const ModelState& model, const Group& group,
@@ -369,14 +364,14 @@ class Core {
     bool short_of_memory(ModelState& model, const Request& request, float row_size,
                          Admission& refused, Nanos now);
     void publish_device(std::uint32_t device);
-    // memory_retries.cc
+    // memory/retries.cc
     void cut_sizes(ModelState& model, BatchRecord& failed);
     void retry_smaller(ModelState& model, const BatchRecord& failed, const Ending& ending,
                        Nanos now);
     void retry_alone(ModelState& model, const BatchRecord& failed, const Ending& ending, Nanos now);
     void refuse_memory(ModelState& model, const BatchRecord& failed, const Ending& ending,
                        Nanos now);
-    // memory_holds.cc
+    // memory/holds.cc
     void stand_in_line(std::uint32_t batch, Nanos now);
     bool take_hold(std::uint32_t batch, Nanos now);
     void end_hold(std::uint32_t batch, Nanos now);

@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "engine/memory_status.h"
+#include "engine/memory/status.h"
 
 namespace infersched::engine {
 
@@ -45,7 +45,7 @@ enum class Reason : std::uint8_t {
     kPriorityShed,   // of a priority that overload leaves no room for
     kTenantQuota,    // the tenant is over its share
     kDeviceMemory,   // fits no device, not even alone
-    kModelShare,     // of a model better off than those that miss beside it (class_shares.h)
+    kModelShare,  // of a model better off than those that miss beside it (admission/class_shares.h)
     kCount,
 };
 

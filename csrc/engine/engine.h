@@ -22,7 +22,7 @@
 #include "base/status.h"
 #include "base/time.h"
 #include "engine/counters.h"
-#include "engine/memory_status.h"
+#include "engine/memory/status.h"
 
 namespace infersched::engine {
 

@@ -4,7 +4,7 @@
 
 #include <cstddef>
 
-#include "engine/queue_order.h"
+#include "engine/queues/queue_order.h"
 #include "engine/records.h"
 #include "engine/timer_heap.h"
 

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "engine/core.h"
-#include "engine/priorities.h"
+#include "engine/queues/priorities.h"
 
 namespace infersched::engine {
 namespace {

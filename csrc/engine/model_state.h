@@ -6,14 +6,14 @@
 #include <unordered_map>
 #include <vector>
 
-#include "engine/class_shares.h"
+#include "engine/admission/class_shares.h"
 #include "engine/core_limits.h"
 #include "engine/engine.h"
-#include "engine/latency_model.h"
-#include "engine/placements.h"
-#include "engine/queue.h"
+#include "engine/execution/placements.h"
+#include "engine/latency/model.h"
+#include "engine/queues/queue.h"
 #include "engine/records.h"
-#include "engine/triton_queue.h"
+#include "engine/triton/queue.h"
 
 namespace infersched::engine {
 
@@ -104,7 +104,7 @@ struct ModelState {
     }
 };
 
-// What is known of the batches of one backend (latency_sharing.cc).
+// What is known of the batches of one backend (latency/sharing.cc).
 const LatencyModel& latency_of(const ModelState& model, const PlacementState& placement);
 void forget_latencies(ModelState& model);
 // Of the fastest backend; there must be one.

@@ -5,11 +5,11 @@
 #include <cstdint>
 #include <vector>
 
-#include "engine/backlog.h"
+#include "engine/admission/backlog.h"
 #include "engine/core_limits.h"
 #include "engine/engine.h"
-#include "engine/memory_taking.h"
-#include "engine/queue_order.h"
+#include "engine/memory/taking.h"
+#include "engine/queues/queue_order.h"
 #include "engine/slot_map.h"
 
 namespace infersched::engine {

@@ -203,7 +203,7 @@ struct Gateway::State {
     void reset_lingering(Nanos now);
     void leave_backend_stream(const BatchRecord& batch);
 
-    // dispatch.cc
+    // execution/dispatch.cc
     void carry_out_actions(Nanos now);
     void dispatch(const engine::Action& action, Nanos now);
     void dispatch_unsent(const engine::Action& action, Nanos now);

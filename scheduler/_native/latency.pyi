@@ -1,4 +1,4 @@
-"""Binding of the latency model (csrc/engine/latency_model.h says what things mean)."""
+"""Binding of the latency model (csrc/engine/latency/model.h says what things mean)."""
 
 from collections.abc import Iterable
 from typing import Final, NamedTuple

@@ -1,4 +1,4 @@
-"""The binding of csrc/engine/latency_model.h, for tests, benchmarks and profiles."""
+"""The binding of csrc/engine/latency/model.h, for tests, benchmarks and profiles."""
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -18,7 +18,7 @@ cdef extern from "engine/archive.h" namespace "infersched::engine" nogil:
         cbool complete()
 
 
-cdef extern from "engine/latency_model.h" namespace "infersched::engine" nogil:
+cdef extern from "engine/latency/model.h" namespace "infersched::engine" nogil:
     uint32_t kLatencyRowsMax
 
     cdef struct LatencyAccuracy:

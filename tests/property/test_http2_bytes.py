@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from scheduler._native import http2
-from tests.unit.http2_peers import (
+from tests.unit.http2.peers import (
     INFER,
     LIVE,
     PREFACE,

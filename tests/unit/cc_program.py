@@ -20,7 +20,7 @@ def build_program(
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    built = directory / name
+    built = directory / Path(name).name
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}"]
     flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"]
     sources = [HERE / f"{name}.cc", *(CSRC / source for source in rooms)]

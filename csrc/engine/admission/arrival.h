@@ -1,0 +1,31 @@
+// A request at its arrival: as admission sees it, and what it foresees of it.
+#pragma once
+
+#include <cstdint>
+
+#include "base/time.h"
+#include "engine/engine.h"
+#include "engine/queues/queue.h"
+
+namespace infersched::engine {
+
+struct Arrival {
+    Nanos at = 0;
+    Nanos deadline = kNever;
+    std::uint32_t level = 1;        // to be served at
+    std::uint32_t asked_level = 1;  // of its priority
+    std::uint32_t tenant = 0;
+    bool over_share = false;
+    GroupKey key;
+    std::uint32_t group = kNoSlot;  // kNoSlot: there is none yet
+    Nanos share_ns = 0;
+};
+
+struct Forecast {
+    Reason reason = Reason::kNone;
+    Nanos predicted_ns = 0;
+    Nanos budget_ns = 0;
+    Nanos retry_after_ns = 0;
+};
+
+}  // namespace infersched::engine

@@ -1,0 +1,108 @@
+// When a refused request may come again: a time after which it would be let in if nothing else came
+// until then. Unlike what admission foresees, which may hope, what is told here should hold.
+#include <algorithm>
+
+#include "engine/batching/load_rules.h"
+#include "engine/core.h"
+#include "engine/queues/priorities.h"
+
+namespace infersched::engine {
+namespace {
+
+constexpr Nanos kRetryMinNs = kMillisecond;
+constexpr Nanos kRetryMaxNs = 10 * kSecond;
+constexpr Nanos kBatchesTold = 1 << 20;
+
+// Those that the largest batch of a group may have.
+std::uint32_t rows_queued(const ModelState& model, std::uint32_t group) {
+    const std::uint64_t rows = model.groups[group].rows;
+    return static_cast<std::uint32_t>(
+        std::clamp<std::uint64_t>(rows, 1, std::max(model.rows_trusted, 1u)));
+}
+
+// By when all that is queued for the executors of a component, of a backlog level and those above
+// it, was started. Batches may come out smaller than they were counted: one more of them.
+Nanos drained_at(const Component& component, std::size_t level, Nanos now) {
+    const Backlog& backlog = component.backlog;
+    const Nanos queued =
+        component.levels ? backlog.queued_before(level, kNever, now) : backlog.queued();
+    const Nanos batch_ns = std::max<Nanos>(component.batch_ns, 1);
+    const Nanos batches = std::min<Nanos>(queued / batch_ns + (queued > 0 ? 2 : 0), kBatchesTold);
+    return backlog.free_at(static_cast<std::uint32_t>(batches), batch_ns, now);
+}
+
+}  // namespace
+
+// Of a request that finds no room in the queue. Where latencies are not known, the queue goes on to
+// drain as it did.
+Nanos Core::retry_full(const ModelState& model, const Request& request, const Arrival& arrival,
+                       Nanos now) const {
+    Nanos drain = 0;
+    const auto requests = static_cast<Nanos>(model.queued_requests);
+    if (__builtin_mul_overflow(model.drain_ns, requests, &drain)) drain = kNever;
+    drain = std::clamp(std::max(drain, model.batch_ns), kRetryMinNs, kRetryMaxNs);
+    const Group* group = arrival.group == kNoSlot ? nullptr : &model.groups[arrival.group];
+    const bool foreseen = model.reference != kNoSlot && model.component != kNoSlot && !rearrange_ &&
+                          model.policy.triton == nullptr && components_[model.component].slots > 0;
+    if (!foreseen || group == nullptr || group->work_ns == 0) return drain;
+    const Backlog& backlog = components_[model.component].backlog;
+    const LatencyModel& latency = reference_latency(model);
+    const Nanos drained = drained_at(components_[model.component], Backlog::kLevels - 1, now);
+    Nanos at = drained;
+    // The next batch makes room for one more request.
+    const bool next_batch = group->work_ns == backlog.queued() &&
+                            model.queued_requests == model.policy.queue_requests_max &&
+                            model.queued_bytes <= model.policy.queue_bytes_max &&
+                            request.bytes <= model.policy.queue_bytes_max - model.queued_bytes;
+    if (next_batch) {
+        const std::uint32_t rows = rows_queued(model, arrival.group);
+        at = backlog.free_at(0, 0, now);
+        // For which it may wait to fill.
+        if (rows < group->target) {
+            at = add_saturating(at, latency.expected(padded_rows(model.policy, rows)));
+        }
+    }
+    // There it must be in time, too.
+    if (arrival.deadline != kNever) {
+        const std::uint32_t rows = std::max(group->target, std::max(request.rows, 1u));
+        const Nanos end = add_saturating(drained, bound_ns(model.policy, latency, rows));
+        if (end - arrival.deadline > at - now) at = drained;
+    }
+    return std::clamp(at - now, kRetryMinNs, kRetryMaxNs);
+}
+
+// Of a request of `rows` rows foreseen to be done at `end`. As was found by a close look; otherwise
+// behind all that is queued.
+Nanos Core::retry_late(const ModelState& model, const Arrival& arrival, std::uint32_t rows,
+                       Nanos end, Nanos now) const {
+    const RefusedLook& refused = model.refused;
+    const Component& component = components_[model.component];
+    const std::uint32_t level = arrival.level << 1 | (arrival.over_share ? 1u : 0u);
+    const bool looked_at = refused.changes == component.backlog.changes() && now < refused.until &&
+                           refused.group == arrival.key && refused.level == level &&
+                           refused.rows == rows && refused.retry_at != kNever;
+    const Nanos budget_ns = arrival.deadline - now;
+    Nanos at = 0;
+    if (looked_at) {
+        at = add_saturating(refused.retry_at, std::max<Nanos>(refused.budget_ns - budget_ns, 0));
+    } else if (component.backlog.queued() > 0) {
+        // The executors may be busy with the last batches of it, large ones.
+        const LatencyModel& latency = reference_latency(model);
+        const std::uint32_t most = arrival.group == kNoSlot ? 1 : rows_queued(model, arrival.group);
+        const Nanos batch_ns =
+            std::max(component.batch_ns, latency.expected(padded_rows(model.policy, most)));
+        const Nanos slack_ns = budget_ns - latency.expected(padded_rows(model.policy, rows));
+        at = drained_at(component, backlog_level(level), now);
+        if (const Group* group = arrival.group == kNoSlot ? nullptr : &model.groups[arrival.group];
+            group != nullptr && group->work_ns == component.backlog.queued() && !component.levels) {
+            // What is still there at its deadline is given up.
+            at = std::clamp(group->order.back().deadline, now, at);
+        }
+        at = add_saturating(at, std::max<Nanos>(batch_ns - slack_ns, 0));
+    } else {
+        at = end - budget_ns;
+    }
+    return std::clamp(at - now, kRetryMinNs, kRetryMaxNs);
+}
+
+}  // namespace infersched::engine

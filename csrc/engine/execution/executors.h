@@ -1,0 +1,65 @@
+// What runs batches, and who competes for it.
+//
+// Placements of several models that name one executor group share an executor: one batch at a time.
+// A pool of a model that has such placements offers its most urgent work to its domain, the set of
+// executors that it may use; a free executor takes the most urgent offer of its domains. Domains
+// that have an executor in common make up a component, over which load is balanced. A model with
+// executors of its own is a component for itself and offers nothing.
+#pragma once
+
+#include <cstdint>
+#include <set>
+#include <vector>
+
+#include "engine/admission/backlog.h"
+#include "engine/batching/blocking.h"
+#include "engine/queues/fair_shares.h"
+#include "engine/queues/priority_cursor.h"
+#include "engine/queues/queue.h"
+
+namespace infersched::engine {
+
+inline constexpr std::uint32_t kNoExecutor = 0xffffffff;
+
+struct Executor {
+    std::uint32_t group = 0;         // Placement::executor_group
+    std::vector<std::uint32_t> out;  // batches of all models there; the first one runs
+    std::uint32_t component = kNoSlot;
+};
+
+struct Offer {
+    QueueKey key;
+    std::uint32_t model = 0;
+    std::uint32_t pin = kNoBackend;
+    bool operator<(const Offer& other) const {
+        if (key < other.key || other.key < key) return key < other.key;
+        return model != other.model ? model < other.model : pin < other.pin;
+    }
+};
+
+// Pools that may go to the same executors.
+struct Domain {
+    std::vector<std::uint32_t> executors;
+    std::uint32_t component = kNoSlot;
+    std::set<Offer> offers;
+};
+
+struct Component {
+    std::vector<std::uint32_t> domains;
+    std::uint32_t slots = 0;             // batches that can run at once
+    bool levels = false;                 // of different priority among its models
+    bool dirty = false;                  // an executor became free, or an offer changed
+    std::vector<std::uint32_t> metered;  // models whose arrivals are counted
+    Nanos tick_at = kNever;              // next control tick; kNever: no traffic
+    Backlog backlog;                     // what runs on its executors and waits for them
+    Holds holds;                         // made anew with every control tick
+    PriorityCursor cursor;
+    // The lowest of those that miss their part, for what yields to it; 0: none does.
+    std::uint32_t missing_level = 0;
+    FairShares shares;
+    Nanos batch_ns = 0;  // moving average of the time that its batches take
+    // Effort that close looks at what would be refused may take (admission/feasibility.cc).
+    std::int64_t look_credit = 0;
+};
+
+}  // namespace infersched::engine

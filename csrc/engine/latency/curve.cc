@@ -1,0 +1,129 @@
+// From what is known of sizes to a curve over all of them.
+//
+// The points are the sizes that were observed or primed. Between two of them the curve is straight,
+// outside it has the backbone's slope. Then it is raised where it would fall, or rise faster than
+// in proportion to rows: batches of more rows take longer and are more efficient. Sizes that are
+// well known for themselves keep their place below that proportion: there are models that pad
+// batches, to powers of two say, and take twice as long for one row more.
+#include <algorithm>
+#include <cmath>
+
+#include "engine/latency/state.h"
+
+namespace infersched::engine {
+namespace {
+
+// Observations of a size before its median counts.
+constexpr std::size_t kBacked = 5;
+// A median that is so many of its standard errors above the backbone differs from it. Below it, it
+// must be surer, and more so where there are fewer observations than kWellKnown.
+constexpr double kDiffers = 2.5;
+constexpr double kDiffersBelow = 3;
+// Observations of a size that say more of it than those of its neighbours.
+constexpr std::size_t kWellKnown = 16;
+// A median below the backbone is believed while the size was seen among so many last observations.
+constexpr std::uint64_t kFresh = 2000;
+// Two observations this far below the prior refute it: nothing runs faster than it can.
+constexpr double kRefuted = 0.7;
+// Observations are rounded to 24 bits, and the backbone has a little of its first guess.
+constexpr double kRounding = 1 + 1e-5;
+constexpr std::uint32_t kCurveMin = 32;
+constexpr std::size_t kPatienceMin = 4;
+
+// Of the median of `window` (of normal values), relative to it.
+double relative_error(const SortedWindow& window) {
+    const std::size_t count = window.size();
+    const double quartiles = window.at_rank(count * 3 / 4) - window.at_rank(count / 4);
+    return 1.2533 * quartiles / 1.349 / std::sqrt(static_cast<double>(count)) / window.median();
+}
+
+}  // namespace
+
+bool LatencySizeRecord::backed() const { return window.size() >= kBacked; }
+
+double LatencyModel::State::size_ns(const LatencySizeRecord& size,
+                                    const LatencyBackbone::Line& fit) const {
+    const std::size_t count = size.window.size();
+    if (count < kBacked) {
+        if (size.prior_ns == 0) return 0;
+        const double prior = size.prior_ns * std::exp(prior_log_shift);
+        if (count == 0) return prior;
+        const double median = size.window.median();
+        if (count >= 2 && median < kRefuted * prior) return median;
+        const double seen = static_cast<double>(count) / kBacked;
+        return prior + seen * (median - prior);
+    }
+    const double median = size.window.median();
+    const double fitted = fit.at(size.rows) * kRounding;
+    const double error = relative_error(size.window) * median;
+    if (median >= fitted) return median - fitted > kDiffers * error ? median : fitted;
+    const bool fresh = accuracy.observations - size.last_seen < kFresh;
+    const double doubt =
+        std::max(1.0, static_cast<double>(kWellKnown) / static_cast<double>(count));
+    return fresh && fitted - median > doubt * kDiffersBelow * error ? median : fitted;
+}
+
+void LatencyModel::State::refresh(double attainment) {
+    // A long curve is made anew less often: its cost stays a fraction of what observing costs.
+    const std::size_t patience = std::max({kPatienceMin, sizes.size() / 4, curve_ns.size() / 16});
+    if (stale || unseen >= patience) make_curve(attainment);
+}
+
+void LatencyModel::State::make_curve(double attainment) {
+    stale = false;
+    unseen = 0;
+    margin_factor = std::exp(margin.log_margin(attainment));
+    line = backbone.line();
+    const std::uint32_t known_to = std::max(rows_measured, sizes.empty() ? 0 : sizes.back().rows);
+    const std::uint32_t rows_wanted = std::max(known_to + known_to / 4, kCurveMin);
+    const std::uint32_t rows_top = std::min(rows_wanted, kLatencyRowsMax);
+    curve_ns.assign(rows_top + 1, 0);
+
+    std::uint32_t left = 0;  // the curve is done up to here
+    double left_ns = 0;
+    for (const LatencySizeRecord& size : sizes) {
+        const double ns = size_ns(size, line);
+        if (ns == 0 || size.rows > rows_top) continue;
+        double slope = 0;
+        if (left == 0) {
+            slope = std::min(line.alpha_ns, ns / size.rows);
+            left_ns = ns - slope * size.rows;
+        } else {
+            slope = (ns - left_ns) / (size.rows - left);
+        }
+        for (std::uint32_t b = left + 1; b < size.rows; ++b) {
+            curve_ns[b] = (left_ns + slope * (b - left)) * kRounding;
+        }
+        curve_ns[size.rows] = ns;
+        left = size.rows;
+        left_ns = ns;
+    }
+    tail_ns = line.alpha_ns;
+    if (left == 0) {
+        left_ns = line.beta_ns * kRounding;
+    } else {
+        tail_ns = std::min(tail_ns, left_ns / left);
+    }
+    const double tail_slope = tail_ns * kRounding;
+    for (std::uint32_t b = left + 1; b <= rows_top; ++b) {
+        curve_ns[b] = left_ns + tail_slope * (b - left);
+    }
+    for (std::uint32_t b = 1; b <= rows_top; ++b) {
+        curve_ns[b] = std::max(curve_ns[b], curve_ns[b - 1]);
+    }
+    auto known = sizes.rbegin();
+    for (std::uint32_t b = rows_top - 1; b >= 1; --b) {
+        while (known != sizes.rend() && known->rows > b) ++known;
+        const bool own = known != sizes.rend() && known->rows == b;
+        if (own && known->window.size() >= kWellKnown) continue;
+        curve_ns[b] = std::max(curve_ns[b], curve_ns[b + 1] * b / (b + 1));
+    }
+}
+
+double LatencyModel::State::expected_ns(std::uint32_t rows) const {
+    const std::size_t top = curve_ns.size() - 1;
+    if (rows <= top) return curve_ns[rows];
+    return curve_ns[top] + tail_ns * static_cast<double>(rows - top);
+}
+
+}  // namespace infersched::engine

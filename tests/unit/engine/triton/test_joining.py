@@ -1,0 +1,19 @@
+"""`batching: triton`: batches that waited longer than the delay join the one that is sent."""
+
+from __future__ import annotations
+
+from scheduler._native.engine import TritonBlock
+from tests.unit.engine.driver import MS, Driver
+
+
+def test_what_joins_a_batch_that_waits_for_an_instance_is_sent_from_its_first_row() -> None:
+    d = Driver([(0, 1, True)], rows_max=8, triton=TritonBlock(queue_delay_max_ns=2 * MS))
+    d.submit(0)
+    (first,) = d.after(4 * MS).step()
+    for user in range(1, 4):
+        d.submit(user, rows=3)
+        d.step()
+        d.after(MS // 2)
+    d.after(5 * MS).complete(first)
+    (batch,) = d.step()
+    assert [(m.user, m.row_begin, m.rows) for m in batch.members] == [(1, 0, 3), (2, 0, 3)]

@@ -1,0 +1,118 @@
+"""Replies of which a stream ends early: whether the backend is to blame, and rests for it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from scheduler._native import http2
+from scheduler._native.gateway import Gateway
+from scheduler.v1 import dataplane_pb2 as pb
+from tests.dataplane import identity_model
+from tests.unit.gateway.shell import Loop, Timer, Transport
+from tests.unit.http2.peers import INFER, ROUTES
+from tests.wire.calls import infer_request, rows
+
+pytestmark = pytest.mark.native
+
+ADDRESS = "backend:8001"
+CANCEL = 8
+DEADLINE_EXCEEDED, INTERNAL = 4, 13
+CALLS = 3
+TIMEOUT_NS = 500_000_000
+
+
+class World:
+    """A client and a backend that the test moves by hand."""
+
+    def __init__(self, loop: Loop, gateway: Gateway) -> None:
+        self.loop = loop
+        self.client_side = http2.ClientSession()
+        self.client = (self.client_side, Transport(), gateway.client_protocol())
+        self.backend_side = http2.ServerSession(ROUTES)
+        backend_protocol = gateway.backend_protocol(0, ADDRESS, lambda: None)
+        self.backend = (self.backend_side, Transport(), backend_protocol)
+        for _, transport, protocol in (self.client, self.backend):
+            protocol.connection_made(transport)
+        self.requests: list[int] = []
+        self.replies: list[http2.Event] = []
+
+    def turn(self) -> None:
+        for session, transport, protocol in (self.client, self.backend):
+            session.feed(transport.written)
+            transport.written = b""
+            for event in session.events():
+                if event.kind == "request":
+                    self.requests.append(event.stream)
+                elif event.kind == "reply":
+                    self.replies.append(event)
+            while data := session.pull(4096):
+                protocol.get_buffer(-1)[: len(data)] = data
+                protocol.buffer_updated(len(data))
+        for _ in range(4):
+            self.loop.run()
+
+    def call(self, timeout_ns: int | None = None) -> None:
+        self.client_side.call(INFER, infer_request(rows(1)).SerializeToString(), timeout_ns)
+
+    def until(self, happened: Callable[[], object]) -> None:
+        until = time.monotonic() + 60
+        while not happened():
+            assert time.monotonic() < until
+            self.turn()
+
+
+def made_world(model: pb.Model) -> Iterator[World]:
+    loop = Loop()
+    counters = os.memfd_create("counters")
+    gateway = Gateway(loop, Timer(), counters, lambda *_: None)
+    wanted = pb.Backend(index=0, address=ADDRESS, connections=1, state=pb.BACKEND_STATE_SERVING)
+    assert gateway.apply(pb.Apply(generation=1, models=[model], backends=[wanted])) == ""
+    world = World(loop, gateway)
+    for _ in range(4):
+        world.turn()
+    yield world
+    os.close(counters)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    yield from made_world(identity_model(cancellable=True))
+
+
+def assert_served_at_once(world: World) -> None:
+    """A backend that rests is asked nothing."""
+    before = len(world.requests)
+    world.call()
+    for _ in range(8):
+        world.turn()
+    assert len(world.requests) == before + 1
+
+
+def test_a_reply_that_we_reset_is_no_lost_call(world: World) -> None:
+    too_many = [(f"x-{i}", "v" * 1000) for i in range(70)]
+    for number in range(CALLS):
+        world.call()
+        world.until(lambda n=number: len(world.requests) == n + 1)
+        world.backend_side.answer(world.requests[-1], b"", headers=too_many)
+        world.until(lambda n=number: len(world.replies) == n + 1)
+    # Sent again, such a reply would come again.
+    assert len(world.requests) == CALLS
+    assert {reply.code for reply in world.replies} == {INTERNAL}
+    assert_served_at_once(world)
+
+
+def test_a_backend_that_resets_at_the_deadline_does_not_rest(world: World) -> None:
+    for number in range(CALLS):
+        deadline_ns = time.monotonic_ns() + TIMEOUT_NS
+        world.call(TIMEOUT_NS)
+        world.until(lambda n=number: len(world.requests) == n + 1)
+        while time.monotonic_ns() < deadline_ns:
+            pass
+        world.backend_side.reset(world.requests[-1], CANCEL)
+        world.until(lambda n=number: len(world.replies) == n + 1)
+    assert {reply.code for reply in world.replies} == {DEADLINE_EXCEEDED}
+    assert_served_at_once(world)
