@@ -11,7 +11,7 @@ int main() {
     policy.rows_max = 4;
     LatencyModel latency;
     Lookahead lookahead;
-    lookahead.start(kSecond, kNever);
+    lookahead.start(kSecond, kNever, 1);
     lookahead.add_executor(kNever);
     Lookahead::Group& group = lookahead.add_group();
     group.policy = &policy;
