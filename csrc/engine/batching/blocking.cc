@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "engine/core.h"
-#include "engine/queues/priorities.h"
 
 namespace infersched::engine {
 namespace {
@@ -49,11 +48,6 @@ double least_for_all(LevelLoad& load, double slots) {
 }
 
 }  // namespace
-
-std::size_t metered_level(std::uint32_t queue_level) {
-    if ((queue_level & kBestEffortBit << 1) != 0) return kMeteredLevels;
-    return std::min<std::size_t>(std::max(queue_level / 2, 1u) - 1, kMeteredLevels - 1);
-}
 
 // Visits the levels that the arrivals of every group are of: their rate and that of those above.
 template <class Visit>

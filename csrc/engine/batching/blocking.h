@@ -7,11 +7,13 @@
 // schedulability analysis: Baker, "Stack-based scheduling of realtime processes", 1991).
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
 
 #include "base/time.h"
+#include "engine/queues/priorities.h"
 
 namespace infersched::engine {
 
@@ -19,7 +21,10 @@ namespace infersched::engine {
 inline constexpr std::size_t kMeteredLevels = 8;
 
 // Of a RequestRecord::queue_level, from 0; kMeteredLevels: without an objective.
-std::size_t metered_level(std::uint32_t queue_level);
+inline std::size_t metered_level(std::uint32_t queue_level) {
+    if ((queue_level & kBestEffortBit << 1) != 0) return kMeteredLevels;
+    return std::min<std::size_t>(std::max(queue_level / 2, 1u) - 1, kMeteredLevels - 1);
+}
 
 // How the arrivals of a group spread over the levels.
 class LevelMix {
