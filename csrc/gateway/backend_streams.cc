@@ -120,8 +120,8 @@ void Gateway::State::take_stream_message(ConnectionId id, Connection* connection
         connections.mark_dirty(id, connection);
         backend_stream_ended(
             stream_id,
-            Status::error(StatusCode::kInternal, "malformed reply of the backend: " + error), false,
-            now);
+            Status::error(StatusCode::kInternal, "malformed reply of the backend: " + error),
+            CallEnd::kUnreadable, now);
         return;
     }
     const BatchId batch_id = parse_batch_id(reply.id);
@@ -163,9 +163,9 @@ void Gateway::State::stream_reply_arrived(BatchId id, BatchRecord* batch,
         end_client_stream(request->client_stream, &failed, now);
         return;
     }
-    message_scratch.reuse();
     kserve::write_stream_reply(reply, reply.id, request->prepared.whole_id(), &message_scratch);
     connection->server->send(client->stream, std::move(message_scratch), &client->answer);
+    message_scratch.reuse();  // what it refers to is not kept until the next reply
     connections.mark_dirty(client->connection, connection);
 }
 
@@ -224,7 +224,7 @@ void Gateway::State::pay_window(BackendStreamId id) {
 }
 
 // By the backend or with its connection: what had no reply yet may go elsewhere.
-void Gateway::State::backend_stream_ended(BackendStreamId id, Status status, bool nothing_ran,
+void Gateway::State::backend_stream_ended(BackendStreamId id, Status status, CallEnd end,
                                           Nanos now) {
     const BackendStream closed = std::move(*backend_streams.find(id));
     backend_streams.erase(id);
@@ -245,7 +245,6 @@ void Gateway::State::backend_stream_ended(BackendStreamId id, Status status, boo
             --connection->streamed_batches;
         close_batch(batch_id, found);
         if (batch.replies_sent == 0) {
-            const CallEnd end = nothing_ran ? CallEnd::kNothingRan : CallEnd::kUnreadable;
             reply_failed(batch, status, end, now);
             continue;
         }
@@ -286,8 +285,8 @@ void Gateway::State::reset_backend_stream(BackendStreamId id, Nanos now) {
         connection->client->cancel(stream->stream);
         connections.mark_dirty(stream->connection, connection);
     }
-    backend_stream_ended(id, Status::error(StatusCode::kCancelled, "the client is gone"), false,
-                         now);
+    backend_stream_ended(id, Status::error(StatusCode::kCancelled, "the client is gone"),
+                         CallEnd::kUnreadable, now);
 }
 
 // Those that ended by themselves leave the front of the list without more ado.

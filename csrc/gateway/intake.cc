@@ -101,7 +101,10 @@ void Gateway::State::take_backend_events(ConnectionId id, Connection* connection
             connection->probe = 0;  // any answer proves life
         } else if (const BackendStreamId stream = connection->streams.find(event.stream)) {
             note_stream_metadata(stream, &event.answer);
-            backend_stream_ended(stream, std::move(event.status), event.nothing_ran, now);
+            const CallEnd end = event.nothing_ran ? CallEnd::kNothingRan
+                                : event.lost      ? CallEnd::kLost
+                                                  : CallEnd::kUnreadable;
+            backend_stream_ended(stream, std::move(event.status), end, now);
         } else {
             take_reply(connection, &event, now);
         }

@@ -197,7 +197,7 @@ struct Gateway::State {
                                Nanos now);
     void pay_windows();
     void pay_window(BackendStreamId id);
-    void backend_stream_ended(BackendStreamId id, Status status, bool nothing_ran, Nanos now);
+    void backend_stream_ended(BackendStreamId id, Status status, CallEnd end, Nanos now);
     void let_go_backend_stream(BackendStreamId id, Nanos now);
     void reset_backend_stream(BackendStreamId id, Nanos now);
     void reset_lingering(Nanos now);

@@ -26,8 +26,7 @@ void ServerSession::State::receive_messages(Stream* stream, Span bytes, std::siz
         }
         if (stream->in.complete() && !message_complete(stream, bytes.size)) return;
     }
-    // With nothing in the owner's hands nobody would pay later: a message may exceed the window.
-    if (held_bytes == 0) pay(debt_bytes);
+    pay_unfinished();
     credit_partial(stream, config->stream_window_bytes);
 }
 

@@ -267,8 +267,7 @@ void ServerSession::State::receive_unary_data(Stream* stream, Span bytes, std::s
         refuse_framing(stream, error);
         return;
     }
-    // With nothing in the owner's hands nobody would pay later: a message may exceed the window.
-    if (held_bytes == 0) pay(debt_bytes);
+    pay_unfinished();
     stream->uncredited_bytes += received;
     if (stream->uncredited_bytes < config->stream_window_bytes / 4) return;
     if (is_paced(stream)) {

@@ -67,6 +67,12 @@ void ServerSession::State::pay(std::uint64_t bytes) {
     sendable = true;
 }
 
+// What is in the owner's hands is paid when it is released, which may take long. For what is not
+// complete yet nobody would pay later: a message may exceed the window.
+void ServerSession::State::pay_unfinished() {
+    if (debt_bytes > held_bytes) pay(debt_bytes - held_bytes);
+}
+
 void ServerSession::State::release_held(std::uint64_t bytes) {
     held_bytes -= std::min(bytes, held_bytes);
     // Whose they are matters little: all that are held soon leave.

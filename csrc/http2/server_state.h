@@ -47,6 +47,7 @@ class ServerSession::State : public SessionCore {
     // Pays back up to `bytes` of the connection window.
     void pay(std::uint64_t bytes);
     // A complete request of `bytes` is no longer held, or will be for long.
+    void pay_unfinished();
     void release_held(std::uint64_t bytes);
     // It will not be for long any more.
     void hold_again(std::uint64_t bytes);

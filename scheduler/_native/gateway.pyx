@@ -182,7 +182,8 @@ cdef class Gateway:
         if left_over or self.core.get().wants_turn():
             self.schedule_turn()
         self.tell_notices()
-        if not self.turn_scheduled:
+        # Who has read his share of the turn has more to bring.
+        if not self.turn_scheduled and not held:
             self.gather(started)
 
     # Whatever comes for any connection waits meanwhile: waking the loop is what this saves.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.dataplane import DataPlane, identity_model, wait_until
-from tests.wire.calls import Matrix, connected, error_info, infer_request, output
-from tests.wire.fake_triton import FakeTriton
+from tests.streams import FINAL, OpenStream
+from tests.wire.calls import Matrix, connected, error_info, infer_request, output, rows
+from tests.wire.fake_triton import FakeTriton, Message, Request
+from tests.wire.test_streams import decoupled_model
 
 FLOATS_A_MIB = 1 << 18
 HOST_BYTES_MAX = 64 << 20
@@ -91,3 +95,55 @@ def test_memory_stays_bounded_when_large_messages_pile_up(
         np.testing.assert_array_equal(
             output(stub.ModelInfer(infer_request(values), timeout=60)), values
         )
+
+
+class HeldStream:
+    """One reply of these bytes to a request of a decoupled model; the last one on release()."""
+
+    def __init__(self, fake: FakeTriton, reply_bytes: int = 0) -> None:
+        self._reply_bytes = reply_bytes
+        self._released = threading.Event()
+        self.release = self._released.set
+        fake.stream_behaviour = self._replies
+
+    def _replies(self, request: Request, context: object) -> Iterator[Message]:
+        reply = Message()
+        reply.infer_response.id = request.id
+        reply.infer_response.raw_output_contents.append(bytes(self._reply_bytes))
+        yield reply
+        self._released.wait(60)
+        last = Message()
+        last.infer_response.id = request.id
+        last.infer_response.parameters[FINAL].bool_param = True
+        yield last
+
+
+def test_a_large_request_does_not_wait_for_a_streamed_one_of_its_connection(
+    plane: DataPlane, fake: FakeTriton
+) -> None:
+    held = HeldStream(fake)
+    models = [decoupled_model(0), identity_model(1, "large", dims=(-1,))]
+    assert plane.apply(models, [fake.address]) == ""
+    values = random_rows(1, 24)
+    with connected(plane.address) as stub, OpenStream(stub) as stream:
+        stream.send(infer_request(rows(1), model="decoupled"))
+        stream.read()
+        answer = stub.ModelInfer(infer_request(values, model="large"), timeout=30)
+        np.testing.assert_array_equal(output(answer), values)
+        held.release()
+
+
+def test_a_large_streamed_reply_is_let_go_when_it_has_left(
+    plane: DataPlane, fake: FakeTriton
+) -> None:
+    large_bytes = 256 << 20
+    held = HeldStream(fake, large_bytes)
+    assert plane.apply([decoupled_model(0)], [fake.address]) == ""
+    process = psutil.Process(plane.process.pid)
+    before = process.memory_info().rss
+    with connected(plane.address) as stub, OpenStream(stub) as stream:
+        stream.send(infer_request(rows(1), model="decoupled"))
+        assert len(stream.read().infer_response.raw_output_contents[0]) == large_bytes
+        kept_max = KEPT_BYTES_MAX + SLACK_BYTES
+        wait_until(lambda: process.memory_info().rss - before < kept_max, "it is let go")
+        held.release()

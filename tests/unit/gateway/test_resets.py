@@ -13,42 +13,55 @@ from scheduler._native.gateway import Gateway
 from scheduler.v1 import dataplane_pb2 as pb
 from tests.dataplane import identity_model
 from tests.unit.gateway.shell import Loop, Timer, Transport
-from tests.unit.http2.peers import INFER, ROUTES
+from tests.unit.http2.peers import INFER, STREAM_INFER, STREAM_ROUTES
 from tests.wire.calls import infer_request, rows
 
 pytestmark = pytest.mark.native
 
-ADDRESS = "backend:8001"
-CANCEL = 8
+INTERNAL_ERROR, CANCEL = 2, 8
 DEADLINE_EXCEEDED, INTERNAL = 4, 13
 CALLS = 3
 TIMEOUT_NS = 500_000_000
 
 
-class World:
-    """A client and a backend that the test moves by hand."""
+def address(backend: int) -> str:
+    return f"backend-{backend}:8001"
 
-    def __init__(self, loop: Loop, gateway: Gateway) -> None:
+
+class World:
+    """A client and backends that the test moves by hand."""
+
+    def __init__(self, loop: Loop, gateway: Gateway, backends: int) -> None:
         self.loop = loop
         self.client_side = http2.ClientSession()
-        self.client = (self.client_side, Transport(), gateway.client_protocol())
-        self.backend_side = http2.ServerSession(ROUTES)
-        backend_protocol = gateway.backend_protocol(0, ADDRESS, lambda: None)
-        self.backend = (self.backend_side, Transport(), backend_protocol)
-        for _, transport, protocol in (self.client, self.backend):
+        self.backend_sides = [http2.ServerSession(STREAM_ROUTES) for _ in range(backends)]
+        protocols = [
+            gateway.client_protocol(),
+            *(gateway.backend_protocol(i, address(i), lambda: None) for i in range(backends)),
+        ]
+        sessions = (self.client_side, *self.backend_sides)
+        self.peers = [(s, Transport(), p) for s, p in zip(sessions, protocols, strict=True)]
+        for _, transport, protocol in self.peers:
             protocol.connection_made(transport)
         self.requests: list[int] = []
+        self.asked: list[http2.ServerSession] = []  # of each request
         self.replies: list[http2.Event] = []
 
+    @property
+    def backend_side(self) -> http2.ServerSession:
+        return self.asked[-1]
+
     def turn(self) -> None:
-        for session, transport, protocol in (self.client, self.backend):
+        for session, transport, protocol in self.peers:
             session.feed(transport.written)
             transport.written = b""
             for event in session.events():
-                if event.kind == "request":
+                if session is self.client_side:
+                    if event.kind in ("reply", "message"):
+                        self.replies.append(event)
+                elif event.kind in ("request", "message"):
                     self.requests.append(event.stream)
-                elif event.kind == "reply":
-                    self.replies.append(event)
+                    self.asked.append(session)
             while data := session.pull(4096):
                 protocol.get_buffer(-1)[: len(data)] = data
                 protocol.buffer_updated(len(data))
@@ -65,13 +78,17 @@ class World:
             self.turn()
 
 
-def made_world(model: pb.Model) -> Iterator[World]:
+def made_world(model: pb.Model, backends: int = 1) -> Iterator[World]:
     loop = Loop()
     counters = os.memfd_create("counters")
     gateway = Gateway(loop, Timer(), counters, lambda *_: None)
-    wanted = pb.Backend(index=0, address=ADDRESS, connections=1, state=pb.BACKEND_STATE_SERVING)
-    assert gateway.apply(pb.Apply(generation=1, models=[model], backends=[wanted])) == ""
-    world = World(loop, gateway)
+    serving = pb.BACKEND_STATE_SERVING
+    wanted = [
+        pb.Backend(index=i, address=address(i), connections=1, state=serving)
+        for i in range(backends)
+    ]
+    assert gateway.apply(pb.Apply(generation=1, models=[model], backends=wanted)) == ""
+    world = World(loop, gateway, backends)
     for _ in range(4):
         world.turn()
     yield world
@@ -81,6 +98,13 @@ def made_world(model: pb.Model) -> Iterator[World]:
 @pytest.fixture
 def world() -> Iterator[World]:
     yield from made_world(identity_model(cancellable=True))
+
+
+@pytest.fixture
+def streaming_world() -> Iterator[World]:
+    model = identity_model(merge=False, direct_max=8, backends=(0, 1))
+    model.decoupled = True
+    yield from made_world(model, backends=2)
 
 
 def assert_served_at_once(world: World) -> None:
@@ -116,3 +140,16 @@ def test_a_backend_that_resets_at_the_deadline_does_not_rest(world: World) -> No
         world.until(lambda n=number: len(world.replies) == n + 1)
     assert {reply.code for reply in world.replies} == {DEADLINE_EXCEEDED}
     assert_served_at_once(world)
+
+
+def test_a_streamed_request_that_a_backend_resets_before_it_replied_goes_to_another(
+    streaming_world: World,
+) -> None:
+    world = streaming_world
+    stream = world.client_side.open_stream(STREAM_INFER)
+    world.client_side.send(stream, infer_request(rows(1)).SerializeToString())
+    world.until(lambda: len(world.asked) == 1)
+    world.backend_side.reset(world.requests[-1], INTERNAL_ERROR)
+    world.until(lambda: len(world.asked) == 2 or world.replies)
+    assert world.replies == []
+    assert world.asked[0] is not world.asked[1]

@@ -17,6 +17,7 @@ from tests.unit.http2.peers import (
     http2_frame,
     refused,
     server,
+    streaming,
 )
 
 pytestmark = pytest.mark.native
@@ -200,9 +201,25 @@ def test_incomplete_messages_of_many_streams_do_not_lock_the_window() -> None:
     assert sorted(event.stream for event in events) == streams
 
 
-def test_a_held_request_stalls_a_large_message_until_released() -> None:
-    client = H2Client(server(connection_window_bytes=WINDOW))
+@pytest.mark.parametrize("on_stream", [False, True], ids=["call", "stream"])
+def test_a_large_message_does_not_wait_for_a_small_request_that_is_held(on_stream: bool) -> None:
+    client = H2Client(streaming(connection_window_bytes=WINDOW, stream_window_bytes=WINDOW))
     client.request(b"held")
+    (held,) = client.exchange()
+    message = bytes(range(256)) * (4 * WINDOW // 256)
+    stream = client.open(STREAM_INFER) if on_stream else client.open()
+    events = send_as_windows_open(client, stream, frame_message(message))
+    assert message in [event.message for event in events if event.stream == stream]
+    client.server.release(held.bytes)
+
+
+def test_held_requests_of_a_window_stall_a_large_message_until_released() -> None:
+    client = H2Client(server(connection_window_bytes=WINDOW))
+    first = client.open()
+    framed = frame_message(bytes(WINDOW - 2000))
+    for at in range(0, len(framed), 16_384):
+        client.h2.send_data(first, framed[at : at + 16_384])
+    client.h2.end_stream(first)
     (held,) = client.exchange()
     stream = client.open()
     framed = frame_message(bytes(2 * WINDOW))
