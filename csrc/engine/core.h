@@ -348,6 +348,7 @@ class Core {
     void restore_indexes();
     void restore_devices();
     void check_ledger() const;
+    void check_backlogs() const;
     void check_devices() const;
     void check_model(std::uint32_t index) const;
     void check_sequence(std::uint32_t index) const;

@@ -169,6 +169,21 @@ void Core::check_ledger() const {
     must(in_flight == requests_.size(), "requests in flight are those that are kept");
 }
 
+void Core::check_backlogs() const {
+    if (rearrange_) return;
+    std::vector<Backlog> running(components_.size());
+    for (std::uint32_t slot = 0; slot < batches_.slots(); ++slot) {
+        if (!batches_.live(slot) || batches_[slot].backend == kNoBackend) continue;
+        const BatchRecord& batch = batches_[slot];
+        const std::uint32_t component = models_[batch.model].component;
+        if (batch.started_at == kNever || component == kNoSlot) continue;
+        running[component].start(batch.ends_at, batch.reserve);
+    }
+    for (std::size_t i = 0; i < components_.size(); ++i) {
+        must(components_[i].backlog.runs_as(running[i]), "a backlog knows the batches that run");
+    }
+}
+
 void Core::check_devices() const {
     std::vector<std::uint64_t> reserved(memory_.devices().size());
     std::vector<std::uint64_t> inflight(reserved.size());
@@ -221,6 +236,7 @@ void Core::check_devices() const {
 
 void Core::check_invariants() const {
     check_ledger();
+    check_backlogs();
     check_devices();
     for (std::uint32_t index = 0; index < models_.size(); ++index) check_model(index);
     check_sequences();

@@ -77,9 +77,9 @@ Nanos Backlog::room(std::size_t level, Nanos horizon_ns, Nanos now) const {
     return least;
 }
 
-void Backlog::start(Nanos end, std::uint32_t reserve) {
+void Backlog::start(Nanos end, std::uint32_t reserve, Nanos overdue_at) {
     ++changes_;
-    if (reserve > 0) held_.push_back({end, reserve});
+    if (reserve > 0) held_.push_back({end, reserve, overdue_at});
     ends_.insert(std::upper_bound(ends_.begin(), ends_.end(), end), end);
 }
 
@@ -101,22 +101,59 @@ void Backlog::set_paused(const std::vector<Nanos>& until) {
     paused_ = until;
 }
 
+Nanos Backlog::free_beside(Nanos now) const {
+    if (ends_.size() + 1 < slots_) return now;
+    return ends_.empty() ? kNever : std::max(ends_.front(), now);
+}
+
+template <class Visit>
+void Backlog::each_reserve(std::uint32_t reserve, Visit visit) const {
+    while (reserve > 0) {
+        visit(reserve);
+        std::uint32_t next = 0;
+        for (const Held& held : held_) {
+            if (held.reserve < reserve) next = std::max(next, held.reserve);
+        }
+        reserve = next;
+    }
+}
+
 // Those that leave less run on executors that it leaves.
-std::uint32_t Backlog::places(std::uint32_t reserve) const {
-    const auto out = std::count_if(held_.begin(), held_.end(),
-                                   [&](const Held& held) { return held.reserve >= reserve; });
-    const std::uint32_t all = slots_ > reserve ? slots_ - reserve : 1;
-    return all - static_cast<std::uint32_t>(std::min<std::ptrdiff_t>(out, all));
+std::uint32_t Backlog::places(std::uint32_t reserve, Nanos now) const {
+    std::uint32_t least = slots_;
+    each_reserve(reserve, [&](std::uint32_t left) {
+        const auto out = std::count_if(held_.begin(), held_.end(), [&](const Held& held) {
+            return held.reserve >= left && held.overdue_at > now;
+        });
+        const std::uint32_t all = slots_beside(left);
+        const auto taken = static_cast<std::uint32_t>(std::min<std::ptrdiff_t>(out, all));
+        least = std::min(least, all - taken);
+    });
+    return least;
 }
 
 Nanos Backlog::place_at(std::uint32_t reserve, std::uint32_t batches, Nanos batch_ns,
                         Nanos now) const {
-    Backlog places;
-    places.set_slots(slots_ > reserve ? slots_ - reserve : 1);
-    for (const Held& held : held_) {
-        if (held.reserve >= reserve) places.start(held.end);
-    }
-    return places.free_at(batches, batch_ns, now);
+    Nanos latest = now;
+    each_reserve(reserve, [&](std::uint32_t left) {
+        Backlog places;
+        places.set_slots(slots_beside(left));
+        for (const Held& held : held_) {
+            if (held.reserve >= left) places.start(held.end);
+        }
+        latest = std::max(latest, places.free_at(batches, batch_ns, now));
+    });
+    return latest;
+}
+
+bool Backlog::runs_as(Backlog other) const {
+    other.set_paused(paused_);
+    const auto same = [](const Held& a, const Held& b) {
+        return a.end == b.end && a.reserve == b.reserve;
+    };
+    return ends_ == other.ends_ &&
+           std::is_permutation(held_.begin(), held_.end(), other.held_.begin(), other.held_.end(),
+                               same);
 }
 
 std::uint32_t Backlog::free_by(Nanos at) const {

@@ -44,12 +44,13 @@ class Backlog {
     Nanos queued() const { return queued_ns_; }
 
     // -- at the executors: running batches by when they are expected to end ----------------------
-    // `reserve`: executors that it has to leave to others (batching/reserve.h).
-    void start(Nanos end, std::uint32_t reserve = 0);
+    // `reserve`: executors that it has to leave to others (batching/reserve.h). From `overdue_at`
+    // on it hangs, and stands in the way of no other one of those.
+    void start(Nanos end, std::uint32_t reserve = 0, Nanos overdue_at = kNever);
     void end(Nanos end, std::uint32_t reserve = 0);
     // How many more batches may be run that leave so many executors, and when one is behind
     // `batches` others of the kind.
-    std::uint32_t places(std::uint32_t reserve) const;
+    std::uint32_t places(std::uint32_t reserve, Nanos now) const;
     Nanos place_at(std::uint32_t reserve, std::uint32_t batches, Nanos batch_ns, Nanos now) const;
     // -- executors that are sent nothing for a while after a failure, as if they ran until then --
     // One time of each of them that is free, sorted.
@@ -57,21 +58,11 @@ class Backlog {
     // From when on the paused ones are to be counted anew.
     Nanos recount_at() const { return recount_at_; }
     void recount() { recount_at_ = std::numeric_limits<Nanos>::min(); }
-    template <class Archive>
-    void archive_paused(Archive& archive) {
-        std::vector<Nanos> until = paused_;
-        Nanos at = recount_at_;
-        archive(until);
-        archive(at);
-        if constexpr (Archive::kReads) set_paused(until);
-        recount_at_ = at;
-    }
+    // Whether the same batches run, however they came to be known. A check.
+    bool runs_as(Backlog other) const;
 
     // When an executor is free for what comes after a batch that starts now.
-    Nanos free_beside(Nanos now) const {
-        if (ends_.size() + 1 < slots_) return now;
-        return ends_.empty() ? kNever : std::max(ends_.front(), now);
-    }
+    Nanos free_beside(Nanos now) const;
     // How long one more batch may run so that all executors together are through in time with what
     // is queued of this level and the ones above it up to the horizon.
     Nanos room(std::size_t level, Nanos horizon_ns, Nanos now) const;
@@ -99,6 +90,17 @@ class Backlog {
         }
     }
 
+    // The paused executors.
+    template <class Archive>
+    void archive_paused(Archive& archive) {
+        std::vector<Nanos> until = paused_;
+        Nanos at = recount_at_;
+        archive(until);
+        archive(at);
+        if constexpr (Archive::kReads) set_paused(until);
+        recount_at_ = at;
+    }
+
   private:
     static constexpr std::uint32_t kBuckets = 64;
     static constexpr std::array<std::uint32_t, 3> kShifts = {19, 23, 27};  // 0.5, 8, 134 ms
@@ -115,7 +117,16 @@ class Backlog {
     struct Held {
         Nanos end;
         std::uint32_t reserve;
+        Nanos overdue_at;
     };
+    // Calls with `reserve`, and with the lesser ones that batches leave: what leaves more leaves
+    // those as well.
+    template <class Visit>
+    void each_reserve(std::uint32_t reserve, Visit visit) const;
+    std::uint32_t slots_beside(std::uint32_t reserve) const {
+        return slots_ > reserve ? slots_ - reserve : 1;
+    }
+
     using Rings = std::array<Nanos, kBuckets * kShifts.size()>;
 
     std::vector<Rings> rings_;  // by level

@@ -34,6 +34,12 @@ std::uint32_t filled(const Group& group, std::uint32_t level, std::uint32_t rows
     return std::max(rows, static_cast<std::uint32_t>(std::min(rows + coming, target)));
 }
 
+// A batch hangs once it has taken twice as long as it was expected to.
+void add_running(Backlog& backlog, const BatchRecord& batch) {
+    const Nanos expected = batch.ends_at - batch.started_at;
+    backlog.start(batch.ends_at, batch.reserve, add_saturating(batch.ends_at, expected));
+}
+
 }  // namespace
 
 Backlog* Core::backlog_of(const ModelState& model) {
@@ -97,15 +103,15 @@ void Core::note_started(BatchRecord& batch, Nanos now) {
     batch.ends_at = now + expected;
     Backlog* backlog = backlog_of(model);
     if (backlog == nullptr) return;
-    backlog->start(batch.ends_at, batch.reserve);
+    add_running(*backlog, batch);
     Component& component = components_[model.component];
     component.batch_ns = averaged(component.batch_ns, std::max<Nanos>(expected, 1));
 }
 
 void Core::note_left(const BatchRecord& batch) {
     if (batch.started_at == kNever) return;
-    if (Backlog* backlog = backlog_of(models_[batch.model]))
-        backlog->end(batch.ends_at, batch.reserve);
+    Backlog* backlog = backlog_of(models_[batch.model]);
+    if (backlog != nullptr) backlog->end(batch.ends_at, batch.reserve);
 }
 
 // After components were made anew.
@@ -115,8 +121,8 @@ void Core::rebuild_backlogs(Nanos now) {
         if (!batches_.live(slot)) continue;
         const BatchRecord& batch = batches_[slot];
         if (batch.backend == kNoBackend || batch.started_at == kNever) continue;
-        if (Backlog* backlog = backlog_of(models_[batch.model]))
-            backlog->start(batch.ends_at, batch.reserve);
+        Backlog* backlog = backlog_of(models_[batch.model]);
+        if (backlog != nullptr) add_running(*backlog, batch);
     }
     for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
         if (!requests_.live(slot)) continue;

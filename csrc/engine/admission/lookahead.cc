@@ -154,20 +154,32 @@ Lookahead::State Lookahead::look(Group& group, Nanos at, Nanos& ready_at) {
     return State::kReady;
 }
 
-// As Core::executors_left: from when on there may be one more than none.
+// As Backlog::places: from when on there may be one more than none.
 Nanos Lookahead::left_from(const Group& group, Nanos at) const {
     const Reserve& reserve = group.reserve;
     if (reserve.executors == 0 || metered_level(waiting_[group.next].key.level) < reserve.level) {
         return at;
     }
-    std::uint32_t left = slots_ > reserve.executors ? slots_ - reserve.executors : 1;
-    Nanos first = kNever;
-    for (const Held& held : held_) {
-        if (held.end <= at || held.reserve < reserve.executors) continue;
-        if (left > 0) --left;
-        first = std::min(first, held.end);
+    const auto from = [&](std::uint32_t executors) {
+        std::uint32_t left = slots_ > executors ? slots_ - executors : 1;
+        Nanos first = kNever;
+        for (const Held& held : held_) {
+            if (held.end <= at || held.reserve < executors) continue;
+            if (left > 0) --left;
+            first = std::min(first, held.end);
+        }
+        return left > 0 ? at : first;
+    };
+    Nanos latest = at;
+    for (std::uint32_t executors = reserve.executors; executors > 0;) {
+        latest = std::max(latest, from(executors));
+        std::uint32_t next = 0;
+        for (const Held& held : held_) {
+            if (held.end > at && held.reserve < executors) next = std::max(next, held.reserve);
+        }
+        executors = next;
     }
-    return left > 0 ? at : first;
+    return latest;
 }
 
 // As Core::form_planned; when the batch is expected to end.

@@ -288,7 +288,7 @@ std::uint32_t Core::spread_rows(const ModelState& model, const Group& group, Nan
     }
     if (group.reserve.binds(group.head().level)) {
         const Backlog& backlog = components_[model.component].backlog;
-        idle = std::min<std::uint64_t>(idle, backlog.places(group.reserve.executors));
+        idle = std::min<std::uint64_t>(idle, backlog.places(group.reserve.executors, now));
     }
     if (idle <= ready) return kAll;
     const std::uint64_t executors = idle - ready + 1;

@@ -11,7 +11,12 @@ constexpr double kPatience = 2;
 // Standard deviations of the executors busy at once for which there is to be room where nothing can
 // wait. Where what waits can go with the next batch, less will do.
 constexpr double kDeviations = 2;
-// Every one is compared with every other.
+// Executors busy on average with what no executor is held back for: it would stand idle for the
+// sake of next to nothing.
+constexpr double kBusyMin = 0.02;
+// Part of what slow ones need that they may be short of where all have room.
+constexpr double kShortMax = 0.1;
+// Every one is compared with every other: the largest ones.
 constexpr std::size_t kDemandsMax = 128;
 
 // Whether what comes for `tight` while `slow` holds the last executor is late for it.
@@ -37,23 +42,47 @@ struct Part {
     double executors() const { return busy + std::sqrt(variance); }
 };
 
-// What the others need, or of too few executors their part.
+// What the others need, but no more than is spare where all have room; of too few executors their
+// part.
 std::uint32_t left_to(const Part& others, const Part& slow, std::uint32_t executors) {
     const double wanted = others.executors();
-    const double whole = std::ceil(wanted);
-    if (whole + slow.executors() <= executors) return static_cast<std::uint32_t>(whole);
-    const double part = std::round(executors * wanted / (wanted + slow.executors()));
-    return static_cast<std::uint32_t>(std::min(part, executors - 1.0));
+    double left = std::ceil(wanted);
+    if (others.busy + slow.busy > executors) {
+        left = std::round(executors * wanted / (wanted + slow.executors()));
+    } else if (left + slow.executors() > executors) {
+        const double spare = std::floor(executors - slow.busy);
+        // One more if the slow ones lose little by it, and less than the others would without.
+        const double others_short = (others.busy - spare) / others.busy;
+        const double slow_short = (spare + 1 - (executors - slow.busy)) / slow.busy;
+        const bool more = slow_short < std::min(others_short, kShortMax);
+        left = std::min(left, more ? spare + 1 : spare);
+    }
+    return static_cast<std::uint32_t>(std::min(left, executors - 1.0));
 }
 
-void plan_reserve(std::vector<Demand>& demands, const Demand& tight, std::uint32_t executors) {
+// Whether it may have to leave more than it does so far, or as much for a higher level.
+bool leaves_more(const Demand& demand, const Demand& tight, std::uint32_t left) {
+    const Reserve& known = demand.reserve;
+    if (left == 0 || demand.level < tight.level || left < known.executors) return false;
+    return left > known.executors || tight.level < known.level;
+}
+
+void plan_reserve(const std::vector<Demand*>& demands, const Demand& tight,
+                  std::uint32_t executors) {
     Part slow;
     Part others;
-    for (const Demand& demand : demands) (yields(demand, tight) ? slow : others).add(demand);
+    for (const Demand* demand : demands) {
+        if (yields(*demand, tight)) {
+            slow.add(*demand);
+        } else if (demand->level <= tight.level) {
+            others.add(*demand);
+        }
+    }
     const std::uint32_t left = left_to(others, slow, executors);
     const double capacity = executors - left - slow.rows_busy;
-    for (Demand& demand : demands) {
-        if (left <= demand.reserve.executors || !yields(demand, tight)) continue;
+    for (Demand* slow_demand : demands) {
+        Demand& demand = *slow_demand;
+        if (!yields(demand, tight) || !leaves_more(demand, tight, left)) continue;
         demand.reserve = {left, tight.level};
         demand.rows_held = demand.rows_fit;
         if (capacity <= 0) continue;
@@ -65,12 +94,20 @@ void plan_reserve(std::vector<Demand>& demands, const Demand& tight, std::uint32
 }  // namespace
 
 void plan_reserves(std::vector<Demand>& demands, std::uint32_t executors) {
-    if (executors < 2 || demands.size() > kDemandsMax) return;
+    if (executors < 2) return;
+    std::vector<Demand*> largest;
+    for (Demand& demand : demands) largest.push_back(&demand);
+    if (largest.size() > kDemandsMax) {
+        const auto end = largest.begin() + kDemandsMax;
+        std::nth_element(largest.begin(), end, largest.end(),
+                         [](const Demand* a, const Demand* b) { return a->busy() > b->busy(); });
+        largest.erase(end, largest.end());
+    }
     double longest = 0;
-    for (const Demand& demand : demands) longest = std::max(longest, demand.row_ns);
-    for (const Demand& tight : demands) {
-        const bool waits_long = longest > tight.budget_ns - tight.batch_ns;
-        if (waits_long) plan_reserve(demands, tight, executors);
+    for (const Demand* demand : largest) longest = std::max(longest, demand->row_ns);
+    for (const Demand* tight : largest) {
+        const bool waits_long = longest > tight->budget_ns - tight->batch_ns;
+        if (waits_long && tight->busy() >= kBusyMin) plan_reserve(largest, *tight, executors);
     }
 }
 

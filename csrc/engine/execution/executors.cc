@@ -287,7 +287,7 @@ bool Core::serve_offer(const Offer& offered, Nanos now) {
         const Group& group = model.groups[pool.ready.begin()->group];
         const Backlog& backlog = components_[model.component].backlog;
         const bool held = group.reserve.binds(group.head().level);
-        if (held && backlog.places(group.reserve.executors) == 0) return false;
+        if (held && backlog.places(group.reserve.executors, now) == 0) return false;
         PlacementState* placement = choose_for_group(model, pool, Executors::kAll, now).placement;
         if (placement == nullptr) return false;
         send_next(model, pool, *placement, now);
