@@ -42,7 +42,8 @@ def install() -> None:
     command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"]
     with open(HERE / "package.json") as package:
         fcntl.flock(package, fcntl.LOCK_EX)  # two workers may need it at once
-        if (HERE / "node_modules" / "@grpc" / "grpc-js").is_dir():
+        whole = HERE / "node_modules" / ".whole"  # npm may be killed half-way
+        if whole.exists():
             return
         try:
             subprocess.run(
@@ -51,6 +52,7 @@ def install() -> None:
             )  # fmt: skip
         except (OSError, subprocess.SubprocessError) as error:
             raise NotInstalledError(f"npm install of @grpc/grpc-js failed: {error}") from error
+        whole.touch()
 
 
 def clean_environment() -> dict[str, str]:

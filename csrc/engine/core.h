@@ -120,6 +120,8 @@ class Core {
 
     // queues/tenancy.cc
     FairShares* shares_of(const ModelState& model);
+    void miss_share(const ModelState& model, std::uint32_t tenant, std::uint32_t level,
+                    Nanos budget_ns, Nanos work_ns, Nanos now);
     double weight_of(std::uint32_t tenant) const;
     void weigh(ModelState& model, const Request& request, Arrival& arrival, Nanos now);
     bool over_share_of_queue(ModelState& model, const Request& request, Arrival& arrival,

@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x45656e69676e65;  // "engineE"
+constexpr std::uint64_t kStateMagic = 0x46656e69676e65;  // "engineF"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {

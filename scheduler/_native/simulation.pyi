@@ -50,7 +50,6 @@ class DecisionLoad:
 def arrival_times(arrivals: Mapping[str, Any], seed: int, count: int) -> list[int]: ...
 def staggered_bound(
     objective_ns: int,
-    rows_max: int,
     executors: int,
     *,
     affine_ns: tuple[float, float] | None = None,
@@ -58,7 +57,6 @@ def staggered_bound(
 ) -> float: ...
 def uncoordinated(
     objective_ns: int,
-    rows_max: int,
     executors: int,
     *,
     affine_ns: tuple[float, float] | None = None,

@@ -379,11 +379,9 @@ Admission Core::refuse_foreseen(ModelState& model, const Request& request, const
                                 const Forecast& forecast, Nanos now) {
     if (forecast.reason != Reason::kDeadlineInfeasible) {
         meter(model, request, arrival, now);
-        if (FairShares* shares = shares_of(model)) {
-            shares->refuse(arrival.tenant, now);
-            const std::size_t level = backlog_level(arrival.level << 1);
-            shares->deny(arrival.tenant, level, arrival.share_ns, now);
-        }
+        if (FairShares* shares = shares_of(model)) shares->refuse(arrival.tenant, now);
+        miss_share(model, arrival.tenant, arrival.level, arrival.deadline - now, arrival.share_ns,
+                   now);
     }
     Admission refused = refuse(model, request.model, forecast.reason);
     refused.retry_after_ns = forecast.retry_after_ns;
@@ -413,11 +411,9 @@ void Core::count_objective(ModelState& model, const RequestRecord& request, bool
     if (component.levels) component.cursor.count(request.level, in_time);
     ClassShare* share = class_share(model, request.asked_level);
     if (share != nullptr) share->count(answered, in_time);
-    const bool given_up = !answered && !request.dispatched;
-    if (FairShares* shares = given_up ? shares_of(model) : nullptr) {
-        const std::size_t of = backlog_level(request.level << 1);
-        shares->deny(request.tenant, of, request.share_ns, now);
-    }
+    if (!answered && !request.dispatched)
+        miss_share(model, request.tenant, request.level, request.deadline - request.arrival,
+                   request.share_ns, now);
 }
 
 }  // namespace infersched::engine

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "engine/core.h"
+#include "engine/queues/priorities.h"
 
 namespace infersched::engine {
 
@@ -71,6 +72,19 @@ void Core::charge_batch(const ModelState& model, const BatchRecord& batch) {
             request.share_ns / std::max(request.rows, 1u) * static_cast<Nanos>(member.rows);
         shares.correct(request.tenant, row_ns * static_cast<Nanos>(member.rows) - thought_ns);
     }
+}
+
+// A request found no room, and others may have to give way for it: not where its objective leaves
+// no time to wait until an executor is free, and not where they may be on executors of their own.
+void Core::miss_share(const ModelState& model, std::uint32_t tenant, std::uint32_t level,
+                      Nanos budget_ns, Nanos work_ns, Nanos now) {
+    FairShares* shares = shares_of(model);
+    const Component& component = components_[model.component];
+    if (shares == nullptr || model.reference == kNoSlot) return;
+    if (model.shares && domains_[model.shared.domain].executors.size() < component.slots) return;
+    const Nanos wait_ns = component.batch_ns / std::max(component.slots, 1u);
+    if (budget_ns < reference_latency(model).expected(1) + wait_ns) return;
+    shares->deny(tenant, backlog_level(level << 1), work_ns, now);
 }
 
 }  // namespace infersched::engine

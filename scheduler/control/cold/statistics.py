@@ -162,8 +162,11 @@ def add_runs_inside_ensembles(
     """Completes a step's numbers by all that its Tritons ran.
 
     They count every batch from here as one request. Its time there takes the place of what was
-    measured here, as nobody tells it from the time of the other runs.
+    measured here, as nobody tells it from the time of the other runs. Tritons that tell of less
+    than went there have begun anew, or cannot be asked: what is ours stays as it is.
     """
+    if theirs.execution_count < ours.execution_count:
+        return
     seen, counted = ours.inference_stats, theirs.inference_stats
     runs_inside = max(counted.success.count - ours.execution_count, 0)
     measured_ns = sum(batch.compute_infer.ns for batch in ours.batch_stats)
@@ -174,10 +177,9 @@ def add_runs_inside_ensembles(
         duration.ns = max(duration.ns - replaced_ns, 0) + getattr(counted, field).ns
     ours.last_inference = max(ours.last_inference, theirs.last_inference)
     ours.inference_count = max(ours.inference_count, theirs.inference_count)
-    if theirs.execution_count >= ours.execution_count:  # else a Triton has begun anew
-        ours.execution_count = theirs.execution_count
-        del ours.batch_stats[:]
-        ours.batch_stats.extend(theirs.batch_stats)
+    ours.execution_count = theirs.execution_count
+    del ours.batch_stats[:]
+    ours.batch_stats.extend(theirs.batch_stats)
 
 
 def merged_statistics(

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from scheduler.simulation.engine import EngineSettings, ModelSetup, Placement, RequestClass
-from scheduler.simulation.scenario import Outcome, engine, simulate
+from scheduler.simulation.scenario import (
+    Arrivals,
+    Executor,
+    Latency,
+    Model,
+    Outcome,
+    Scenario,
+    engine,
+    simulate,
+)
 from scheduler.simulation.workloads import WORKLOADS
 
 pytestmark = pytest.mark.native
@@ -60,3 +69,46 @@ def test_what_a_tenant_of_much_weight_does_not_ask_for_goes_to_the_others(letter
     little = [model[1] for model in outcome.engine.classes]
     assert sum(kind.in_time for kind in little) > 0.93 * sum(kind.offered for kind in little)
     assert 3 * outcome.attainment > 0.97, "of the goodput"
+
+
+LATENCY = Latency(alpha_ms=1, beta_ms=5)
+
+
+@pytest.mark.parametrize("rate_per_s", [60, 120, 300])
+def test_nobody_gives_way_to_an_objective_too_tight_to_wait(rate_per_s: float) -> None:
+    """Behind any batch the first tenant is late: refusing the other one would not help."""
+    classes = (
+        RequestClass(share=0.5, tenant=1, objective_ms=7.5),
+        RequestClass(share=0.5, tenant=2),
+    )
+    setup = ModelSetup(placements=(Placement(0, 1, 0),), classes=classes, slo_ms=100)
+    model = Model(LATENCY, 100, Arrivals(rate_per_s=rate_per_s))
+    settings = EngineSettings(models=(setup,), tenants=(1.0, 1.0, 1.0))
+    outcome = simulate(Scenario([model], executors=1, seed=3, requests=3000), engine(settings))
+    assert outcome.engine is not None
+    patient = outcome.engine.classes[0][1]
+    assert patient.in_time > 0.99 * patient.offered
+
+
+def test_nobody_gives_way_on_executors_that_the_other_cannot_use() -> None:
+    """A model that may use executors of both joins them, and asks for next to nothing."""
+    asked = [(1200, (0,), 1), (5, (0, 1), 2), (1200, (1, 2, 3), 2)]
+    models = [Model(LATENCY, 40, Arrivals(rate_per_s=rate)) for rate, _, _ in asked]
+    setups = [
+        ModelSetup(
+            placements=tuple(Placement(e, 1, e) for e in executors),
+            classes=(RequestClass(tenant=tenant),),
+            slo_ms=40,
+            rows_max=8,
+        )
+        for _, executors, tenant in asked
+    ]
+    hosts = [
+        Executor(models=tuple(i for i, (_, on, _) in enumerate(asked) if e in on)) for e in range(4)
+    ]
+    scenario = Scenario(models, executors=4, setups=hosts, seed=3, requests=4000)
+    settings = EngineSettings(models=tuple(setups), tenants=(1.0, 1.0, 1.0))
+    outcome = simulate(scenario, engine(settings))
+    assert outcome.engine is not None
+    apart = outcome.engine.classes[2][0]
+    assert apart.in_time > 0.99 * apart.offered
