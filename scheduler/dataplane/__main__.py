@@ -8,6 +8,7 @@ from pathlib import Path
 import uvloop
 
 from scheduler.dataplane.process import Inherited, run
+from scheduler.dataplane.slices import ask_for_short_slices
 from scheduler.security.tls import MIN_VERSIONS, ServerTls
 from scheduler.telemetry import logs
 
@@ -45,6 +46,7 @@ def parse_arguments() -> tuple[Inherited, str | None]:
 def main() -> None:
     inherited, log_level = parse_arguments()
     logs.configure("dataplane", log_level)
+    ask_for_short_slices()
     uvloop.run(run(inherited))
 
 
