@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import fcntl
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -77,7 +80,11 @@ class JsClient:
             text=True,
         )
         self._answers: dict[int, dict[str, Any]] = {}
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._last_id = 0
+        # Node waits for a reader of what it writes, and reads no further calls meanwhile.
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def __enter__(self) -> JsClient:
         return self
@@ -89,7 +96,18 @@ class JsClient:
         trace: TracebackType | None,
     ) -> None:
         self._process.kill()
-        self._process.communicate()
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        self._process.wait()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put("")
 
     def start(self, request: Any, **call: object) -> int:
         """Begins a unary call and returns its id."""
@@ -119,9 +137,8 @@ class JsClient:
 
     def answer(self, call: int) -> dict[str, Any]:
         """Waits for the end of that call; every call has a deadline, so there is one."""
-        assert self._process.stdout is not None
         while call not in self._answers:
-            line = self._process.stdout.readline()
+            line = self._lines.get()
             assert line, "node ended"
             answer = json.loads(line)
             answer["messages"] = [base64.b64decode(text) for text in answer["messages"]]

@@ -68,9 +68,13 @@ void ServerSession::State::pay(std::uint64_t bytes) {
 }
 
 // What is in the owner's hands is paid when it is released, which may take long. For what is not
-// complete yet nobody would pay later: a message may exceed the window.
+// complete yet nobody would pay later: a message may exceed the window. Beside others it has half.
 void ServerSession::State::pay_unfinished() {
-    if (debt_bytes > held_bytes) pay(debt_bytes - held_bytes);
+    if (held_bytes == 0) {
+        pay(debt_bytes);
+    } else if (debt_bytes > held_bytes + config->connection_window_bytes / 2) {
+        pay(debt_bytes - held_bytes);
+    }
 }
 
 void ServerSession::State::release_held(std::uint64_t bytes) {

@@ -54,7 +54,7 @@ def echoes(js: JsClient, request: Request, **call: Any) -> bool:
 
 
 def test_many_unary_calls_keep_their_answers_apart(js: JsClient) -> None:
-    calls = [js.start(infer_request(rows(n, 1 + n % 5))) for n in range(200)]
+    calls = [js.start(infer_request(rows(n, 1 + n % 5))) for n in range(400)]
     for n, call in enumerate(calls):
         np.testing.assert_array_equal(js.values(call), rows(n, 1 + n % 5))
 
