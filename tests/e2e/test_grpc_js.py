@@ -125,7 +125,8 @@ def test_deadlines_and_cancels_end_streams_and_calls(js: JsClient) -> None:
     assert {js.answer(call)["code"] for call in many} <= {0, CANCELLED}
     # What they held is free for others.
     answer = js.answer(js.start_stream([repeat_request(2), repeat_request(2)]))
-    assert [index_of(reply) for reply in replies(answer)] == [0, 1, 0, 1]
+    indices = [index_of(reply) for reply in replies(answer)]
+    assert sorted(indices) == [0, 0, 1, 1], "replies of decoupled requests may interleave"
     assert js.response(js.start(infer_request(rows(1), model="slow")))
 
 
