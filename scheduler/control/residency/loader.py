@@ -92,6 +92,10 @@ class Loader:
     def on(self) -> bool:
         return self._plane.settings.residency.on
 
+    def stays_s(self, load_s: float) -> float:
+        """How long a model is protected from the end of its load on."""
+        return max(self._plane.settings.residency.min_residency / 1e9, load_s)
+
     def look(self) -> None:
         """Something has changed."""
         self._changed.set()
@@ -338,9 +342,8 @@ class Loader:
 
     def _loaded(self, name: str, backend: str, took_s: float) -> None:
         now_s = time.monotonic()
-        stays_s = max(self._plane.settings.residency.min_residency / 1e9, took_s)
         self.residents.last_used_s[name] = now_s
-        self.residents.protected_until_s[name, backend] = now_s + stays_s
+        self.residents.protected_until_s[name, backend] = now_s + self.stays_s(took_s)
         self.external.loaded(name, backend)
         counted = self._count(name, backend)
         counted.loads += 1

@@ -115,7 +115,10 @@ class ModelResidency:
         # Those whose only backend is away may be loaded on another one.
         away = {n for n, _ in self._plane.pool.catalog if n in absent and n not in ready}
         names = (absent.keys() - ready) | refusing | (loader.loading.keys() - ready)
-        load_ns = self.predictions.load_ns(names, absent)
+        back = {name: [*backends] for name, backends in absent.items()}
+        for name, backend in leaving:
+            back.setdefault(name, []).append(backend)
+        load_ns = self.predictions.load_ns(names, back)
         loadable = [self._loadable(name, absent, load_ns) for name in sorted(names)]
         loadable += [
             pb.LoadableModel(name=name, error=OUT_OF_REACH)

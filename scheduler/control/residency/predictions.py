@@ -8,6 +8,7 @@ the data plane again and again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scheduler.control.residency.policy import Resident, Room, Site, room_at_s
@@ -33,7 +34,7 @@ class Predictions:
     def load_ns(self, names: Set[str], absent: Mapping[str, Sequence[str]]) -> dict[str, int]:
         """From the last change until each would be loaded, for those whose loads are known.
 
-        `absent` has the backends that may load them.
+        `absent` has the backends that may load them, by now or once they have left.
         """
         own = {name: self.own_ns(name, absent.get(name, ())) for name in names}
         known = {name: ns for name, ns in own.items() if ns}
@@ -41,11 +42,13 @@ class Predictions:
         if not where or len(where) > PREDICTED_MAX:
             return known
         residents, now_s = self._loader.residents, self._loader.changed_at_ns / 1e9
-        there, rooms = residents.all(), residents.rooms()
+        rooms = residents.rooms()
         queue = _Queue(self._loader, absent)
         for name in where:
             sites = residents.sites(name, absent[name])
             ready_ns = queue.ready_ns(name, sites)
+            # One that leaves is gone by then.
+            there = [resident for resident in queue.there(name) if resident.name != name]
             known[name] = self._after_room(ready_ns, own[name], sites, there, rooms, now_s)
         return known
 
@@ -73,9 +76,15 @@ class _Queue:
         self._loader = loader
         self._free_ns: dict[str, int] = {}
         self._ready_ns: dict[str, int] = {}  # of those that wait, by name: they wait once
-        for loading in loader.loading.values():
+        # Who is there by then: also what is loaded before, which stays for a while. Those that it
+        # makes leave count, too, for their room is not free any more.
+        self._there = {(r.name, r.backend): r for r in loader.residents.all()}
+        self._there_before: dict[str, list[Resident]] = {}  # of those that wait
+        for name, loading in loader.loading.items():
             left_ns = max(loading.ready_at_ns - loader.changed_at_ns, 0)
             self._take(loading.places, left_ns)
+            for site in loader.residents.sites(name, [loading.backend]):
+                self._arrives(name, site, left_ns)
         for name, target in loader.wants:
             if name not in loader.loading:
                 self._queue(name, [b for b in absent.get(name, ()) if target in ("", b)])
@@ -86,12 +95,30 @@ class _Queue:
             return self._ready_ns[name]
         return min((ns for ns, _ in self._choices(name, sites)), default=0)
 
+    def there(self, name: str) -> Sequence[Resident]:
+        """Who is there when it is the turn of this one."""
+        return self._there_before.get(name, [*self._there.values()])
+
     def _queue(self, name: str, backends: Sequence[str]) -> None:
         choices = self._choices(name, self._loader.residents.sites(name, backends))
         if choices:
             ready_ns, site = min(choices, key=lambda choice: choice[0])
             self._take(site.weights, ready_ns)
             self._ready_ns[name] = min(self._ready_ns.get(name, ready_ns), ready_ns)
+            self._there_before.setdefault(name, [*self._there.values()])
+            self._arrives(name, site, ready_ns)
+
+    def _arrives(self, name: str, site: Site, ready_ns: int) -> None:
+        """It is loaded by then, and protected from then on."""
+        if not site.certain:
+            return  # nobody is refused for a weight that is only supposed
+        loader = self._loader
+        key = name, site.backend
+        at_s = (loader.changed_at_ns + ready_ns) / 1e9
+        until_s = at_s + loader.stays_s(loader.learned.load_ns(*key) / 1e9)
+        kept = loader.residents.wanted(name).kind != "on_demand"
+        coming = Resident(name, site.backend, site.weights, at_s, kept=kept, coming=True)
+        self._there[key] = replace(self._there.get(key, coming), protected_until_s=until_s)
 
     def _choices(self, name: str, sites: Iterable[Site]) -> list[tuple[int, Site]]:
         load_ns, free_ns = self._loader.learned.load_ns, self._free_ns

@@ -195,8 +195,10 @@ def test_the_wait_for_one_that_may_not_leave_yet_is_predicted(world: World) -> N
         world.until(lambda apply: "a" in loadable(apply), "it is loadable")
         world.want("a")
         world.until_served("a")
-        apply = world.until(lambda apply: "b" in loadable(apply), "it has left")
-        assert loadable(apply)["b"].load_ns > 1800 * 1_000_000_000
+        world.until(lambda apply: "b" in loadable(apply), "it has left")
+        # From the moment on in which it makes room.
+        told_ns = [loadable(a)["b"].load_ns for a in world.data_plane.applies if "b" in loadable(a)]
+        assert min(told_ns) > 1800 * 1_000_000_000
 
 
 def test_the_least_recently_used_makes_room_once_it_is_idle(world: World) -> None:

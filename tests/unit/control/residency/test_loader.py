@@ -45,6 +45,37 @@ def test_what_is_wanted_is_loaded_and_makes_others_leave(tmp_path: Path, run: Ru
     run(scenario())
 
 
+def test_what_makes_room_is_not_expected_back_before_that_may_leave(
+    tmp_path: Path, run: Run
+) -> None:
+    residency = {"budget": GIB, "min_residency": "30s"}
+    names = dict.fromkeys("ab", GROUP)
+    world = World(
+        tmp_path, (ONE, names), residency=residency, defaults={"weights": GIB}, figures=False
+    )
+    told_ns: list[int] = []
+
+    async def scenario() -> None:
+        await world.start()
+        for name in "ab":
+            await world.load(name)
+        await asyncio.sleep(31)
+        world.use("b", in_flight=1)  # it is drained first
+        world.loader.want("a")
+        for turn in range(500):
+            await asyncio.sleep(0.01)
+            if turn == 200:
+                world.use("b")
+            told = world.told("b")
+            if told is not None:
+                told_ns.append(told.load_ns)
+        assert world.loaded("a")
+
+    run(scenario())
+    assert len(told_ns) > 400, "from the moment on in which it leaves"
+    assert min(told_ns) > 25 * 10**9
+
+
 def test_a_fault_of_ours_in_a_load_is_told_and_followed_by_a_pause(
     tmp_path: Path, run: Run
 ) -> None:

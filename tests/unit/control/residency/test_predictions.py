@@ -10,9 +10,11 @@ from scheduler.control.residency.learned_loads import LearnedLoads
 from scheduler.control.residency.loader import Loading
 from scheduler.control.residency.policy import Resident, Room, Site
 from scheduler.control.residency.predictions import PREDICTED_MAX, Predictions
+from scheduler.control.residency.residents import Wanted
 
 SECOND = 1_000_000_000
 NOW_NS = 1_000 * SECOND
+STAYS_S = 3600  # a model, once it is loaded
 
 
 class Residents:
@@ -21,6 +23,11 @@ class Residents:
     def __init__(self) -> None:
         self.there: list[Resident] = []
         self.by_place: dict[str, Room] = {}
+        self.pinned: set[str] = set()
+        self.uncertain: set[str] = set()
+
+    def wanted(self, name: str) -> Wanted:
+        return Wanted("pinned" if name in self.pinned else "on_demand", 0)
 
     def all(self) -> list[Resident]:
         return self.there
@@ -29,7 +36,8 @@ class Residents:
         return self.by_place
 
     def sites(self, name: str, backends: list[str]) -> list[Site]:
-        return [Site(backend, {f"gpu of {backend}": 10}) for backend in backends]
+        certain = name not in self.uncertain
+        return [Site(backend, {f"gpu of {backend}": 10}, certain) for backend in backends]
 
 
 class World:
@@ -43,6 +51,7 @@ class World:
             loading={},
             changed_at_ns=NOW_NS,
             room_ns=0,
+            stays_s=lambda load_s: max(STAYS_S, load_s),
         )
         for name, seconds in load_s.items():
             self.loader.learned.took(name, "x", int(seconds * SECOND))
@@ -126,6 +135,61 @@ def test_a_protection_passes_while_others_are_loaded(tmp_path: Path) -> None:
     until_s = NOW_NS / SECOND + 25
     world.residents.there = [Resident("there", "a", {"gpu of a": 10}, protected_until_s=until_s)]
     assert world.ready_s(one="a") == {"one": 35}
+    world.residents.by_place["gpu of a"] = Room(budget_bytes=20)
+    world.loads("before", "a", left_s=30)
+    assert world.ready_s(one="a") == {"one": 40}
+
+
+def test_one_that_is_being_loaded_stays_for_a_while(tmp_path: Path) -> None:
+    world = World(tmp_path, one=10)
+    world.residents.by_place["gpu of a"] = Room(budget_bytes=20)
+    leaving = Resident("leaving", "a", {"gpu of a": 10}, last_used_s=5)
+    there = Resident("there", "a", {"gpu of a": 10}, last_used_s=6)
+    world.loads("before", "a", left_s=30)
+    world.residents.there = [leaving, there]
+    assert world.ready_s(one="a") == {"one": 40}, "the other one makes room"
+    world.residents.by_place["gpu of a"] = Room(budget_bytes=10)
+    world.residents.there = [leaving]
+    assert world.ready_s(one="a") == {"one": 30 + STAYS_S + 10}
+    world.residents.there = []
+    assert world.ready_s(one="a") == {"one": 30 + STAYS_S + 10}
+    # The catalog has it already, its load has not ended yet.
+    world.residents.there = [Resident("before", "a", {"gpu of a": 10}, last_used_s=7)]
+    assert world.ready_s(one="a") == {"one": 30 + STAYS_S + 10}
+    world.residents.by_place["gpu of a"] = Room(budget_bytes=20)
+    assert world.ready_s(one="a") == {"one": 40}, "there is room for both"
+
+
+def test_one_that_leaves_is_not_its_own_victim(tmp_path: Path) -> None:
+    world = World(tmp_path, one=10)
+    world.loader.room_ns = 2 * SECOND
+    world.residents.by_place["gpu of a"] = Room(budget_bytes=10)
+    world.residents.there = [Resident("one", "a", {"gpu of a": 10})]
+    assert world.ready_s(one="a") == {"one": 10}, "it leaves for nobody"
+    world.loads("before", "a", left_s=30)
+    assert world.ready_s(one="a") == {"one": 30 + STAYS_S + 10 + 2}
+
+
+def test_one_that_goes_first_stays_for_a_while(tmp_path: Path) -> None:
+    world = World(tmp_path, first=10, second=20)
+    world.residents.by_place["gpu of a"] = Room(budget_bytes=10)
+    world.wants("first", "second")
+    found = world.ready_s(first="a", second="a")
+    assert found == {"first": 10, "second": 10 + STAYS_S + 20}
+
+
+def test_one_that_is_pinned_never_makes_room(tmp_path: Path) -> None:
+    world = World(tmp_path, one=10)
+    world.residents.pinned = {"before"}
+    world.residents.by_place["gpu of a"] = Room(budget_bytes=10)
+    world.loads("before", "a", left_s=30)
+    assert world.ready_s(one="a") == {"one": 40}, "whether it can be loaded is told then"
+
+
+def test_nobody_is_refused_for_one_whose_weight_is_not_sure(tmp_path: Path) -> None:
+    world = World(tmp_path, one=10)
+    world.residents.uncertain = {"before"}
+    world.residents.by_place["gpu of a"] = Room(budget_bytes=10)
     world.loads("before", "a", left_s=30)
     assert world.ready_s(one="a") == {"one": 40}
 
