@@ -14,34 +14,14 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from tritonclient.grpc import service_pb2
 
 from scheduler.backends.embedded_triton import EmbeddedTriton, free_port
 from tests.dataplane import wait_until
+from tests.held import infer_together
+from tests.scrapes import scrape, total
 from tests.serving import ServedScheduler
 from tests.wire.calls import connected, infer_error, infer_request, output, rows
-
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def scrape(url: str) -> Samples:
-    """Every sample by name and labels."""
-    with urllib.request.urlopen(url, timeout=10) as response:
-        text = response.read().decode()
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
-def total(samples: Samples, name: str, **labels: str) -> float:
-    """The sum of the samples of that name that carry the labels."""
-    return sum(
-        value
-        for (sample, found), value in samples.items()
-        if sample == name and frozenset(labels.items()) <= found
-    )
 
 
 def growth(scheduler: ServedScheduler, act: Callable[[], object]) -> Callable[..., float]:
@@ -70,9 +50,30 @@ def test_requests_are_counted_by_outcome(scheduler: ServedScheduler) -> None:
     assert grown(name, model="identity", outcome="completed") == 50
     assert grown(name, model="identity", outcome="refused", reason="invalid") == 1
     assert grown(name, model="failing", outcome="failed", reason="backend_error") == 1
-    assert grown("infersched_batch_rows_sum", model="identity") == 50
-    assert 1 <= grown("infersched_batch_rows_count", model="identity") < 50
     assert grown("infersched_request_seconds_count", model="identity") == 50
+
+
+def test_batches_are_counted_as_their_backend_counts_them(
+    scheduler: ServedScheduler, triton: EmbeddedTriton, triton_repository: Path
+) -> None:
+    def counts() -> tuple[int, int]:
+        asked = service_pb2.ModelStatisticsRequest(name="slow")
+        (found,) = direct.ModelStatistics(asked, timeout=30).model_stats
+        return found.inference_count, found.execution_count
+
+    with connected(scheduler.address) as stub, connected(triton.grpc_address) as direct:
+        rows_before, runs_before = counts()
+        requests = [infer_request(rows(n), model="slow") for n in range(50)]
+        grown = growth(
+            scheduler, lambda: infer_together(scheduler, stub, requests, triton_repository)
+        )
+        batches = grown("infersched_batch_rows_count", model="slow")
+        assert 1 <= batches < 10, "one row for a free executor, what is staged, then the rest"
+        assert grown("infersched_batches_total", model="slow") == batches
+        assert grown("infersched_batch_rows_sum", model="slow") == 50
+        expected = (rows_before + 50, runs_before + batches)
+        # A Triton counts a request after it has answered it.
+        wait_until(lambda: counts() == expected, "Triton counts the same")
 
 
 def test_the_ledger_balances(scheduler: ServedScheduler) -> None:

@@ -15,6 +15,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 _SOURCES = Path(__file__).parent / "python"
+# Beside the models of `write_all`: who holds it holds its slow model, as `tests.held` does.
+SLOW_LOCK = "slow.lock"
 _FIGURES = Path(__file__).parents[1] / "nvml" / "figures.py"
 
 
@@ -362,13 +364,14 @@ def write_all(repository: Path) -> list[str]:
         identity(repository, "identity_small", max_batch_size=8),
         unbatched(repository),
         mixed(repository),
-        slow(repository),
+        slow(repository, lock=Path(repository) / SLOW_LOCK),
         failing(repository),
         decoupled(repository),
         repeat(repository),
         sequence(repository),
         optional_input(repository),
         ensemble(repository),
+        ensemble(repository, "slow_ensemble", steps=("slow", "identity")),
     ]
 
 
