@@ -27,7 +27,7 @@ from scheduler.v1 import dataplane_pb2 as pb
 from tests.waiting import WAIT_TIMEOUT_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
-EXIT_TIMEOUT_S = 10.0
+EXIT_TIMEOUT_S = 60.0
 
 
 class FakeDataPlane:

@@ -13,7 +13,9 @@ import numpy as np
 from tests.dataplane import wait_until
 from tests.wire.calls import Stub, connected, infer_request, output, rows
 
+CLIENTS = 8
 CALL_TIMEOUT_S = 20.0
+WAIT_S = 60.0
 
 
 class Load:
@@ -38,7 +40,7 @@ class Load:
                 self._interrupted.add(client)
                 self.interruptions += 1
 
-    def wait_answers(self, more: int, timeout_s: float = CALL_TIMEOUT_S) -> None:
+    def wait_answers(self, more: int, timeout_s: float = WAIT_S) -> None:
         """Waits for that many further good answers."""
         target = self.answered + more
         wait_until(lambda: self.answered >= target, f"{more} more answers", timeout_s)
@@ -52,7 +54,9 @@ class Load:
 
 
 @contextmanager
-def load(address: str, *, clients: int = 8, model: str = "identity", **call: Any) -> Iterator[Load]:
+def load(
+    address: str, *, clients: int = CLIENTS, model: str = "identity", **call: Any
+) -> Iterator[Load]:
     """`clients` connections, each with one request out; rows and values differ by client and turn.
 
     The body starts when all have had answers, and the load goes on for a moment after it.

@@ -24,7 +24,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from scheduler.backends.embedded_triton import free_port
 
 READY_TIMEOUT_S = 60.0
-EXIT_TIMEOUT_S = 30.0
+EXIT_TIMEOUT_S = 60.0
 _POLL_INTERVAL_S = 0.02
 
 
@@ -101,7 +101,7 @@ class ServedScheduler:
         with grpc.insecure_channel(self.address) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             with contextlib.suppress(grpc.RpcError):
-                answer = stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=1.0)
+                answer = stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=5.0)
                 return bool(answer.ready)
         return False
 
@@ -109,7 +109,7 @@ class ServedScheduler:
         """/healthz of the metrics listener, which is never encrypted."""
         with contextlib.suppress(OSError):
             url = f"http://{self.metrics_address}/healthz"
-            with urllib.request.urlopen(url, timeout=1.0) as answer:
+            with urllib.request.urlopen(url, timeout=5.0) as answer:
                 return bool(answer.status == 200)
         return False
 

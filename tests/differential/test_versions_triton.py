@@ -44,7 +44,7 @@ def verdict(stub: Stub, model: str, version: str) -> tuple[str, str]:
     request.inputs.add(name="INPUT0", datatype="FP32", shape=[1, 16])
     request.raw_input_contents.append(bytes(64))
     try:
-        reply = stub.ModelInfer(request, timeout=10)
+        reply = stub.ModelInfer(request, timeout=30)
     except grpc.RpcError as error:
         return error.code().name, error.details()
     return "OK", str(reply.model_version)

@@ -135,7 +135,7 @@ def model_settings(
     """Of a configuration with this `batching`. By the default one half of the models wait a little
     for more requests to merge; as Triton batches, most that can have a block of their own."""
     if batching == DEFAULT_BATCHING:
-        return {model.name: {"max_queue_delay": "5ms"} for model in chosen[::2]}
+        return {model.name: {"max_queue_delay": "20ms"} for model in chosen[::2]}
     settings: dict[str, dict[str, object]] = {}
     for model in chosen:
         settings[model.name] = {"batching": batching}

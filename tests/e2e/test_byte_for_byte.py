@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -82,7 +82,7 @@ def random_request(rng: random.Random, model: str, number: int) -> Request:
 def executed_batches(stub: Stub, model: str) -> dict[int, int]:
     """Executions by batch size, as Triton counted them."""
     request = service_pb2.ModelStatisticsRequest(name=model)
-    statistics = stub.ModelStatistics(request, timeout=10).model_stats[0]
+    statistics = stub.ModelStatistics(request, timeout=30).model_stats[0]
     return {
         int(entry.batch_size): int(entry.compute_infer.count) for entry in statistics.batch_stats
     }
@@ -115,12 +115,24 @@ MODELS = (
 )
 
 
+@pytest.fixture(scope="module")
+def gathering(
+    triton: EmbeddedTriton, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServedScheduler]:
+    """A scheduler that waits for more requests, however slowly a client sends them."""
+    config = tmp_path_factory.mktemp("config") / "infersched.yaml"
+    config.write_text("defaults: {max_queue_delay: 500ms}\n")
+    arguments = ["--backend", triton.grpc_address, "--config", str(config)]
+    with ServedScheduler(arguments) as served:
+        yield served
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_merged_answers_equal_lone_ones(
-    model: str, triton: EmbeddedTriton, scheduler: ServedScheduler, rng: random.Random
+    model: str, triton: EmbeddedTriton, gathering: ServedScheduler, rng: random.Random
 ) -> None:
     requests = [random_request(rng, model, number) for number in range(REQUESTS)]
-    with connected(triton.grpc_address) as direct, connected(scheduler.address) as through:
+    with connected(triton.grpc_address) as direct, connected(gathering.address) as through:
         sent_rows = sum(rows_of(request, model) for request in requests)
         first = executed_rows(direct, model)
         expected = [direct.ModelInfer(request, timeout=30) for request in requests]

@@ -166,7 +166,7 @@ def test_figures_of_a_control_plane_that_hangs_lose_their_worth(tmp_path: Path) 
 
 def scraped(scheduler: ServedScheduler, name: str) -> float:
     """The sum of a metric."""
-    with urllib.request.urlopen(scheduler.metrics_url, timeout=10) as answer:
+    with urllib.request.urlopen(scheduler.metrics_url, timeout=30) as answer:
         lines = answer.read().decode().splitlines()
     return sum(float(li.split()[-1]) for li in lines if li.startswith(f"infersched_{name}{{"))
 

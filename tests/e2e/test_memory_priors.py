@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tests.e2e.test_profile_memory import profile
 from tests.nvml.figures import FILE_VARIABLE, Figures, gpu
 from tests.nvml.loaded import library_folder
 from tests.serving import ServedScheduler
+from tests.wire.calls import connected, infer_request, output, rows
 
 MIB, GIB = 2**20, 2**30
 TOTAL, WEIGHTS, BASE, PER_ROW = 16 * GIB, 512 * MIB, 829 * MIB, 64 * MIB
@@ -94,8 +94,8 @@ def need(view: DataPlaneView) -> pb.MemorySnapshot:
     return view.need() or pb.MemorySnapshot()
 
 
-def ask(address: str, rows: int) -> None:
-    values = np.arange(rows * 16, dtype=np.float32).reshape(rows, 16)
+def ask(address: str, count: int) -> None:
+    values = rows(0, count)
     tensor = triton_grpc.InferInput("INPUT0", list(values.shape), "FP32")
     tensor.set_data_from_numpy(values)
     with triton_grpc.InferenceServerClient(address) as client:
@@ -105,14 +105,14 @@ def ask(address: str, rows: int) -> None:
 
 def teach(address: str, view: DataPlaneView) -> int:
     """Ever larger batches until six were seen to take memory; returns the rows of the last."""
-    rows = 0
+    count = 0
     while need(view).samples < 6:
-        rows += 1
-        assert rows < 40, "readings that show batches"
-        ask(address, rows)
+        count += 1
+        assert count < 40, "readings that show batches"
+        ask(address, count)
         ended_ns = time.monotonic_ns()
         wait_until(lambda at=ended_ns: measured_at_ns(view) > at, "a reading of it", WAIT_S)
-    return rows
+    return count
 
 
 def measured_at_ns(view: DataPlaneView) -> int:
@@ -126,11 +126,11 @@ def batches(triton: EmbeddedTriton) -> dict[int, int]:
     return {entry.batch_size: entry.compute_infer.count for entry in model.batch_stats}
 
 
-def leave_room(figures: Figures, rows: float) -> None:
+def leave_room(figures: Figures, count: float) -> None:
     """Beside the headroom, for a first batch of so many rows."""
     with figures.locked():
         device = figures.devices[0]
-        device.other_bytes = TOTAL - WEIGHTS - HEADROOM - BASE - round(rows * PER_ROW)
+        device.other_bytes = TOTAL - WEIGHTS - HEADROOM - BASE - round(count * PER_ROW)
 
 
 @pytest.mark.slow
@@ -150,9 +150,11 @@ def test_with_a_profile_the_first_large_batch_is_right(
     leave_room(figures, 20.5)
     with scheduler(triton, figures, tmp_path, profile=str(saved)) as (served, view):
         wait_until(lambda: need(view).rows_limit == 20, "the limit by the profile", WAIT_S)
-        with futures.ThreadPoolExecutor(61) as pool:
-            for answer in [pool.submit(ask, served.address, 1) for _ in range(61)]:
-                answer.result()
+        with connected(served.address) as stub:
+            requests = [infer_request(rows(n), model="arena") for n in range(61)]
+            calls = [stub.ModelInfer.future(request, timeout=WAIT_S) for request in requests]
+            for n, call in enumerate(calls):
+                assert np.array_equal(output(call.result()), rows(n))
         assert need(view).out_of_memory == 0
     sizes = batches(triton)
     assert max(sizes) == 20
@@ -177,16 +179,16 @@ def test_what_was_learned_is_known_after_a_restart(
 ) -> None:
     with scheduler(triton, figures, tmp_path) as (served, view):
         wait_until(lambda: need(view).rows_limit > 0, "the device", WAIT_S)
-        rows = teach(served.address, view)
+        taught = teach(served.address, view)
         assert need(view).confirmed
     # No more is free than the arena has taken: what it keeps is not needed again.
-    leave_room(figures, rows + 0.5)
+    leave_room(figures, taught + 0.5)
     with scheduler(triton, figures, tmp_path) as (served, view):
-        wait_until(lambda: need(view).rows_high == rows, "what the arena keeps", WAIT_S)
+        wait_until(lambda: need(view).rows_high == taught, "what the arena keeps", WAIT_S)
         known = need(view)
         assert known.bytes_per_row == pytest.approx(PER_ROW, rel=0.03)
         assert known.base_bytes == pytest.approx(BASE, rel=0.03)
-        assert known.rows_limit == rows
+        assert known.rows_limit == taught
         ask(served.address, 1)
     with triton_grpc.InferenceServerClient(triton.grpc_address) as client:
         client.unload_model("arena")
@@ -194,5 +196,5 @@ def test_what_was_learned_is_known_after_a_restart(
         client.load_model("arena")
     with scheduler(triton, figures, tmp_path) as (served, view):
         wait_until(lambda: need(view).known, "what was learned", WAIT_S)
-        wait_until(lambda: need(view).rows_limit == rows, "room for as many rows", WAIT_S)
+        wait_until(lambda: need(view).rows_limit == taught, "room for as many rows", WAIT_S)
         assert need(view).rows_high == 0

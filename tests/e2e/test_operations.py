@@ -116,7 +116,7 @@ def test_a_real_prometheus_takes_the_metrics(scheduler: ServedScheduler, tmp_pat
         assert [entry["value"][1] for entry in up] == ["1"]
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def query_result(url: str) -> list[Any]:
@@ -190,7 +190,7 @@ def test_the_embedded_triton_is_started_and_ended_with_the_scheduler(
             np.testing.assert_array_equal(output(response), rows(1))
         triton = served.child("tritonserver")
         triton.kill()
-        wait_until(lambda: not served.ready(), "its death is seen", timeout_s=10)
+        wait_until(lambda: not served.ready(), "its death is seen")
         served.wait_ready(60)
         with connected(served.address) as stub:
             response = stub.ModelInfer(infer_request(rows(2)), timeout=30)

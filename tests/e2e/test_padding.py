@@ -22,7 +22,7 @@ TIMEOUT_S = 60.0
 CONFIG = """
 models:
   masked:
-    max_queue_delay: 20ms
+    max_queue_delay: 500ms
     preferred_batch_rows: [32]
     padding:
       inputs:

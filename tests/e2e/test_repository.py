@@ -16,6 +16,7 @@ from tritonclient.grpc import InferenceServerClient
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
 from tests.dataplane import wait_until
+from tests.held import infer_together
 from tests.serving import ServedScheduler
 from tests.wire.calls import connected, infer_error, infer_request, output, rows
 
@@ -26,7 +27,7 @@ LOAD_TIMEOUT_S = 60.0
 def explicit_repository(needs_triton: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("explicit")
     models.identity(repository)
-    models.slow(repository, per_execution_s=0.02)
+    models.slow(repository, per_execution_s=0.02, lock=repository / models.SLOW_LOCK)
     return repository
 
 
@@ -53,29 +54,28 @@ def client(served: ServedScheduler) -> Iterator[InferenceServerClient]:
 
 
 def test_statistics_are_of_the_requests_and_not_of_the_batches(
-    served: ServedScheduler, client: InferenceServerClient
+    served: ServedScheduler, client: InferenceServerClient, explicit_repository: Path
 ) -> None:
     def count(headers: dict[str, str] | None = None) -> tuple[int, int, int]:
-        found = client.get_inference_statistics("identity", headers=headers).model_stats[0]
+        found = client.get_inference_statistics("slow", headers=headers).model_stats[0]
         success = found.inference_stats.success.count
         return found.inference_count, found.execution_count, success
 
     backends = {"infersched-statistics": "backends"}
     ours, theirs = count(), count(backends)
     with connected(served.address) as stub:
-        calls = [stub.ModelInfer.future(infer_request(rows(n, 2)), timeout=60) for n in range(100)]
-        for call in calls:
-            call.result()
+        requests = [infer_request(rows(n, 2), model="slow") for n in range(100)]
+        infer_together(served, stub, requests, explicit_repository)
     grown = [after - before for before, after in zip(ours, count(), strict=True)]
     assert (grown[0], grown[2]) == (200, 100)
-    assert grown[1] < 100, "they were merged"
+    assert 4 <= grown[1] < 20, "they were merged into batches of up to 64 rows"
 
     def grown_there() -> list[int]:
         return [after - before for before, after in zip(theirs, count(backends), strict=True)]
 
     # A Triton counts a request after it has answered it.
     wait_until(lambda: grown_there() == [200, grown[1], grown[1]], "the Tritons saw the batches")
-    stats = client.get_inference_statistics("identity").model_stats[0]
+    stats = client.get_inference_statistics("slow").model_stats[0]
     assert sum(b.compute_infer.count for b in stats.batch_stats) == stats.execution_count
     assert sum(b.compute_infer.count * b.batch_size for b in stats.batch_stats) == (
         stats.inference_count

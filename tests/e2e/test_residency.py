@@ -111,7 +111,7 @@ def residency(scheduler: ServedScheduler) -> dict[str, dict[str, Any]]:
 
 
 def scraped(scheduler: ServedScheduler, name: str) -> float:
-    with urllib.request.urlopen(scheduler.metrics_url, timeout=10) as answer:
+    with urllib.request.urlopen(scheduler.metrics_url, timeout=30) as answer:
         lines = answer.read().decode().splitlines()
     return sum(float(li.split()[-1]) for li in lines if li.startswith(f"infersched_{name}{{"))
 

@@ -69,8 +69,8 @@ def test_health_is_served_and_watched(scheduler: ServedScheduler) -> None:
         serving = health_pb2.HealthCheckResponse.SERVING
         for service in ("", "identity"):
             request = health_pb2.HealthCheckRequest(service=service)
-            assert stub.Check(request, timeout=10).status == serving
-            watch = stub.Watch(request, timeout=10)
+            assert stub.Check(request, timeout=30).status == serving
+            watch = stub.Watch(request, timeout=30)
             assert next(watch).status == serving
             watch.cancel()
 
@@ -109,7 +109,7 @@ def test_a_batch_beyond_the_models_limit_is_split(
     with connected(triton.grpc_address) as theirs:
         assert infer_error(theirs, request).code() == grpc.StatusCode.INVALID_ARGUMENT
     with connected(scheduler.address) as ours:
-        np.testing.assert_array_equal(output(ours.ModelInfer(request, timeout=20)), values)
+        np.testing.assert_array_equal(output(ours.ModelInfer(request, timeout=30)), values)
 
 
 @pytest.mark.parametrize("model", ["failing", "ensemble"])

@@ -99,6 +99,6 @@ def test_requests_in_shared_memory(served: ServedScheduler, tritons: Tritons) ->
 def is_in_rotation(served: ServedScheduler, triton: EmbeddedTriton) -> bool:
     with grpc.insecure_channel(served.control_address) as channel:
         stub = control_pb2_grpc.ControlStub(channel)
-        answer = stub.ListBackends(control_pb2.ListBackendsRequest(), timeout=10)
+        answer = stub.ListBackends(control_pb2.ListBackendsRequest(), timeout=30)
     states = {backend.address: backend.state for backend in answer.backends}
     return bool(states[triton.grpc_address] == dataplane_pb2.BACKEND_STATE_SERVING)

@@ -76,7 +76,7 @@ def refused(address: str, credentials: grpc.ChannelCredentials | None) -> bool:
     )
     with channel:
         try:
-            Stub(channel).ModelInfer(infer_request(rows(1)), timeout=20)
+            Stub(channel).ModelInfer(infer_request(rows(1)), timeout=30)
         except grpc.RpcError as error:
             return bool(error.code() == grpc.StatusCode.UNAVAILABLE)
     return False

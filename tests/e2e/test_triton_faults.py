@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2
 
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests.dataplane import wait_until
-from tests.load import load
+from tests.load import CALL_TIMEOUT_S, CLIENTS, load
 from tests.serving import ServedScheduler
 from tests.wire.calls import (
     connected,
@@ -41,13 +41,13 @@ def served(tritons: Pair) -> Iterator[ServedScheduler]:
 def executed_rows(triton: EmbeddedTriton, model: str = "identity") -> int:
     with connected(triton.grpc_address) as stub:
         request = service_pb2.ModelStatisticsRequest(name=model)
-        return int(stub.ModelStatistics(request, timeout=10).model_stats[0].inference_count)
+        return int(stub.ModelStatistics(request, timeout=30).model_stats[0].inference_count)
 
 
 def wait_used(triton: EmbeddedTriton, model: str = "identity") -> None:
     """Waits until the scheduler sends requests there."""
     before = executed_rows(triton, model)
-    wait_until(lambda: executed_rows(triton, model) > before, "it is used", timeout_s=10)
+    wait_until(lambda: executed_rows(triton, model) > before, "it is used")
 
 
 def test_a_killed_triton_costs_no_request_and_rejoins(
@@ -97,14 +97,14 @@ def test_a_stopped_triton_is_noticed_within_about_a_second(
             started = time.monotonic()
             answered_before = seen.answered
             # Every client has at most one request out: all of them are free again soon.
-            seen.wait_answers(200)
+            seen.wait_answers(3 * CLIENTS)
             elapsed_s = time.monotonic() - started
         finally:
             os.killpg(pid, signal.SIGCONT)
         wait_used(two)
     assert seen.errors == []
     assert seen.answered > answered_before
-    assert elapsed_s < 8
+    assert elapsed_s < CALL_TIMEOUT_S / 2
 
 
 def test_the_only_triton_dies_and_comes_back(small_triton: EmbeddedTriton) -> None:
@@ -113,17 +113,17 @@ def test_the_only_triton_dies_and_comes_back(small_triton: EmbeddedTriton) -> No
         ServedScheduler(["--backend", small_triton.grpc_address]) as served,
         connected(served.address) as stub,
     ):
-        stub.ModelInfer(infer_request(rows(1)), timeout=10)
+        stub.ModelInfer(infer_request(rows(1)), timeout=30)
         small_triton.kill()
         wait_until(lambda: not served.ready(), "readiness is false")
-        error = infer_error(stub, infer_request(rows(1)), timeout=10)
+        error = infer_error(stub, infer_request(rows(1)), timeout=30)
         assert error.code() == grpc.StatusCode.UNAVAILABLE
         assert error_info(error).reason == "NO_BACKEND"
-        error = infer_error(stub, infer_request(rows(1)), timeout=10)
+        error = infer_error(stub, infer_request(rows(1)), timeout=30)
         assert pushback_ms(error) == 1000
         small_triton.start_ready()
         wait_until(served.ready, "readiness is true again")
-        response = stub.ModelInfer(infer_request(rows(2)), timeout=10)
+        response = stub.ModelInfer(infer_request(rows(2)), timeout=30)
         np.testing.assert_array_equal(output(response), rows(2))
 
 
@@ -135,14 +135,14 @@ def test_a_triton_that_is_down_at_start_is_waited_for(small_triton: EmbeddedTrit
         triton_client.InferenceServerClient(served.address) as client,
         connected(served.address) as stub,
     ):
-        wait_until(lambda: is_live(client), "it serves its own calls", timeout_s=20)
+        wait_until(lambda: is_live(client), "it serves its own calls")
         assert not client.is_server_ready()
-        error = infer_error(stub, infer_request(rows(1)), timeout=10)
+        error = infer_error(stub, infer_request(rows(1)), timeout=30)
         assert error.code() == grpc.StatusCode.UNAVAILABLE
         assert small_triton.grpc_address in served.log_tail(), "it is reported"
         small_triton.start_ready()
-        wait_until(client.is_server_ready, "it is found", timeout_s=10)
-        response = stub.ModelInfer(infer_request(rows(1)), timeout=10)
+        wait_until(client.is_server_ready, "it is found")
+        response = stub.ModelInfer(infer_request(rows(1)), timeout=30)
         np.testing.assert_array_equal(output(response), rows(1))
 
 

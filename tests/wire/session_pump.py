@@ -22,7 +22,7 @@ ROUTES = (
     (MISSING, "unimplemented", "no such thing"),
     (EACH, "message_stream", ""),
 )
-BOUND_S = 20.0
+BOUND_S = 60.0
 
 
 class Pump(asyncio.Protocol):

@@ -80,7 +80,7 @@ def test_a_lost_call_is_run_again(
     with once(bad) as backend, connected(plane.address) as stub:
         plane.apply([identity_model()], [backend.address])
         for n in range(3):
-            response = stub.ModelInfer(infer_request(rows(n)), timeout=20)
+            response = stub.ModelInfer(infer_request(rows(n)), timeout=30)
             np.testing.assert_array_equal(output(response), rows(n))
         assert backend.requests == 4
 
@@ -91,7 +91,7 @@ def test_what_surely_did_not_run_is_sent_again_even_if_not_idempotent(
 ) -> None:
     with once(bad) as backend, connected(plane.address) as stub:
         plane.apply([identity_model(idempotent=False)], [backend.address])
-        response = stub.ModelInfer(infer_request(rows(1)), timeout=20)
+        response = stub.ModelInfer(infer_request(rows(1)), timeout=30)
         np.testing.assert_array_equal(output(response), rows(1))
 
 
@@ -105,7 +105,7 @@ def test_a_connection_that_is_retired_again_and_again_loses_nothing(plane: DataP
     with H2Backend(goaway_after_the_reply) as backend, connected(plane.address) as stub:
         plane.apply([identity_model()], [backend.address])
         for n in range(10):
-            response = stub.ModelInfer(infer_request(rows(n)), timeout=20)
+            response = stub.ModelInfer(infer_request(rows(n)), timeout=30)
             np.testing.assert_array_equal(output(response), rows(n))
 
 
@@ -146,7 +146,7 @@ def test_a_broken_reply_is_an_error_of_its_request_only(name: str, plane: DataPl
     bad = reset if parts is None else reply_parts(*parts)
     with H2Backend(bad) as backend, connected(plane.address) as stub:
         plane.apply([identity_model(idempotent=False)], [backend.address])
-        error = infer_error(stub, infer_request(rows(1)), timeout=20)
+        error = infer_error(stub, infer_request(rows(1)), timeout=30)
         assert error.code() in (
             grpc.StatusCode.INTERNAL,
             grpc.StatusCode.UNKNOWN,
@@ -163,6 +163,6 @@ def test_trailers_of_the_backend_do_not_confuse_ours(plane: DataPlane) -> None:
     for parts in ((OK_HEADERS, trailers), (trailers_only,)):
         with H2Backend(reply_parts(*parts)) as backend, connected(plane.address) as stub:
             plane.apply([identity_model()], [backend.address])
-            error = infer_error(stub, infer_request(rows(1)), timeout=20)
+            error = infer_error(stub, infer_request(rows(1)), timeout=30)
             assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
             assert error.details() == "50% done\n%zz"

@@ -240,6 +240,6 @@ def test_grpcio_waits_for_a_free_stream(plane: DataPlane, fake: FakeTriton) -> N
 def test_an_unknown_method_is_unimplemented_or_unavailable(plane: DataPlane) -> None:
     """The control plane would say UNIMPLEMENTED; here there is none."""
     with grpc.insecure_channel(plane.address) as channel:
-        error = error_of(channel.unary_unary("/no.Such/Method").future(b"", timeout=10))
+        error = error_of(channel.unary_unary("/no.Such/Method").future(b"", timeout=30))
     assert error.code() == grpc.StatusCode.UNAVAILABLE
     assert "control plane" in error.details()

@@ -41,7 +41,7 @@ def test_tritonclient_infers_with_everything_it_offers(address: str, fake: FakeT
             outputs=[triton.InferRequestedOutput("OUTPUT0")],
             priority=1,
             timeout=20_000_000,
-            client_timeout=20,
+            client_timeout=30,
             headers={"x-header": "value"},
             parameters={"text": "a", "number": 3, "flag": True},
         )
@@ -118,7 +118,7 @@ def test_tritonclient_compresses_its_requests(address: str, algorithm: str) -> N
 def test_tritonclient_with_keepalive_stays_connected(address: str, plane: DataPlane) -> None:
     options = triton.KeepAliveOptions(
         keepalive_time_ms=20,
-        keepalive_timeout_ms=5000,
+        keepalive_timeout_ms=20_000,
         keepalive_permit_without_calls=True,
         http2_max_pings_without_data=0,
     )
@@ -192,7 +192,7 @@ def test_typed_contents_of_every_datatype(
     tensor = request.inputs.add(name="INPUT0", datatype=datatype, shape=[1, 2])
     getattr(tensor.contents, field).extend(values)
     with connected(plane.address) as stub:
-        response = stub.ModelInfer(request, timeout=20)
+        response = stub.ModelInfer(request, timeout=30)
     expected = triton.InferResult(response).as_numpy("OUTPUT0").ravel().tolist()
     assert expected == values
 
@@ -216,8 +216,8 @@ def test_a_wait_for_ready_client_finds_a_data_plane_that_starts_later(
 ) -> None:
     with grpc.insecure_channel(plane.address) as channel:
         call = Stub(channel).ModelInfer.future(
-            infer_request(rows(1)), wait_for_ready=True, timeout=20
+            infer_request(rows(1)), wait_for_ready=True, timeout=30
         )
-        assert call.exception(timeout=20) is not None, "no catalog yet"
+        assert call.exception(timeout=30) is not None, "no catalog yet"
         plane.apply([identity_model()], [fake.address])
-        Stub(channel).ModelInfer(infer_request(rows(1)), wait_for_ready=True, timeout=20)
+        Stub(channel).ModelInfer(infer_request(rows(1)), wait_for_ready=True, timeout=30)

@@ -67,7 +67,7 @@ def devices(control: ControlPlane) -> dict[str, dict[str, object]]:
 
 
 def scraped(control: ControlPlane, sample: str) -> float:
-    with urllib.request.urlopen(f"{control.metrics_url}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"{control.metrics_url}/metrics", timeout=30) as answer:
         lines = answer.read().decode().splitlines()
     return float(
         next(line for line in lines if line.startswith(f"infersched_{sample} ")).split()[-1]

@@ -33,7 +33,7 @@ def test_admitted_work_is_finished_and_new_work_refused(
     plane.drain(deadline_ms=20_000)
     wait_until(lambda: plane.snapshot().draining, "it drains")
     with connected(plane.address) as late:
-        error = infer_error(late, infer_request(rows(1)), timeout=10)
+        error = infer_error(late, infer_request(rows(1)), timeout=30)
     assert error.code() == grpc.StatusCode.UNAVAILABLE
     assert error_info(error).reason == "DRAINING"
     assert pushback_ms(error) == 1000
@@ -70,7 +70,7 @@ def test_what_is_left_at_the_deadline_is_answered(
     started = time.monotonic()
     plane.drain(deadline_ms=300)
     assert plane.wait_drained().unanswered_requests == 5
-    assert 0.3 <= time.monotonic() - started < 5
+    assert 0.3 <= time.monotonic() - started < 20, "long before the calls end by themselves"
     for call in calls:
         error = error_of(call)
         assert error.code() == grpc.StatusCode.UNAVAILABLE
@@ -81,6 +81,6 @@ def test_what_is_left_at_the_deadline_is_answered(
 def test_an_idle_data_plane_is_drained_at_once(stub: Stub, plane: DataPlane) -> None:
     stub.ModelInfer(infer_request(rows(1)), timeout=30)
     started = time.monotonic()
-    plane.drain(deadline_ms=30_000)
+    plane.drain(deadline_ms=60_000)
     assert plane.wait_drained().unanswered_requests == 0
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20

@@ -124,7 +124,7 @@ def test_a_flood_harms_nobody_else(
     process = psutil.Process(plane.process.pid)
     stop = threading.Event()
     with RawClient(plane.address) as client, connected(plane.address) as other:
-        other.ModelInfer(infer_request(rows(0)), timeout=10)
+        other.ModelInfer(infer_request(rows(0)), timeout=30)
         before = process.memory_info().rss
         client.socket.settimeout(0.2)
         batch = flood(client)
@@ -146,13 +146,13 @@ def test_a_flood_harms_nobody_else(
             while time.monotonic() < until:
                 n += 1
                 started = time.monotonic()
-                response = other.ModelInfer(infer_request(rows(n % 1000)), timeout=10)
+                response = other.ModelInfer(infer_request(rows(n % 1000)), timeout=30)
                 slowest_s = max(slowest_s, time.monotonic() - started)
                 np.testing.assert_array_equal(output(response), rows(n % 1000))
         finally:
             stop.set()
             thread.join()
         grown = process.memory_info().rss - before
-    assert slowest_s < 5
+    assert slowest_s < 10
     assert grown < GROWTH_BYTES_MAX or "asan" in str(process.environ().get("LD_PRELOAD")), grown
     wait_until(lambda: plane.snapshot().client_connections == 0, "both are gone")

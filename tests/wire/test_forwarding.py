@@ -107,7 +107,7 @@ def test_metadata_passes_both_ways_and_internal_headers_cannot_be_forged(
 ) -> None:
     sent = [("x-user", "me"), ("infersched-peer", "forged"), ("infersched-principal", "root")]
     response, call = Stub(channel).ServerLive.with_call(
-        service_pb2.ServerLiveRequest(), metadata=sent, timeout=10
+        service_pb2.ServerLiveRequest(), metadata=sent, timeout=30
     )
     assert response.live
     assert servicer.metadata["x-user"] == "me"
@@ -120,20 +120,20 @@ def test_metadata_passes_both_ways_and_internal_headers_cannot_be_forged(
 
 def test_errors_pass_with_code_and_text(cold: object, channel: grpc.Channel) -> None:
     request = service_pb2.ModelReadyRequest(name="m")
-    error = error_of(Stub(channel).ModelReady.future(request, timeout=10))
+    error = error_of(Stub(channel).ModelReady.future(request, timeout=30))
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert error.details() == "no: m — 100 %"
-    error = error_of(channel.unary_unary("/no.Such/Method").future(b"", timeout=10))
+    error = error_of(channel.unary_unary("/no.Such/Method").future(b"", timeout=30))
     assert error.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_large_messages_pass_both_ways(cold: object, channel: grpc.Channel) -> None:
     stub = Stub(channel)
     for _ in range(3):
-        metadata = stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=20)
+        metadata = stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=30)
         assert len(metadata.version) == 3_000_000
         request = service_pb2.ModelConfigRequest(name="n" * 3_000_000)
-        assert stub.ModelConfig(request, timeout=20).config.name == "3000000"
+        assert stub.ModelConfig(request, timeout=30).config.name == "3000000"
 
 
 def test_health_is_checked_and_watched(cold: health.HealthServicer, channel: grpc.Channel) -> None:
@@ -144,7 +144,7 @@ def test_health_is_checked_and_watched(cold: health.HealthServicer, channel: grp
     assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
     cold.set("identity", health_pb2.HealthCheckResponse.SERVING)
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-    assert stub.Check(request, timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+    assert stub.Check(request, timeout=30).status == health_pb2.HealthCheckResponse.SERVING
     watch.cancel()
 
 
@@ -158,17 +158,17 @@ def test_a_cancel_reaches_the_control_plane(
     cold: object, servicer: ColdServicer, channel: grpc.Channel
 ) -> None:
     call = Stub(channel).RepositoryIndex.future(service_pb2.RepositoryIndexRequest(), timeout=30)
-    assert servicer.entered.wait(10)
+    assert servicer.entered.wait(60)
     call.cancel()
-    assert servicer.cancelled.wait(10)
+    assert servicer.cancelled.wait(60)
 
 
 def test_a_deadline_reaches_the_control_plane(
     cold: object, servicer: ColdServicer, channel: grpc.Channel
 ) -> None:
-    call = Stub(channel).RepositoryIndex.future(service_pb2.RepositoryIndexRequest(), timeout=0.3)
+    call = Stub(channel).RepositoryIndex.future(service_pb2.RepositoryIndexRequest(), timeout=2)
     assert error_of(call).code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert servicer.cancelled.wait(10)
+    assert servicer.cancelled.wait(60)
 
 
 def test_a_client_that_vanishes_cancels_its_calls(
@@ -177,9 +177,9 @@ def test_a_client_that_vanishes_cancels_its_calls(
     with RawClient(plane.address) as client:
         stream = client.request_headers(path=f"/{SERVICE}/RepositoryIndex")
         client.send_data(stream, b"\0\0\0\0\0", end_stream=True)
-        assert servicer.entered.wait(10)
+        assert servicer.entered.wait(60)
         client.vanish()
-    assert servicer.cancelled.wait(10)
+    assert servicer.cancelled.wait(60)
 
 
 def test_while_the_control_plane_is_away_inference_goes_on(
@@ -187,17 +187,17 @@ def test_while_the_control_plane_is_away_inference_goes_on(
 ) -> None:
     for _ in range(3):
         with cold_server(plane, servicer):
-            stub.ModelInfer(infer_request(rows(1)), timeout=10)
+            stub.ModelInfer(infer_request(rows(1)), timeout=30)
             hanging = Stub(channel).RepositoryIndex.future(service_pb2.RepositoryIndexRequest())
-            assert servicer.entered.wait(10)
+            assert servicer.entered.wait(60)
         lost = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         assert error_of(hanging).code() in lost
         wait_until(lambda: not live(channel), "its end is seen")
         error = error_of(
-            Stub(channel).ServerLive.future(service_pb2.ServerLiveRequest(), timeout=10)
+            Stub(channel).ServerLive.future(service_pb2.ServerLiveRequest(), timeout=30)
         )
         assert error.code() == grpc.StatusCode.UNAVAILABLE
-        response = stub.ModelInfer(infer_request(rows(2)), timeout=10)
+        response = stub.ModelInfer(infer_request(rows(2)), timeout=30)
         np.testing.assert_array_equal(output(response), rows(2))
         servicer.entered.clear()
         servicer.cancelled.clear()

@@ -37,7 +37,7 @@ def test_a_large_answer_leaves_without_the_client_opening_windows(
         client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: WINDOW_BYTES})
         client.h2.increment_flow_control_window(WINDOW_BYTES - (1 << 16))
         client.flush()
-        client.socket.settimeout(5)
+        client.socket.settimeout(30)
         stream = client.infer(infer_request(values))
         client.wait_for(h2.events.StreamEnded, stream)
         assert values.tobytes() in client.data(stream)
@@ -72,7 +72,7 @@ def test_a_retired_connection_is_replaced_while_its_calls_go_on(plane: DataPlane
         assert plane.apply([model], [backend.address]) == ""
         first = stub.ModelInfer.future(infer_request(rows(1)), timeout=30)
         wait_until(lambda: backend.requests == 1, "the backend has the call")
-        response = stub.ModelInfer(infer_request(rows(2)), timeout=5)
+        response = stub.ModelInfer(infer_request(rows(2)), timeout=30)
         np.testing.assert_array_equal(output(response), rows(2))
         assert not first.done()
         backend.finish()
@@ -98,7 +98,7 @@ def test_a_backend_of_few_streams_is_neither_given_up_nor_short_of_work(plane: D
     model.placements[0].instances = 3
     with H2Backend(slowly) as backend, connected(plane.address) as stub:
         assert plane.apply([model], [backend.address]) == ""
-        stub.ModelInfer(infer_request(rows(0)), timeout=10)
+        stub.ModelInfer(infer_request(rows(0)), timeout=30)
         calls = [
             stub.ModelInfer.future(infer_request(rows(n), request_id="slow"), timeout=30)
             for n in range(3)
@@ -177,5 +177,5 @@ def test_many_slow_readers_share_the_memory_there_is(plane: DataPlane, fake: Fak
     values = rows(1, 1, ANSWER_FLOATS // 2)
     with connected(plane.address) as stub:
         np.testing.assert_array_equal(
-            output(stub.ModelInfer(infer_request(values), timeout=10)), values
+            output(stub.ModelInfer(infer_request(values), timeout=30)), values
         )

@@ -51,7 +51,7 @@ def test_batches_that_ran_replace_the_prior(plane: DataPlane, fake: FakeTriton) 
     assert plane.apply([primed({1: 400.0, 8: 400.0})], [fake.address]) == ""
     with connected(plane.address) as stub:
         for number in range(20):
-            stub.ModelInfer(infer_request(rows(number)), timeout=20)
+            stub.ModelInfer(infer_request(rows(number)), timeout=30)
     wait_until(lambda: learned(plane).observations == 20, "twenty batches observed")
     (size,) = learned(plane).sizes
     assert (size.rows, size.batches) == (1, 20)
@@ -73,4 +73,4 @@ def test_a_prior_that_makes_no_sense_is_ignored(plane: DataPlane, fake: FakeTrit
     assert plane.apply([model], [fake.address]) == ""
     assert (learned(plane).alpha_ns, learned(plane).beta_ns) == (0, 0)
     with connected(plane.address) as stub:
-        stub.ModelInfer(infer_request(rows(1)), timeout=20)
+        stub.ModelInfer(infer_request(rows(1)), timeout=30)

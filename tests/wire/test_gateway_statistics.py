@@ -17,7 +17,7 @@ def test_requests_and_batches_are_counted(plane: DataPlane, fake: FakeTriton) ->
     started_ns = time.monotonic_ns()
     with connected(plane.address) as stub:
         first = fake.occupy(stub)
-        calls = [stub.ModelInfer.future(infer_request(rows(n, 2)), timeout=20) for n in range(3)]
+        calls = [stub.ModelInfer.future(infer_request(rows(n, 2)), timeout=30) for n in range(3)]
         plane.wait_queued(3)
         fake.release()
         for call in (first, *calls):
@@ -46,9 +46,9 @@ def test_what_did_not_end_well_is_told_apart(plane: DataPlane, fake: FakeTriton)
     assert plane.apply([model], [fake.address]) == ""
     with connected(plane.address) as stub:
         first = fake.occupy(stub)
-        gone = stub.ModelInfer.future(infer_request(rows(1)), timeout=20)
+        gone = stub.ModelInfer.future(infer_request(rows(1)), timeout=30)
         plane.wait_queued(1)
-        failing = stub.ModelInfer.future(infer_request(rows(2)), timeout=20)
+        failing = stub.ModelInfer.future(infer_request(rows(2)), timeout=30)
         plane.wait_queued(2)
         infer_error(stub, infer_request(rows(3)))
         gone.cancel()
@@ -68,7 +68,7 @@ def test_what_did_not_end_well_is_told_apart(plane: DataPlane, fake: FakeTriton)
 def test_a_model_that_was_removed_begins_anew(
     plane: DataPlane, stub: Stub, fake: FakeTriton
 ) -> None:
-    stub.ModelInfer(infer_request(rows(1)), timeout=10)
+    stub.ModelInfer(infer_request(rows(1)), timeout=30)
     assert plane.statistics()[0].rows == 1
     assert plane.apply([], [fake.address]) == ""
     assert plane.statistics() == {}

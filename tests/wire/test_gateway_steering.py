@@ -37,7 +37,7 @@ def test_a_number_given_to_another_model_answers_the_queue_of_the_first(
     plane: DataPlane, stub: Stub, fake: FakeTriton
 ) -> None:
     first = fake.occupy(stub)
-    queued = stub.ModelInfer.future(infer_request(rows(1)), timeout=20)
+    queued = stub.ModelInfer.future(infer_request(rows(1)), timeout=30)
     plane.wait_queued(1)
     other = identity_model(name="other", staged_batches_max=0)
     assert plane.apply([other], [fake.address]) == ""
@@ -46,7 +46,7 @@ def test_a_number_given_to_another_model_answers_the_queue_of_the_first(
     assert error_info(error).reason == "NO_BACKEND"
     fake.release()
     np.testing.assert_array_equal(output(first.result()), rows(7777.0))
-    response = stub.ModelInfer(infer_request(rows(2), model="other"), timeout=10)
+    response = stub.ModelInfer(infer_request(rows(2), model="other"), timeout=30)
     np.testing.assert_array_equal(output(response), rows(2))
 
 
@@ -59,14 +59,14 @@ def test_a_cancelled_request_that_cannot_be_split_switches_nothing_off(
     values = rows(1)[0]
     with connected(plane.address) as stub:
         fake.hold()
-        call = stub.ModelInfer.future(infer_request(values), timeout=20)
+        call = stub.ModelInfer.future(infer_request(values), timeout=30)
         wait_until(lambda: len(fake.requests) == 1, "the backend has it")
         call.cancel()
         wait_until(lambda: plane.counters()["in_flight"] == 0, "it is cancelled")
         fake.release()
         wait_until(lambda: not plane.snapshot().batches, "the reply has come")
         np.testing.assert_array_equal(
-            output(stub.ModelInfer(infer_request(values), timeout=10)), values
+            output(stub.ModelInfer(infer_request(values), timeout=30)), values
         )
     kinds = [event.WhichOneof("event") for event in plane.events]
     assert "merging_switched_off" not in kinds
@@ -95,7 +95,7 @@ def test_converted_contents_are_charged_as_well(plane: DataPlane, fake: FakeTrit
         limits.host_bytes_max = 20 * VALUES
         assert plane.apply([model], [fake.address], limits) == ""
         fake.hold()
-        call = stub.ModelInfer.future(typed_request(), timeout=20)
+        call = stub.ModelInfer.future(typed_request(), timeout=30)
         wait_until(lambda: len(fake.requests) == 1, "the backend has it")
         assert plane.snapshot().host_bytes > 9 * VALUES
         fake.release()
@@ -115,7 +115,7 @@ def test_a_removed_backend_leaves_the_counters(plane: DataPlane, fake: FakeTrito
 
 def test_resets_of_clients_are_counted(plane: DataPlane, stub: Stub, fake: FakeTriton) -> None:
     fake.occupy(stub)
-    calls = [stub.ModelInfer.future(infer_request(rows(n)), timeout=20) for n in range(5)]
+    calls = [stub.ModelInfer.future(infer_request(rows(n)), timeout=30) for n in range(5)]
     plane.wait_queued(5)
     for call in calls:
         call.cancel()
@@ -140,7 +140,7 @@ def test_contradictions_are_refused(plane: DataPlane, stub: Stub, fake: FakeTrit
         assert error in plane.apply([identity_model()], [fake.address], limits)
     huge = identity_model(max_batch_size=1 << 40)
     assert "out of range" in plane.apply([huge], [fake.address])
-    response = stub.ModelInfer(infer_request(rows(1)), timeout=10)
+    response = stub.ModelInfer(infer_request(rows(1)), timeout=30)
     np.testing.assert_array_equal(output(response), rows(1))
 
 
@@ -182,7 +182,7 @@ def test_a_control_plane_that_reads_nothing_is_let_go(
         mute.connect(str(Path(plane.cold_socket).with_name("steering.sock")))
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             mute.sendall(request * 100_000)
-    response = stub.ModelInfer(infer_request(rows(1)), timeout=10)
+    response = stub.ModelInfer(infer_request(rows(1)), timeout=30)
     np.testing.assert_array_equal(output(response), rows(1))
 
 
@@ -193,7 +193,7 @@ def test_ten_thousand_models_are_served_and_counted(plane: DataPlane, fake: Fake
         for number in (0, 4_095, 4_096, 9_999):
             request = infer_request(rows(number), model=f"model-{number}")
             np.testing.assert_array_equal(
-                output(client.ModelInfer(request, timeout=20)), rows(number)
+                output(client.ModelInfer(request, timeout=30)), rows(number)
             )
             assert plane.counters(number)["completed"] == 1
     models[5_000].batching.queue_requests_max = 0

@@ -97,13 +97,13 @@ def test_deadlines_and_cancels_of_grpcio_reach_us() -> None:
         async with serving(keep) as (channel, pumps):
             before = time.monotonic_ns()
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await channel.unary_unary(SLOW)(b"x", timeout=0.2)
+                await channel.unary_unary(SLOW)(b"x", timeout=1.0)
             assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
             await until(lambda: len(events) == 2)
             assert [event.kind for event in events] == ["request", "cancelled"]
             deadline = events[0].deadline
             assert deadline is not None
-            assert before + 100_000_000 < deadline <= time.monotonic_ns() + 200_000_000
+            assert before + 900_000_000 < deadline <= time.monotonic_ns() + 1_000_000_000
 
             calls = [channel.unary_unary(SLOW)(b"x") for _ in range(50)]
             await until(lambda: len(events) == 52)

@@ -50,7 +50,7 @@ def test_a_hard_limit_leaves_files_for_the_backends(fake: FakeTriton) -> None:
     ):
         plane.apply([identity_model()], [wire.address])
         assert "connections_max 10000 is cut to 256" in plane.stderr()
-        stub.ModelInfer(infer_request(rows(1)), timeout=20)
+        stub.ModelInfer(infer_request(rows(1)), timeout=30)
         idle = open_idle(stack, plane, IDLE)
         wait_until(lambda: plane.snapshot().client_connections == 256, "the limit is reached")
         with contextlib.suppress(ConnectionResetError):
@@ -58,7 +58,7 @@ def test_a_hard_limit_leaves_files_for_the_backends(fake: FakeTriton) -> None:
         wire.cut()
         wire.restore()
         wait_until(lambda: plane.snapshot().backends[0].connections_open == 1, "it is back")
-        response = stub.ModelInfer(infer_request(rows(2)), timeout=20)
+        response = stub.ModelInfer(infer_request(rows(2)), timeout=30)
         np.testing.assert_array_equal(output(response), rows(2))
 
 
@@ -75,6 +75,4 @@ def test_an_idle_connection_costs_little_memory_and_no_time(
         wait_until(lambda: plane.snapshot().client_connections == 50 + IDLE, "all are connected")
         grown = (process.memory_info().rss - before) / IDLE
         assert grown < 64 * 1024 or "asan" in str(process.environ().get("LD_PRELOAD"))
-        turns = plane.page()["loop_turns"]
-        plane.snapshot()
-        assert plane.page()["loop_turns"] - turns < 5, "nothing turns for idle connections"
+        wait_until(lambda: plane.turns_of_a_snapshot() < 5, "nothing turns for idle connections")

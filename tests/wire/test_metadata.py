@@ -207,10 +207,10 @@ def test_a_backend_that_gives_up_at_the_deadline_keeps_its_slot_for_a_while(
     plane.apply([identity_model(staged_batches_max=0)], [fake.address])
     with connected(plane.address) as stub:
         fake.hold()
-        error = infer_error(stub, infer_request(rows(1)), timeout=0.5)
+        error = infer_error(stub, infer_request(rows(1)), timeout=2)
         assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         assert fake.remaining_s[0] is not None
-        assert fake.remaining_s[0] < 0.6
+        assert fake.remaining_s[0] < 2.1
         call = stub.ModelInfer.future(infer_request(rows(2)), timeout=ANSWER_TIMEOUT_S)
         fake.release()
         np.testing.assert_array_equal(output(call.result()), rows(2))

@@ -43,7 +43,7 @@ def test_a_client_that_reads_nothing_holds_bounded_memory(
         assert grown < 3 * UNSENT_BYTES_MAX or under_asan(), f"{grown} bytes for one slow reader"
         with connected(plane.address) as other:
             for n in range(20):
-                response = other.ModelInfer(infer_request(rows(n)), timeout=10)
+                response = other.ModelInfer(infer_request(rows(n)), timeout=30)
                 np.testing.assert_array_equal(output(response), rows(n))
     wait_until(lambda: plane.snapshot().client_connections == 0, "both are gone")
 
@@ -75,7 +75,7 @@ def test_a_client_that_opens_no_window_gets_its_answer_when_it_does(
         stream = client.infer(infer_request(values))
         while len(client.data(stream)) < 65_535:  # the initial windows; none is opened
             client.receive()
-        response = other.ModelInfer(infer_request(rows(2)), timeout=10)
+        response = other.ModelInfer(infer_request(rows(2)), timeout=30)
         np.testing.assert_array_equal(output(response), rows(2))
         assert plane.counters()["in_flight"] == 0
         assert plane.snapshot().host_bytes == 0, "the request is answered, its bytes are free"
@@ -94,7 +94,7 @@ def test_a_slow_sender_delays_nobody(plane: DataPlane, fake: FakeTriton) -> None
         for n, byte in enumerate(message):
             slow.send_data(stream, bytes([byte]), end_stream=n + 1 == len(message))
             if n % 30 == 0:
-                response = other.ModelInfer(infer_request(rows(n)), timeout=10)
+                response = other.ModelInfer(infer_request(rows(n)), timeout=30)
                 np.testing.assert_array_equal(output(response), rows(n))
         assert slow.trailers(stream)["grpc-status"] == "0"
 
@@ -120,6 +120,6 @@ def test_a_flood_of_pings_costs_bounded_memory(plane: DataPlane, fake: FakeTrito
             for _ in range(200):
                 flood.send_raw(ping * 10_000)  # 34 MB altogether, and no answer is read
         with connected(plane.address) as other:
-            response = other.ModelInfer(infer_request(rows(1)), timeout=10)
+            response = other.ModelInfer(infer_request(rows(1)), timeout=30)
             np.testing.assert_array_equal(output(response), rows(1))
         assert process.memory_info().rss - before < 32 << 20 or under_asan()

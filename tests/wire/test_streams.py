@@ -320,7 +320,7 @@ def test_a_stream_past_its_deadline_takes_that_to_the_backend_along(
         yield from ()
 
     fake.stream_behaviour = never_ends
-    got = converse(streaming, [decoupled(1, "a")], timeout=0.5)
+    got = converse(streaming, [decoupled(1, "a")], timeout=2.0)
     assert (got.code, got.messages) == (grpc.StatusCode.DEADLINE_EXCEEDED, [])
     wait_until(lambda: fake.streams_ended == 1, "the stream to the backend is reset")
     plane.assert_balanced()

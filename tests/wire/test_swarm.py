@@ -27,6 +27,7 @@ from tests.wire.raw_client import RawClient, grpc_message
 SWARM_S = float(os.environ.get("INFERSCHED_SWARM_S", "4"))
 POISON = -1000.0
 CLIENTS = 6
+ANSWERS_MIN, SLOW_S = 10, 60.0
 EXPLAINED = {
     grpc.StatusCode.DEADLINE_EXCEEDED,  # short deadlines are given
     grpc.StatusCode.RESOURCE_EXHAUSTED,  # queues are short
@@ -80,13 +81,17 @@ class Client:
     def run(self, until: float) -> None:
         try:
             with connected(self._address) as stub:
-                while time.monotonic() < until:
+                while time.monotonic() < until or self._wants_more(until):
                     calls = [self._send(stub) for _ in range(self._rng.randint(1, 20))]
                     for poisoned, value, call in calls:
                         self._judge(poisoned, value, call)
         except Exception as error:
             self.wrong.append(repr(error))
             raise
+
+    def _wants_more(self, until: float) -> bool:
+        """On a slow machine each client goes on until it has had some good answers."""
+        return self.answered < ANSWERS_MIN and time.monotonic() < until + SLOW_S
 
     def _send(self, stub: Stub) -> tuple[bool, np.ndarray, grpc.Future]:  # type: ignore[type-arg]
         rng = self._rng
@@ -195,4 +200,4 @@ def test_a_swarm_of_clients_and_faults(plane: DataPlane, rng: random.Random) -> 
         plane.assert_balanced()
     wrong = [text for client in clients for text in client.wrong]
     assert wrong == [], str(models)
-    assert sum(client.answered for client in clients) > 50
+    assert min(client.answered for client in clients) >= ANSWERS_MIN

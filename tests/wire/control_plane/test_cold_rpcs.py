@@ -27,8 +27,8 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 def test_server_metadata(cold: Cold, direct: Cold) -> None:
     request = service_pb2.ServerMetadataRequest()
     ours, theirs = (
-        cold.ServerMetadata(request, timeout=15),
-        direct.ServerMetadata(request, timeout=15),
+        cold.ServerMetadata(request, timeout=30),
+        direct.ServerMetadata(request, timeout=30),
     )
     assert (ours.name, ours.version) == (theirs.name, theirs.version)
     assert "infersched" in ours.extensions
@@ -38,13 +38,13 @@ def test_server_metadata(cold: Cold, direct: Cold) -> None:
 @pytest.mark.parametrize("version", ["", "1"])
 def test_model_metadata_is_the_tritons(cold: Cold, direct: Cold, version: str) -> None:
     request = service_pb2.ModelMetadataRequest(name="identity", version=version)
-    assert cold.ModelMetadata(request, timeout=15) == direct.ModelMetadata(request, timeout=15)
+    assert cold.ModelMetadata(request, timeout=30) == direct.ModelMetadata(request, timeout=30)
 
 
 def test_model_config_shows_the_batching_that_acts(cold: Cold, direct: Cold) -> None:
     request = service_pb2.ModelConfigRequest(name="waits")
-    ours = cold.ModelConfig(request, timeout=15).config
-    theirs = direct.ModelConfig(request, timeout=15).config
+    ours = cold.ModelConfig(request, timeout=30).config
+    theirs = direct.ModelConfig(request, timeout=30).config
     assert theirs.dynamic_batching.max_queue_delay_microseconds == 5000
     assert ours.dynamic_batching.max_queue_delay_microseconds == 0
     assert not ours.dynamic_batching.preferred_batch_size
@@ -56,7 +56,7 @@ def test_model_config_shows_the_batching_that_acts(cold: Cold, direct: Cold) -> 
 
 def test_the_config_of_an_unmerged_model_is_the_tritons(cold: Cold, direct: Cold) -> None:
     request = service_pb2.ModelConfigRequest(name="decoupled")
-    assert cold.ModelConfig(request, timeout=15) == direct.ModelConfig(request, timeout=15)
+    assert cold.ModelConfig(request, timeout=30) == direct.ModelConfig(request, timeout=30)
 
 
 @pytest.mark.parametrize("name", ["identity", "nope", ""])

@@ -123,7 +123,7 @@ def test_operators_see_what_was_learned(
         (model,) = json.loads(shown("models", "describe", "identity", "--output", "json"))
         assert model["placements"][0]["latency"]["observations"] == 50
         assert "no model 'x'" in shown("models", "describe", "x")
-        with urllib.request.urlopen(control.metrics_url + "/metrics", timeout=15) as answer:
+        with urllib.request.urlopen(control.metrics_url + "/metrics", timeout=30) as answer:
             metrics = answer.read()
         assert b"infersched_prediction_error_seconds{" in metrics
         assert b"infersched_shared_memory_used_bytes 8192.0" in metrics
@@ -144,7 +144,7 @@ def test_a_reload_to_an_objective_that_nothing_can_meet_is_refused(
         control.process.send_signal(signal.SIGHUP)
 
         def refused() -> bool:
-            with urllib.request.urlopen(control.metrics_url + "/metrics", timeout=15) as answer:
+            with urllib.request.urlopen(control.metrics_url + "/metrics", timeout=30) as answer:
                 return b"infersched_config_reload_failures_total 1.0" in answer.read()
 
         wait_until(refused, "the reload is refused")

@@ -67,7 +67,7 @@ def test_a_model_of_a_device_is_told_and_shown_with_its_need(
         devices = {d["key"]: d for d in json.loads(shown("devices", "--json"))["devices"]}
         assert devices["right"]["models"] == ["identity 1"]
         assert devices["left"]["models"] == []
-        with urllib.request.urlopen(control.metrics_url + "/metrics", timeout=15) as answer:
+        with urllib.request.urlopen(control.metrics_url + "/metrics", timeout=30) as answer:
             metrics = answer.read().decode()
         labels = '{device="right",model="identity",version="1"}'
         assert f"infersched_device_memory_rows_limit{labels} 31.0" in metrics

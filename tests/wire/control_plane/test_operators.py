@@ -82,7 +82,7 @@ def test_queues_need_a_data_plane(
         return bool(now.data_plane.connected)
 
     wait_until(lambda: not connected(), "disconnected")
-    code, _ = failure(lambda: operator.ListQueues(control_pb2.ListQueuesRequest(), timeout=15))
+    code, _ = failure(lambda: operator.ListQueues(control_pb2.ListQueuesRequest(), timeout=30))
     assert code is grpc.StatusCode.UNAVAILABLE
 
 
@@ -110,7 +110,7 @@ def test_a_reload_takes_effect_and_a_bad_file_changes_nothing(
         control.process.send_signal(signal.SIGHUP)
 
         def failures() -> bool:
-            with urllib.request.urlopen(f"{control.metrics_url}/metrics", timeout=15) as answer:
+            with urllib.request.urlopen(f"{control.metrics_url}/metrics", timeout=30) as answer:
                 return b"infersched_config_reload_failures_total 1.0" in answer.read()
 
         wait_until(failures, "the failure is counted")

@@ -101,12 +101,12 @@ def test_errors_are_tritons_and_leave_nothing_behind(
         RegisterRequest(name="r", key="/no-such-key", byte_size=64),
         RegisterRequest(name="r", key=memory, byte_size=REGION_BYTES * 2),
     ):
-        code, text = failure(lambda r=request: cold.SystemSharedMemoryRegister(r, timeout=15))
-        theirs = failure(lambda r=request: pair[0].SystemSharedMemoryRegister(r, timeout=15))
+        code, text = failure(lambda r=request: cold.SystemSharedMemoryRegister(r, timeout=30))
+        theirs = failure(lambda r=request: pair[0].SystemSharedMemoryRegister(r, timeout=30))
         assert (code, text) == (theirs[0], theirs[1] + both)
     missing = StatusRequest(name="r")
-    code, text = failure(lambda: cold.SystemSharedMemoryStatus(missing, timeout=15))
-    theirs = failure(lambda: pair[0].SystemSharedMemoryStatus(missing, timeout=15))
+    code, text = failure(lambda: cold.SystemSharedMemoryStatus(missing, timeout=30))
+    theirs = failure(lambda: pair[0].SystemSharedMemoryStatus(missing, timeout=30))
     assert (code, text) == (theirs[0], theirs[1] + both)
     unknown = UnregisterRequest(name="r")
     assert outcome(cold, "SystemSharedMemoryUnregister", unknown) == outcome(
@@ -125,11 +125,11 @@ def test_the_memory_of_a_data_plane_is_no_clients(
             RegisterRequest(name="mine", key=slashes + key.lstrip("/"), byte_size=64),
             RegisterRequest(name="infersched-payload-mine", key=other, byte_size=64),
         ):
-            code, text = failure(lambda r=request: cold.SystemSharedMemoryRegister(r, timeout=15))
+            code, text = failure(lambda r=request: cold.SystemSharedMemoryRegister(r, timeout=30))
             assert code is grpc.StatusCode.INVALID_ARGUMENT
             assert "begin with 'infersched-payload-'" in text
     cuda = service_pb2.CudaSharedMemoryRegisterRequest(name="infersched-payload-cuda")
-    code, _ = failure(lambda: cold.CudaSharedMemoryRegister(cuda, timeout=15))
+    code, _ = failure(lambda: cold.CudaSharedMemoryRegister(cuda, timeout=30))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert [regions(stub) for stub in pair] == [{}, {}]
     assert told(data_plane.applies[-1]) == {}
@@ -138,8 +138,8 @@ def test_the_memory_of_a_data_plane_is_no_clients(
 def test_a_name_is_taken_once(cold: Cold, memory: str, pair: list[Cold]) -> None:
     request = RegisterRequest(name="r", key=memory, byte_size=64)
     cold.SystemSharedMemoryRegister(request, timeout=TIMEOUT_S)
-    ours = failure(lambda: cold.SystemSharedMemoryRegister(request, timeout=15))
-    assert ours == failure(lambda: pair[0].SystemSharedMemoryRegister(request, timeout=15))
+    ours = failure(lambda: cold.SystemSharedMemoryRegister(request, timeout=30))
+    assert ours == failure(lambda: pair[0].SystemSharedMemoryRegister(request, timeout=30))
 
 
 def test_a_registration_that_fails_on_one_is_taken_back_on_the_other(
@@ -147,7 +147,7 @@ def test_a_registration_that_fails_on_one_is_taken_back_on_the_other(
 ) -> None:
     request = RegisterRequest(name="r", key=memory, byte_size=64)
     pair[1].SystemSharedMemoryRegister(request, timeout=TIMEOUT_S)
-    code, text = failure(lambda: cold.SystemSharedMemoryRegister(request, timeout=15))
+    code, text = failure(lambda: cold.SystemSharedMemoryRegister(request, timeout=30))
     assert code is grpc.StatusCode.ALREADY_EXISTS
     two = explicit_pair[1].grpc_address
     assert text == f"shared memory region 'r' already in manager (backend {two})"
@@ -209,8 +209,8 @@ def test_cuda_regions_are_asked_for_at_the_backends(cold: Cold, pair: list[Cold]
     request = service_pb2.CudaSharedMemoryRegisterRequest(
         name="c", raw_handle=bytes(64), device_id=0, byte_size=64
     )
-    code, text = failure(lambda: cold.CudaSharedMemoryRegister(request, timeout=15))
-    theirs = failure(lambda: pair[0].CudaSharedMemoryRegister(request, timeout=15))
+    code, text = failure(lambda: cold.CudaSharedMemoryRegister(request, timeout=30))
+    theirs = failure(lambda: pair[0].CudaSharedMemoryRegister(request, timeout=30))
     assert code is theirs[0]
     assert text.startswith(theirs[1])
     empty = service_pb2.CudaSharedMemoryStatusRequest()
@@ -226,7 +226,7 @@ def test_without_a_local_backend_a_registration_says_why_it_cannot_be(
         stub = Cold(control.cold_channel)
         request = RegisterRequest(name="r", key="/key", byte_size=64)
         code, text = failure(
-            lambda: stub.SystemSharedMemoryRegister(request, timeout=20, wait_for_ready=True)
+            lambda: stub.SystemSharedMemoryRegister(request, timeout=30, wait_for_ready=True)
         )
         assert code is grpc.StatusCode.FAILED_PRECONDITION
         assert "192.0.2.1:8001" in text

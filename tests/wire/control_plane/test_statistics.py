@@ -107,14 +107,14 @@ def test_the_pools_own_numbers_are_shown_on_request(
         sizes[batch.batch_size] -= batch.compute_infer.count
     assert {size: count for size, count in sizes.items() if count} == {2: 3, 5: 1}
     newest = max(
-        s.ModelStatistics(Request(), timeout=15).model_stats[0].last_inference for s in pair
+        s.ModelStatistics(Request(), timeout=30).model_stats[0].last_inference for s in pair
     )
     assert stats.last_inference == newest
 
 
 def test_an_unknown_view_is_refused(cold: Cold) -> None:
     view = (("infersched-statistics", "nobody"),)
-    code, text = failure(lambda: cold.ModelStatistics(Request(), metadata=view, timeout=15))
+    code, text = failure(lambda: cold.ModelStatistics(Request(), metadata=view, timeout=30))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "scheduler, backends" in text
 
@@ -127,7 +127,7 @@ def test_without_a_data_plane_there_are_none(
     wait_until(
         lambda: isinstance(outcome(cold, "ModelStatistics", request), tuple), "it is noticed"
     )
-    code, _ = failure(lambda: cold.ModelStatistics(request, timeout=15))
+    code, _ = failure(lambda: cold.ModelStatistics(request, timeout=30))
     assert code is grpc.StatusCode.UNAVAILABLE
     shown = cold.ModelStatistics(request, metadata=OF_BACKENDS, timeout=TIMEOUT_S)
     assert [model.name for model in shown.model_stats] == ["identity"]

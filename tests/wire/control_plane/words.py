@@ -10,11 +10,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from scheduler.v1 import dataplane_pb2 as pb
 
-TIMEOUT_S = 15.0
+TIMEOUT_S = 60.0
 # A Triton loads a model within this time, on a busy machine too.
 START_TIMEOUT_S = 60.0
-# A backend that went or came is to be noticed within this time.
-NOTICE_S = 1.0
 Cold = service_pb2_grpc.GRPCInferenceServiceStub
 
 
