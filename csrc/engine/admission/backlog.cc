@@ -4,6 +4,26 @@
 
 namespace infersched::engine {
 
+bool Backlog::Held::operator<(const Held& other) const {
+    return reserve != other.reserve ? reserve > other.reserve : end < other.end;
+}
+
+class Backlog::FirstEnds {
+  public:
+    void add(Nanos end) {
+        std::size_t place = std::min(count_++, kEndsMax);
+        if (place == kEndsMax && end >= first_[--place]) return;
+        for (; place > 0 && first_[place - 1] > end; --place) first_[place] = first_[place - 1];
+        first_[place] = end;
+    }
+    const Nanos* data() const { return first_.data(); }
+    std::size_t count() const { return count_; }
+
+  private:
+    std::array<Nanos, kEndsMax> first_;  // of `count_`
+    std::size_t count_ = 0;
+};
+
 void Backlog::set_slots(std::uint32_t slots) {
     if (slots != slots_) ++changes_;
     slots_ = slots;
@@ -79,16 +99,18 @@ Nanos Backlog::room(std::size_t level, Nanos horizon_ns, Nanos now) const {
 
 void Backlog::start(Nanos end, std::uint32_t reserve, Nanos overdue_at) {
     ++changes_;
-    if (reserve > 0) held_.push_back({end, reserve, overdue_at});
+    if (reserve > 0) {
+        const Held held{end, reserve, overdue_at};
+        held_.insert(std::upper_bound(held_.begin(), held_.end(), held), held);
+    }
     ends_.insert(std::upper_bound(ends_.begin(), ends_.end(), end), end);
 }
 
 void Backlog::end(Nanos end, std::uint32_t reserve) {
     ++changes_;
-    const auto held = std::find_if(held_.begin(), held_.end(), [&](const Held& known) {
-        return known.end == end && known.reserve == reserve;
-    });
-    if (held != held_.end()) held_.erase(held);
+    const Held same{end, reserve, kNever};
+    const auto held = std::lower_bound(held_.begin(), held_.end(), same);
+    if (held != held_.end() && !(same < *held)) held_.erase(held);
     const auto place = std::lower_bound(ends_.begin(), ends_.end(), end);
     if (place != ends_.end() && *place == end) ends_.erase(place);
 }
@@ -108,26 +130,22 @@ Nanos Backlog::free_beside(Nanos now) const {
 
 template <class Visit>
 void Backlog::each_reserve(std::uint32_t reserve, Visit visit) const {
+    auto last = held_.begin();
     while (reserve > 0) {
-        visit(reserve);
-        std::uint32_t next = 0;
-        for (const Held& held : held_) {
-            if (held.reserve < reserve) next = std::max(next, held.reserve);
-        }
-        reserve = next;
+        while (last != held_.end() && last->reserve >= reserve) ++last;
+        visit(slots_beside(reserve), last);
+        reserve = last == held_.end() ? 0 : last->reserve;
     }
 }
 
 // Those that leave less run on executors that it leaves.
 std::uint32_t Backlog::places(std::uint32_t reserve, Nanos now) const {
     std::uint32_t least = slots_;
-    each_reserve(reserve, [&](std::uint32_t left) {
-        const auto out = std::count_if(held_.begin(), held_.end(), [&](const Held& held) {
-            return held.reserve >= left && held.overdue_at > now;
-        });
-        const std::uint32_t all = slots_beside(left);
-        const auto taken = static_cast<std::uint32_t>(std::min<std::ptrdiff_t>(out, all));
-        least = std::min(least, all - taken);
+    std::uint32_t out = 0;
+    auto held = held_.begin();
+    each_reserve(reserve, [&](std::uint32_t slots, auto last) {
+        for (; held != last; ++held) out += held->overdue_at > now;
+        least = std::min(least, slots - std::min(out, slots));
     });
     return least;
 }
@@ -135,25 +153,22 @@ std::uint32_t Backlog::places(std::uint32_t reserve, Nanos now) const {
 Nanos Backlog::place_at(std::uint32_t reserve, std::uint32_t batches, Nanos batch_ns,
                         Nanos now) const {
     Nanos latest = now;
-    each_reserve(reserve, [&](std::uint32_t left) {
-        Backlog places;
-        places.set_slots(slots_beside(left));
-        for (const Held& held : held_) {
-            if (held.reserve >= left) places.start(held.end);
-        }
-        latest = std::max(latest, places.free_at(batches, batch_ns, now));
+    FirstEnds ends;
+    auto held = held_.begin();
+    each_reserve(reserve, [&](std::uint32_t slots, auto last) {
+        if (batches + static_cast<std::size_t>(last - held_.begin()) < slots) return;
+        for (; held != last; ++held) ends.add(held->end);
+        latest =
+            std::max(latest, free_at(ends.data(), ends.count(), slots, batches, batch_ns, now));
     });
     return latest;
 }
 
 bool Backlog::runs_as(Backlog other) const {
     other.set_paused(paused_);
-    const auto same = [](const Held& a, const Held& b) {
-        return a.end == b.end && a.reserve == b.reserve;
-    };
+    const auto same = [](const Held& a, const Held& b) { return !(a < b) && !(b < a); };
     return ends_ == other.ends_ &&
-           std::is_permutation(held_.begin(), held_.end(), other.held_.begin(), other.held_.end(),
-                               same);
+           std::equal(held_.begin(), held_.end(), other.held_.begin(), other.held_.end(), same);
 }
 
 std::uint32_t Backlog::free_by(Nanos at) const {
@@ -161,16 +176,21 @@ std::uint32_t Backlog::free_by(Nanos at) const {
     return slots_ - static_cast<std::uint32_t>(std::min<std::ptrdiff_t>(later, slots_));
 }
 
+Nanos Backlog::free_at(std::uint32_t batches, Nanos batch_ns, Nanos now) const {
+    return free_at(ends_.data(), ends_.size(), slots_, batches, batch_ns, now);
+}
+
 // Every batch goes to the executor that is free first. Those that got one are free again in the
 // order in which they got it: two queues, and the earlier of their heads is next.
-Nanos Backlog::free_at(std::uint32_t batches, Nanos batch_ns, Nanos now) const {
-    if (slots_ == 0) return kNever;
-    const std::size_t busy = std::min<std::size_t>(ends_.size(), slots_);
-    const std::size_t idle = slots_ - busy;
+Nanos Backlog::free_at(const Nanos* ends, std::size_t ends_count, std::uint32_t slots,
+                       std::uint32_t batches, Nanos batch_ns, Nanos now) {
+    if (slots == 0) return kNever;
+    const std::size_t busy = std::min<std::size_t>(ends_count, slots);
+    const std::size_t idle = slots - busy;
     if (batches < idle) return now;
-    const std::size_t count = std::min<std::size_t>(slots_, kEndsMax);
+    const std::size_t count = std::min<std::size_t>(slots, kEndsMax);
     const auto first_end = [&](std::size_t i) {
-        return i < idle ? now : std::max(ends_[i - idle], now);
+        return i < idle ? now : std::max(ends[i - idle], now);
     };
     std::array<Nanos, kEndsMax> again;
     std::size_t taken = 0;  // executors that got a batch, in again[0, taken) by when they are free

@@ -69,10 +69,6 @@ class Backlog {
     bool idle() const { return ends_.size() < slots_; }
     // When an executor is free for a batch behind `batches` others that take `batch_ns` each.
     Nanos free_at(std::uint32_t batches, Nanos batch_ns, Nanos now) const;
-    template <class Visit>
-    void each_held(Visit visit) const {
-        for (const Held& held : held_) visit(held.end, held.reserve);
-    }
     // How many executors are free, or will be by then.
     std::uint32_t free_by(Nanos at) const;
     std::uint32_t slots() const { return slots_; }
@@ -88,6 +84,10 @@ class Backlog {
         for (std::size_t i = 0; i < count; ++i) {
             visit(i < idle ? now : std::max(ends_[i - idle], now));
         }
+    }
+    template <class Visit>
+    void each_held(Visit visit) const {
+        for (const Held& held : held_) visit(held.end, held.reserve);
     }
 
     // The paused executors.
@@ -118,11 +118,17 @@ class Backlog {
         Nanos end;
         std::uint32_t reserve;
         Nanos overdue_at;
+        // Those that leave more are first, and of them the first to end.
+        bool operator<(const Held& other) const;
     };
-    // Calls with `reserve`, and with the lesser ones that batches leave: what leaves more leaves
-    // those as well.
+    // The first ones of ends that are added, and how many those are.
+    class FirstEnds;
+    // Of `reserve`, and of the lesser ones that batches leave, as what leaves more leaves those as
+    // well: visits on how many executors such batches run, and where they end in `held_`.
     template <class Visit>
     void each_reserve(std::uint32_t reserve, Visit visit) const;
+    static Nanos free_at(const Nanos* ends, std::size_t ends_count, std::uint32_t slots,
+                         std::uint32_t batches, Nanos batch_ns, Nanos now);
     std::uint32_t slots_beside(std::uint32_t reserve) const {
         return slots_ > reserve ? slots_ - reserve : 1;
     }
@@ -133,7 +139,7 @@ class Backlog {
     Nanos queued_ns_ = 0;
     std::vector<Nanos> ends_;    // sorted
     std::vector<Nanos> paused_;  // of them
-    std::vector<Held> held_;     // those that leave executors to others
+    std::vector<Held> held_;     // those that leave executors to others, sorted
     Nanos recount_at_ = std::numeric_limits<Nanos>::min();
     std::uint32_t slots_ = 0;
     std::uint64_t changes_ = 0;

@@ -1,6 +1,9 @@
 // What is planned for given demands, and how many batches may run for given ones that do.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <new>
+#include <random>
 #include <vector>
 
 #include "engine/admission/backlog.h"
@@ -8,6 +11,21 @@
 
 using namespace infersched;
 using namespace infersched::engine;
+
+namespace {
+
+std::size_t allocations = 0;
+
+}  // namespace
+
+void* operator new(std::size_t bytes) {
+    ++allocations;
+    if (void* memory = std::malloc(bytes)) return memory;
+    throw std::bad_alloc();
+}
+
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -82,9 +100,90 @@ void check_overdue() {
     must(backlog.places(1, 2 * kSecond) == 1, "one that hangs does not");
 }
 
+struct Batch {
+    Nanos end;
+    std::uint32_t reserve;
+    Nanos overdue_at;
+};
+
+// Of those that leave `left` or more, each behind the first of the executors there to be free.
+Nanos one_by_one(const std::vector<Batch>& out, std::uint32_t slots, std::uint32_t left,
+                 std::uint32_t batches, Nanos batch_ns, Nanos now) {
+    std::vector<Nanos> free(slots > left ? slots - left : 1, now);
+    std::vector<Nanos> ends;
+    for (const Batch& batch : out) {
+        if (batch.reserve >= left) ends.push_back(std::max(batch.end, now));
+    }
+    std::sort(ends.begin(), ends.end());
+    ends.resize(std::min(ends.size(), free.size()));
+    std::copy(ends.begin(), ends.end(), free.begin());
+    for (; batches > 0; --batches) *std::min_element(free.begin(), free.end()) += batch_ns;
+    return *std::min_element(free.begin(), free.end());
+}
+
+// Places there are and from when on there is one, by all batches that are out.
+struct Expected {
+    Expected(const std::vector<Batch>& out, std::uint32_t slots, std::uint32_t reserve,
+             std::uint32_t batches, Nanos batch_ns, Nanos now)
+        : places(slots), place_at(now) {
+        const auto ask = [&](std::uint32_t left) {
+            place_at = std::max(place_at, one_by_one(out, slots, left, batches, batch_ns, now));
+            const auto holds = [&](const Batch& batch) {
+                return batch.reserve >= left && batch.overdue_at > now;
+            };
+            const std::uint32_t all = slots > left ? slots - left : 1;
+            const auto taken = std::count_if(out.begin(), out.end(), holds);
+            places = std::min(places, all - std::min(all, static_cast<std::uint32_t>(taken)));
+        };
+        ask(reserve);
+        for (const Batch& batch : out) {
+            if (batch.reserve > 0 && batch.reserve < reserve) ask(batch.reserve);
+        }
+    }
+    std::uint32_t places;
+    Nanos place_at;
+};
+
+void check_random(std::mt19937& random) {
+    constexpr Nanos kBatchNs = 30;
+    const auto below = [&](std::uint32_t end) {
+        return static_cast<std::uint32_t>(random() % end);
+    };
+    for (int world = 0; world < 200; ++world) {
+        const std::uint32_t slots = 1 + below(20);
+        const std::uint32_t reserves = 1 + below(slots + 2);
+        Backlog backlog;
+        backlog.set_slots(slots);
+        std::vector<Batch> out;
+        Nanos now = 0;
+        for (int step = 0; step < 100; ++step, now += below(20)) {
+            if (below(2) == 0 && !out.empty()) {
+                const auto ended = out.begin() + below(static_cast<std::uint32_t>(out.size()));
+                backlog.end(ended->end, ended->reserve);
+                out.erase(ended);
+            } else {
+                // Those that end at once hang at once: it is all the same which of them is gone.
+                const Nanos end = now + below(100);
+                out.push_back({end, below(reserves), end + 50});
+                backlog.start(end, out.back().reserve, end + 50);
+            }
+            const std::uint32_t reserve = 1 + below(reserves);
+            const std::uint32_t batches = below(60);
+            const Expected expected(out, slots, reserve, batches, kBatchNs, now);
+            const std::size_t allocated = allocations;
+            must(backlog.place_at(reserve, batches, kBatchNs, now) == expected.place_at,
+                 "a place is free once those before have one");
+            must(backlog.places(reserve, now) == expected.places, "places are those not taken");
+            must(allocations == allocated, "to ask takes no memory");
+        }
+    }
+}
+
 }  // namespace
 
-int main() {
+int main(int, char** argv) {
+    std::mt19937 random(static_cast<unsigned>(std::atoi(argv[1])));
+    check_random(random);
     check_levels();
     check_rare();
     check_many();

@@ -121,7 +121,7 @@ def test_a_batch_that_hangs_takes_the_place_of_no_other_slow_one() -> None:
     assert slow > 0.9  # .15 where the only place of the slow ones is lost with it
 
 
-def test_reserves_that_are_planned_and_places_that_they_leave(tmp_path: Path) -> None:
+def test_reserves_that_are_planned_and_places_that_they_leave(tmp_path: Path, seed: int) -> None:
     sources = ("engine/batching/reserve.cc", "engine/admission/backlog.cc")
     program = build_program(tmp_path, "engine/reserves", sources, sanitize="address,undefined")
-    run_program(program, 0)
+    run_program(program, seed)
