@@ -100,7 +100,7 @@ def test_decoupled_answers_as_often_as_asked(client: grpcclient.InferenceServerC
     try:
         count = np.array([[3]], dtype=np.int32)
         client.async_stream_infer("decoupled", [tensor("COUNT", count, "INT32")])
-        received = [answers.get(timeout=20) for _ in range(3)]
+        received = [answers.get(timeout=60) for _ in range(3)]
     finally:
         client.stop_stream()
     assert [error for _, error in received] == [None] * 3

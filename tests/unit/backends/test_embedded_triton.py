@@ -167,7 +167,7 @@ def test_serves_answers_and_cleans_up(repository: Path) -> None:
         assert psutil.pid_exists(pid)
         with grpcclient.InferenceServerClient(triton.grpc_address) as client:
             assert client.is_server_ready()
-        assert urllib.request.urlopen(str(triton.metrics_url), timeout=10).status == 200
+        assert urllib.request.urlopen(str(triton.metrics_url), timeout=30).status == 200
         echo(triton.grpc_address)
         regions = f"infersched_triton_{os.getpid()}_{triton.grpc_port}_*"
         assert list(Path("/dev/shm").glob(regions))
@@ -259,7 +259,7 @@ def test_the_server_dies_with_its_parent(repository: Path) -> None:
     finally:
         parent.kill()
         parent.wait()
-    _, alive = psutil.wait_procs([server, *stubs], timeout=20)
+    _, alive = psutil.wait_procs([server, *stubs], timeout=60)
     for region in Path("/dev/shm").glob(f"infersched_triton_{parent.pid}_{port}_*"):
         region.unlink()
     assert alive == []

@@ -18,7 +18,7 @@ def test_a_task_that_fails_is_said_and_ends_the_rest(caplog: pytest.LogCaptureFi
         failed = asyncio.Event()
         well = asyncio.create_task(asyncio.Event().wait())
         watch([well, asyncio.create_task(failing())], failed.set)  # type: ignore[list-item]
-        await asyncio.wait_for(failed.wait(), 10)
+        await asyncio.wait_for(failed.wait(), 60)
         well.cancel()
         await asyncio.wait([well])
 

@@ -35,7 +35,7 @@ Behaviour = Callable[[socket.socket], None]
 
 
 @contextlib.contextmanager
-def port(behaviour: Behaviour, timeout_s: float = 5.0) -> Iterator[TritonMetricsSource]:
+def port(behaviour: Behaviour, timeout_s: float = 60.0) -> Iterator[TritonMetricsSource]:
     """A source whose port treats every connection so."""
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -53,7 +53,7 @@ def port(behaviour: Behaviour, timeout_s: float = 5.0) -> Iterator[TritonMetrics
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(10)
+        thread.join(60)
 
 
 def answering(*pieces: bytes) -> Behaviour:
@@ -84,7 +84,7 @@ def test_a_proxy_that_keeps_the_connection_open_does_not_hang() -> None:
         answering(head[:20], head[20:] + body[:100], body[100:])(peer)
         peer.recv(1)  # until the client leaves
 
-    with port(keep_open, timeout_s=60.0) as source:
+    with port(keep_open) as source:
         assert len(source.poll()) == 2
 
 
@@ -158,7 +158,7 @@ def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         number = free.getsockname()[1]
     with pytest.raises(SourceError, match=r"does not answer: .*--metrics-port"):
-        TritonMetricsSource("port", "127.0.0.1", number, 5.0).poll()
+        TritonMetricsSource("port", "127.0.0.1", number, 60.0).poll()
 
 
 def hang(peer: socket.socket) -> None:
@@ -193,5 +193,5 @@ def test_an_answer_without_end_is_left() -> None:
             peer.sendall(b"#" * 65536)
 
     told = pytest.raises(SourceError, match=f"larger than {ANSWER_BYTES_MAX} bytes")
-    with port(babble, timeout_s=60.0) as source, told:
+    with port(babble) as source, told:
         source.poll()

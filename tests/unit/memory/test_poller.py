@@ -57,7 +57,7 @@ def polled(
         yield looks
     finally:
         poller.stop()
-        poller.join(10)
+        poller.join(60)
 
 
 class Clock:
@@ -135,7 +135,7 @@ def test_a_look_that_hangs_tells_nothing_after_the_end() -> None:
     told = len(looks)
     poller.stop()
     source.may_go_on.set()
-    poller.join(10)
+    poller.join(60)
     assert len(looks) == told
     assert source.closed.is_set()
 

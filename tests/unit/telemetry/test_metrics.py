@@ -147,8 +147,9 @@ def test_the_age_of_the_oldest_request(written: WrittenPage, sample: Sample) -> 
     model = written.page.models[5]
     model.in_use = 1
     assert sample("infersched_queue_oldest_age_seconds", **LABELS) == 0
-    model.oldest_arrival_ns = time.monotonic_ns() - 2_000_000_000
-    assert 2.0 <= (sample("infersched_queue_oldest_age_seconds", **LABELS) or 0) < 3.0
+    arrival_ns = model.oldest_arrival_ns = time.monotonic_ns() - 2_000_000_000
+    age_s = sample("infersched_queue_oldest_age_seconds", **LABELS) or 0
+    assert 2.0 <= age_s <= (time.monotonic_ns() - arrival_ns) / 1e9
 
 
 def test_backends_and_the_process(written: WrittenPage, sample: Sample) -> None:
@@ -209,14 +210,14 @@ def test_the_listener_serves_metrics_and_health(registry: CollectorRegistry) -> 
     try:
         host, port = listener.address
         base = f"http://{host}:{port}"
-        with urllib.request.urlopen(f"{base}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"{base}/metrics", timeout=30) as answer:
             assert b"infersched_build_info" in answer.read()
         with pytest.raises(urllib.error.HTTPError, match="503"):
-            urllib.request.urlopen(f"{base}/healthz", timeout=5)
+            urllib.request.urlopen(f"{base}/healthz", timeout=30)
         ready[0] = True
-        with urllib.request.urlopen(f"{base}/healthz", timeout=5) as answer:
+        with urllib.request.urlopen(f"{base}/healthz", timeout=30) as answer:
             assert answer.read() == b"ready\n"
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"{base}/", timeout=5)
+            urllib.request.urlopen(f"{base}/", timeout=30)
     finally:
         listener.stop()
