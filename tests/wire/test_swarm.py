@@ -36,6 +36,11 @@ EXPLAINED = {
 }
 
 
+def wants_more(answered: int, until: float) -> bool:
+    """On a slow machine each client goes on until it has had some good answers."""
+    return answered < ANSWERS_MIN and time.monotonic() < until + SLOW_S
+
+
 def behaviour(request: Request, context: grpc.ServicerContext) -> Response:
     """An identity that takes a moment and fails whole batches with a poisoned row."""
     threading.Event().wait(0.001 + 0.00005 * len(values_of(request)))
@@ -81,17 +86,13 @@ class Client:
     def run(self, until: float) -> None:
         try:
             with connected(self._address) as stub:
-                while time.monotonic() < until or self._wants_more(until):
+                while time.monotonic() < until or wants_more(self.answered, until):
                     calls = [self._send(stub) for _ in range(self._rng.randint(1, 20))]
                     for poisoned, value, call in calls:
                         self._judge(poisoned, value, call)
         except Exception as error:
             self.wrong.append(repr(error))
             raise
-
-    def _wants_more(self, until: float) -> bool:
-        """On a slow machine each client goes on until it has had some good answers."""
-        return self.answered < ANSWERS_MIN and time.monotonic() < until + SLOW_S
 
     def _send(self, stub: Stub) -> tuple[bool, np.ndarray, grpc.Future]:  # type: ignore[type-arg]
         rng = self._rng
