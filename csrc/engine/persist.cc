@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x46656e69676e65;  // "engineF"
+constexpr std::uint64_t kStateMagic = 0x47656e69676e65;  // "engineG"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {

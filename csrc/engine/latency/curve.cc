@@ -4,9 +4,12 @@
 // outside it has the backbone's slope. Then it is raised where it would fall, or rise faster than
 // in proportion to rows: batches of more rows take longer and are more efficient. Sizes that are
 // well known for themselves keep their place below that proportion: there are models that pad
-// batches, to powers of two say, and take twice as long for one row more.
+// batches, to powers of two say, and take twice as long for one row more. So does, the other way
+// round, what was not seen since a drift: it lifts nobody further than padding would.
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <limits>
 
 #include "engine/latency/state.h"
 
@@ -25,9 +28,14 @@ constexpr std::size_t kWellKnown = 16;
 constexpr std::uint64_t kFresh = 2000;
 // Two observations this far below the prior refute it: nothing runs faster than it can.
 constexpr double kRefuted = 0.7;
+// A size unseen since a drift takes so many times its part of what a smaller one does, at the most.
+constexpr double kUnseenSteeper = 2;
+// Drifts after which what was measured before them says nothing of how much they were.
+constexpr std::uint32_t kPriorDriftsMax = 32;
 // Observations are rounded to 24 bits, and the backbone has a little of its first guess.
 constexpr double kRounding = 1 + 1e-5;
 constexpr std::uint32_t kCurveMin = 32;
+constexpr double kUnknown = std::numeric_limits<double>::infinity();
 constexpr std::size_t kPatienceMin = 4;
 
 // Of the median of `window` (of normal values), relative to it.
@@ -51,7 +59,7 @@ double LatencyModel::State::size_ns(const LatencySizeRecord& size,
         const double median = size.window.median();
         if (count >= 2 && median < kRefuted * prior) return median;
         const double seen = static_cast<double>(count) / kBacked;
-        return prior + seen * (median - prior);
+        return prior * std::pow(median / prior, seen);
     }
     const double median = size.window.median();
     const double fitted = fit.at(size.rows) * kRounding;
@@ -69,21 +77,80 @@ void LatencyModel::State::refresh(double attainment) {
     if (stale || unseen >= patience) make_curve(attainment);
 }
 
+// By those that were seen lately, and whose priors are of late.
+double LatencyModel::State::shift_of_priors() const {
+    double weights = 0;
+    double sum = 0;
+    for (const LatencySizeRecord& size : sizes) {
+        if (size.prior_ns == 0 || !size.backed()) continue;
+        const std::uint32_t drifts = std::min(size.prior_drifts, kPriorDriftsMax);
+        const auto idle = static_cast<double>(accuracy.observations - size.last_seen);
+        const double late = 1 + idle / LatencySizeRecord::kWindow;
+        const double weight =
+            std::ldexp(static_cast<double>(size.window.size()) / late, -static_cast<int>(drifts));
+        weights += weight;
+        sum += weight * std::log(size.window.median() / size.prior_ns);
+    }
+    return weights > 0 ? sum / weights : 0;
+}
+
 void LatencyModel::State::make_curve(double attainment) {
     stale = false;
     unseen = 0;
     margin_factor = std::exp(margin.log_margin(attainment));
     line = backbone.line();
+    prior_log_shift = shift_of_priors();
     const std::uint32_t known_to = std::max(rows_measured, sizes.empty() ? 0 : sizes.back().rows);
     const std::uint32_t rows_wanted = std::max(known_to + known_to / 4, kCurveMin);
-    const std::uint32_t rows_top = std::min(rows_wanted, kLatencyRowsMax);
-    curve_ns.assign(rows_top + 1, 0);
+    curve_ns.assign(std::min(rows_wanted, kLatencyRowsMax) + 1, 0);
+    place_sizes();
+    join_sizes();
+    raise_curve();
+}
 
+// The points of the curve; 0 where there is none. What was not seen since a drift is held to what
+// was; where nothing was, to what was seen before it.
+void LatencyModel::State::place_sizes() {
+    const auto end = std::find_if(sizes.begin(), sizes.end(), [this](const auto& size) {
+        return size.rows >= curve_ns.size();
+    });
+    const bool any =
+        std::any_of(sizes.begin(), end, [](const auto& size) { return size.backed(); });
+    const auto trusted = [any](const LatencySizeRecord& size) {
+        return size.backed() || (!any && size.prior_drifts <= 1);
+    };
+    double row_ns = kUnknown;
+    for (auto size = sizes.begin(); size != end; ++size) {
+        double& ns = curve_ns[size->rows];
+        ns = size_ns(*size, line);
+        if (ns == 0) continue;
+        if (trusted(*size)) {
+            row_ns = std::min(row_ns, ns / size->rows);
+        } else if (size->prior_drifts > 0) {
+            ns = std::min(ns, kUnseenSteeper * row_ns * size->rows);
+        }
+    }
+    double larger_ns = kUnknown;
+    for (auto size = std::make_reverse_iterator(end); size != sizes.rend(); ++size) {
+        double& ns = curve_ns[size->rows];
+        if (ns == 0) continue;
+        if (trusted(*size)) {
+            larger_ns = std::min(larger_ns, ns);
+        } else if (size->prior_drifts > 0) {
+            ns = std::min(ns, larger_ns);
+        }
+    }
+}
+
+// Straight lines from point to point, and on with the slope of the backbone.
+void LatencyModel::State::join_sizes() {
+    const auto rows_top = static_cast<std::uint32_t>(curve_ns.size() - 1);
     std::uint32_t left = 0;  // the curve is done up to here
     double left_ns = 0;
     for (const LatencySizeRecord& size : sizes) {
-        const double ns = size_ns(size, line);
-        if (ns == 0 || size.rows > rows_top) continue;
+        if (size.rows > rows_top) break;
+        const double ns = curve_ns[size.rows];
+        if (ns == 0) continue;
         double slope = 0;
         if (left == 0) {
             slope = std::min(line.alpha_ns, ns / size.rows);
@@ -94,7 +161,6 @@ void LatencyModel::State::make_curve(double attainment) {
         for (std::uint32_t b = left + 1; b < size.rows; ++b) {
             curve_ns[b] = (left_ns + slope * (b - left)) * kRounding;
         }
-        curve_ns[size.rows] = ns;
         left = size.rows;
         left_ns = ns;
     }
@@ -108,6 +174,10 @@ void LatencyModel::State::make_curve(double attainment) {
     for (std::uint32_t b = left + 1; b <= rows_top; ++b) {
         curve_ns[b] = left_ns + tail_slope * (b - left);
     }
+}
+
+void LatencyModel::State::raise_curve() {
+    const auto rows_top = static_cast<std::uint32_t>(curve_ns.size() - 1);
     for (std::uint32_t b = 1; b <= rows_top; ++b) {
         curve_ns[b] = std::max(curve_ns[b], curve_ns[b - 1]);
     }

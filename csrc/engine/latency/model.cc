@@ -30,8 +30,6 @@ constexpr std::uint64_t kRoomEvery = 256;
 constexpr double kWarmUp = 4;
 // What the backbone keeps of the time before a drift.
 constexpr double kBackboneKept = 0.05;
-constexpr std::uint32_t kPriorsTriedMax = 8;
-constexpr double kPriorShiftMax = 2;
 
 // To 24 bits, never below `ns`: what was measured exactly is not predicted too short.
 float rounded_up(double ns) {
@@ -88,7 +86,6 @@ void LatencyModel::State::prime(std::uint32_t rows, double mean_ns) {
     if (size == nullptr || size->observations > 0) return;
     if (size->prior_ns == 0) backbone.learn(rows, mean_ns, tail_weight(rows));
     size->prior_ns = mean_ns;
-    size->prior_untried = true;
     rows_measured = std::max(rows_measured, rows);
     primed = stale = true;
 }
@@ -162,44 +159,40 @@ void LatencyModel::State::add(LatencySizeRecord* size, std::uint32_t rows, doubl
     for (std::size_t i = 1; i < values.size(); ++i) {
         margin.learn_spread(std::log(values[i] / median));
     }
-    try_prior(*size);
 }
 
-void LatencyModel::State::try_prior(LatencySizeRecord& size) {
-    if (!size.prior_untried) return;
-    size.prior_untried = false;
-    priors_tried = std::min(priors_tried + 1, kPriorsTriedMax);
-    const double shift = std::log(size.window.median() / size.prior_ns);
-    const double held = std::min(std::max(shift, -kPriorShiftMax), kPriorShiftMax);
-    prior_log_shift += (held - prior_log_shift) / priors_tried;
-}
-
+// A size that is not seen goes along with those that are: by what the drift is found to be, and by
+// what they are found to take after all, up to the next one. Were only the first of these two
+// counted, the errors of all drifts would add up in it.
 void LatencyModel::State::shift(double log_shift) {
     const double factor = std::exp(log_shift);
+    prior_log_shift = shift_of_priors();
     for (LatencySizeRecord& size : sizes) {
-        const double known_ns = size_ns(size, line);
+        const bool seen = size.backed();
+        const double known_ns = seen ? size.window.median() : size_ns(size, line);
         const double now_ns = (known_ns > 0 ? known_ns : expected_ns(size.rows)) * factor;
         size.prior_ns = std::min(now_ns, static_cast<double>(kRanMax));
-        size.prior_untried = true;
+        size.prior_drifts = seen ? 1 : size.prior_drifts + 1;
         size.window.clear();
     }
     prior_log_shift = 0;
-    priors_tried = 0;
     backbone.rescale(factor, kBackboneKept);
     stale = true;
 }
 
 // All sizes are taken to have changed by the same factor until they are seen again.
 void LatencyModel::State::drifted(const LatencyDrift::Change& change, double attainment) {
+    // The shift comes on top of what held before it: less the batches that have it.
+    for (std::size_t back = 0; back < change.batches; ++back) {
+        LatencySizeRecord* size = find(drift.recent(back).rows);
+        if (size != nullptr) size->window.keep(LatencySizeRecord::kWindow, 1);
+    }
     shift(change.log_shift);
     std::uint32_t rows_seen = 0;
     for (std::size_t back = change.batches; back-- > 0;) {
         const LatencyDrift::Sample& sample = drift.recent(back);
         rows_seen = std::max(rows_seen, sample.rows);
-        if (LatencySizeRecord* size = find(sample.rows)) {
-            size->window.push(sample.ns);
-            if (size->backed()) try_prior(*size);
-        }
+        if (LatencySizeRecord* size = find(sample.rows)) size->window.push(sample.ns);
     }
     if (change.log_shift > 0) rows_measured = rows_seen;
     margin.drifted(change.log_shift, change.batches, attainment);
@@ -208,10 +201,10 @@ void LatencyModel::State::drifted(const LatencyDrift::Change& change, double att
 
 template <class Archive>
 void LatencyModel::State::archive(Archive& archive) {
-    archive.vector_size(sizes, 37);
+    archive.vector_size(sizes, 40);
     for (LatencySizeRecord& size : sizes) {
         archive(size.rows);
-        archive(size.prior_untried);
+        archive(size.prior_drifts);
         archive(size.prior_ns);
         archive(size.observations);
         archive(size.last_seen);
@@ -228,7 +221,6 @@ void LatencyModel::State::archive(Archive& archive) {
     archive(rows_measured);
     archive(primed);
     archive(prior_log_shift);
-    archive(priors_tried);
     archive(curve_ns);
     archive(tail_ns);
     archive(line.alpha_ns);

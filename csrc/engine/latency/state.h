@@ -18,8 +18,7 @@ struct LatencySizeRecord {
     static constexpr std::uint32_t kWindow = 64;
 
     std::uint32_t rows = 0;
-    // The prior was not compared with observations yet.
-    bool prior_untried = false;
+    std::uint32_t prior_drifts = 0;  // since the prior was measured, or said
     double prior_ns = 0;  // 0: none; what held before a drift, brought to now, is one too
     std::uint64_t observations = 0;
     std::uint64_t last_seen = 0;
@@ -37,7 +36,6 @@ struct LatencyModel::State {
     void add(LatencySizeRecord* size, std::uint32_t rows, double ns);
     // The weight of a size in the backbone.
     double tail_weight(std::uint32_t rows) const;
-    void try_prior(LatencySizeRecord& size);
     void drifted(const LatencyDrift::Change& change, double attainment);
     // Every size takes exp(log_shift) times as long, until it is seen again.
     void shift(double log_shift);
@@ -51,6 +49,11 @@ struct LatencyModel::State {
     void refresh(double attainment);
     void make_curve(double attainment);
     double size_ns(const LatencySizeRecord& size, const LatencyBackbone::Line& line) const;
+    // The logarithm of what the sizes that were seen take, relative to their priors.
+    double shift_of_priors() const;
+    void place_sizes();
+    void join_sizes();
+    void raise_curve();
     double factor(std::uint32_t running) const {
         return slowdown.factor(running == 0 ? 0 : LatencySlowdown::held(running));
     }
@@ -69,9 +72,7 @@ struct LatencyModel::State {
     std::uint32_t rows_measured = 0;
     bool primed = false;
     std::uint64_t room_made_at = 0;
-    // By how much priors were off, as far as they were tried.
-    double prior_log_shift = 0;
-    std::uint32_t priors_tried = 0;
+    double prior_log_shift = 0;  // shift_of_priors(), when the curve was made
 
     // expected of [0], 1, 2, ... rows; the last one goes on with tail_ns a row.
     std::vector<double> curve_ns = {0};
