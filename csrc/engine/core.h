@@ -304,7 +304,7 @@ class Core {
     std::vector<BatchMember> detach(std::uint32_t batch);
     void fail_members(const std::vector<BatchMember>& failed, const Ending& ending, Nanos now);
     std::uint32_t sent_batch(BatchHandle handle) const;
-    bool rest_failed(ModelState& model, std::uint32_t backend, FailureKind kind, Nanos now);
+    bool rest_failed(ModelState& model, const BatchRecord& failed, FailureKind kind, Nanos now);
     void observe_unfinished(ModelState& model, const BatchRecord& batch, Nanos now);
     void give_up(std::uint32_t batch, StatusCode code, Nanos now);
     void release_given_up(Nanos now);

@@ -18,8 +18,9 @@ inline constexpr Nanos kUnservedAdmitNs = kSecond;
 inline constexpr Nanos kGivenUpMinNs = kMillisecond;
 // Attempts of one batch, the first included, before its members get the error.
 inline constexpr std::uint32_t kTriesMax = 8;
-// What an answer that the backend is unavailable counts for: no more than one goes elsewhere.
-inline constexpr std::uint32_t kTriesOfUnavailable = kTriesMax / 2;
+// What counts for several, as it may be meant for a member of the batch: an answer that the backend
+// is unavailable, and a reset stream. After one of them the next one is the batch's own.
+inline constexpr std::uint32_t kTriesOfDoubt = kTriesMax / 2;
 // The same of one that cannot be cut, of those that ran out of device memory.
 inline constexpr std::uint32_t kMemoryTriesMax = 3;
 // How long devices are held free for one batch.

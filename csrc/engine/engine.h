@@ -238,6 +238,9 @@ enum class FailureKind : std::uint8_t {
     kUnavailable,   // answered so, by the model or by what stands before a backend that is gone: to
                     // another backend once, where there is one and the model is idempotent; else,
                     // and then, as kRejected
+    kReset,         // its stream alone was, for what a member is or what the backend has: once
+                    // more, elsewhere where that is possible, if the model is idempotent; else,
+                    // and then, as kRejected. The state of a sequence is lost with it.
 };
 
 // The largest size that ModelStats::batch_sizes tells apart; larger batches are counted there.
@@ -337,9 +340,9 @@ class Engine {
     // What may run again goes again before other work: the same members as a fixed group, elsewhere
     // where that is possible, eight times at most; a rejected one in halves. A backend that ran
     // nothing rests for 10 ms, doubled with every failure in a row up to 1 s, or until set_backend
-    // makes it available; so does one that was unavailable three times in a row while there was
-    // another. Merging that kUnsplittable ended comes back with a policy that batches
-    // differently.
+    // makes it available; so does one that was unavailable or reset streams three times in a row,
+    // of batches sent for the first time, while there was another. Merging that kUnsplittable ended
+    // comes back with a policy that batches differently.
     void dispatch_failed(BatchHandle batch, FailureKind kind, StatusCode code, Nanos now);
 
     // -- time ------------------------------------------------------------------------------------

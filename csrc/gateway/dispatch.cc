@@ -29,6 +29,7 @@ bool ended_at_deadline(const BatchRecord& batch, const Status& status, Nanos now
 // Whatever a backend answered to a batch may be meant for one of its members only.
 engine::FailureKind failure_kind(const Status& status, CallEnd end) {
     if (end == CallEnd::kNothingRan) return engine::FailureKind::kNothingRan;
+    if (end == CallEnd::kReset) return engine::FailureKind::kReset;
     if (says_out_of_memory(status)) return engine::FailureKind::kOutOfMemory;
     if (status.code == StatusCode::kDeadlineExceeded) return engine::FailureKind::kFinal;
     const bool unavailable = status.code == StatusCode::kUnavailable;
@@ -230,12 +231,17 @@ void Gateway::State::take_reply(Connection* connection, http2::Event* event, Nan
         reply_failed(closed, Status::error(StatusCode::kInternal, "backend sent no reply message"),
                      CallEnd::kAnswered, now);
     } else {
-        const CallEnd end = event->nothing_ran ? CallEnd::kNothingRan
-                            : event->answered  ? CallEnd::kAnswered
-                            : event->lost      ? CallEnd::kLost
-                                               : CallEnd::kUnreadable;
+        const CallEnd end = call_end(*connection, *event);
         reply_failed(closed, std::move(event->status), end, now);
     }
+}
+
+CallEnd Gateway::State::call_end(const Connection& connection, const http2::Event& event) {
+    if (event.nothing_ran) return CallEnd::kNothingRan;
+    if (event.answered) return CallEnd::kAnswered;
+    // A backend that goes may reset its streams before it closes the connection.
+    if (event.lost || (event.reset && connection.client->draining())) return CallEnd::kLost;
+    return event.reset ? CallEnd::kReset : CallEnd::kUnreadable;
 }
 
 void Gateway::State::reply_failed(const BatchRecord& batch, Status status, CallEnd end, Nanos now) {
@@ -250,7 +256,7 @@ void Gateway::State::reply_failed(const BatchRecord& batch, Status status, CallE
     engine::FailureKind kind = failure_kind(status, end);
     if (end != CallEnd::kNothingRan && ended_at_deadline(batch, status, now)) {
         // A backend that stops there may as well reset the stream: that is its answer.
-        const bool reset = kind == engine::FailureKind::kConnection;
+        const bool reset = end == CallEnd::kReset || end == CallEnd::kLost;
         if (!stops) {
             kind = engine::FailureKind::kGivenUp;
         } else if (reset || kind == engine::FailureKind::kRejected) {

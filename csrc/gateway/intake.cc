@@ -101,9 +101,8 @@ void Gateway::State::take_backend_events(ConnectionId id, Connection* connection
             connection->probe = 0;  // any answer proves life
         } else if (const BackendStreamId stream = connection->streams.find(event.stream)) {
             note_stream_metadata(stream, &event.answer);
-            const CallEnd end = event.nothing_ran ? CallEnd::kNothingRan
-                                : event.lost      ? CallEnd::kLost
-                                                  : CallEnd::kUnreadable;
+            CallEnd end = call_end(*connection, event);
+            if (end == CallEnd::kAnswered) end = CallEnd::kUnreadable;  // no answer to a message
             backend_stream_ended(stream, std::move(event.status), end, now);
         } else {
             take_reply(connection, &event, now);

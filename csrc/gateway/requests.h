@@ -91,7 +91,8 @@ struct BatchRecord {
 enum class CallEnd : std::uint8_t {
     kNothingRan,  // it was surely not executed
     kAnswered,    // the backend's own word
-    kLost,        // with its stream or connection, or cut off: it may have run
+    kLost,        // with its connection, or cut off: it may have run
+    kReset,       // its stream alone, by the backend or a proxy: it may have run
     kUnreadable,  // without a reply that can be read: another one would be no better
 };
 

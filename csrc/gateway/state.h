@@ -212,6 +212,7 @@ struct Gateway::State {
     void abandon(const engine::Action& action, Nanos now);
     Connection* choose_connection(std::uint32_t backend, ConnectionId* id);
     void take_reply(Connection* connection, http2::Event* event, Nanos now);
+    static CallEnd call_end(const Connection& connection, const http2::Event& event);
     void reply_failed(const BatchRecord& batch, Status status, CallEnd end, Nanos now);
     void reply_arrived(const BatchRecord& batch, const BufferRef& message, Nanos now);
     void note_metadata(const BatchRecord& batch, http2::AnswerMetadata&& answer);

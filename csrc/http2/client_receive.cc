@@ -323,8 +323,8 @@ void ClientSession::State::close_stream(Stream* stream, std::uint32_t code) {
     } else if (!stream->finished && !stream->headers_sent) {
         fail_call(stream, not_sent(), true);
     } else if (!stream->finished) {
-        // A reply that breaks HTTP/2 or our bounds is reset by nghttp2: nobody lost it.
-        fail_call(stream, status_of_reset(code), code == NGHTTP2_REFUSED_STREAM)->lost =
+        // A reply that breaks HTTP/2 or our bounds is reset by nghttp2.
+        fail_call(stream, status_of_reset(code), code == NGHTTP2_REFUSED_STREAM)->reset =
             stream->peer_reset;
     }
     stream->finished = true;

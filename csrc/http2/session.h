@@ -125,8 +125,10 @@ struct Event {
     bool nothing_ran = false;
     // kReply: the status is the peer's own word, not what we made of a lost call
     bool answered = false;
-    // kReply: its stream was reset by the peer, or its connection is gone
+    // kReply: its connection is gone
     bool lost = false;
+    // kReply: the peer reset its stream
+    bool reset = false;
     bool end_stream = false;  // kForwardHeaders/Data: nothing follows from that side
     Nanos arrival = 0;        // kRequest: when its HEADERS came
     Nanos deadline = kNever;  // kRequest: from grpc-timeout

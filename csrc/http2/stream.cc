@@ -125,7 +125,7 @@ void reset_event(Event* event, EventKind kind, StreamId stream) {
     event->kind = kind;
     event->stream = stream;
     event->route = 0;
-    event->nothing_ran = event->answered = event->lost = false;
+    event->nothing_ran = event->answered = event->lost = event->reset = false;
     event->end_stream = false;
     event->arrival = 0;
     event->deadline = kNever;

@@ -13,7 +13,7 @@ NO_BACKEND = 0xFFFFFFFF
 OWN_EXECUTORS = 0xFFFFFFFF
 include "reasons.pxi"
 FAILURE_KINDS = ("nothing_ran", "connection", "rejected", "unsplittable", "final", "given_up",
-                 "out_of_memory", "unavailable")
+                 "out_of_memory", "unavailable", "reset")
 
 Member = namedtuple("Member", "request user row_begin rows")
 Dispatch = namedtuple("Dispatch", "batch model backend rows rows_padded deadline_ns members")

@@ -35,6 +35,8 @@ FAILURES = (
     "final",
     "given_up",
     "out_of_memory",
+    "unavailable",
+    "reset",
 )
 FATES = ("uncounted", "in_time", "late", "refused", "expired", "failed", "cancelled")
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from scheduler._native.engine import NEVER, Abandon, Answer, Dispatch, Engine, Wake
+from scheduler._native.engine import FAILURE_KINDS, NEVER, Abandon, Answer, Dispatch, Engine, Wake
 
 pytestmark = pytest.mark.native
 
 MS = 1_000_000
-KINDS = ("nothing_ran", "connection", "rejected", "unsplittable", "final", "given_up")
 
 
 class Swarm:
@@ -101,7 +100,7 @@ class Swarm:
             self.end(batch)
             self.do("complete", batch, self.now)
             return
-        kind = self.random.choice(KINDS)
+        kind = self.random.choice(FAILURE_KINDS)
         # One that was given up holds its executor for a while.
         if kind != "given_up":
             self.end(batch)

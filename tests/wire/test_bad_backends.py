@@ -22,13 +22,13 @@ def good(connection: H2Connection, stream: int, message: bytes) -> bool | None:
     return None
 
 
-def once(bad: Callable[[H2Connection, int, bytes], bool | None]) -> H2Backend:
-    """Does `bad` with the first request and is good from then on."""
+def once(bad: Callable[[H2Connection, int, bytes], bool | None], times: int = 1) -> H2Backend:
+    """Does `bad` with the first request, or so many, and is good from then on."""
     seen: list[int] = []
 
     def on_request(connection: H2Connection, stream: int, message: bytes) -> bool | None:
         seen.append(stream)
-        behave = bad if len(seen) == 1 else good
+        behave = bad if len(seen) <= times else good
         return behave(connection, stream, message)
 
     return H2Backend(on_request)
@@ -82,6 +82,21 @@ def test_a_lost_call_is_run_again(
         for n in range(3):
             response = stub.ModelInfer(infer_request(rows(n)), timeout=30)
             np.testing.assert_array_equal(output(response), rows(n))
+        assert backend.requests == 4
+
+
+def reset_and_leave(connection: H2Connection, stream: int, message: bytes) -> bool:
+    connection.reset_stream(stream, ErrorCodes.CANCEL)
+    connection.close_connection(ErrorCodes.NO_ERROR, last_stream_id=stream)
+    return False
+
+
+def test_a_reset_by_a_backend_that_leaves_is_a_lost_connection(plane: DataPlane) -> None:
+    """However often: nothing of it is the fault of the request."""
+    with once(reset_and_leave, times=3) as backend, connected(plane.address) as stub:
+        plane.apply([identity_model()], [backend.address])
+        response = stub.ModelInfer(infer_request(rows(1)), timeout=20)
+        np.testing.assert_array_equal(output(response), rows(1))
         assert backend.requests == 4
 
 

@@ -20,8 +20,8 @@ void PlacementState::rest(Nanos now) {
     ++failures;
 }
 
-void PlacementState::note_unavailable(Nanos now) {
-    if (failures + 1 >= kUnavailableMax) return rest(now);
+void PlacementState::note_doubt(Nanos now) {
+    if (failures + 1 >= kDoubtsMax) return rest(now);
     ++failures;
 }
 

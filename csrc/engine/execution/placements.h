@@ -21,9 +21,9 @@ inline constexpr Nanos kPlannedStageMaxNs = 2 * kStageAheadNs;
 // that a backend that fails fast does not draw all the work.
 inline constexpr Nanos kRestMinNs = 10 * kMillisecond;
 inline constexpr Nanos kRestMaxNs = kSecond;
-// One that answers that it is unavailable rests from this failure in a row on: fewer may be the
-// model's own errors.
-inline constexpr std::uint32_t kUnavailableMax = 3;
+// One that answers that it is unavailable, or resets streams, rests from this failure in a row on:
+// fewer may be meant for the requests.
+inline constexpr std::uint32_t kDoubtsMax = 3;
 
 // Rows of a batch that device memory allows.
 struct RowsAllowed {
@@ -82,7 +82,7 @@ struct PlacementState {
 
     bool resting(Nanos now) const { return rest_until > now; }
     void rest(Nanos now);
-    void note_unavailable(Nanos now);
+    void note_doubt(Nanos now);
     void recover() {
         failures = 0;
         rest_until = std::numeric_limits<Nanos>::min();

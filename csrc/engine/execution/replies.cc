@@ -6,10 +6,17 @@
 namespace infersched::engine {
 namespace {
 
-// Whether what a backend answered as unavailable is asked of another one: not twice.
-bool may_go_elsewhere(const ModelState& model, const BatchRecord& failed) {
-    return model.policy.idempotent && failed.pin == kNoBackend &&
-           failed.tries < kTriesOfUnavailable;
+// Its reason may be the backend, or a member of the batch.
+bool in_doubt(FailureKind kind) {
+    return kind == FailureKind::kUnavailable || kind == FailureKind::kReset;
+}
+
+// Whether what a backend answered as unavailable is asked of another one, and whether what it reset
+// is sent again, there if there is no other: not twice.
+bool may_go_again(const ModelState& model, const BatchRecord& failed, FailureKind kind,
+                  bool others) {
+    const bool there = kind == FailureKind::kReset || (others && failed.pin == kNoBackend);
+    return model.policy.idempotent && failed.tries < kTriesOfDoubt && there;
 }
 
 }  // namespace
@@ -143,16 +150,16 @@ void Core::fail_members(const std::vector<BatchMember>& failed, const Ending& en
 
 // The backend of a failed batch rests where that is due. Whether another one could be asked now:
 // where there is none, a rest would only delay answers of the backend itself.
-bool Core::rest_failed(ModelState& model, std::uint32_t backend, FailureKind kind, Nanos now) {
+bool Core::rest_failed(ModelState& model, const BatchRecord& failed, FailureKind kind, Nanos now) {
     const bool others =
         std::any_of(model.placements.begin(), model.placements.end(), [&](const PlacementState& p) {
-            return p.backend != backend && usable(p) && !p.resting(now);
+            return p.backend != failed.backend && usable(p) && !p.resting(now);
         });
-    PlacementState& placement = *model.placement(backend);
+    PlacementState& placement = *model.placement(failed.backend);
     if (kind == FailureKind::kNothingRan || kind == FailureKind::kConnection) {
         placement.rest(now);
-    } else if (kind == FailureKind::kUnavailable && others) {
-        placement.note_unavailable(now);
+    } else if (in_doubt(kind) && others && !failed.retried) {
+        placement.note_doubt(now);
     } else {
         return others;
     }
@@ -172,14 +179,16 @@ void Core::dispatch_failed(BatchHandle handle, FailureKind kind, StatusCode code
     }
     if (kind == FailureKind::kOutOfMemory) cut_sizes(model, batches_[batch_slot]);
     leave_placement(batch_slot, now);
-    const bool others = rest_failed(model, batches_[batch_slot].backend, kind, now);
+    const bool others = rest_failed(model, batches_[batch_slot], kind, now);
     const bool merged = batches_[batch_slot].members.size() > 1;
     BatchRecord failed = batches_[batch_slot];
     failed.members = detach(batch_slot);
     batches_.remove(batch_slot);
     // Halves have no backend to avoid: they are no news of their signature.
     bool first = !failed.retried;
-    if (kind == FailureKind::kUnavailable && !(others && may_go_elsewhere(model, failed))) {
+    const bool doubtful = in_doubt(kind);
+    const bool reset = kind == FailureKind::kReset;
+    if (doubtful && !may_go_again(model, failed, kind, others)) {
         first |= failed.avoid != kNoBackend;
         kind = FailureKind::kRejected;
     }
@@ -188,9 +197,9 @@ void Core::dispatch_failed(BatchHandle handle, FailureKind kind, StatusCode code
     }
     if (failed.members.empty()) return;
     const auto lead = static_cast<std::uint32_t>(failed.members.front().request);
-    // The state of a sequence is where it is.
-    if (kind == FailureKind::kUnavailable && requests_[lead].sequential) {
-        kind = FailureKind::kRejected;
+    // The state of a sequence is where it is; after a reset nobody knows it.
+    if (doubtful && requests_[lead].sequential) {
+        kind = reset ? FailureKind::kConnection : FailureKind::kRejected;
     }
     // What was merged may be sent again in smaller groups, what ran alone has its answer.
     if (!merged && (kind == FailureKind::kRejected || kind == FailureKind::kUnsplittable)) {
@@ -259,8 +268,8 @@ void Core::resolve_failure(ModelState& model, const BatchRecord& failed, Failure
             }
             return retry(model, failed, 0, failed.members.size(), failed.tries + 1);
         case FailureKind::kUnavailable:
-            return retry(model, failed, 0, failed.members.size(),
-                         failed.tries + kTriesOfUnavailable);
+        case FailureKind::kReset:
+            return retry(model, failed, 0, failed.members.size(), failed.tries + kTriesOfDoubt);
         case FailureKind::kUnsplittable:
             if (!model.merging_off) {
                 model.merging_off = true;

@@ -224,6 +224,18 @@ def test_a_lost_connection_loses_the_sequence_until_a_start() -> None:
     assert sent(driver.step()) == [(5, 1)]
 
 
+def test_a_reset_of_its_stream_loses_the_sequence() -> None:
+    """It may have run: nobody knows the state, and nothing of a sequence runs twice."""
+    driver = sequencer()
+    begin(driver, 1, sequence=1)
+    driver.submit_many([2, 3], sequence=1)
+    (batch,) = driver.step()
+    (answer,) = driver.fail(batch, "reset", INTERNAL)
+    assert (answer.user, answer.reason, answer.code) == (2, "sequence_lost", UNAVAILABLE)
+    assert driver.step() == []
+    assert driver.answers() == {1: ("completed", "none"), 2: LOST, 3: LOST}
+
+
 def test_later_requests_of_a_lost_sequence_are_answered_at_once_while_it_is_known() -> None:
     driver = sequencer(1)
     begin(driver, 1, sequence=1)

@@ -15,13 +15,15 @@ from tests.dataplane import identity_model
 from tests.unit.gateway.shell import Loop, Timer, Transport
 from tests.unit.http2.peers import INFER, STREAM_INFER, STREAM_ROUTES
 from tests.wire.calls import infer_request, rows
+from tests.wire.fake_triton import Request, identity, values_of
 
 pytestmark = pytest.mark.native
 
 INTERNAL_ERROR, CANCEL = 2, 8
-DEADLINE_EXCEEDED, INTERNAL = 4, 13
+OK, DEADLINE_EXCEEDED, INTERNAL = 0, 4, 13
 CALLS = 3
 TIMEOUT_NS = 500_000_000
+POISON = -1000.0
 
 
 def address(backend: int) -> str:
@@ -44,6 +46,7 @@ class World:
         for _, transport, protocol in self.peers:
             protocol.connection_made(transport)
         self.requests: list[int] = []
+        self.messages: list[bytes] = []  # of each request
         self.asked: list[http2.ServerSession] = []  # of each request
         self.replies: list[http2.Event] = []
 
@@ -61,6 +64,7 @@ class World:
                         self.replies.append(event)
                 elif event.kind in ("request", "message"):
                     self.requests.append(event.stream)
+                    self.messages.append(event.message)
                     self.asked.append(session)
             while data := session.pull(4096):
                 protocol.get_buffer(-1)[: len(data)] = data
@@ -68,14 +72,31 @@ class World:
         for _ in range(4):
             self.loop.run()
 
-    def call(self, timeout_ns: int | None = None) -> None:
-        self.client_side.call(INFER, infer_request(rows(1)).SerializeToString(), timeout_ns)
+    def call(self, timeout_ns: int | None = None, value: float = 1.0) -> None:
+        self.client_side.call(INFER, infer_request(rows(value)).SerializeToString(), timeout_ns)
 
     def until(self, happened: Callable[[], object]) -> None:
         until = time.monotonic() + 60
         while not happened():
             assert time.monotonic() < until
             self.turn()
+
+    def serve(self, replies: int) -> None:
+        """Resets what is poisoned and answers the rest, until there are so many replies."""
+        served = len(self.requests)
+
+        def all_served() -> bool:
+            nonlocal served
+            for i in range(served, len(self.requests)):
+                served += 1
+                request = Request.FromString(self.messages[i])
+                if (values_of(request) == POISON).any():
+                    self.asked[i].reset(self.requests[i], INTERNAL_ERROR)
+                else:
+                    self.asked[i].answer(self.requests[i], identity(request).SerializeToString())
+            return len(self.replies) >= replies
+
+        self.until(all_served)
 
 
 def made_world(model: pb.Model, backends: int = 1) -> Iterator[World]:
@@ -139,6 +160,31 @@ def test_a_backend_that_resets_at_the_deadline_does_not_rest(world: World) -> No
         world.backend_side.reset(world.requests[-1], CANCEL)
         world.until(lambda n=number: len(world.replies) == n + 1)
     assert {reply.code for reply in world.replies} == {DEADLINE_EXCEEDED}
+    assert_served_at_once(world)
+
+
+def test_a_request_that_a_backend_resets_takes_no_others_along(world: World) -> None:
+    world.call(value=7.0)  # what waits for the slot is merged
+    world.until(lambda: world.requests)
+    for value in (1.0, 2.0, 3.0, POISON):
+        world.call(value=value)
+    for _ in range(8):
+        world.turn()
+    first = Request.FromString(world.messages[0])
+    world.asked[0].answer(world.requests[0], identity(first).SerializeToString())
+    world.serve(replies=5)
+    assert sorted(reply.code for reply in world.replies) == [OK] * 4 + [INTERNAL]
+    # All of them twice, for it may be the backend; then 2 + 2 and 1 + 1.
+    assert len(world.requests) == 1 + 2 + 4
+    assert_served_at_once(world)
+
+
+def test_requests_that_their_only_backend_resets_delay_no_others(world: World) -> None:
+    for number in range(CALLS):
+        world.call(value=POISON)
+        world.serve(replies=number + 1)
+    assert {reply.code for reply in world.replies} == {INTERNAL}
+    assert len(world.requests) == 2 * CALLS
     assert_served_at_once(world)
 
 
