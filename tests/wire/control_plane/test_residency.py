@@ -12,6 +12,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, service_pb2
 
 from scheduler.backends.embedded_triton import EmbeddedTriton
+from scheduler.control.residency.learned_loads import FILE_NAME
 from scheduler.v1 import control_pb2, control_pb2_grpc
 from scheduler.v1 import dataplane_pb2 as pb
 from tests import models
@@ -189,6 +190,8 @@ def test_the_wait_for_one_that_may_not_leave_yet_is_predicted(world: World) -> N
             world.until(lambda apply, name=name: name in loadable(apply), "it is loadable")
             world.want(name)
             world.until_served(name)
+        kept = world.data_plane.runtime_directory / FILE_NAME
+        wait_until(lambda: kept.exists() and '"b"' in kept.read_text(), "its time is kept")
     world.data_plane.applies.clear()
     # Times are kept; b has been there for longer than this one is.
     with world.control(residency__budget="1GiB", residency__min_residency="1h"):
