@@ -200,6 +200,7 @@ void Core::send_next(ModelState& model, Pool& pool, PlacementState& placement, N
     batch.signature = group.key.signature;
     batch.mergeable = group.key.mergeable;
     batch.row_size = requests_[group.head().slot].row_size;
+    // Also of a level that is not bound by it: the executor is taken for as long.
     batch.reserve = group.reserve.executors;
     const bool aged = model.reference != kNoSlot && group.head().level == 0;
     if (planned(model, group) || aged) {

@@ -18,6 +18,7 @@ void Core::retry_group(ModelState& model, const BatchRecord& failed,
     batch.signature = failed.signature;
     batch.mergeable = failed.mergeable;
     batch.row_size = failed.row_size;
+    batch.reserve = failed.reserve;
     batch.half = failed.half;
     batch.cut_backend = failed.cut_backend;
     batch.cap_before = failed.cap_before;
