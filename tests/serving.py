@@ -42,6 +42,7 @@ class ServedScheduler:
         environment: Mapping[str, str] | None = None,
         wait_ready: bool = True,
         ready_timeout_s: float = READY_TIMEOUT_S,
+        launcher: Sequence[str] = (),
     ) -> None:
         self.address = f"127.0.0.1:{free_port()}"
         self.metrics_address = f"127.0.0.1:{free_port()}"
@@ -52,6 +53,7 @@ class ServedScheduler:
         self.log_path = Path(self._directory.name) / "scheduler.log"
         self._environment = {**os.environ, **(environment or {})}
         self._command = [
+            *launcher,  # a command line that runs the rest of its arguments
             *(sys.executable, "-m", "scheduler.cli", "serve"),
             *("--listen", self.address),
             *("--metrics-listen", self.metrics_address),

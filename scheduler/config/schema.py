@@ -169,6 +169,11 @@ class Server(Section):
         default=None,
         description="where what was learned is kept over restarts; none keeps it while it runs",
     )
+    scheduling_hints: bool = Field(
+        default=True,
+        description="ask the kernel for short slices for the data plane and a low priority for the "
+        "control plane; false: leave them as they are, where a seccomp filter kills for it",
+    )
     drain: Drain = Drain()
     tls: ListenerTls = ListenerTls()
 

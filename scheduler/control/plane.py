@@ -46,6 +46,7 @@ RESTART_ONLY = {
         "tls",
         "state_directory",
         "shared_memory_bytes_max",
+        "scheduling_hints",
     ),
     "embedded": ("model_repository", "model_control_mode", "load_models"),
     "device_memory": ("schedulers_directory",),

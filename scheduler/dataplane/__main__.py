@@ -13,7 +13,7 @@ from scheduler.security.tls import MIN_VERSIONS, ServerTls
 from scheduler.telemetry import logs
 
 
-def parse_arguments() -> tuple[Inherited, str | None]:
+def parse_arguments() -> tuple[Inherited, argparse.Namespace]:
     parser = argparse.ArgumentParser(prog="infersched-dataplane", description=__doc__)
     parser.add_argument("--listen-fd", type=int, action="append", default=[], required=True)
     parser.add_argument("--steering-fd", type=int, required=True)
@@ -23,6 +23,7 @@ def parse_arguments() -> tuple[Inherited, str | None]:
     parser.add_argument("--tls-key", type=Path)
     parser.add_argument("--tls-client-ca", type=Path)
     parser.add_argument("--tls-min-version", choices=MIN_VERSIONS, default="1.2")
+    parser.add_argument("--no-scheduling-hints", dest="hints", action="store_false")
     parser.add_argument("--log-level", choices=logs.LEVELS, default=None)
     arguments = parser.parse_args()
     tls: ServerTls | None = None
@@ -40,13 +41,14 @@ def parse_arguments() -> tuple[Inherited, str | None]:
         cold_socket=arguments.cold_socket,
         tls=tls,
     )
-    return inherited, arguments.log_level
+    return inherited, arguments
 
 
 def main() -> None:
-    inherited, log_level = parse_arguments()
-    logs.configure("dataplane", log_level)
-    ask_for_short_slices()
+    inherited, arguments = parse_arguments()
+    logs.configure("dataplane", arguments.log_level)
+    if arguments.hints:
+        ask_for_short_slices()
     uvloop.run(run(inherited))
 
 

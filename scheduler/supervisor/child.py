@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import os
@@ -78,6 +79,9 @@ class Child:
             await self._start()
             assert self._process is not None
             status = await self._process.wait()
+            ended = exit_text(status)
+            if status == -signal.SIGSYS:
+                ended += " of a seccomp filter: try server.scheduling_hints: false"
             if self._stopping.is_set():
                 return
             lived_s = self._clock() - started_at
@@ -85,14 +89,14 @@ class Child:
             if self._deaths_in_a_row >= self.spec.deaths_in_a_row_max:
                 raise ChildGaveUp(
                     f"{self.spec.name} died {self._deaths_in_a_row} times in a row, "
-                    f"the last time with status {exit_text(status)}"
+                    f"the last time with status {ended}"
                 )
             pause_s = self.backoff_s()
             log(
                 logger,
                 logging.ERROR,
                 f"{self.spec.name} ended and is started again",
-                status=exit_text(status),
+                status=ended,
                 lived_s=round(lived_s, 3),
                 pause_s=round(pause_s, 3),
             )
@@ -150,7 +154,8 @@ class Child:
             if os.getppid() != parent:
                 os._exit(1)
             if nice:
-                os.nice(nice)
+                with contextlib.suppress(OSError):  # a sandbox may forbid it
+                    os.nice(nice)
 
         self._process = await asyncio.create_subprocess_exec(
             *self.spec.command,

@@ -172,7 +172,10 @@ class Supervisor:
         arguments += ["--steering-fd", str(steering.fileno())]
         arguments += ["--counters-fd", str(self._counters_fd)]
         arguments += ["--cold-socket", str(self._path("cold"))]
-        tls = self._loaded.settings.server.tls.files
+        server = self._loaded.settings.server
+        if not server.scheduling_hints:
+            arguments.append("--no-scheduling-hints")
+        tls = server.tls.files
         if tls is not None:
             arguments += ["--tls-certificate", str(tls.certificate), "--tls-key", str(tls.key)]
             arguments += ["--tls-min-version", tls.min_version]
@@ -206,7 +209,7 @@ class Supervisor:
             command=python_command("scheduler.control", "--parameters", json.dumps(parameters)),
             pass_fds=[self._counters_fd, *([metrics.fileno()] if metrics else [])],
             environment=self._environment(),
-            nice=CONTROL_NICE,
+            nice=CONTROL_NICE if self._loaded.settings.server.scheduling_hints else 0,
             backoff_first_s=0.1,
         )
 
