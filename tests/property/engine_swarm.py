@@ -43,6 +43,9 @@ from scheduler.simulation.scenario import (
 
 RUN_MS = 1500.0
 REQUESTS_MAX = 2500
+# Failures whose reason may be the backend or a request, and the others.
+DOUBTS = ("unavailable", "reset")
+CERTAIN = tuple(failure for failure in FAILURES if failure not in DOUBTS)
 
 
 def random_arrivals(random: Random, rate_per_s: float) -> Arrivals:
@@ -134,7 +137,7 @@ def random_fault(random: Random, backends: int, models: int) -> Fault:
         model=random.randrange(models),
         factor=factor,
         shift_ms=random.choice([-4000.0, -50.0, -0.001, 0.001, 50.0, 5000.0]),
-        failure=random.choice(FAILURES),
+        failure=random.choice(CERTAIN),
         code=random.randint(1, 16),
     )
 
@@ -148,6 +151,17 @@ def random_faults(random: Random, backends: int, models: int) -> tuple[Fault, ..
             at = i * period_ms
             faults.append(Fault("down", at, at + period_ms / 2, flapping, failure=failure))
     return tuple(faults)
+
+
+def with_doubts(seed: int, faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
+    """In a fifth of the worlds some are replaced by those in doubt."""
+    # Drawn apart: other seeds keep the worlds that they had before.
+    random = Random(f"doubt {seed}")
+    if random.random() < 0.8:
+        return faults
+    return tuple(
+        replace(fault, failure=random.choice((fault.failure, *DOUBTS))) for fault in faults
+    )
 
 
 def random_devices(random: Random, count: int) -> tuple[Device, ...]:
@@ -205,7 +219,7 @@ def random_world(seed: int) -> tuple[Scenario, EngineSettings]:
         speeds=tuple(random.choice([0.3, 1.0, 2.0]) for _ in range(random.randint(0, backends))),
         drift_per_s=random.choice([0.0, 0.0, 0.02]),
         wire_ms=random.choice([0.0, 0.0, 0.2, 4.0]),
-        faults=random_faults(random, backends, count),
+        faults=with_doubts(seed, random_faults(random, backends, count)),
         check_truths=True,
     )
     memory = Random(f"memory {seed}")
