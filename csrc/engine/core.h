@@ -111,6 +111,7 @@ class Core {
     Admission refuse_foreseen(ModelState& model, const Request& request, const Arrival& arrival,
                               const Forecast& forecast, Nanos now);
     bool probes(ModelState& model, Nanos now) const;
+    bool probes_size(ModelState& model, std::uint32_t rows, Nanos predicted_ns, Nanos now) const;
     void count_objective(ModelState& model, const RequestRecord& request, bool answered,
                          bool in_time, Nanos now);
     Nanos retry_full(const ModelState& model, const Request& request, const Arrival& arrival,

@@ -174,7 +174,7 @@ Admission Core::submit(const Request& request, Nanos now) {
     record.asked_level = arrival.asked_level;
     record.tenant = arrival.tenant;
     record.over_share = arrival.over_share;
-    record.kept = request.kept;
+    record.kept = request.kept || forecast.kept;
     record.admitted_late = request.admissible_at > arrival.at;
     record.share_ns = arrival.share_ns;
     ModelCounters& page = counters(request.model);

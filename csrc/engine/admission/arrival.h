@@ -26,6 +26,7 @@ struct Forecast {
     Nanos predicted_ns = 0;
     Nanos budget_ns = 0;
     Nanos retry_after_ns = 0;
+    bool kept = false;  // let in against what is foreseen, to learn whether that is so
 };
 
 }  // namespace infersched::engine

@@ -16,6 +16,8 @@ namespace {
 
 // What refuses all there is lets one through this often: latencies are only learned from what runs.
 constexpr Nanos kProbeNs = kSecond;
+// And what refuses a size, while smaller ones run: so many times what one is thought to take apart.
+constexpr Nanos kSizeProbeTimes = 256;
 // What was found late by a close look stands for others like it so long while nothing changes.
 constexpr Nanos kLookKeptNs = kMillisecond;
 // Effort for close looks that every request brings, and how much is saved up: a refusal must not
@@ -369,9 +371,12 @@ Forecast Core::foresee(ModelState& model, const Request& request, const Arrival&
         if (component.levels) component.cursor.count(arrival.level, false);
         if (share != nullptr && !arrival.over_share) share->count(false, false);
     }
-    if (request.unconditional || (forecast.reason != Reason::kNone && probes(model, now))) {
-        forecast.reason = Reason::kNone;
+    if (!request.unconditional && forecast.reason != Reason::kNone) {
+        const bool by_itself = forecast.reason == Reason::kDeadlineInfeasible && !shed;
+        forecast.kept = probes(model, now) ||
+                        (by_itself && probes_size(model, rows, forecast.predicted_ns, now));
     }
+    if (request.unconditional || forecast.kept) forecast.reason = Reason::kNone;
     return forecast;
 }
 
@@ -390,15 +395,33 @@ Admission Core::refuse_foreseen(ModelState& model, const Request& request, const
     return refused;
 }
 
-// Whether a request goes in against the forecast, because nothing has run for long.
+// Whether a request goes in against the forecast, because nothing has run for long, or what ran
+// last denied it: it takes several batches to learn that a bad spell is over.
 bool Core::probes(ModelState& model, Nanos now) const {
     if (model.queued_requests > 0 || model.inflight_batches > 0) {
         model.refusing_since = kNever;
         return false;
     }
     if (model.refusing_since == kNever) model.refusing_since = now;
-    if (now - std::max(model.refusing_since, model.last_complete) < kProbeNs) return false;
+    const Nanos idle_ns = now - std::max(model.refusing_since, model.last_complete);
+    if (!model.sooner && idle_ns < kProbeNs) return false;
     model.refusing_since = kNever;
+    return true;
+}
+
+// Whether a request that takes too long by itself goes in to an idle executor all the same: it may
+// only have been seen in bad times, and what others run says little of its size. Where that turns
+// out to be so, the next one follows at once.
+bool Core::probes_size(ModelState& model, std::uint32_t rows, Nanos predicted_ns, Nanos now) const {
+    Nanos apart = kNever;
+    if (__builtin_mul_overflow(predicted_ns, kSizeProbeTimes, &apart)) apart = kNever;
+    const Nanos next = add_saturating(now, std::max(apart, kProbeNs));
+    if (now < model.size_probe_at || !components_[model.component].backlog.idle()) {
+        model.size_probe_at = std::min(model.size_probe_at, next);
+        return false;
+    }
+    model.size_probe_at = next;
+    model.size_probe_rows = rows;
     return true;
 }
 

@@ -79,6 +79,8 @@ void Core::observe(ModelState& model, const BatchRecord& batch, Nanos now) {
         learn_latency(model, placement, rows_sent(model, batch), ran);
     }
     model.batch_ns = averaged(model.batch_ns, ran);
+    model.sooner = ran < (batch.ends_at - batch.started_at) / 2;
+    if (model.sooner && batch.rows >= model.size_probe_rows) model.size_probe_at = now;
 }
 
 // Ends a batch. The members that still wait for an answer, no longer linked to it.

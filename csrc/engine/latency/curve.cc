@@ -30,6 +30,9 @@ constexpr std::uint64_t kFresh = 2000;
 constexpr double kRefuted = 0.7;
 // A size unseen since a drift takes so many times its part of what a smaller one does, at the most.
 constexpr double kUnseenSteeper = 2;
+// For each of its last observations the time of a size stands against those of others for so many
+// of theirs.
+constexpr std::uint64_t kBelievedFor = 32;
 // Drifts after which what was measured before them says nothing of how much they were.
 constexpr std::uint32_t kPriorDriftsMax = 32;
 // Observations are rounded to 24 bits, and the backbone has a little of its first guess.
@@ -49,6 +52,10 @@ double relative_error(const SortedWindow& window) {
 
 bool LatencySizeRecord::backed() const { return window.size() >= kBacked; }
 
+bool LatencySizeRecord::trusted(std::uint64_t observations) const {
+    return backed() && observations - confirmed_at <= kBelievedFor * window.size();
+}
+
 double LatencyModel::State::size_ns(const LatencySizeRecord& size,
                                     const LatencyBackbone::Line& fit) const {
     const std::size_t count = size.window.size();
@@ -62,6 +69,10 @@ double LatencyModel::State::size_ns(const LatencySizeRecord& size,
         return prior * std::pow(median / prior, seen);
     }
     const double median = size.window.median();
+    if (!size.trusted(accuracy.observations)) {
+        const bool measured = size.prior_ns > 0 && size.prior_drifts <= 1;
+        return measured ? std::min(median, size.prior_ns * std::exp(prior_log_shift)) : median;
+    }
     const double fitted = fit.at(size.rows) * kRounding;
     const double error = relative_error(size.window) * median;
     if (median >= fitted) return median - fitted > kDiffers * error ? median : fitted;
@@ -69,6 +80,19 @@ double LatencyModel::State::size_ns(const LatencySizeRecord& size,
     const double doubt =
         std::max(1.0, static_cast<double>(kWellKnown) / static_cast<double>(count));
     return fresh && fitted - median > doubt * kDiffersBelow * error ? median : fitted;
+}
+
+// Before a batch of a size is counted. What was not so for long, and is not so any more, is no more
+// than a prior, or most of a window would have to be seen again before it changed anything.
+void LatencyModel::State::review(LatencySizeRecord& size, double ns) {
+    if (!size.backed() || ns >= kRefuted * size.window.median()) {
+        size.confirmed_at = accuracy.observations;
+    } else if (!size.trusted(accuracy.observations)) {
+        size.prior_ns = size_ns(size, line) * std::exp(-prior_log_shift);
+        size.prior_drifts = 1;
+        size.window.clear();
+        stale = true;
+    }
 }
 
 void LatencyModel::State::refresh(double attainment) {
@@ -108,16 +132,18 @@ void LatencyModel::State::make_curve(double attainment) {
     raise_curve();
 }
 
-// The points of the curve; 0 where there is none. What was not seen since a drift is held to what
-// was; where nothing was, to what was seen before it.
+// The points of the curve; 0 where there is none. What was not seen since a drift, or for long, is
+// held to what was; where nothing was, to what was seen before it. A size that was only ever seen
+// in bad times would not be run again, and keep larger ones from being tried, for ever.
 void LatencyModel::State::place_sizes() {
     const auto end = std::find_if(sizes.begin(), sizes.end(), [this](const auto& size) {
         return size.rows >= curve_ns.size();
     });
+    const std::uint64_t now = accuracy.observations;
     const bool any =
-        std::any_of(sizes.begin(), end, [](const auto& size) { return size.backed(); });
-    const auto trusted = [any](const LatencySizeRecord& size) {
-        return size.backed() || (!any && size.prior_drifts <= 1);
+        std::any_of(sizes.begin(), end, [now](const auto& size) { return size.trusted(now); });
+    const auto trusted = [any, now](const LatencySizeRecord& size) {
+        return size.trusted(now) || (!any && (size.backed() || size.prior_drifts <= 1));
     };
     double row_ns = kUnknown;
     for (auto size = sizes.begin(); size != end; ++size) {
@@ -126,7 +152,7 @@ void LatencyModel::State::place_sizes() {
         if (ns == 0) continue;
         if (trusted(*size)) {
             row_ns = std::min(row_ns, ns / size->rows);
-        } else if (size->prior_drifts > 0) {
+        } else if (size->prior_drifts > 0 || size->backed()) {
             ns = std::min(ns, kUnseenSteeper * row_ns * size->rows);
         }
     }
@@ -136,7 +162,7 @@ void LatencyModel::State::place_sizes() {
         if (ns == 0) continue;
         if (trusted(*size)) {
             larger_ns = std::min(larger_ns, ns);
-        } else if (size->prior_drifts > 0) {
+        } else if (size->prior_drifts > 0 || size->backed()) {
             ns = std::min(ns, larger_ns);
         }
     }

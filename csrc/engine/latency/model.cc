@@ -143,6 +143,7 @@ void LatencyModel::State::add(LatencySizeRecord* size, std::uint32_t rows, doubl
         if (ns < kWarmUp * line.at(rows)) backbone.learn(rows, ns, tail_weight(rows));
         return;
     }
+    review(*size, ns);
     const bool was_backed = size->backed();
     size->window.push(rounded_up(ns));
     size->last_seen = accuracy.observations;
@@ -201,13 +202,14 @@ void LatencyModel::State::drifted(const LatencyDrift::Change& change, double att
 
 template <class Archive>
 void LatencyModel::State::archive(Archive& archive) {
-    archive.vector_size(sizes, 40);
+    archive.vector_size(sizes, 48);
     for (LatencySizeRecord& size : sizes) {
         archive(size.rows);
         archive(size.prior_drifts);
         archive(size.prior_ns);
         archive(size.observations);
         archive(size.last_seen);
+        archive(size.confirmed_at);
         size.window.archive(archive);
     }
     backbone.archive(archive);
@@ -353,7 +355,8 @@ LatencyModel LatencyModel::shifted(double log_shift) const {
     state = *state_;
     state.refresh(attainment_);
     state.shift(log_shift);
-    for (LatencySizeRecord& size : state.sizes) size.observations = size.last_seen = 0;
+    for (LatencySizeRecord& size : state.sizes)
+        size.observations = size.last_seen = size.confirmed_at = 0;
     state.accuracy = LatencyAccuracy();
     state.room_made_at = 0;
     state.primed = true;

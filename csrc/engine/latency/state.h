@@ -22,9 +22,12 @@ struct LatencySizeRecord {
     double prior_ns = 0;  // 0: none; what held before a drift, brought to now, is one too
     std::uint64_t observations = 0;
     std::uint64_t last_seen = 0;
-    SortedWindow window{kWindow};  // ns, without the slow-down by others
+    std::uint64_t confirmed_at = 0;  // when it last took what it was thought to, or more
+    SortedWindow window{kWindow};    // ns, without the slow-down by others
 
     bool backed() const;
+    // Seen often, and confirmed lately as observations of all sizes go.
+    bool trusted(std::uint64_t observations) const;
 };
 
 struct LatencyModel::State {
@@ -48,6 +51,7 @@ struct LatencyModel::State {
     // Makes curve_ns anew where observations have come since.
     void refresh(double attainment);
     void make_curve(double attainment);
+    void review(LatencySizeRecord& size, double ns);
     double size_ns(const LatencySizeRecord& size, const LatencyBackbone::Line& line) const;
     // The logarithm of what the sizes that were seen take, relative to their priors.
     double shift_of_priors() const;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -54,11 +54,13 @@ def run(
     duration: int,
     sigma: float = 0,
     factors: Factors = NO_FACTORS,
+    stalls: Callable[[int], float] = lambda rows: 1,
 ) -> None:
     """Every batch takes its latency, one after the other on a backend. Ends with an empty house.
 
-    `sigma`: the deviation of the logarithm of a factor on each. Without it backends fall into step,
-    and who comes when they all become free gets what he wants.
+    `stalls`: how many times as long the next batch takes, by its rows. `sigma`: the deviation of
+    the logarithm of a factor on each. Without it backends fall into step, and who comes when they
+    all become free gets what he wants.
     """
     random = Random(1)
     start = driver.now
@@ -94,7 +96,7 @@ def run(
             if isinstance(action, Dispatch):
                 begins = max(free[action.backend], driver.now)
                 takes = latency(action.rows) * math.exp(sigma * random.gauss(0, 1))
-                takes *= factors.get(action.backend, 1)
+                takes *= factors.get(action.backend, 1) * stalls(action.rows)
                 free[action.backend] = begins + round(takes)
                 heapq.heappush(events, (free[action.backend], number, action.batch))
                 number += 1
