@@ -56,7 +56,7 @@ LEARNED_ROWS = 16
 # What the poller takes for rest begins so long after memory moved last.
 REST_S = 2.2
 IDLE_PERIOD_S = 0.2
-WAIT_S = 15.0
+WAIT_S = 60.0
 LOOK_PERIOD_S = 0.002
 # A limit that has shrunk: between what the model has room for already and twice as much.
 SMALL = LEARNED_ROWS * 3 // 2
