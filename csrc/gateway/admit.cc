@@ -82,7 +82,7 @@ void Gateway::State::take_request(ConnectionId id, Connection* connection, http2
         return;
     }
     connection->server->refuse(event->stream, status);
-    connection->server->release(event->bytes);
+    connection->server->release(event->bytes, event->window_bytes);
     connections.mark_dirty(id, connection);
 }
 
@@ -207,6 +207,7 @@ Status Gateway::State::submit(const ModelConfig& model, const Arriving& arriving
     record->model = model.index;
     record->handle = admission.handle;
     record->bytes = arriving.event->bytes;
+    record->window_bytes = arriving.event->window_bytes;
     record->arrival = arriving.event->arrival;
     record->streamed =
         arriving.client_stream != 0 && (model.schema.decoupled || model.schema.sequence);

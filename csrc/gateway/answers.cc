@@ -65,7 +65,7 @@ void Gateway::State::finish_request(RequestId id, RequestRecord* request, Connec
     if (request->client_stream != 0) forget_in_stream(request, now);
     if (connection != nullptr) {
         if (request->client_stream == 0) connection->requests.take(request->stream);
-        connection->server->release(request->bytes);
+        connection->server->release(request->bytes, request->window_bytes);
         connections.mark_dirty(request->connection, connection);
     }
     budget.used -= request->overhead;

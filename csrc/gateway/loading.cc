@@ -101,8 +101,8 @@ Status Gateway::State::ask_to_park(const Arriving& arriving, Nanos now) {
 void Gateway::State::park_request(const Arriving& arriving, Connection* connection,
                                   http2::Event* event, Nanos now) {
     ParkedCall call = parked_call(arriving, event->bytes, parked_deadline(arriving));
+    connection->server->set_aside(std::exchange(event->window_bytes, 0));
     call.event = std::move(*event);
-    connection->server->set_aside(call.message_bytes());
     connections.mark_dirty(call.connection, connection);
     const http2::StreamId stream = call.event.stream;
     connection->parked.insert(stream, park(std::move(call), now));
@@ -115,19 +115,19 @@ void Gateway::State::park_message(const Arriving& arriving, ClientStream* stream
     // At its own deadline the stream ends as a whole.
     ParkedCall call = parked_call(arriving, bytes_to_park(arriving),
                                   deadline < stream->deadline ? deadline : kNever);
-    connection->server->set_aside(call.message_bytes());
+    stream->held.push_front(std::move(*event));
+    connection->server->set_aside(stream->held.set_aside());
     connection->server->hold(stream->stream, true);
     connections.mark_dirty(stream->connection, connection);
-    stream->held.push_front(std::move(*event));
     stream->parked = park(std::move(call), now);
 }
 
 // What is too much costs the first message of the stream its place: the next one is looked at.
 void Gateway::State::park_behind(ClientStream* stream, Connection* connection, http2::Event* event,
                                  Nanos now) {
-    connection->server->set_aside(event->bytes);
     parking.add_bytes(stream->parked, event->bytes);
     stream->held.push_back(std::move(*event));
+    connection->server->set_aside(stream->held.set_aside());
     if (parking.bytes() <= budget.max / kParkedBytesShare) return;
     const LoadingModel& model = *parking.find(stream->parked)->model;
     const Status status = refusal_status({0, engine::Reason::kHostMemory, load_ns_left(model, now)},
@@ -151,13 +151,12 @@ ParkedCall Gateway::State::take_parked(ParkedId id, std::uint64_t* counter) {
     budget.used -= call.overhead;
     ++*counter;
     page->loading_waiting = parking.size();
-    Connection* connection = connections.find(call.connection);
-    if (connection != nullptr) connection->server->take_back(call.message_bytes());
     if (ClientStream* stream = client_streams.find(call.client_stream)) {
         stream->parked = 0;
         call.event = stream->held.take_front();
-    } else if (call.client_stream == 0 && connection != nullptr) {
-        connection->parked.take(call.event.stream);
+    } else if (call.client_stream == 0) {
+        if (Connection* connection = connections.find(call.connection))
+            connection->parked.take(call.event.stream);
     }
     return call;  // a stream that ends lets go what it holds
 }
@@ -167,7 +166,7 @@ void Gateway::State::forget_parked(ParkedId id) {
     const ParkedCall call = take_parked(id, &page->loading_cancelled_total);
     Connection* connection = connections.find(call.connection);
     if (connection == nullptr) return;
-    connection->server->release(call.event.bytes);
+    connection->server->release(call.event.bytes, call.event.window_bytes);
     connections.mark_dirty(call.connection, connection);
 }
 
@@ -222,12 +221,12 @@ void Gateway::State::refuse_parked(ParkedId id, const Status& status, std::uint6
     if (ClientStream* stream = client_streams.find(call.client_stream)) {
         Arriving arriving;
         arriving.whole_id = names_of(call.event).whole_id;
-        refuse_message(stream, connection, call.event.bytes, arriving, status);
+        refuse_message(stream, connection, call.event, arriving, status);
         resume_stream(call.client_stream, now);
         return;
     }
     connection->server->refuse(call.event.stream, status);
-    connection->server->release(call.event.bytes);
+    connection->server->release(call.event.bytes, call.event.window_bytes);
     connections.mark_dirty(call.connection, connection);
 }
 

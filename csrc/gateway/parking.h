@@ -64,8 +64,6 @@ struct ParkedCall {
     std::uint64_t overhead = 0;  // of them: charged to the budget besides the messages
     ParkedId before = 0;         // in the queue of its model
     ParkedId after = 0;
-
-    std::uint64_t message_bytes() const { return bytes - overhead; }
 };
 
 class Parking {

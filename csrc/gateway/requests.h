@@ -34,8 +34,9 @@ struct RequestRecord {
     http2::StreamId stream = 0;
     std::uint32_t model = 0;
     engine::RequestHandle handle = 0;
-    std::uint64_t bytes = 0;     // charged to the connection until the answer
-    std::uint64_t overhead = 0;  // charged to the budget besides: records, converted contents
+    std::uint64_t bytes = 0;         // charged to the connection until the answer,
+    std::uint64_t window_bytes = 0;  // and closed of its window
+    std::uint64_t overhead = 0;      // charged to the budget besides: records, converted contents
     Nanos arrival = 0;
     kserve::PreparedRequest prepared;
     std::string metadata;  // forwarded headers, canonical

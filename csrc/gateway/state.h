@@ -166,7 +166,7 @@ struct Gateway::State {
     void take_message(ConnectionId id, Connection* connection, http2::Event* event, Nanos now);
     void start_message(ClientStreamId id, ClientStream* stream, Connection* connection,
                        http2::Event* event, Nanos now, bool waited = false);
-    void refuse_message(ClientStream* stream, Connection* connection, std::uint64_t bytes,
+    void refuse_message(ClientStream* stream, Connection* connection, const http2::Event& event,
                         const Arriving& arriving, const Status& status);
     void requests_ended(ClientStreamId id, Nanos now);
     bool reads_slowly(const ClientStream& stream, const Connection& connection) const;

@@ -35,7 +35,7 @@ void Gateway::State::take_message(ConnectionId id, Connection* connection, http2
     const ClientStreamId stream_id = connection->streams.find(event->stream);
     ClientStream* stream = client_streams.find(stream_id);
     if (stream == nullptr || stream->half_closed) {
-        connection->server->release(event->bytes);
+        connection->server->release(event->bytes, event->window_bytes);
         connections.mark_dirty(id, connection);
     } else if (stream->parked != 0) {
         park_behind(stream, connection, event, now);
@@ -81,19 +81,20 @@ void Gateway::State::start_message(ClientStreamId id, ClientStream* stream, Conn
     }
     // To Triton a message that cannot be parsed is the end of the requests.
     if (status.code == StatusCode::kInternal) {
-        connection->server->release(event->bytes + stream->held.bytes());
+        connection->server->release(event->bytes + stream->held.bytes(),
+                                    event->window_bytes + stream->held.window_bytes());
         connections.mark_dirty(stream->connection, connection);
         stream->held.clear();
         requests_ended(id, now);
         return;
     }
-    refuse_message(stream, connection, event->bytes, arriving, status);
+    refuse_message(stream, connection, *event, arriving, status);
 }
 
 void Gateway::State::refuse_message(ClientStream* stream, Connection* connection,
-                                    std::uint64_t bytes, const Arriving& arriving,
+                                    const http2::Event& event, const Arriving& arriving,
                                     const Status& status) {
-    connection->server->release(bytes);
+    connection->server->release(event.bytes, event.window_bytes);
     connections.mark_dirty(stream->connection, connection);
     Pieces message;
     kserve::write_stream_error(status.message, arriving.whole_id, &message);
@@ -252,7 +253,7 @@ void Gateway::State::end_client_stream(ClientStreamId id, const Status* status, 
     Connection* connection = connections.find(stream.connection);
     if (connection == nullptr) return;
     connection->streams.take(stream.stream);
-    connection->server->release(stream.held.bytes());
+    connection->server->release(stream.held.bytes(), stream.held.window_bytes());
     if (status != nullptr) connection->server->finish(stream.stream, *status, &stream.answer);
     connections.mark_dirty(stream.connection, connection);
 }

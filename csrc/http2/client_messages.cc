@@ -43,7 +43,7 @@ void ClientSession::State::receive_messages(Stream* stream, Span bytes, std::siz
         if (!stream->in.complete()) continue;
         const std::uint64_t message_bytes = std::exchange(stream->charged_bytes, 0);
         stream->unclaimed_bytes += message_bytes;
-        stream->ready.push_back({stream->in.take(), message_bytes, message_bytes, now});
+        stream->ready.push_back({stream->in.take(), message_bytes, message_bytes, 0, now});
         events.push(stream, EventKind::kMessage);
     }
     credit_partial(stream, config.stream_window_bytes);

@@ -108,7 +108,7 @@ void Loopback::turn() {
     while (server_.next_event(&event_)) {
         if (event_.kind != EventKind::kRequest) continue;
         server_.answer(event_.stream, message_of(reply_));
-        server_.release(event_.bytes);
+        server_.release(event_.bytes, event_.window_bytes);
     }
     down_.pull(&server_);
     result_.server_ticks += ticks_() - start;

@@ -8,14 +8,7 @@
 namespace infersched::http2 {
 
 void ServerSession::State::receive_messages(Stream* stream, Span bytes, std::size_t frame_left) {
-    debt_bytes += bytes.size;
-    if (!charge(bytes.size)) {
-        pay(bytes.size);
-        refuse_received(stream, host_memory_refusal());
-        return;
-    }
-    stream->charged_bytes += bytes.size;
-    stream->uncredited_bytes += bytes.size;
+    if (!take_in(stream, bytes.size)) return;
     while (!bytes.empty()) {
         FramingError error = stream->in.feed(&bytes, &frame_left, framing_limits());
         if (!charge_inflated(stream) && error == FramingError::kNone)
@@ -26,7 +19,7 @@ void ServerSession::State::receive_messages(Stream* stream, Span bytes, std::siz
         }
         if (stream->in.complete() && !message_complete(stream, bytes.size)) return;
     }
-    pay_unfinished();
+    keep_window_open(stream);
     credit_partial(stream, config->stream_window_bytes);
 }
 
@@ -38,10 +31,10 @@ bool ServerSession::State::message_complete(Stream* stream, std::uint64_t later_
     const std::uint64_t charged = stream->charged_bytes - later_bytes;
     const std::uint64_t flow_bytes = charged - std::exchange(stream->inflated_bytes, 0);
     const std::uint64_t bytes = charged + kMessageOverheadBytes;
+    const std::uint64_t window_bytes = close_window(stream, later_bytes);
     stream->charged_bytes = later_bytes;
-    held_bytes += bytes;
     stream->unclaimed_bytes += flow_bytes;
-    stream->ready.push_back({stream->in.take(), bytes, flow_bytes, now});
+    stream->ready.push_back({stream->in.take(), bytes, flow_bytes, window_bytes, now});
     events.push(stream, EventKind::kMessage);
     return true;
 }
@@ -57,14 +50,13 @@ void ServerSession::State::messages_ended(Stream* stream) {
 
 void ServerSession::State::drop_received(Stream* stream) {
     while (stream->has_ready()) {
-        const std::uint64_t bytes = stream->take_ready().bytes;
-        uncharge(bytes);
-        release_held(bytes);
+        const ReadyMessage ready = stream->take_ready();
+        uncharge(ready.bytes);
+        pay(ready.window_bytes);
     }
     stream->in.clear();
     uncharge(stream->charged_bytes);
-    // A forwarded stream's was paid when it came.
-    if (stream->kind != StreamKind::kForward) pay(stream->charged_bytes);
+    pay_unfinished(stream);
     stream->charged_bytes = stream->inflated_bytes = 0;
 }
 

@@ -251,14 +251,7 @@ Status ServerSession::State::host_memory_refusal() const {
 }
 
 void ServerSession::State::receive_unary_data(Stream* stream, Span bytes, std::size_t frame_left) {
-    debt_bytes += bytes.size;
-    if (!charge(bytes.size)) {
-        pay(bytes.size);
-        refuse(stream, host_memory_refusal(), nullptr);
-        return;
-    }
-    const std::uint64_t received = bytes.size;
-    stream->charged_bytes += received;
+    if (!take_in(stream, bytes.size)) return;
     FramingError error = stream->in.feed(&bytes, &frame_left, framing_limits());
     if (error == FramingError::kNone && !bytes.empty()) error = FramingError::kSecondMessage;
     if (!charge_inflated(stream) && error == FramingError::kNone)
@@ -267,8 +260,7 @@ void ServerSession::State::receive_unary_data(Stream* stream, Span bytes, std::s
         refuse_framing(stream, error);
         return;
     }
-    pay_unfinished();
-    stream->uncredited_bytes += received;
+    keep_window_open(stream);
     if (stream->uncredited_bytes < config->stream_window_bytes / 4) return;
     if (is_paced(stream)) {
         credit_paced(stream);
@@ -339,7 +331,10 @@ void ServerSession::State::request_complete(Stream* stream) {
                nullptr);
         return;
     }
-    held_bytes += stream->charged_bytes;
+    const std::uint64_t window_bytes = close_window(stream, 0);
+    stream->inflated_bytes = 0;
+    stream->ready.push_back({stream->in.take(), std::exchange(stream->charged_bytes, 0), 0,
+                             window_bytes, stream->arrival});
     events.push(stream, EventKind::kRequest);
 }
 
@@ -395,11 +390,6 @@ void ServerSession::State::close_stream(Stream* stream) {
     stream->closed = true;
     --open_streams;
     if (block_.stream == stream) block_.stream = nullptr;
-    if (stream->kind == StreamKind::kUnary && stream->records > 0) {  // complete, not taken
-        uncharge(stream->charged_bytes);
-        release_held(stream->charged_bytes);
-        stream->charged_bytes = 0;
-    }
     drop_received(stream);
     drop_body(stream);
     if (stream->announced && !stream->finished) {

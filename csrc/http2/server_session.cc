@@ -33,63 +33,6 @@ void append_headers(const Headers& headers, std::vector<nghttp2_nv>* block) {
 
 }  // namespace
 
-bool ServerSession::State::charge(std::uint64_t bytes) {
-    if (bytes > budget->room()) return false;
-    budget->used += bytes;
-    charged_bytes += bytes;
-    return true;
-}
-
-bool ServerSession::State::charge_inflated(Stream* stream) {
-    const std::uint64_t bytes = stream->in.inflated_bytes();
-    if (bytes > stream->inflated_bytes) {
-        inflated_bytes += bytes - stream->inflated_bytes;
-        if (!charge(bytes - stream->inflated_bytes)) return false;
-    } else {
-        uncharge(stream->inflated_bytes - bytes);
-    }
-    stream->charged_bytes += bytes - stream->inflated_bytes;
-    stream->inflated_bytes = bytes;
-    return true;
-}
-
-void ServerSession::State::uncharge(std::uint64_t bytes) {
-    bytes = std::min(bytes, charged_bytes);
-    budget->used -= bytes;
-    charged_bytes -= bytes;
-}
-
-void ServerSession::State::pay(std::uint64_t bytes) {
-    bytes = std::min(bytes, debt_bytes);
-    debt_bytes -= bytes;
-    if (bytes == 0 || lost) return;
-    nghttp2_session_consume_connection(session, bytes);
-    sendable = true;
-}
-
-// What is in the owner's hands is paid when it is released, which may take long. For what is not
-// complete yet nobody would pay later: a message may exceed the window. Beside others it has half.
-void ServerSession::State::pay_unfinished() {
-    if (held_bytes == 0) {
-        pay(debt_bytes);
-    } else if (debt_bytes > held_bytes + config->connection_window_bytes / 2) {
-        pay(debt_bytes - held_bytes);
-    }
-}
-
-void ServerSession::State::release_held(std::uint64_t bytes) {
-    held_bytes -= std::min(bytes, held_bytes);
-    // Whose they are matters little: all that are held soon leave.
-    const std::uint64_t paid = std::min(bytes, prepaid_bytes);
-    prepaid_bytes -= paid;
-    pay(held_bytes == 0 ? debt_bytes : bytes - paid);
-}
-
-void ServerSession::State::hold_again(std::uint64_t bytes) {
-    held_bytes += bytes;
-    prepaid_bytes += bytes;
-}
-
 void ServerSession::State::update_throttle() {
     // The less room, the less for each: many slow readers leave an eighth of theirs to others.
     const std::uint64_t share = std::max(budget->room() / 8, kUnsentShareMin);
@@ -227,23 +170,22 @@ bool ServerSession::State::take_record(Stream* stream, Event* event) {
     if (stream->finished) return false;
     event->route = stream->route;
     event->arrival = stream->arrival;
-    if (event->kind == EventKind::kMessage) {
+    if (event->kind == EventKind::kMessage || event->kind == EventKind::kRequest) {
         ReadyMessage ready = stream->take_ready();
         event->message = std::move(ready.message);
         event->bytes = ready.bytes;
+        event->window_bytes = ready.window_bytes;
         event->arrival = ready.arrival;
-        claim(stream, ready.flow_bytes);
-        return true;
+        if (event->kind == EventKind::kMessage) {
+            claim(stream, ready.flow_bytes);
+            return true;
+        }
     }
     if (event->kind == EventKind::kHalfClosed) return true;
     stream->announced = true;
     event->deadline = stream->deadline;
     if (!stream->headers.empty()) event->metadata = join_metadata(&stream->headers);
     if (!stream->watched.empty()) event->headers = std::move(stream->watched);
-    if (event->kind == EventKind::kRequest) {
-        event->bytes = std::exchange(stream->charged_bytes, 0);
-        event->message = stream->in.take();
-    }
     return true;
 }
 
@@ -350,13 +292,13 @@ std::uint64_t ServerSession::unsent_bytes(StreamId id) const {
     return stream == nullptr ? 0 : stream->out.remaining();
 }
 
-void ServerSession::release(std::uint64_t bytes) {
+void ServerSession::release(std::uint64_t bytes, std::uint64_t window_bytes) {
     state_->uncharge(bytes);
-    state_->release_held(bytes);
+    state_->pay(window_bytes);
 }
 
-void ServerSession::set_aside(std::uint64_t bytes) { state_->release_held(bytes); }
-void ServerSession::take_back(std::uint64_t bytes) { state_->hold_again(bytes); }
+void ServerSession::set_aside(std::uint64_t window_bytes) { state_->pay(window_bytes); }
+std::uint64_t ServerSession::unpaid_window_bytes() const { return state_->unpaid_bytes; }
 
 void ServerSession::forward_headers(StreamId id, const Headers& headers, bool end_stream) {
     if (Stream* stream = state_->find(id)) state_->forward_headers(stream, headers, end_stream);

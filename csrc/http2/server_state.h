@@ -1,5 +1,6 @@
 // The inside of ServerSession: server_receive.cc holds what nghttp2 calls while it is fed,
-// server_session.cc what the owner calls, server_messages.cc both for message streams.
+// server_session.cc what the owner calls, server_messages.cc both for message streams,
+// server_window.cc what both count.
 #pragma once
 
 #include <string>
@@ -39,28 +40,34 @@ class ServerSession::State : public SessionCore {
     bool finished() const;
     bool wants_read();
 
-    // -- bytes held for requests ----
+    // -- bytes held for requests (server_window.cc) ----
     bool charge(std::uint64_t bytes);
     void uncharge(std::uint64_t bytes);
     // Charges and counts what compression made of the bytes received.
     bool charge_inflated(Stream* stream);
-    // Pays back up to `bytes` of the connection window.
+    // Charges and counts what came for a terminated stream. False: there was no memory for it.
+    bool take_in(Stream* stream, std::uint64_t bytes);
+    // Pays back what closes the connection window.
     void pay(std::uint64_t bytes);
-    // A complete request of `bytes` is no longer held, or will be for long.
-    void pay_unfinished();
-    void release_held(std::uint64_t bytes);
-    // It will not be for long any more.
-    void hold_again(std::uint64_t bytes);
+    // What has come of the stream's message that is not complete, whatever it is,
+    void pay_unfinished(Stream* stream);
+    // or where it has to be, for more to come.
+    void keep_window_open(Stream* stream);
+    // The stream's message is complete: what it closes of the window from now on. What came of the
+    // next one, `later_bytes`, is left.
+    std::uint64_t close_window(Stream* stream, std::uint64_t later_bytes);
 
     const ServerConfig* config;
     ByteBudget* budget;
-    std::uint64_t charged_bytes = 0;  // to the budget by this connection
-    std::uint64_t held_bytes = 0;     // of complete requests until release() or set_aside()
-    std::uint64_t prepaid_bytes = 0;  // of them: had been set aside, their window is paid back
-    std::uint64_t debt_bytes = 0;     // received and not paid back to the connection window
+    std::uint64_t charged_bytes = 0;     // to the budget by this connection
+    std::uint64_t unpaid_bytes = 0;      // received and not paid back to the connection window,
+    std::uint64_t unfinished_bytes = 0;  // of them: of messages that are not complete
     std::size_t open_streams = 0;
     std::uint64_t resets_received = 0;
     bool throttled = false;  // too many unsent answer bytes
+
+  protected:
+    void before_send() override;
 
   private:
     // -- callbacks of nghttp2 (server_receive.cc) ----
@@ -92,6 +99,7 @@ class ServerSession::State : public SessionCore {
     bool message_complete(Stream* stream, std::uint64_t later_bytes);
     void messages_ended(Stream* stream);
     bool take_record(Stream* stream, Event* event);
+    std::uint64_t half_window() const;
     FramingLimits framing_limits() const { return {config->message_bytes_max, budget->room()}; }
     // Headers of an answer with a body.
     void submit_headers(Stream* stream, const AnswerMetadata* metadata);

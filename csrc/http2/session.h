@@ -95,8 +95,8 @@ enum class EventKind : std::uint8_t {
     // server: a message stream opened; `deadline`, `metadata`, `route`, `headers` (watched ones)
     kStreamOpened,
     // one whole message of a message stream; server: `bytes` (more than those received: keeping a
-    // message costs memory as well), `arrival`, due to release(); client: `bytes`, due to
-    // consumed()
+    // message costs memory as well) and `window_bytes`, due to release(), `arrival`; client:
+    // `bytes`, due to consumed()
     kMessage,
     // server: the client sends no further messages on this message stream
     kHalfClosed,
@@ -133,7 +133,9 @@ struct Event {
     Nanos arrival = 0;        // kRequest: when its HEADERS came
     Nanos deadline = kNever;  // kRequest: from grpc-timeout
     std::uint64_t bytes = 0;  // kRequest: charged to the budget until release(); kForwardSent
-    BufferRef message;        // one gRPC message without its 5-byte prefix; kForwardData: raw DATA
+    // kRequest: what it closes of the connection window until release() or set_aside()
+    std::uint64_t window_bytes = 0;
+    BufferRef message;  // one gRPC message without its 5-byte prefix; kForwardData: raw DATA
     // kRequest: canonical "name\0value\0..." of forward_metadata found, sorted
     std::string metadata;
     Headers headers;
@@ -171,14 +173,14 @@ class ServerSession {
     // dropped and the stream reset with NO_ERROR afterwards. A forwarded stream may be refused too;
     // when its answer's headers are out, the error goes into its trailers.
     void refuse(StreamId stream, const Status& status, const AnswerMetadata* metadata = nullptr);
-    // The bytes of a taken kRequest or kMessage are no longer held: pays back budget and connection
-    // window. Due once for every one of them, whether it was answered, cancelled or lost.
-    void release(std::uint64_t bytes);
-    // They may be held for long: pays back the connection window at once, so that other requests
-    // get through. The budget is paid back by release(), once take_back() was called for them.
-    void set_aside(std::uint64_t bytes);
-    // They are held as others are again; the window is not paid back a second time for them.
-    void take_back(std::uint64_t bytes);
+    // A taken kRequest or kMessage is no longer held: pays back budget and connection window. Due
+    // once for every one of them, whether it was answered, cancelled or lost.
+    void release(std::uint64_t bytes, std::uint64_t window_bytes);
+    // It may be held for long: pays back the connection window at once, so that other requests get
+    // through. What remains for release() is the budget.
+    void set_aside(std::uint64_t window_bytes);
+    // What of the connection window is closed by messages: held, not taken yet or not complete.
+    std::uint64_t unpaid_window_bytes() const;
 
     // -- message streams --
 

@@ -104,6 +104,7 @@ Space SessionCore::receive_space() {
 void SessionCore::pull(std::size_t bytes_max, std::vector<Slice>* out) {
     if (lost) return;
     if (!unread_.empty() && !broken) receive_unread();
+    before_send();
     output_.begin(bytes_max, out);
     while (!output_.full()) {
         const std::uint8_t* bytes = nullptr;

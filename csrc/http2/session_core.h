@@ -76,6 +76,8 @@ class SessionCore {
     std::uint64_t inflated_bytes = 0;  // in this turn
 
   protected:
+    // All that came before has been received; what is submitted now still leaves with this pull.
+    virtual void before_send() {}
     // Counts `size` received bytes; returns what was left of their DATA frame before them.
     std::size_t take_frame_bytes(std::size_t size);
 

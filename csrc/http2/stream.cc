@@ -32,7 +32,7 @@ void Stream::recycle() {
     in.set_encoding(Compression::kNone);
     in.set_shared(nullptr);
     out_encoding = Compression::kNone;
-    inflated_bytes = 0;
+    inflated_bytes = unpaid_bytes = 0;
     charged_bytes = uncredited_bytes = unclaimed_bytes = sent_bytes = 0;
     clear_ready();
     header_bytes = 0;
@@ -129,7 +129,7 @@ void reset_event(Event* event, EventKind kind, StreamId stream) {
     event->end_stream = false;
     event->arrival = 0;
     event->deadline = kNever;
-    event->bytes = 0;
+    event->bytes = event->window_bytes = 0;
     event->message = BufferRef();
     event->metadata.clear();
     event->headers.clear();

@@ -22,11 +22,12 @@ enum class StreamKind : std::uint8_t {
 // What follows the last byte of a stream's body.
 enum class BodyEnd : std::uint8_t { kOpen, kEndStream, kTrailers };
 
-// A whole message of a message stream that the owner has not taken yet.
+// A whole message that the owner has not taken yet.
 struct ReadyMessage {
     BufferRef message;
-    std::uint64_t bytes;       // as Event::bytes
-    std::uint64_t flow_bytes;  // of them: under flow control
+    std::uint64_t bytes;         // as Event::bytes
+    std::uint64_t flow_bytes;    // of them: under flow control of its stream
+    std::uint64_t window_bytes;  // as Event::window_bytes
     Nanos arrival;
 };
 
@@ -53,6 +54,8 @@ struct Stream {
     Compression out_encoding = Compression::kNone;  // of messages to be sent
     std::uint64_t charged_bytes = 0;                // in the budget and not the owner's yet
     std::uint64_t inflated_bytes = 0;               // of them: beyond what was received
+    // Of the message being received: not paid back to the connection's window.
+    std::uint64_t unpaid_bytes = 0;
     std::uint64_t uncredited_bytes = 0;  // received and not credited to the stream's window
     // Of whole messages that the owner has not taken (server) or not consumed (client).
     std::uint64_t unclaimed_bytes = 0;

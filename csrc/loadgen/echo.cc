@@ -115,7 +115,7 @@ void EchoServer::answer_request(http2::ServerSession* session, const http2::Even
         session->refuse(event.stream,
                         Status::error(StatusCode::kInternal, "Unable to parse request"));
     }
-    session->release(event.bytes);
+    session->release(event.bytes, event.window_bytes);
 }
 
 void EchoServer::answer(std::uint32_t connection) {

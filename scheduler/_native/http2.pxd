@@ -143,6 +143,7 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
         Nanos arrival
         Nanos deadline
         uint64_t bytes
+        uint64_t window_bytes
         BufferRef message
         string metadata
         Headers headers
@@ -158,7 +159,9 @@ cdef extern from "http2/session.h" namespace "infersched::http2" nogil:
         void connection_lost()
         void answer(StreamId, Pieces, const AnswerMetadata *)
         void refuse(StreamId, const Status &, const AnswerMetadata *)
-        void release(uint64_t)
+        void release(uint64_t, uint64_t)
+        void set_aside(uint64_t)
+        uint64_t unpaid_window_bytes()
         void send(StreamId, Pieces, const AnswerMetadata *)
         void finish(StreamId, const Status &, const AnswerMetadata *)
         void hold(StreamId, cbool)

@@ -182,8 +182,17 @@ cdef class ServerSession:
     def unsent_bytes(self, StreamId stream):
         return self.session.get().unsent_bytes(stream)
 
-    def release(self, uint64_t count):
-        self.session.get().release(count)
+    def release(self, event):
+        self.session.get().release(event.bytes, event.window_bytes)
+
+    def set_aside(self, event):
+        """Returns the event as it is to be released."""
+        self.session.get().set_aside(event.window_bytes)
+        return event._replace(window_bytes=0)
+
+    @property
+    def unpaid_window_bytes(self):
+        return self.session.get().unpaid_window_bytes()
 
     def forward_headers(self, StreamId stream, headers, cbool end_stream=False):
         self.session.get().forward_headers(stream, headers_of(headers), end_stream)

@@ -10,6 +10,7 @@ class Event(NamedTuple):
     arrival: int = 0
     deadline: int | None = None
     bytes: int = 0
+    window_bytes: int = 0
     message: bytes = b""
     metadata: bytes = b""
     headers: tuple = ()
@@ -100,6 +101,7 @@ cdef object event_of(EventCpp* event):
         event.arrival,
         None if event.deadline == NEVER else event.deadline,
         event.bytes,
+        event.window_bytes,
         bytes_of(event.message.span()),
         event.metadata,
         pairs_of(event.headers),

@@ -174,10 +174,10 @@ def answer_event(rng: random.Random, server: http2.ServerSession, event: http2.E
             )
         else:
             server.refuse(event.stream, 3, "no", b"\1\2", 5)
-        server.release(event.bytes)
+        server.release(event)
     elif event.kind == "message":
         server.send(event.stream, event.message)
-        server.release(event.bytes)
+        server.release(event)
     elif event.kind == "half_closed":
         server.finish(event.stream)
     elif event.kind == "forward_headers":

@@ -1,5 +1,7 @@
 // A client's bytes, in any pieces, into a server session whose owner answers, refuses, resets,
 // streams, sets aside, drains and loses what is announced. In the end nothing is held.
+#include <algorithm>
+#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -63,8 +65,11 @@ struct Owner {
     enum class Kind { kUnary, kStream, kForward };
     ServerSession* session;
     std::map<StreamId, Kind> open;
-    std::uint64_t held = 0;
-    std::uint64_t aside = 0;
+    struct Held {
+        std::uint64_t bytes;
+        std::uint64_t window_bytes;
+    };
+    std::deque<Held> held;
     std::size_t left_to_send = 400'000;
     bool takes_events = true;
     bool answers_headers = true;
@@ -138,17 +143,11 @@ struct Owner {
     void act(Input input) {
         while (input.left() != 0) {
             const std::uint32_t choice = input.choice(11);
-            if (choice == 0) release();
+            if (choice == 0) release(held.size());
             if (choice == 1) takes_events = !takes_events;
             if (choice == 2) answers_headers = !answers_headers;
-            if (choice == 3) {
-                session->set_aside(held);
-                aside += std::exchange(held, 0);
-            }
-            if (choice == 4) {
-                session->take_back(aside);
-                held += std::exchange(aside, 0);
-            }
+            if (choice == 3) set_aside();
+            if (choice == 4) release(std::min<std::size_t>(held.size(), 1));
             if (choice == 5 && input.choice(8) == 1) session->begin_drain();
             if (choice < 6 || open.empty()) continue;
             auto at = open.begin();
@@ -161,13 +160,13 @@ struct Owner {
         switch (event.kind) {
             case EventKind::kRequest:
                 EXPECT(open.emplace(event.stream, Kind::kUnary).second);
-                held += event.bytes;
+                held.push_back({event.bytes, event.window_bytes});
                 break;
             case EventKind::kStreamOpened:
                 EXPECT(open.emplace(event.stream, Kind::kStream).second);
                 break;
             case EventKind::kMessage:
-                held += event.bytes;
+                held.push_back({event.bytes, event.window_bytes});
                 break;
             case EventKind::kForwardHeaders:
                 EXPECT(open.emplace(event.stream, Kind::kForward).second);
@@ -196,7 +195,20 @@ struct Owner {
     void turn() {
         if (takes_events) take_events();
     }
-    void release() { session->release(std::exchange(held, 0)); }
+    void release(std::size_t count) {
+        for (; count > 0; --count) {
+            session->release(held.front().bytes, held.front().window_bytes);
+            held.pop_front();
+        }
+    }
+    void set_aside() {
+        for (Held& message : held) session->set_aside(std::exchange(message.window_bytes, 0));
+    }
+    std::uint64_t window_bytes() const {
+        std::uint64_t bytes = 0;
+        for (const Held& message : held) bytes += message.window_bytes;
+        return bytes;
+    }
 };
 
 // The session's life.
@@ -221,6 +233,8 @@ void run(const ServerConfig& config, ByteBudget* budget, Input* input) {
         }
         peer.pull();
         EXPECT(session.unsent_answer_bytes() == budget->unsent);
+        EXPECT(session.unpaid_window_bytes() >= owner.window_bytes());
+        EXPECT(session.unpaid_window_bytes() <= config.connection_window_bytes);
     }
     peer.deliver();
     peer.pull(1 << 20);
@@ -229,9 +243,9 @@ void run(const ServerConfig& config, ByteBudget* budget, Input* input) {
     EXPECT(!session.finished() || !session.wants_write());
     session.connection_lost();
     owner.take_events();
-    session.take_back(owner.aside);
-    owner.held += owner.aside;
-    owner.release();
+    EXPECT(session.unpaid_window_bytes() == owner.window_bytes());
+    owner.release(owner.held.size());
+    EXPECT(session.unpaid_window_bytes() == 0);
     Event event{};
     EXPECT(!session.next_event(&event));
     EXPECT(owner.open.empty());

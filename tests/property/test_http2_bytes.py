@@ -74,7 +74,7 @@ def client_bytes(rng: random.Random) -> bytes:
             peer.feed(data)
             for event in peer.events():
                 if event.kind in ("request", "message"):
-                    peer.release(event.bytes)
+                    peer.release(event)
             client.feed(peer.pull())
 
     pump()
@@ -162,7 +162,7 @@ def drive_messages(session: http2.ServerSession, event: http2.Event, rng: random
         session.refuse(event.stream, 8, "no", b"\1\2", 3)
     elif choice == 2:
         session.reset(event.stream, CANCEL)
-    session.release(event.bytes)
+    session.release(event)
 
 
 def drive(session: http2.ServerSession, rng: random.Random) -> None:
@@ -178,7 +178,7 @@ def drive(session: http2.ServerSession, rng: random.Random) -> None:
                 session.refuse(event.stream, 8, "no", b"\1\2", 3)
             elif choice == 2:
                 session.reset(event.stream, CANCEL)
-            session.release(event.bytes)
+            session.release(event)
         elif event.kind == "forward_headers":
             session.forward_headers(event.stream, [(":status", "200"), ("x", "y")])
             session.forward_data(event.stream, rng.randbytes(rng.randrange(40_000)))
@@ -228,7 +228,7 @@ def survive(data: bytes, rng: random.Random) -> None:
     session.connection_lost()
     for event in session.events():
         if event.kind in ("request", "message"):
-            session.release(event.bytes)
+            session.release(event)
     assert budget.used == 0
     assert session.open_streams == 0
 
@@ -397,7 +397,7 @@ class Echo:
                     self.session.finish(event.stream)
         if rng.random() < 0.3:
             for event in self.held:
-                self.session.release(event.bytes)
+                self.session.release(event)
             self.held.clear()
         self.client.feed(self.session.pull(rng.choice([1, 5_000, 1 << 20])))
         for event in self.client.events():

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.native
 def echo(session: http2.ServerSession, event: http2.Event) -> None:
     if event.kind == "request" and event.route == 0:
         session.answer(event.stream, event.message, [("x-seen", "yes")])
-        session.release(event.bytes)
+        session.release(event)
 
 
 # -- a grpcio client on our server -------------------------------------------------------------
@@ -53,7 +53,7 @@ def test_grpcio_reads_our_errors() -> None:
     def refuse(session: http2.ServerSession, event: http2.Event) -> None:
         if event.kind == "request":
             session.refuse(event.stream, 8, "füll 100 %", details, 5)
-            session.release(event.bytes)
+            session.release(event)
 
     async def test() -> None:
         async with serving(refuse) as (channel, _):
@@ -90,7 +90,7 @@ def test_deadlines_and_cancels_of_grpcio_reach_us() -> None:
     def keep(session: http2.ServerSession, event: http2.Event) -> None:
         events.append(event)
         if event.kind == "request":
-            session.release(event.bytes)
+            session.release(event)
         echo(session, event) if event.route == 0 and event.message == b"e" else None
 
     async def test() -> None:

@@ -33,7 +33,7 @@ def each(session: http2.ServerSession, event: http2.Event) -> None:
         session.send(event.stream, event.message + event.message, BEFORE)
     elif event.kind == "half_closed":
         session.finish(event.stream, trailers=AFTER)
-    session.release(event.bytes)
+    session.release(event)
 
 
 # -- a grpcio client on our server ---------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_a_grpcio_client_reads_how_a_stream_failed(sent: int) -> None:
             for _ in range(sent):
                 session.send(event.stream, b"part")
             session.refuse(event.stream, 8, "füll", trailers=AFTER)
-        session.release(event.bytes)
+        session.release(event)
 
     async def test() -> None:
         async with serving(fail) as (channel, pumps):
@@ -113,7 +113,7 @@ def test_cancels_and_deadlines_of_a_grpcio_stream_reach_us() -> None:
 
     def keep(session: http2.ServerSession, event: http2.Event) -> None:
         events.append(event)
-        session.release(event.bytes)
+        session.release(event)
 
     async def test() -> None:
         async with serving(keep) as (channel, _):

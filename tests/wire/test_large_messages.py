@@ -118,15 +118,17 @@ class HeldStream:
         yield last
 
 
+@pytest.mark.parametrize("streamed", [rows(1), random_rows(0, 5)], ids=["small", "large"])
 def test_a_large_request_does_not_wait_for_a_streamed_one_of_its_connection(
-    plane: DataPlane, fake: FakeTriton
+    plane: DataPlane, fake: FakeTriton, streamed: Matrix
 ) -> None:
     held = HeldStream(fake)
-    models = [decoupled_model(0), identity_model(1, "large", dims=(-1,))]
-    assert plane.apply(models, [fake.address]) == ""
+    decoupled = identity_model(0, "decoupled", merge=False, direct_max=8, dims=(-1,))
+    decoupled.decoupled = True
+    assert plane.apply([decoupled, identity_model(1, "large", dims=(-1,))], [fake.address]) == ""
     values = random_rows(1, 24)
     with connected(plane.address) as stub, OpenStream(stub) as stream:
-        stream.send(infer_request(rows(1), model="decoupled"))
+        stream.send(infer_request(streamed, model="decoupled"))
         stream.read()
         answer = stub.ModelInfer(infer_request(values, model="large"), timeout=30)
         np.testing.assert_array_equal(output(answer), values)

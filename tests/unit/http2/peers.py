@@ -232,7 +232,7 @@ def answer_with(server: http2.ServerSession, reply: bytes) -> Callable[[http2.Ev
     def handle(event: http2.Event) -> None:
         if event.kind == "request":
             server.answer(event.stream, reply)
-            server.release(event.bytes)
+            server.release(event)
 
     return handle
 
@@ -269,5 +269,5 @@ def released(pair: Pair, events: list[http2.Event]) -> list[bytes]:
     """The messages among `events`, whose bytes are given back."""
     messages = [event for event in events if event.kind == "message"]
     for event in messages:
-        pair.server.release(event.bytes)
+        pair.server.release(event)
     return [event.message for event in messages]

@@ -9,6 +9,7 @@ import pytest
 from scheduler._native import http2
 from tests.unit.http2.peers import (
     CANCELLED,
+    LIVE,
     RESOURCE_EXHAUSTED,
     STREAM_INFER,
     H2Client,
@@ -35,7 +36,7 @@ def test_the_message_bound_is_exact() -> None:
     (event,) = client.exchange()
     assert len(event.message) == 1000
     client.server.refuse(stream, CANCELLED, "")
-    client.server.release(event.bytes)
+    client.server.release(event)
 
     over = client.open()
     client.send(over, frame_message(bytes(1001))[:100])
@@ -74,7 +75,7 @@ def test_the_byte_budget_is_exact_and_shared() -> None:
     assert int(first.answers[stream].headers["grpc-retry-pushback-ms"]) > 0
     assert "grpc-status-details-bin" in first.answers[stream].headers
 
-    second.server.release(held[1].bytes)
+    second.server.release(held[1])
     assert budget.used == 105
     first.request(bytes(100))
     assert [event.kind for event in first.exchange()] == ["request"]
@@ -148,7 +149,7 @@ def test_the_window_bounds_what_a_connection_holds() -> None:
     assert WINDOW - 10_005 < budget.used <= WINDOW
     for event in events:
         client.server.answer(event.stream, b"")
-        client.server.release(event.bytes)
+        client.server.release(event)
     client.exchange()
     assert budget.used == 0
     assert client.h2.outbound_flow_control_window > WINDOW // 2
@@ -180,9 +181,12 @@ def test_a_message_larger_than_the_windows_gets_through() -> None:
     assert [event.message for event in events] == [message]
 
 
-def test_incomplete_messages_of_many_streams_do_not_lock_the_window() -> None:
+@pytest.mark.parametrize("part", [0.3, 0.5, 1])
+def test_incomplete_messages_of_many_streams_do_not_lock_the_window(part: float) -> None:
     client = H2Client(server(connection_window_bytes=WINDOW))
-    framed = frame_message(bytes(WINDOW))
+    client.request(b"held")
+    client.exchange()
+    framed = frame_message(bytes(int(part * WINDOW) - 5))
     streams = [client.open() for _ in range(8)]
     sent = dict.fromkeys(streams, 0)
     events: list[http2.Event] = []
@@ -210,28 +214,59 @@ def test_a_large_message_does_not_wait_for_a_small_request_that_is_held(on_strea
     stream = client.open(STREAM_INFER) if on_stream else client.open()
     events = send_as_windows_open(client, stream, frame_message(message))
     assert message in [event.message for event in events if event.stream == stream]
-    client.server.release(held.bytes)
+    client.server.release(held)
 
 
-def test_held_requests_of_a_window_stall_a_large_message_until_released() -> None:
+@pytest.mark.parametrize("on_stream", [False, True], ids=["call", "stream"])
+@pytest.mark.parametrize(
+    "held_windows",
+    [[0.6], [1], [2], [4], [0.25] * 3, [0.45] * 2, [0.01] * 5],
+    ids=lambda windows: f"{len(windows)} of {windows[0]}",
+)
+@pytest.mark.parametrize("windows", [0.6, 1.1, 4])
+def test_a_message_longer_than_half_the_window_does_not_wait_for_held_requests(
+    held_windows: list[float], windows: float, on_stream: bool
+) -> None:
+    client = H2Client(streaming(connection_window_bytes=WINDOW, stream_window_bytes=WINDOW))
+    for part in held_windows:
+        send_as_windows_open(client, client.open(), frame_message(bytes(int(part * WINDOW))))
+    message = bytes(int(windows * WINDOW))
+    stream = client.open(STREAM_INFER) if on_stream else client.open()
+    events = send_as_windows_open(client, stream, frame_message(message))
+    assert message in [event.message for event in events if event.stream == stream]
+
+
+def test_long_held_requests_leave_all_of_the_window_to_others() -> None:
     client = H2Client(server(connection_window_bytes=WINDOW))
-    first = client.open()
-    framed = frame_message(bytes(WINDOW - 2000))
-    for at in range(0, len(framed), 16_384):
-        client.h2.send_data(first, framed[at : at + 16_384])
-    client.h2.end_stream(first)
-    (held,) = client.exchange()
-    stream = client.open()
-    framed = frame_message(bytes(2 * WINDOW))
-    sent = 0
-    while (room := min(client.h2.local_flow_control_window(stream), 16_384)) > 0:
-        client.h2.send_data(stream, framed[sent : sent + room])
-        sent += room
-        client.exchange()
-    assert sent < len(framed)
-    client.server.release(held.bytes)
+    for _ in range(3):
+        send_as_windows_open(client, client.open(), frame_message(bytes(2 * WINDOW)))
+    events = fill_window(client, 10_000)
+    assert len(events) == WINDOW // 10_005
+
+
+def test_held_requests_that_fill_the_window_stall_others_until_they_are_released() -> None:
+    client = H2Client(server(connection_window_bytes=WINDOW))
+    held = fill_window(client, 10_000)
+    for size in (10_000, 2 * WINDOW):
+        with pytest.raises(AssertionError, match="stuck"):
+            send_as_windows_open(client, client.open(), frame_message(bytes(size)))
+    for event in held[:3]:
+        client.server.release(event)
     client.exchange()
-    assert client.h2.local_flow_control_window(stream) > 0
+    (event,) = send_as_windows_open(client, client.open(), frame_message(bytes(2 * WINDOW)))
+    assert len(event.message) == 2 * WINDOW
+
+
+def test_what_is_relayed_does_not_wait_for_held_requests() -> None:
+    """It is paid back at once, though it may never come to half a window."""
+    client = H2Client(server(connection_window_bytes=WINDOW))
+    fill_window(client, int(0.3 * WINDOW))
+    stream = client.open(LIVE)
+    for _ in range(30):
+        client.send(stream, bytes(10_000))
+        (event,) = (e for e in client.exchange() if e.kind == "forward_data")
+        client.server.forward_consumed(stream, len(event.message))
+        client.exchange()
 
 
 def test_windows_are_whole_again_after_refusals_and_resets() -> None:
@@ -249,7 +284,7 @@ def test_windows_are_whole_again_after_refusals_and_resets() -> None:
             for event in client.exchange():
                 client.h2.reset_stream(stream, 8)
                 client.exchange()
-                client.server.release(event.bytes)
+                client.server.release(event)
         client.exchange()
     # Updates are sent for half a window at a time.
     assert client.h2.outbound_flow_control_window > WINDOW // 2

@@ -81,7 +81,7 @@ def test_a_compressed_request_is_seen_plain(encoding: str, compress: Compress, s
         (request,) = client.exchange()
         assert (request.kind, request.message) == ("request", message)
         assert budget.used == request.bytes >= size
-        session.release(request.bytes)
+        session.release(request)
         assert budget.used == 0
 
 
@@ -255,7 +255,7 @@ def answered(accepts: str | None, compression: str, message: bytes) -> tuple[H2C
     stream = client.request(b"x", extra)
     (request,) = client.exchange()
     session.answer(stream, [message[:10], message[10:]])
-    session.release(request.bytes)
+    session.release(request)
     client.exchange()
     return client, stream
 

@@ -35,7 +35,7 @@ def test_a_reset_is_told_once_and_only_for_announced_requests() -> None:
     client.h2.reset_stream(unfinished, 8)
     client.h2.reset_stream(stream, 8)
     assert [(e.kind, e.stream) for e in client.exchange()] == [("cancelled", stream)]
-    client.server.release(event.bytes)
+    client.server.release(event)
     client.server.connection_lost()
     assert client.server.events() == []
 
@@ -62,7 +62,7 @@ def test_a_lost_connection_cancels_what_is_open() -> None:
     }
     for event in events:
         client.server.answer(event.stream, b"late")
-        client.server.release(event.bytes)
+        client.server.release(event)
     assert budget.used == 0
     assert client.server.finished()
     assert client.server.pull() == b""

@@ -32,7 +32,7 @@ def test_every_message_is_charged_until_it_is_released() -> None:
         assert event.bytes > len(event.message) + 100
     assert budget.used == sum(event.bytes for event in messages)
     for event in messages:
-        pair.server.release(event.bytes)
+        pair.server.release(event)
     assert budget.used == 0
 
 
@@ -47,7 +47,7 @@ def test_no_memory_ends_the_stream() -> None:
     (end,) = pair.take_client()
     assert (end.code, end.retry_pushback_ms) == (RESOURCE_EXHAUSTED, 100)
     assert budget.used == message.bytes
-    pair.server.release(message.bytes)
+    pair.server.release(message)
     assert budget.used == 0
 
 

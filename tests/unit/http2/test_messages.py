@@ -78,7 +78,7 @@ def test_messages_of_any_size_in_any_number(size: int) -> None:
             if event.kind == "message":
                 received.append(event.message)
                 pair.server.send(stream, event.message)
-                pair.server.release(event.bytes)
+                pair.server.release(event)
             if event.kind == "half_closed":
                 pair.server.finish(stream)
     assert received == messages
@@ -193,7 +193,7 @@ def test_bad_framing_ends_the_stream_and_the_owner_is_told(
     assert kinds(events) == ["stream_opened"] + ["message"] * after
     for event in events[1:]:
         session.send(stream, b"answer")
-        session.release(event.bytes)
+        session.release(event)
     client.send(stream, data, end_stream=True)
     assert kinds(client.exchange()) == ["cancelled"]
     answer = client.answers[stream]
@@ -232,7 +232,7 @@ def test_what_was_not_taken_of_a_cancelled_stream_is_given_back() -> None:
     pair.server.feed(pair.client.pull())
     assert kinds(pair.server.events()) == ["cancelled"]
     assert budget.used == message.bytes
-    pair.server.release(message.bytes)
+    pair.server.release(message)
     assert (budget.used, start.kind) == (0, "stream_opened")
 
 
@@ -345,7 +345,7 @@ def test_streams_in_any_number_and_order() -> None:
     messages = [event for event in pair.take_server() if event.kind == "message"]
     for event in reversed(messages):
         pair.server.send(event.stream, event.message[::-1])
-        pair.server.release(event.bytes)
+        pair.server.release(event)
     for stream in streams:
         pair.server.finish(stream, trailers=[("x-end", str(stream))])
     pair.pump()

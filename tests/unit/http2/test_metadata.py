@@ -30,7 +30,7 @@ def called(pair: Pair) -> int:
     stream = pair.client.call(INFER, b"x")
     pair.pump()
     for event in pair.take_server():
-        pair.server.release(event.bytes)
+        pair.server.release(event)
     return stream
 
 

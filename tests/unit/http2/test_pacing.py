@@ -35,7 +35,7 @@ def portions(pair: Pair, ns_per_byte: float = 0.0) -> list[int]:
     (event,) = pair.server.events()
     assert (event.kind, len(event.message)) == ("request", SIZE)
     assert sum(sent) >= SIZE
-    pair.server.release(event.bytes)
+    pair.server.release(event)
     return sent
 
 

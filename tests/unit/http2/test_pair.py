@@ -21,7 +21,7 @@ def test_our_peers_understand_each_other(size: int) -> None:
     assert request.message == message
     assert request.deadline == 1_000_000_000
     pair.server.answer(stream, message)
-    pair.server.release(request.bytes)
+    pair.server.release(request)
     pair.pump()
     (reply,) = pair.take_client()
     assert (reply.code, reply.message) == (0, message)
@@ -46,7 +46,7 @@ def test_streams_in_any_number_and_order() -> None:
     assert [event.stream for event in requests] == streams
     for event in reversed(requests):
         pair.server.answer(event.stream, event.message[::-1])
-        pair.server.release(event.bytes)
+        pair.server.release(event)
     pair.pump()
     replies = {event.stream: event.message for event in pair.take_client()}
     assert replies == {s: (b"%d" % i)[::-1] for i, s in enumerate(streams)}

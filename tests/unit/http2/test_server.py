@@ -44,7 +44,7 @@ def test_a_request_is_announced_and_answered() -> None:
     assert event.bytes == len(frame_message(b"question"))
 
     client.server.answer(stream, b"answer")
-    client.server.release(event.bytes)
+    client.server.release(event)
     client.exchange()
     answer = client.answers[stream]
     assert answer.headers == {":status": "200", "content-type": "application/grpc"}
