@@ -21,6 +21,9 @@ constexpr double kWidenedGone = 1e-4;
 // beyond says nothing of the next one.
 constexpr double kRatioLogMax = 7;
 constexpr double kMarginLogMax = 8;
+// From so far beyond the prediction on, and so many deviations, a batch was stalled.
+constexpr double kStalledLog = 1.5;
+constexpr double kStalledDeviations = 5;
 constexpr double kUnknownScale = 0.1;
 constexpr std::size_t kScaleRatios = 16;
 // What of the past is kept over a drift, and when one drift is the continuation of the last.
@@ -35,8 +38,10 @@ void LatencyMargin::learn(double log_ratio, bool beyond, double attainment) {
         started_ = true;
         miss_share_ = wanted;
     }
-    miss_share_ += kConformalStep * (wanted - (beyond ? 1.0 : 0.0));
-    miss_share_ = std::min(std::max(miss_share_, kMissShareMin), 3 * wanted);
+    if (log_ratio <= stalled_log()) {
+        miss_share_ += kConformalStep * (wanted - (beyond ? 1.0 : 0.0));
+        miss_share_ = std::min(std::max(miss_share_, kMissShareMin), 3 * wanted);
+    }
     learn_spread(log_ratio);
 }
 
@@ -66,9 +71,22 @@ void LatencyMargin::drifted(double log_shift, std::size_t batches, double attain
     widen(std::max(0.0, log_shift) / 4 + scale());
 }
 
+double LatencyMargin::stalled_log() const {
+    return std::max(kStalledLog, kStalledDeviations * scale());
+}
+
+// Of the ratios, those of batches that were not stalled.
+std::size_t LatencyMargin::regular() const {
+    const std::vector<float>& ratios = ratios_.values();
+    const auto stalled =
+        std::upper_bound(ratios.begin(), ratios.end(), static_cast<float>(stalled_log()));
+    const auto count = static_cast<std::size_t>(stalled - ratios.begin());
+    return 2 * count < ratios.size() ? ratios.size() : count;
+}
+
 double LatencyMargin::log_margin(double attainment) const {
     double log_margin = 0;
-    const std::size_t count = ratios_.size();
+    const std::size_t count = regular();
     if (count > 0) {
         const double share = started_ ? miss_share_ : 1 - attainment;
         const double rank = std::ceil((1 - std::max(0.0, share)) * static_cast<double>(count + 1));

@@ -4,6 +4,9 @@
 // The quantile over the last ratios is right when tomorrow is like yesterday. Adaptive conformal
 // inference (Gibbs and Candès, 2021) makes it right in the long run whatever happens: every batch
 // that took longer moves the quantile up, every other one a little down.
+//
+// Stalls are no part of that: a margin for one batch in thirty that takes a hundred times as long
+// leaves no time for any batch, and would be kept until a thousand others have run.
 #pragma once
 
 #include <cstdint>
@@ -47,6 +50,9 @@ class LatencyMargin {
 
   private:
     static constexpr std::uint32_t kRatios = 1024;
+
+    double stalled_log() const;
+    std::size_t regular() const;
 
     SortedWindow ratios_;
     bool started_ = false;

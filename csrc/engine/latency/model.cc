@@ -86,6 +86,7 @@ void LatencyModel::State::prime(std::uint32_t rows, double mean_ns) {
     if (size == nullptr || size->observations > 0) return;
     if (size->prior_ns == 0) backbone.learn(rows, mean_ns, tail_weight(rows));
     size->prior_ns = mean_ns;
+    size->prior_drifts = 0;
     rows_measured = std::max(rows_measured, rows);
     primed = stale = true;
 }

@@ -205,3 +205,30 @@ def test_what_is_fast_again_is_used_at_once() -> None:
         run(driver, [Stream(100, {"rows": 1}, 100 * MS)], 3 * SECOND, 0.05, stalls=lambda rows: 20)
         run(driver, [stream], 3 * SECOND, 0.05)
     assert stream.in_time > 0.6
+
+
+@pytest.mark.parametrize("factor", [8, 20, 100])
+def test_stalls_do_not_take_the_time_of_others_for_a_margin(factor: float) -> None:
+    """Of ten requests at a time, most were given up for the sake of a margin that nobody keeps."""
+    random = Random(2)
+    driver = learned(1)
+
+    def bursts() -> list[Stream]:
+        return [Stream(1, {"rows": 1}, 100 * MS) for _ in range(10)]
+
+    def in_time(streams: list[Stream]) -> float:
+        return sum(stream.in_time for stream in streams) / len(streams)
+
+    run(driver, bursts(), 10 * SECOND, 0.05)
+    stalled = bursts()
+    run(
+        driver,
+        stalled,
+        60 * SECOND,
+        0.05,
+        stalls=lambda rows: factor if random.random() < 0.04 else 1,
+    )
+    assert in_time(stalled) > 0.75
+    quiet = bursts()
+    run(driver, quiet, 5 * SECOND, 0.05)
+    assert in_time(quiet) > 0.98
