@@ -270,13 +270,15 @@ void EngineLoop::answer(const engine::Action& action) {
     settle(action.user, now_ <= request.deadline_ns ? Fate::kInTime : Fate::kLate);
 }
 
-// What the request needs at the least: the smallest batch, or all its rows where it cannot be cut.
+// What the request needs at the least: the smallest batch, or all its rows where it cannot be cut,
+// be it that a reply could not.
 void EngineLoop::note_memory_failure(const engine::Action& action) {
     if (action.reason != engine::Reason::kDeviceMemory) return;
     ++metrics_.memory_failures;
     const engine::ModelPolicy& policy = setups_[action.model].policy;
     std::uint32_t rows = action.rows;
-    if (policy.merge) rows = policy.mandatory_rows.empty() ? 1 : policy.mandatory_rows.front();
+    if (engine_.get().queue_status(action.model).merging)
+        rows = policy.mandatory_rows.empty() ? 1 : policy.mandatory_rows.front();
     metrics_.memory_failures_fitting += backends_.arenas().fits(
         action.model, {rows, class_of(requests_[action.user]).row_bytes}, tried_ns_, now_);
 }

@@ -60,11 +60,11 @@ std::uint32_t left_to(const Part& others, const Part& slow, std::uint32_t execut
     return static_cast<std::uint32_t>(std::min(left, executors - 1.0));
 }
 
-// Whether it may have to leave more than it does so far, or as much for a higher level.
-bool leaves_more(const Demand& demand, const Demand& tight, std::uint32_t left) {
+// Whether it may have to leave more than it does so far, or as much for this level or a lower one.
+bool leaves_as_much(const Demand& demand, const Demand& tight, std::uint32_t left) {
     const Reserve& known = demand.reserve;
     if (left == 0 || demand.level < tight.level || left < known.executors) return false;
-    return left > known.executors || tight.level < known.level;
+    return left > known.executors || tight.level <= known.level;
 }
 
 void plan_reserve(const std::vector<Demand*>& demands, const Demand& tight,
@@ -82,12 +82,16 @@ void plan_reserve(const std::vector<Demand*>& demands, const Demand& tight,
     const double capacity = executors - left - slow.rows_busy;
     for (Demand* slow_demand : demands) {
         Demand& demand = *slow_demand;
-        if (!yields(demand, tight) || !leaves_more(demand, tight, left)) continue;
+        if (!yields(demand, tight) || !leaves_as_much(demand, tight, left)) continue;
+        const Reserve& known = demand.reserve;
+        const bool same = left == known.executors && tight.level == known.level;
+        double rows = demand.rows_fit;
+        if (capacity > 0) {
+            rows = std::min(std::ceil(demand.root * slow.roots / capacity), demand.rows_fit);
+        }
+        // Of several for which it leaves the same, in whatever order they come.
+        demand.rows_held = same ? std::max(demand.rows_held, rows) : rows;
         demand.reserve = {left, tight.level};
-        demand.rows_held = demand.rows_fit;
-        if (capacity <= 0) continue;
-        const double even = std::ceil(demand.root * slow.roots / capacity);
-        demand.rows_held = std::min(even, demand.rows_fit);
     }
 }
 

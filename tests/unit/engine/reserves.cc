@@ -64,6 +64,24 @@ void check_levels() {
     must(demands[1].reserve.executors > 0 && demands[1].reserve.level == 0, "level 0 is left some");
 }
 
+// Two tight ones ask for the same reserve, and one of them yields to the other: the slow one
+// gathers as much in whatever order they come.
+void check_order() {
+    Demand tightest = demand(6, 5, 0.04);
+    Demand tighter = demand(9, 5, 0.06);
+    Demand gathering = demand(50, 5, 0.2);
+    tighter.root = gathering.root = 0.8;
+    tighter.rows_fit = gathering.rows_fit = 9;
+    std::vector<Demand> demands = {tightest, tighter, gathering};
+    plan_reserves(demands, 2);
+    const double rows = demands[2].rows_held;
+    must(rows > 1, "there are fewer executors for it");
+    demands = {tighter, tightest, gathering};
+    plan_reserves(demands, 2);
+    must(demands[2].rows_held == rows, "the order does not matter");
+    must(demands[2].reserve.executors == 1, "one is left to both");
+}
+
 void check_rare() {
     std::vector<Demand> demands = {tight(0.05), slow()};
     plan_reserves(demands, 2);
@@ -185,6 +203,7 @@ int main(int, char** argv) {
     std::mt19937 random(static_cast<unsigned>(std::atoi(argv[1])));
     check_random(random);
     check_levels();
+    check_order();
     check_rare();
     check_many();
     check_nested();
