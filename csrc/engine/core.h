@@ -238,6 +238,7 @@ class Core {
     template <class Visit>
     void each_class(const Component& component, const Visit& visit);
     void balance_classes(Component& component);
+    void reconsider(std::uint32_t model, std::uint32_t group);
     void set_target(std::uint32_t model, std::uint32_t group, std::uint32_t target,
                     Nanos gather_ns);
 
@@ -262,10 +263,10 @@ class Core {
     void offer(std::uint32_t index, Pool& pool, std::uint32_t pin);
     void offer_all(ModelState& model, std::uint32_t index);
     void withdraw(std::uint32_t index, Pool& pool, std::uint32_t pin);
-    bool executor_free(const Domain& domain) const;
-    Domain* best_offer(const Component& component);
-    const Offer* urgent_below(const Domain& domain, Nanos now);
-    bool brought_up_to_date(Domain& domain, const Offer& offered, Nanos now);
+    const Offer* best_offer(const Component& component, Nanos now) const;
+    const Offer* urgent_below(const Domain& domain, const Offer& first, Nanos now) const;
+    bool brought_up_to_date(const Offer& offered, Nanos now);
+    void give_up_held(const Component& component, Nanos now);
     void serve(std::uint32_t component, Nanos now);
     bool serve_offer(const Offer& offer, Nanos now);
 

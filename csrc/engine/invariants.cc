@@ -14,6 +14,15 @@ void must(bool holds, const char* truth) {
     std::abort();
 }
 
+void check_offer(const ModelState& model, const Pool& pool) {
+    if (!pool.offered || model.dirty || !pool.retries.empty()) return;
+    must(!pool.ready.empty(), "what is offered is ready");
+    const Group& group = model.groups[pool.ready.begin()->group];
+    const bool binds = group.reserve.binds(group.head().level);
+    must(group.stale || pool.offer_reserve == (binds ? group.reserve.executors : 0),
+         "an offer is held back for what it has to leave to others");
+}
+
 }  // namespace
 
 void Core::check_group(const ModelState& model, const Group& group) const {
@@ -96,6 +105,7 @@ void Core::check_model(std::uint32_t index) const {
     }
     must(out == model.inflight_batches && out == counters(index).inflight_batches,
          "batches in flight hold one slot each");
+    const_cast<ModelState&>(model).each_pool([&](const Pool& pool) { check_offer(model, pool); });
     std::size_t pinned = 0;
     for (const PlacementState& p : model.placements) pinned += p.sequence_count;
     must(pinned <= model.sequences.size(), "a sequence is pinned once");

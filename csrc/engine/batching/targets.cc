@@ -131,6 +131,7 @@ void Core::tick(std::uint32_t index, Nanos now) {
         for (std::uint32_t g = 0; g < model.groups.slots(); ++g) {
             Group& group = model.groups[g];
             for (Nanos i = 0; i < ticks && !group.rate.idle(); ++i) group.rate.tick();
+            if (group.reserve.executors > 0) reconsider(metered, g);
             group.reserve = Reserve();
             if (group.rate.idle()) {
                 group.rate.reset();
@@ -211,11 +212,22 @@ void Core::retarget(Component& component) {
         Group& group = models_[index].groups[g];
         const double gather_ns = kGatherTurns / group.rate.per_s() * 1e9;
         group.reserve = demand->reserve;
+        if (group.reserve.executors > 0) reconsider(index, g);
         const double rows = std::max(demand->rows, demand->rows_held);
         set_target(index, g, static_cast<std::uint32_t>(rows),
                    static_cast<Nanos>(std::min(gather_ns, kGatherMaxNs)));
         ++demand;
     });
+}
+
+// What has to leave executors to others, or had to: it may be held back where it was not, or not
+// any more where it was.
+void Core::reconsider(std::uint32_t index, std::uint32_t group_index) {
+    ModelState& model = models_[index];
+    const Group& group = model.groups[group_index];
+    if (group.index != Group::Index::kReady) return;
+    if (planned(model, group)) mark_stale(model, group_index);
+    mark_dirty(index);
 }
 
 void Core::set_target(std::uint32_t index, std::uint32_t group_index, std::uint32_t target,

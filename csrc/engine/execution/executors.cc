@@ -7,6 +7,46 @@
 #include "engine/core.h"
 
 namespace infersched::engine {
+namespace {
+
+// Offers that are held back and late, looked at in one turn.
+constexpr std::uint32_t kHeldLooksMax = 8;
+
+// Before all keys of this level.
+QueueKey first_of(std::uint32_t level) {
+    return {level, kNoSlot, std::numeric_limits<Nanos>::min(), 0};
+}
+
+bool any_free(const std::vector<Executor>& executors, const Domain& domain) {
+    return std::any_of(domain.executors.begin(), domain.executors.end(),
+                       [&](std::uint32_t e) { return executors[e].out.empty(); });
+}
+
+// Executors that the most urgent group of a pool leaves to others.
+std::uint32_t reserve_of(const ModelState& model, const Pool& pool) {
+    const Group& group = model.groups[pool.ready.begin()->group];
+    return group.reserve.binds(group.head().level) ? group.reserve.executors : 0;
+}
+
+// The most urgent offer of a domain, from this key on. What leaves executors to others is passed
+// over while as many of its batches run as may, however many such offers there are. Where there is
+// no place for what leaves so many executors, there is none for what leaves more.
+const Offer* first_offer(const Domain& domain, const Backlog& backlog, const QueueKey& from,
+                         Nanos now) {
+    const Offer* first = nullptr;
+    for (auto at = domain.offers.begin(); at != domain.offers.end();) {
+        const std::uint32_t reserve = at->reserve;
+        if (reserve > 0 && backlog.places(reserve, now) == 0) break;
+        if (at->key < from) at = domain.offers.lower_bound({from, 0, 0, reserve});
+        const bool found = at != domain.offers.end() && at->reserve == reserve;
+        if (found && (first == nullptr || at->more_urgent_than(*first))) first = &*at;
+        if (domain.offers.rbegin()->reserve == reserve) break;
+        at = domain.offers.lower_bound({first_of(0), 0, 0, reserve + 1});
+    }
+    return first;
+}
+
+}  // namespace
 
 std::uint32_t Core::executor_of(std::uint32_t group) {
     if (group == kOwnExecutors) return kNoExecutor;
@@ -225,7 +265,7 @@ void Core::touch_component(std::uint32_t component) {
 
 void Core::withdraw(std::uint32_t index, Pool& pool, std::uint32_t pin) {
     if (!pool.offered) return;
-    domains_[pool.domain].offers.erase({pool.offer_key, index, pin});
+    domains_[pool.domain].offers.erase({pool.offer_key, index, pin, pool.offer_reserve});
     pool.offered = false;
 }
 
@@ -233,19 +273,23 @@ void Core::withdraw(std::uint32_t index, Pool& pool, std::uint32_t pin) {
 void Core::offer(std::uint32_t index, Pool& pool, std::uint32_t pin) {
     if (pool.domain == kNoSlot) return;
     QueueKey key;
+    std::uint32_t reserve = 0;
     if (pool.offers_retry()) {
         key.deadline = std::numeric_limits<Nanos>::min();
         key.sequence = pool.retries.begin()->first;
     } else if (!pool.ready.empty()) {
         key = pool.ready.begin()->key;
+        reserve = reserve_of(models_[index], pool);
     } else {
         return withdraw(index, pool, pin);
     }
-    if (pool.offered && !(key < pool.offer_key) && !(pool.offer_key < key)) return;
+    const bool same = !(key < pool.offer_key) && !(pool.offer_key < key);
+    if (pool.offered && same && reserve == pool.offer_reserve) return;
     withdraw(index, pool, pin);
     pool.offered = true;
     pool.offer_key = key;
-    domains_[pool.domain].offers.insert({key, index, pin});
+    pool.offer_reserve = reserve;
+    domains_[pool.domain].offers.insert({key, index, pin, reserve});
     touch_component(domains_[pool.domain].component);
 }
 
@@ -259,18 +303,14 @@ void Core::offer_all(ModelState& model, std::uint32_t index) {
     for (PlacementState& p : model.placements) offer(index, p.pinned, p.backend);
 }
 
-bool Core::executor_free(const Domain& domain) const {
-    return std::any_of(domain.executors.begin(), domain.executors.end(),
-                       [&](std::uint32_t e) { return executors_[e].out.empty(); });
-}
-
-Domain* Core::best_offer(const Component& component) {
-    Domain* best = nullptr;
+const Offer* Core::best_offer(const Component& component, Nanos now) const {
+    const Offer* best = nullptr;
     for (const std::uint32_t index : component.domains) {
-        Domain& domain = domains_[index];
+        const Domain& domain = domains_[index];
         if (domain.offers.empty()) continue;
-        if (best != nullptr && !(*domain.offers.begin() < *best->offers.begin())) continue;
-        if (executor_free(domain)) best = &domain;
+        const Offer* first = first_offer(domain, component.backlog, first_of(0), now);
+        if (first == nullptr || (best != nullptr && !first->more_urgent_than(*best))) continue;
+        if (any_free(executors_, domain)) best = first;
     }
     return best;
 }
@@ -284,10 +324,6 @@ bool Core::serve_offer(const Offer& offered, Nanos now) {
         if (placement == nullptr) return false;
         send_retry(model, pool, *placement, now);
     } else {
-        const Group& group = model.groups[pool.ready.begin()->group];
-        const Backlog& backlog = components_[model.component].backlog;
-        const bool held = group.reserve.binds(group.head().level);
-        if (held && backlog.places(group.reserve.executors, now) == 0) return false;
         PlacementState* placement = choose_for_group(model, pool, Executors::kAll, now).placement;
         if (placement == nullptr) return false;
         send_next(model, pool, *placement, now);
@@ -299,9 +335,9 @@ bool Core::serve_offer(const Offer& offered, Nanos now) {
 
 // A batch of a lower level that would be late behind the first offer, which itself would not be
 // late behind that batch. nullptr: there is none, levels decide.
-const Offer* Core::urgent_below(const Domain& domain, Nanos now) {
-    const Offer& first = *domain.offers.begin();
-    const Nanos free_beside = components_[domain.component].backlog.free_beside(now);
+const Offer* Core::urgent_below(const Domain& domain, const Offer& first, Nanos now) const {
+    const Backlog& backlog = components_[domain.component].backlog;
+    const Nanos free_beside = backlog.free_beside(now);
     const auto batch_ns = [&](const Offer& offer) -> Nanos {
         const ModelState& model = models_[offer.model];
         const Pool& pool = const_cast<ModelState&>(model).pool(offer.pin);
@@ -315,29 +351,48 @@ const Offer* Core::urgent_below(const Domain& domain, Nanos now) {
     };
     if (batch_ns(first) == kNever) return nullptr;
     const Nanos behind_first = waits_for(first);
-    QueueKey next;
-    next.deadline = std::numeric_limits<Nanos>::min();
-    next.level = first.key.level + 1;
-    for (auto at = domain.offers.lower_bound({next, 0, 0}); at != domain.offers.end();
-         at = domain.offers.lower_bound({next, 0, 0})) {
+    const auto below = [&](const Offer& offer) {
+        return first_offer(domain, backlog, first_of(offer.key.level + 1), now);
+    };
+    for (const Offer* at = below(first); at != nullptr; at = below(*at)) {
         const bool urgent = at->key.deadline < behind_first && at->key.deadline >= now;
         const Nanos ns = urgent ? batch_ns(*at) : kNever;
         const bool holds = ns != kNever && waits_for(*at) <= first.key.deadline &&
                            ns <= hold_limit(models_[at->model], at->key.level, now);
-        if (holds) return &*at;
-        next.level = at->key.level + 1;
+        if (holds) return at;
     }
     return nullptr;
 }
 
 // False: what was offered is another batch now, or none.
-bool Core::brought_up_to_date(Domain& domain, const Offer& offered, Nanos now) {
+bool Core::brought_up_to_date(const Offer& offered, Nanos now) {
     ModelState& model = models_[offered.model];
     Pool& pool = model.pool(offered.pin);
     settle(model, pool, now);
     plan_stale(model, now);
     offer(offered.model, pool, offered.pin);
-    return domain.offers.count(offered) > 0;
+    return domains_[pool.domain].offers.count(offered) > 0;
+}
+
+// Gives up what became late while it was held back beside a free executor: before the time that it
+// is offered under, a group was planned to be in time.
+void Core::give_up_held(const Component& component, Nanos now) {
+    std::uint32_t looks = kHeldLooksMax;
+    for (const std::uint32_t index : component.domains) {
+        if (!any_free(executors_, domains_[index])) continue;
+        const std::set<Offer>& offers = domains_[index].offers;
+        auto at = offers.lower_bound({first_of(0), 0, 0, 1});
+        while (at != offers.end() && looks > 0) {
+            const Offer offered = *at;
+            if (offered.key.deadline < now) {
+                --looks;
+                brought_up_to_date(offered, now);
+                at = offers.upper_bound(offered);
+            } else {
+                at = offers.lower_bound({first_of(offered.key.level + 1), 0, 0, offered.reserve});
+            }
+        }
+    }
 }
 
 // Gives free executors to the most urgent offers. An offer was made some time ago: it is brought up
@@ -346,13 +401,15 @@ void Core::serve(std::uint32_t index, Nanos now) {
     Component& component = components_[index];
     if (component.backlog.recount_at() <= now) count_pauses(component, now);
     std::vector<Offer> blocked;
-    while (Domain* domain = best_offer(component)) {
-        Offer offered = *domain->offers.begin();
-        if (!brought_up_to_date(*domain, offered, now)) continue;
-        if (*domain->offers.begin() < offered) continue;
-        if (const Offer* urgent = component.levels ? urgent_below(*domain, now) : nullptr) {
+    while (const Offer* best = best_offer(component, now)) {
+        Offer offered = *best;
+        const Domain& domain = domains_[models_[offered.model].pool(offered.pin).domain];
+        if (!brought_up_to_date(offered, now)) continue;
+        const Offer* first = first_offer(domain, component.backlog, first_of(0), now);
+        if (first == nullptr || first->more_urgent_than(offered)) continue;
+        if (const Offer* urgent = component.levels ? urgent_below(domain, offered, now) : nullptr) {
             offered = *urgent;
-            if (!brought_up_to_date(*domain, offered, now)) continue;
+            if (!brought_up_to_date(offered, now)) continue;
         }
         Pool& pool = models_[offered.model].pool(offered.pin);
         if (!serve_offer(offered, now)) {
@@ -366,6 +423,7 @@ void Core::serve(std::uint32_t index, Nanos now) {
         }
         offer(offered.model, pool, offered.pin);
     }
+    give_up_held(component, now);
     for (const Offer& offered : blocked) {
         models_[offered.model].pool(offered.pin).retry_waits = false;
         offer_all(models_[offered.model], offered.model);

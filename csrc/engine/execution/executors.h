@@ -31,7 +31,11 @@ struct Offer {
     QueueKey key;
     std::uint32_t model = 0;
     std::uint32_t pin = kNoBackend;
+    std::uint32_t reserve = 0;  // executors that its batch leaves to others
     bool operator<(const Offer& other) const {
+        return reserve != other.reserve ? reserve < other.reserve : more_urgent_than(other);
+    }
+    bool more_urgent_than(const Offer& other) const {
         if (key < other.key || other.key < key) return key < other.key;
         return model != other.model ? model < other.model : pin < other.pin;
     }
@@ -41,7 +45,7 @@ struct Offer {
 struct Domain {
     std::vector<std::uint32_t> executors;
     std::uint32_t component = kNoSlot;
-    std::set<Offer> offers;
+    std::set<Offer> offers;  // those that leave as much to others are side by side
 };
 
 struct Component {

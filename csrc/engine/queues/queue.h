@@ -94,10 +94,11 @@ struct Pool {
     // Since when no placement could take its work; kNever: one can. The smallest value: there never
     // was one.
     Nanos unserved_since = std::numeric_limits<Nanos>::min();
-    // Of a pool with shared executors: where it offers its work, and under which key.
+    // Of a pool with shared executors: where it offers its work, and as what.
     std::uint32_t domain = kNoSlot;
     bool offered = false;
     QueueKey offer_key;
+    std::uint32_t offer_reserve = 0;
     bool retry_waits = false;  // while executors are given out: none takes the first of retries
 
     bool offers_retry() const { return !retries.empty() && !retry_waits; }
