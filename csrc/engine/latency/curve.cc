@@ -52,8 +52,8 @@ double relative_error(const SortedWindow& window) {
 
 bool LatencySizeRecord::backed() const { return window.size() >= kBacked; }
 
-bool LatencySizeRecord::trusted(std::uint64_t observations) const {
-    return backed() && observations - confirmed_at <= kBelievedFor * window.size();
+bool LatencySizeRecord::trusted(std::uint64_t observed) const {
+    return backed() && observed - confirmed_at <= kBelievedFor * window.size();
 }
 
 double LatencyModel::State::size_ns(const LatencySizeRecord& size,

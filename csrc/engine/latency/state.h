@@ -26,8 +26,8 @@ struct LatencySizeRecord {
     SortedWindow window{kWindow};    // ns, without the slow-down by others
 
     bool backed() const;
-    // Seen often, and confirmed lately as observations of all sizes go.
-    bool trusted(std::uint64_t observations) const;
+    // Seen often, and confirmed lately, as observations of all sizes go: so many up to now.
+    bool trusted(std::uint64_t observed) const;
 };
 
 struct LatencyModel::State {
