@@ -220,6 +220,7 @@ class Core {
     std::uint32_t spread_rows(const ModelState& model, const Group& group, Nanos now) const;
     void form_planned(ModelState& model, std::uint32_t group, std::uint32_t batch,
                       const PlacementState& placement, Nanos now);
+    std::uint32_t fastest_placement(const ModelState& model, std::uint32_t rows, bool sure) const;
     void update_reference(ModelState& model);
     void trust_rows(ModelState& model, const PlacementState& placement);
     const LatencyModel& planning_latency(const ModelState& model, const Group& group) const;

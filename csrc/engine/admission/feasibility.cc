@@ -343,12 +343,18 @@ Forecast Core::foresee(ModelState& model, const Request& request, const Arrival&
         if (share != nullptr) share->count(false, false);
     }
     if (model.reference == kNoSlot) return forecast;
-    const LatencyModel& latency = reference_latency(model);
     const bool splits = model.splits(arrival.key.mergeable);
     const std::uint32_t rows =
         std::max(splits ? std::min(request.rows, rows_limit(model.policy)) : request.rows, 1u);
+    const std::uint32_t padded = padded_rows(model.policy, rows);
     forecast.budget_ns = arrival.deadline - now;
-    forecast.predicted_ns = latency.expected(padded_rows(model.policy, rows));
+    forecast.predicted_ns = reference_latency(model).expected(padded);
+    if (forecast.predicted_ns > forecast.budget_ns) {
+        // Another one may be faster with it. Batches go there: what they do not go to is not
+        // learned of, and must not refuse them.
+        model.reference = fastest_placement(model, padded, false);
+        forecast.predicted_ns = reference_latency(model).expected(padded);
+    }
     if (forecast.predicted_ns > forecast.budget_ns) {
         forecast.reason = Reason::kDeadlineInfeasible;
         forecast.retry_after_ns = 0;

@@ -23,26 +23,35 @@ bool Core::planned(const ModelState& model, const Group& group) const {
     return model.reference != kNoSlot && !group.order.empty() && group.head().deadline != kNever;
 }
 
-// The usable placement that is fastest: what it cannot do in time, none can.
-void Core::update_reference(ModelState& model) {
-    model.reference = kNoSlot;
-    if (!model.learns) return;
-    const std::uint32_t rows = std::min(rows_limit(model.policy), kRowsCompared);
+// The usable placement that is fastest: what it cannot do in time, none can. With `sure`, up to its
+// margin; without, as batches choose theirs.
+std::uint32_t Core::fastest_placement(const ModelState& model, std::uint32_t rows,
+                                      bool sure) const {
     Nanos least = kNever;
     std::uint32_t fastest = kNoSlot;
-    model.rows_trusted = 1;
     for (std::uint32_t i = 0; i < model.placements.size(); ++i) {
         const PlacementState& p = model.placements[i];
-        if (!p.configured || !latency_of(model, p).known()) continue;
-        trust_rows(model, p);
-        const Nanos bound = latency_of(model, p).bound(rows);
+        const LatencyModel& latency = latency_of(model, p);
+        if (!p.configured || !latency.known()) continue;
+        const Nanos ns = sure ? latency.bound(rows) : latency.expected(rows);
         // One that cannot be used now is better than nothing.
-        const Nanos ranked = usable(p) ? bound : kNever - 1;
+        const Nanos ranked = usable(p) ? ns : kNever - 1;
         if (ranked >= least) continue;
         least = ranked;
         fastest = i;
     }
-    model.reference = fastest;
+    return fastest;
+}
+
+void Core::update_reference(ModelState& model) {
+    model.reference = kNoSlot;
+    if (!model.learns) return;
+    model.rows_trusted = 1;
+    for (const PlacementState& p : model.placements) {
+        if (p.configured && latency_of(model, p).known()) trust_rows(model, p);
+    }
+    const std::uint32_t rows = std::min(rows_limit(model.policy), kRowsCompared);
+    model.reference = fastest_placement(model, rows, true);
 }
 
 // What one backend has run, the others may risk: with many of them, each sees few of the large

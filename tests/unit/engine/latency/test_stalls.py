@@ -232,3 +232,32 @@ def test_stalls_do_not_take_the_time_of_others_for_a_margin(factor: float) -> No
     quiet = bursts()
     run(driver, quiet, 5 * SECOND, 0.05)
     assert in_time(quiet) > 0.98
+
+
+def test_what_no_batch_is_sent_to_does_not_decide_who_is_let_in() -> None:
+    """A backend that is thought slow, but surely so, beside one whose times vary."""
+    random = Random(5)
+    driver = learned(2, factors={1: 8})
+    run(
+        driver,
+        [Stream(5, {"rows": 1}, 900 * MS)],
+        60 * SECOND,
+        0.05,
+        stalls=lambda rows: 12 if random.random() < 0.25 else 1,
+    )
+    run(driver, [Stream(5, {"rows": 1}, 40 * MS)], 10 * SECOND, 0.05)
+    quiet = Stream(5, {"rows": 1}, 40 * MS)
+    run(driver, [quiet], 10 * SECOND, 0.05)
+    assert quiet.in_time > 0.95
+
+
+def test_the_backend_that_is_fastest_with_a_request_of_its_size_lets_it_in() -> None:
+    driver = Driver(2, rows_max=16, load_aware=True)
+    for backend, one_ns, eight_ns in ((0, 5 * MS, 80 * MS), (1, 40 * MS, 50 * MS)):
+        assert driver.engine.prime_latency(0, backend, 1, one_ns, 20)
+        assert driver.engine.prime_latency(0, backend, 8, eight_ns, 20)
+    driver.step()
+    driver.submit(1, rows=1, deadline=driver.now + 20 * MS)
+    driver.submit(2, rows=8, mergeable=False, deadline=driver.now + 70 * MS)
+    assert {(batch.backend, batch.rows) for batch in driver.step()} == {(0, 1), (1, 8)}
+    assert driver.refusal(rows=1, deadline=driver.now + 4 * MS) == "deadline_infeasible"
