@@ -434,12 +434,11 @@ class Core {
     Sequences sequences_;
     std::vector<SequenceMember> sequential_;  // by request slot
     QueueNodes nodes_;
-    // By request slot. Of the requests in a group's order only Group::timed.
-    TimerHeap deadlines_;
-    TimerHeap moments_;   // by model: when it must be looked at again
-    TimerHeap idle_;      // by sequence slot: when it is forgotten
-    TimerHeap given_up_;  // by batch slot: when its slot is free again
-    TimerHeap holds_;     // by batch slot: how long devices are held free for it
+    TimerHeap deadlines_;  // by request slot; of those in a group's order only Group::timed
+    TimerHeap moments_;    // by model: when it must be looked at again
+    TimerHeap idle_;       // by sequence slot: when it is forgotten
+    TimerHeap given_up_;   // by batch slot: when its slot is free again
+    TimerHeap holds_;      // by batch slot: how long devices are held free for it
     std::vector<std::uint32_t> dirty_;
     std::uint64_t sequence_ = 0;
     std::uint64_t retry_sequence_ = 0;
