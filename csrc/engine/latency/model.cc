@@ -349,6 +349,19 @@ bool LatencyModel::sensible_prior(std::uint32_t rows, double mean_ns, std::uint6
            count >= kPriorBatchesMin;
 }
 
+bool LatencyModel::like(const LatencyModel& other, double part) const {
+    if (!known() || !other.known()) return false;
+    bool any = false;
+    for (const LatencySizeRecord& size : state_->sizes) {
+        if (!size.trusted(state_->accuracy.observations)) continue;
+        const auto own = static_cast<double>(expected(size.rows));
+        const auto theirs = static_cast<double>(other.expected(size.rows));
+        if (std::fabs(own - theirs) > part * std::min(own, theirs)) return false;
+        any = true;
+    }
+    return any;
+}
+
 LatencyModel LatencyModel::shifted(double log_shift) const {
     LatencyModel other(attainment_);
     if (!known()) return other;

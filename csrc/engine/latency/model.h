@@ -101,6 +101,9 @@ class LatencyModel {
     // Whether the size was observed or primed and there are predictions.
     bool heard_of(std::uint32_t rows) const;
     static bool sensible_prior(std::uint32_t rows, double mean_ns, std::uint64_t count);
+    // Whether all sizes that are surely known here take the same there, up to this part of it. What
+    // is guessed tells of no difference: it might never be run again, and differ for ever.
+    bool like(const LatencyModel& other, double part) const;
     // What is known here, of something that takes exp(log_shift) times as long, as a prior.
     LatencyModel shifted(double log_shift) const;
 

@@ -20,22 +20,11 @@ constexpr std::uint64_t kYoungBatches = 64;
 // Batches after which an older backend apart is compared again.
 constexpr std::uint64_t kComparedEvery = 64;
 // Those whose times differ by less than this part take the same.
-constexpr Nanos kAlikeShare = 20;
+constexpr double kAlikeShare = 0.05;
 // A prior that is so many times off says that the backend is another one.
 constexpr double kPriorApart = 1.25;
 // Sizes kept of priors that say the same: more of them tell little more.
 constexpr std::size_t kRowsAlikeMax = 64;
-
-bool alike(const LatencyModel& one, const LatencyModel& other, std::uint32_t rows) {
-    const Nanos a = one.expected(rows);
-    const Nanos b = other.expected(rows);
-    return std::max(a, b) - std::min(a, b) <= std::min(a, b) / kAlikeShare;
-}
-
-bool alike(const LatencyModel& own, const LatencyModel& common) {
-    const std::uint32_t rows = std::max(own.rows_measured(), 1u);
-    return alike(own, common, 1) && alike(own, common, (rows + 1) / 2) && alike(own, common, rows);
-}
 
 LatencyModel& learned_by(ModelState& model, PlacementState& placement) {
     return placement.own_latency ? *placement.own_latency : model.latency;
@@ -95,7 +84,7 @@ bool joined(ModelState& model, PlacementState& placement, double ran_ns, double 
     if (placement.batches_learned < kYoungBatches) {
         same = expected > 0 && placement.likeness.same(std::log(ran_ns / expected));
     } else if (own.observations() % kComparedEvery == 0) {
-        same = alike(own, model.latency);
+        same = own.like(model.latency, kAlikeShare);
     }
     if (!same) return false;
     placement.own_latency.reset();

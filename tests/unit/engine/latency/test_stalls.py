@@ -13,7 +13,7 @@ import pytest
 
 from scheduler._native.latency import LatencyModel
 from tests.unit.engine.driver import MS, SECOND, Driver
-from tests.unit.engine.load import Stream, learned, run
+from tests.unit.engine.load import Stream, latency, learned, run
 
 SIZES = (1, 2, 4, 5, 8, 16, 28, 64)
 
@@ -261,3 +261,34 @@ def test_the_backend_that_is_fastest_with_a_request_of_its_size_lets_it_in() -> 
     driver.submit(2, rows=8, mergeable=False, deadline=driver.now + 70 * MS)
     assert {(batch.backend, batch.rows) for batch in driver.step()} == {(0, 1), (1, 8)}
     assert driver.refusal(rows=1, deadline=driver.now + 4 * MS) == "deadline_infeasible"
+
+
+def test_a_backend_learns_with_the_others_again_by_the_sizes_that_it_runs() -> None:
+    """It stalled with large batches, and none is sent to it any more that would deny it."""
+    driver = Driver(4, rows_max=32, load_aware=True)
+    budget = 83 * MS
+    stalled = 0
+
+    def flat(rows: int) -> float:
+        return (20 * MS + rows * MS * 0.3) / latency(rows)
+
+    def stalls(rows: int) -> float:
+        nonlocal stalled
+        stalled -= 1
+        return flat(rows) * (100 if stalled >= 0 else 1)
+
+    def heavy(per_s: float) -> Stream:
+        return Stream(per_s, {"rows": 1}, budget)
+
+    large = {"rows": 16, "mergeable": False}
+    run(driver, [heavy(1900)], 3 * SECOND, 0.05, stalls=flat)
+    stalled = 20
+    run(driver, [Stream(2, large), Stream(2, {"rows": 1})], 60 * SECOND, 0.05, stalls=stalls)
+    run(driver, [heavy(3800)], 2 * SECOND, 0.05, factors={2: 12}, stalls=flat)
+    stalled = 8
+    run(driver, [Stream(0.5, large), Stream(0.5, {"rows": 1})], 30 * SECOND, 0.05, stalls=stalls)
+    run(driver, [Stream(3, {"rows": 1}, budget) for _ in range(2)], 10 * SECOND, 0.05, stalls=flat)
+    run(driver, [heavy(1900)], 2 * SECOND, 0.05, stalls=flat)
+    last = heavy(1900)
+    run(driver, [last], 2 * SECOND, 0.05, stalls=flat)
+    assert last.in_time > 0.98
