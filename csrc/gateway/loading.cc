@@ -115,8 +115,7 @@ void Gateway::State::park_message(const Arriving& arriving, ClientStream* stream
     // At its own deadline the stream ends as a whole.
     ParkedCall call = parked_call(arriving, bytes_to_park(arriving),
                                   deadline < stream->deadline ? deadline : kNever);
-    stream->held.push_front(std::move(*event));
-    connection->server->set_aside(stream->held.set_aside());
+    stream->held.push_front(std::move(*event), connection->server.get());
     connection->server->hold(stream->stream, true);
     connections.mark_dirty(stream->connection, connection);
     stream->parked = park(std::move(call), now);
@@ -126,8 +125,7 @@ void Gateway::State::park_message(const Arriving& arriving, ClientStream* stream
 void Gateway::State::park_behind(ClientStream* stream, Connection* connection, http2::Event* event,
                                  Nanos now) {
     parking.add_bytes(stream->parked, event->bytes);
-    stream->held.push_back(std::move(*event));
-    connection->server->set_aside(stream->held.set_aside());
+    stream->held.push_back(std::move(*event), connection->server.get());
     if (parking.bytes() <= budget.max / kParkedBytesShare) return;
     const LoadingModel& model = *parking.find(stream->parked)->model;
     const Status status = refusal_status({0, engine::Reason::kHostMemory, load_ns_left(model, now)},

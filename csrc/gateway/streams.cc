@@ -41,7 +41,7 @@ void Gateway::State::take_message(ConnectionId id, Connection* connection, http2
         park_behind(stream, connection, event, now);
     } else if (!stream->held.empty() || must_wait(*stream, *connection)) {
         connection->server->hold(stream->stream, true);
-        stream->held.push_back(std::move(*event));
+        stream->held.push_back(std::move(*event), connection->server.get());
         stall(stream_id, stream, connection);
     } else {
         start_message(stream_id, stream, connection, event, now);
@@ -81,8 +81,7 @@ void Gateway::State::start_message(ClientStreamId id, ClientStream* stream, Conn
     }
     // To Triton a message that cannot be parsed is the end of the requests.
     if (status.code == StatusCode::kInternal) {
-        connection->server->release(event->bytes + stream->held.bytes(),
-                                    event->window_bytes + stream->held.window_bytes());
+        connection->server->release(event->bytes + stream->held.bytes(), event->window_bytes);
         connections.mark_dirty(stream->connection, connection);
         stream->held.clear();
         requests_ended(id, now);
@@ -253,7 +252,7 @@ void Gateway::State::end_client_stream(ClientStreamId id, const Status* status, 
     Connection* connection = connections.find(stream.connection);
     if (connection == nullptr) return;
     connection->streams.take(stream.stream);
-    connection->server->release(stream.held.bytes(), stream.held.window_bytes());
+    connection->server->release(stream.held.bytes(), 0);
     if (status != nullptr) connection->server->finish(stream.stream, *status, &stream.answer);
     connections.mark_dirty(stream.connection, connection);
 }

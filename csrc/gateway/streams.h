@@ -35,51 +35,40 @@ struct OrderedReply {
     Pieces message;
 };
 
-// Messages of a client's stream that were not looked at yet, in their order.
+// Messages of a client's stream that were not looked at yet, in their order. They may be held for
+// long and close the window of their stream only: that of their connection is paid back.
 class HeldMessages {
   public:
-    void push_back(http2::Event&& event) {
-        bytes_ += event.bytes;
-        window_bytes_ += event.window_bytes;
+    void push_back(http2::Event&& event, http2::ServerSession* session) {
+        set_aside(&event, session);
         events_.push_back(std::move(event));
     }
-    void push_front(http2::Event&& event) {
-        bytes_ += event.bytes;
-        window_bytes_ += event.window_bytes;
+    void push_front(http2::Event&& event, http2::ServerSession* session) {
+        set_aside(&event, session);
         events_.push_front(std::move(event));
     }
     http2::Event take_front() {
         http2::Event event = std::move(events_.front());
         events_.pop_front();
-        if (aside_ > 0) {
-            --aside_;
-            event.window_bytes = 0;
-        }
         bytes_ -= event.bytes;
-        window_bytes_ -= event.window_bytes;
         return event;
-    }
-    // Their window is paid back now: those that are held close no more of it. Returns how much it
-    // is.
-    std::uint64_t set_aside() {
-        aside_ = events_.size();
-        return std::exchange(window_bytes_, 0);
     }
     void clear() {
         events_.clear();
-        bytes_ = window_bytes_ = 0;
-        aside_ = 0;
+        bytes_ = 0;
     }
     const http2::Event& front() const { return events_.front(); }
     bool empty() const { return events_.empty(); }
     std::uint64_t bytes() const { return bytes_; }
-    std::uint64_t window_bytes() const { return window_bytes_; }
 
   private:
+    void set_aside(http2::Event* event, http2::ServerSession* session) {
+        session->set_aside(std::exchange(event->window_bytes, 0));
+        bytes_ += event->bytes;
+    }
+
     std::deque<http2::Event> events_;
-    std::size_t aside_ = 0;  // of the first ones the window is paid back
     std::uint64_t bytes_ = 0;
-    std::uint64_t window_bytes_ = 0;
 };
 
 struct ClientStream {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from contextlib import ExitStack
 
 import h2.events
 import h2.exceptions
@@ -11,12 +12,14 @@ import numpy as np
 import psutil
 
 from tests.dataplane import DataPlane, identity_model, wait_until
+from tests.streams import OpenStream
 from tests.wire.calls import connected, infer_request, output, rows
 from tests.wire.fake_triton import FakeTriton
 from tests.wire.raw_client import RawClient, grpc_message
 
 ANSWER_FLOATS = 500_000  # 2 MB
 UNSENT_BYTES_MAX = 64 << 20
+CONNECTION_WINDOW_BYTES = 8 << 20
 
 
 def test_a_client_that_reads_nothing_holds_bounded_memory(
@@ -84,6 +87,27 @@ def test_a_client_that_opens_no_window_gets_its_answer_when_it_does(
         client.flush()
         client.wait_for(h2.events.StreamEnded, stream)
         assert values.tobytes() in client.data(stream)
+
+
+def test_streams_that_are_not_read_do_not_hold_up_their_connection(
+    plane: DataPlane, fake: FakeTriton
+) -> None:
+    """What is held of their requests is more than the window of a connection."""
+    plane.apply([identity_model(dims=(-1,), merge=False)], [fake.address])
+    requests = [infer_request(rows(n, 1, 100_000), request_id=str(n)) for n in range(30)]
+    with connected(plane.address) as stub, ExitStack() as stack:
+        slow = [stack.enter_context(OpenStream(stub, timeout=120.0)) for _ in range(12)]
+        for stream in slow:
+            stream.send(*requests)
+        came = "as much came of them as their own windows let through"
+        wait_until(lambda: plane.snapshot().host_bytes > CONNECTION_WINDOW_BYTES + (1 << 20), came)
+        for n in range(10):
+            response = stub.ModelInfer(infer_request(rows(n)), timeout=30)
+            np.testing.assert_array_equal(output(response), rows(n))
+        for stream in slow:
+            messages = stream.read_many(len(requests))
+            assert [m.infer_response.id for m in messages] == [r.id for r in requests]
+    wait_until(lambda: plane.snapshot().host_bytes == 0, "nothing is held any more")
 
 
 def test_a_slow_sender_delays_nobody(plane: DataPlane, fake: FakeTriton) -> None:
