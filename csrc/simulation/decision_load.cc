@@ -10,7 +10,9 @@ constexpr Nanos kBatchNs = kMillisecond;
 // No queue here takes as long as the shortest deadline.
 constexpr Nanos kDeadlineMinNs = 1000 * kSecond;
 constexpr std::uint64_t kDeadlineSpreadNs = 1'000'000u * std::uint64_t{kSecond};
-constexpr std::uint64_t kLearned = 1000;  // requests
+// Batches of every model before anything is measured: the engine learns how long they take.
+constexpr std::uint64_t kLearnedBatches = 4;
+constexpr std::uint64_t kLearnedMin = 1000;  // requests
 
 }  // namespace
 
@@ -47,7 +49,7 @@ void DecisionLoad::fill() {
     for (std::uint64_t i = 0; i < settings_.queue_length; ++i) {
         submit(static_cast<std::uint32_t>(i % settings_.models));
     }
-    run(kLearned);
+    run(std::max(kLearnedMin, kLearnedBatches * settings_.rows_max * settings_.models));
 }
 
 bool DecisionLoad::run(std::uint64_t requests) {
