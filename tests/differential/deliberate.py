@@ -158,6 +158,13 @@ def _parameter_order(found: Difference, _: Straight) -> bool:
     return all(PARAMETER_TEXT.match(text) is not None for text in (straight.text, through.text))
 
 
+def _cut_text(found: Difference, _: Straight) -> bool:
+    straight, through = found.straight, found.through
+    if straight is None or straight.code not in REFUSED or through.code != straight.code:
+        return False
+    return "\0" in through.text and straight.text == through.text.partition("\0")[0]
+
+
 def _whole_budget(found: Difference, _: Straight) -> bool:
     if found.through.text != "Request timeout expired":
         return False
@@ -213,6 +220,12 @@ DELIBERATE = (
         "parameter order",
         "Of several wrong parameters another one may be named in the text.",
         _parameter_order,
+    ),
+    Deliberate(
+        "cut text",
+        "Where an error text quotes a name of the request that has a NUL byte, Triton's may end "
+        "there.",
+        _cut_text,
     ),
     Deliberate(
         "whole budget",
