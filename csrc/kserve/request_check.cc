@@ -209,6 +209,7 @@ bool check_inputs(const RequestScan& scan, const ModelSchema& schema, CheckedReq
     if (scan.inputs.size() > schema.inputs.size() || scan.inputs.size() < required) return false;
     if (!match_inputs(scan, schema, checked)) return false;
     std::int64_t rows = 0;
+    std::uint64_t bytes = 0;
     for (const CheckedInput& input : checked->inputs) {
         const TensorSchema& tensor = schema.inputs[input.schema];
         const bool batched = schema.max_batch_size > 0 && !tensor.shape_tensor;
@@ -220,10 +221,13 @@ bool check_inputs(const RequestScan& scan, const ModelSchema& schema, CheckedReq
         if (tensor.shape_tensor || tensor.ragged) checked->mergeable = false;
         checked->alone = checked->alone || extent.alone;
         if (!batched) continue;
+        bytes += input.data.size;
         if (rows == 0) rows = dims[0];
         if (rows != dims[0] || rows < 1 || rows > kRowsLimit) return false;
     }
     if (rows == 0) checked->mergeable = false;
+    // Some dozens of bytes must not become millions of executions.
+    if (bytes == 0 && rows > schema.max_batch_size) checked->mergeable = false;
     checked->rows = rows == 0 ? 1 : static_cast<std::uint32_t>(rows);
     return true;
 }
@@ -263,9 +267,7 @@ bool check_outputs(const RequestScan& scan, const ModelSchema& schema, CheckedRe
 
 bool check_rows(const ModelSchema& schema, const CheckedRequest& checked) {
     if (schema.max_batch_size == 0) return true;
-    std::int64_t limit = schema.rows_max;
-    // What cannot be split must fit.
-    if (limit == 0 && !checked.mergeable) limit = schema.max_batch_size;
+    const std::int64_t limit = checked.mergeable ? schema.rows_max : schema.max_batch_size;
     return limit == 0 || checked.rows <= limit;
 }
 

@@ -51,8 +51,9 @@ struct CheckedRequest {
 [[nodiscard]] bool check_request(const RequestScan& scan, const ModelSchema& schema,
                                  CheckedRequest* checked);
 
-// What Triton would say. OK when it would accept the request (zero rows).
-Status explain_fault(const RequestScan& scan, const ModelSchema& schema, bool rows_limited);
+// What Triton would say of a request that may have `rows_max` rows (0: any number). OK when it
+// would accept the request (zero rows).
+Status explain_fault(const RequestScan& scan, const ModelSchema& schema, std::int64_t rows_max);
 
 // Whether the request asks for class results of an output whose type has none. Triton finds that
 // out after the execution, and for BYTES outputs by dividing by their element size of zero.

@@ -243,8 +243,8 @@ std::string request_prefix(std::string_view id) {
     return "[request id: " + std::string(id.empty() ? "<id_unknown>" : id) + "] ";
 }
 
-Status explain_fault(const RequestScan& scan, const ModelSchema& schema, bool rows_limited) {
-    Examiner examiner{scan, schema, rows_limited, {}, 0, false, {}};
+Status explain_fault(const RequestScan& scan, const ModelSchema& schema, std::int64_t rows_max) {
+    Examiner examiner{scan, schema, rows_max, {}, 0, false, {}};
     Status status = examiner.examine();
     if (status.code == StatusCode::kInvalidArgument)
         status.details = ErrorDetails()

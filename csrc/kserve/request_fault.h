@@ -45,7 +45,7 @@ using Inputs = std::unordered_map<std::string, Input>;
 struct Examiner {
     const RequestScan& scan;
     const ModelSchema& schema;
-    bool rows_limited;
+    std::int64_t rows_max;  // 0: any number
     Inputs inputs;
     BatchSize batch_size = 0;
     bool has_region = false;  // a tensor lies in shared memory; what follows it was not looked at

@@ -84,11 +84,10 @@ Status Examiner::find_batch_size() {
 }
 
 Status Examiner::examine_batch_size() const {
-    const std::int64_t limit = schema.rows_max > 0 ? schema.rows_max : schema.max_batch_size;
-    const bool limited = rows_limited && schema.max_batch_size > 0;
-    if (!limited || static_cast<std::int32_t>(batch_size) <= limit) return Status();
-    return invalid(prefix() + "inference request batch-size must be <= " + std::to_string(limit) +
-                   " for " + quoted(schema.name));
+    if (rows_max == 0 || schema.max_batch_size == 0) return Status();
+    if (static_cast<std::int32_t>(batch_size) <= rows_max) return Status();
+    return invalid(prefix() + "inference request batch-size must be <= " +
+                   std::to_string(rows_max) + " for " + quoted(schema.name));
 }
 
 Status Examiner::examine_type_and_shape(const std::string& name, const Input& input) const {

@@ -45,11 +45,8 @@ struct RequestReader::Scratch {
     // A request that check_request doubted: refused, or accepted to be forwarded alone.
     Status resolve_doubt(const ModelSchema& schema) {
         if (scan.overfull) return overfull_error(scan.id);
-        const bool rows_limited = schema.rows_max > 0 || !schema.merge || schema.decoupled ||
-                                  schema.sequence || checked.scheduling.has_sequence;
-        Status status = explain_fault(scan, schema, rows_limited);
-        // What turned out to go alone cannot be split either.
-        if (status.ok() && !checked.mergeable) status = explain_fault(scan, schema, true);
+        const std::int64_t rows_max = checked.mergeable ? schema.rows_max : schema.max_batch_size;
+        Status status = explain_fault(scan, schema, rows_max);
         if (!status.ok()) return status;
         if (!uses_shared_memory(scan) && !has_zero_rows(scan)) {
             return Status::error(

@@ -63,8 +63,9 @@ struct ModelSchema {
     std::string name;
     std::string version;              // resolved, numeric
     std::int64_t max_batch_size = 0;  // 0: the model has no batch dimension
-    std::int64_t rows_max = 0;  // see check_request; 0: any number of rows, larger ones are split
-    bool merge = true;          // false: never share a batch
+    // Rows of a request that can be split; 0: any number. Others have at most max_batch_size.
+    std::int64_t rows_max = 0;
+    bool merge = true;  // false: never share a batch
     bool decoupled = false;
     bool sequence = false;
     std::vector<TensorSchema> inputs;   // in the model's order

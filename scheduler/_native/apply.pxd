@@ -1,10 +1,13 @@
 """scheduler.v1.Apply as the structs of csrc/gateway: the steering interface read once, by value."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from libcpp.memory cimport make_shared, shared_ptr
 
 from scheduler._native.gateway cimport *
+
+# A request of more batches than this is refused: its answer is put together in one step.
+cdef enum: kRequestBatchesMax = 1024
 
 
 cdef inline fill_limits(Limits* limits, message):
@@ -169,7 +172,10 @@ cdef inline ModelConfig model_config(message):
         config.key_headers.push_back(name.lower().encode())
     # What cannot be merged cannot be split either: its size is checked as Triton does.
     splits = message.batching.merge and not message.batching.HasField("triton")
-    config.schema.rows_max = 0 if splits else message.max_batch_size
+    config.schema.rows_max = message.max_batch_size
+    if splits and message.max_batch_size > 0:
+        config.schema.rows_max = max(
+            <int64_t>kRequestBatchesMax * config.policy.rows_max, config.schema.rows_max)
     for wanted in message.placements:
         placement.backend = wanted.backend_index
         placement.instances = max(wanted.instances, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc
 import numpy as np
+import pytest
 from tritonclient.grpc import service_pb2
 
 from tests.dataplane import DataPlane, identity_model, wait_until
@@ -58,6 +59,15 @@ def test_a_request_larger_than_a_batch_is_split_and_put_together(
     np.testing.assert_array_equal(output(response), values)
     assert fake.batch_rows() == [64, 64, 22]
     assert plane.counters()["admitted"] == 1
+
+
+def test_a_request_of_more_than_1024_batches_is_refused(plane: DataPlane, fake: FakeTriton) -> None:
+    plane.apply([identity_model(dims=(1,), max_batch_size=4, rows_max=2)], [fake.address])
+    with connected(plane.address) as stub, pytest.raises(grpc.RpcError) as raised:
+        stub.ModelInfer(infer_request(rows(1.0, 2049)[:, :1]), timeout=ANSWER_TIMEOUT_S)
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert raised.value.details().endswith("batch-size must be <= 2048 for 'identity'")
+    assert fake.batch_rows() == []
 
 
 def test_the_rest_of_an_oversize_request_shares_its_batch(

@@ -139,11 +139,40 @@ def test_batch_dimensions_must_agree() -> None:
     assert text.endswith("batch size does not match other inputs for 'm'")
 
 
+def too_many_rows(limit: int = 8) -> tuple[int, str]:
+    text = f"[request id: <id_unknown>] inference request batch-size must be <= {limit} for 'm'"
+    return INVALID_ARGUMENT, text
+
+
 def test_rows_are_limited_only_where_requests_are_not_split() -> None:
     assert prepare(vector_request(9)).rows == 9
-    expected = "[request id: <id_unknown>] inference request batch-size must be <= 8 for 'm'"
-    assert refusal(vector_request(9), vector_schema(rows_max=8)) == (INVALID_ARGUMENT, expected)
-    assert refusal(vector_request(9), vector_schema(sequence=True)) == (INVALID_ARGUMENT, expected)
+    assert refusal(vector_request(9), vector_schema(rows_max=8)) == too_many_rows()
+    assert refusal(vector_request(9), vector_schema(sequence=True)) == too_many_rows()
+
+
+def test_the_rows_of_a_request_that_is_split_are_limited_too() -> None:
+    schema = vector_schema(rows_max=16)
+    assert prepare(vector_request(16), schema).rows == 16
+    assert refusal(vector_request(17), schema) == too_many_rows(16)
+    whole = vector_request(9)
+    whole.parameters["sequence_id"].int64_param = 1
+    assert refusal(whole, schema) == too_many_rows()
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "BYTES"])
+def test_rows_without_data_are_not_split(datatype: str) -> None:
+    """Sixty bytes would become millions of executions."""
+    schema = codec.ModelSchema("m", max_batch_size=8, rows_max=16)
+    schema.add_input("I", datatype, [-1])
+
+    def request(rows: int) -> Request:
+        message = Request(model_name="m", raw_input_contents=[b""])
+        message.inputs.add(name="I", datatype=datatype, shape=[rows, 0])
+        return message
+
+    assert prepare(request(8), schema).rows == 8
+    for rows in (9, 2**30):
+        assert refusal(request(rows), schema) == too_many_rows()
 
 
 def strings_request(raw: bytes) -> Request:
@@ -226,8 +255,7 @@ def test_what_goes_alone_cannot_be_split() -> None:
     for _ in range(2):
         request.outputs.add(name="O").parameters["binary_data"].bool_param = True
 
-    text = R.replace("7", "<id_unknown>") + "inference request batch-size must be <= 8 for 'm'"
-    assert refusal(request, vector_schema(rows_max=0)) == (INVALID_ARGUMENT, text)
+    assert refusal(request, vector_schema(rows_max=0)) == too_many_rows()
 
 
 def test_a_shape_that_cannot_be_addressed_is_refused_though_it_is_empty() -> None:
