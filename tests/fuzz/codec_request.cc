@@ -90,7 +90,9 @@ PreparedRequest read_merged(const RequestRows* parts, std::size_t count, std::ui
                             ModelSchema model) {
     Pieces message;
     merge_requests(parts, count, padded, &message);
+    // Parts are merged here without regard to the largest batch, which bounds rows without data.
     model.rows_max = 0;
+    if (model.max_batch_size > 0) model.max_batch_size = 2 * model.max_batch_size + 4;
     PreparedRequest merged;
     const Status status = reader.prepare(fuzz::joined(message), model, {}, &merged);
     if (!status.ok()) std::fprintf(stderr, "merged: %s\n", status.message.c_str());

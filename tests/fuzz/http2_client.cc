@@ -8,6 +8,7 @@
 #include "frames.h"
 #include "http2/session.h"
 #include "input.h"
+#include "mutate.h"
 #include "script.h"
 
 namespace {
@@ -212,9 +213,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     return 0;
 }
 
-namespace {
-fuzz::FrameMutator& mutator() {
-    static fuzz::FrameMutator made(
+fuzz::FrameMutator& fuzz::mutator() {
+    static FrameMutator made(
         {{{":status", "200"}, {"content-type", "application/grpc"}}, {{"grpc-status", "0"}}},
         {{"grpc-status", {"0", "0", "0", "8", "14", "17", "x"}},
          {"grpc-message", {"", "no%0a%41", "%zz%", "\x7f"}},
@@ -229,17 +229,4 @@ fuzz::FrameMutator& mutator() {
          {"content-length", {"0", "5", "x"}},
          {"trailer", {"x-a"}}});
     return made;
-}
-}  // namespace
-
-extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size,
-                                               std::size_t size_max, unsigned seed) {
-    return mutator().mutate(data, size, size_max, seed);
-}
-
-extern "C" std::size_t LLVMFuzzerCustomCrossOver(const std::uint8_t* one, std::size_t one_size,
-                                                 const std::uint8_t* other, std::size_t other_size,
-                                                 std::uint8_t* out, std::size_t size_max,
-                                                 unsigned seed) {
-    return mutator().cross({one, one_size}, {other, other_size}, out, size_max, seed);
 }

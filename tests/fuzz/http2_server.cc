@@ -12,6 +12,7 @@
 #include "frames.h"
 #include "http2/session.h"
 #include "input.h"
+#include "mutate.h"
 #include "script.h"
 
 namespace {
@@ -270,9 +271,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     return 0;
 }
 
-namespace {
-fuzz::FrameMutator& mutator() {
-    static fuzz::FrameMutator made(
+fuzz::FrameMutator& fuzz::mutator() {
+    static FrameMutator made(
         {{{":method", "POST"},
           {":scheme", "http"},
           {":path", "/inference.GRPCInferenceService/ModelInfer"},
@@ -300,17 +300,4 @@ fuzz::FrameMutator& mutator() {
          {"connection", {"close"}},
          {"user-agent", {"u"}}});
     return made;
-}
-}  // namespace
-
-extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size,
-                                               std::size_t size_max, unsigned seed) {
-    return mutator().mutate(data, size, size_max, seed);
-}
-
-extern "C" std::size_t LLVMFuzzerCustomCrossOver(const std::uint8_t* one, std::size_t one_size,
-                                                 const std::uint8_t* other, std::size_t other_size,
-                                                 std::uint8_t* out, std::size_t size_max,
-                                                 unsigned seed) {
-    return mutator().cross({one, one_size}, {other, other_size}, out, size_max, seed);
 }
