@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "kserve/hash.h"
 #include "kserve/request_check.h"
 
 namespace infersched::kserve {
@@ -39,8 +40,18 @@ struct Input {
     Span data;
 };
 
+// A client may choose names that all meet in one bucket, so more than a few inputs are hashed by a
+// seed that it does not know.
+struct NameHash {
+    std::uint64_t seed = 0;  // 0: as Triton hashes them
+
+    std::size_t operator()(const std::string& name) const {
+        return seed == 0 ? std::hash<std::string>()(name) : hash_bytes(span_of(name), seed);
+    }
+};
+
 // Triton walks its inputs in the order of this very container, filled in the same sequence.
-using Inputs = std::unordered_map<std::string, Input>;
+using Inputs = std::unordered_map<std::string, Input, NameHash>;
 
 struct Examiner {
     const RequestScan& scan;
@@ -62,6 +73,7 @@ struct Examiner {
     Status examine_tensors();
     Status examine_emptiness();
     Status examine_parameters() const;
+    void hash_names_secretly();
     Status add_inputs();
     Status add_data();
     Status add_contents(const ScannedInput& scanned, Input* input) const;

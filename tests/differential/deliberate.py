@@ -218,7 +218,8 @@ DELIBERATE = (
     ),
     Deliberate(
         "parameter order",
-        "Of several wrong parameters another one may be named in the text.",
+        "Of several wrong parameters, and of more than 256 inputs, another one may be named in the "
+        "text.",
         _parameter_order,
     ),
     Deliberate(
