@@ -152,15 +152,17 @@ Status Gateway::State::prepare(const ModelConfig& model, const Arriving& arrivin
                                RequestRecord* record) {
     std::string scratch;
     Status status = reader.prepare(arriving.event->message, model.schema,
-                                   agreeing_metadata(model, arriving, &scratch), &record->prepared);
-    if (!status.ok()) {
+                                   agreeing_metadata(model, arriving, &scratch), &record->prepared,
+                                   budget.room());
+    const bool no_room = status.code == StatusCode::kResourceExhausted;
+    if (!status.ok() && !no_room) {
         count_invalid(page, model.index);
         return status;
     }
-    if (!charge_overhead(record, arriving.event->bytes)) {
+    if (no_room || !charge_overhead(record, arriving.event->bytes)) {
         count_refusal(page, model.index, engine::Reason::kHostMemory);
-        return refusal_status({0, engine::Reason::kHostMemory, kHostMemoryRetryNs},
-                              record->prepared.id(), model.schema.name);
+        return refusal_status({0, engine::Reason::kHostMemory, kHostMemoryRetryNs}, arriving.id,
+                              model.schema.name);
     }
     return status;
 }

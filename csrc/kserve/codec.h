@@ -121,9 +121,11 @@ class RequestReader {
     std::int64_t decoded_timeout_us() const;
     // `message` holds exactly one ModelInferRequest. `metadata` is the canonical form of the
     // forwarded headers (part of the signature, opaque here). On an error the request is unchanged;
-    // the texts are Triton's.
+    // the texts are Triton's. Typed contents that take more than `converted_bytes_max` as raw
+    // bytes, which may be eight times their own, are refused by RESOURCE_EXHAUSTED; nothing else
+    // is.
     Status prepare(const BufferRef& message, const ModelSchema& schema, std::string_view metadata,
-                   PreparedRequest* request);
+                   PreparedRequest* request, std::size_t converted_bytes_max = SIZE_MAX);
 
   private:
     struct Scratch;

@@ -92,21 +92,24 @@ std::uint32_t find_tensor(const Tensors& tensors, std::string_view name, std::ui
 }
 
 bool convert_contents(const RequestScan& scan, const ScannedInput& input, DataType type,
-                      CheckedInput* checked, BufferRef* converted) {
+                      CheckedInput* checked, CheckedRequest* request) {
     const std::uint32_t field = contents_field(type);
     std::uint32_t filled = 0;
     for (std::uint32_t i = 0; i < input.contents.count; ++i) {
         filled |= filled_contents(scan.contents[input.contents.first + i]);
     }
     if (filled != 0 && filled != 1u << field) return false;
-    if (!*converted) *converted = BufferRef::make();
+    if (!request->converted) request->converted = BufferRef::make();
+    Buffer* const converted = request->converted.get();
     checked->typed = true;
-    checked->converted_at = (*converted)->size();
+    checked->converted_at = converted->size();
     for (std::uint32_t i = 0; i < input.contents.count && filled != 0; ++i) {
         const Span contents = scan.contents[input.contents.first + i];
-        if (!append_raw(contents, field, type, converted->get())) return false;
+        const std::size_t room = request->converted_bytes_max - converted->size();
+        if (!raw_bytes_within(contents, field, type, room)) return false;
+        if (!append_raw(contents, field, type, converted)) return false;
     }
-    checked->data.size = (*converted)->size() - checked->converted_at;
+    checked->data.size = converted->size() - checked->converted_at;
     return true;
 }
 
@@ -152,10 +155,10 @@ bool check_data(Span data, DataType type, std::uint64_t elements) {
 }
 
 bool assign_data(const RequestScan& scan, const ScannedInput& input, DataType type,
-                 std::uint32_t* raw_next, CheckedInput* checked, BufferRef* converted) {
+                 std::uint32_t* raw_next, CheckedInput* checked, CheckedRequest* request) {
     if (input.contents.count != 0) {
         if (!scan.raw_contents.empty()) return false;
-        return convert_contents(scan, input, type, checked, converted);
+        return convert_contents(scan, input, type, checked, request);
     }
     if (*raw_next >= scan.raw_contents.size()) return false;
     checked->data = scan.raw_contents[(*raw_next)++];
@@ -182,7 +185,7 @@ bool match_inputs(const RequestScan& scan, const ModelSchema& schema, CheckedReq
         if (found.schema == schema.inputs.size()) return false;
         const DataType type = schema.inputs[found.schema].data_type;
         if (input.data_type != data_type_text(type) || type == DataType::kInvalid) return false;
-        if (!assign_data(scan, input, type, &raw_next, &found, &checked->converted)) return false;
+        if (!assign_data(scan, input, type, &raw_next, &found, checked)) return false;
         sorted = sorted && (i == 0 || checked->inputs.back().schema < found.schema);
         checked->inputs.push_back(found);
     }

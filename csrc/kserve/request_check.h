@@ -41,8 +41,9 @@ struct CheckedRequest {
     InlineArray<CheckedInput, 8> inputs;       // by schema index
     InlineArray<std::uint32_t, 8> outputs;     // requested, schema indices, ascending, no repeats
     InlineArray<const ScannedOutput*, 4>
-        output_parameters;  // one per output that has some, likewise
-    BufferRef converted;    // typed contents as raw bytes
+        output_parameters;                // one per output that has some, likewise
+    BufferRef converted;                  // typed contents as raw bytes
+    std::size_t converted_bytes_max = 0;  // set by the caller; not cleared
 
     void clear();
 };
@@ -53,7 +54,8 @@ struct CheckedRequest {
 
 // What Triton would say of a request that may have `rows_max` rows (0: any number). OK when it
 // would accept the request (zero rows).
-Status explain_fault(const RequestScan& scan, const ModelSchema& schema, std::int64_t rows_max);
+Status explain_fault(const RequestScan& scan, const ModelSchema& schema, std::int64_t rows_max,
+                     std::size_t converted_bytes_max);
 
 // Whether the request asks for class results of an output whose type has none. Triton finds that
 // out after the execution, and for BYTES outputs by dividing by their element size of zero.

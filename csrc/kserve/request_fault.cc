@@ -90,7 +90,7 @@ Status Examiner::add_inputs() {
     return Status();
 }
 
-Status Examiner::add_contents(const ScannedInput& scanned, Input* input) const {
+Status Examiner::add_contents(const ScannedInput& scanned, Input* input) {
     std::uint32_t filled = 0;
     for (std::uint32_t i = 0; i < scanned.contents.count; ++i) {
         filled |= filled_contents(scan.contents[scanned.contents.first + i]);
@@ -113,9 +113,12 @@ Status Examiner::add_contents(const ScannedInput& scanned, Input* input) const {
         }
         for (std::uint32_t i = 0; i < scanned.contents.count; ++i) {
             const Span contents = scan.contents[scanned.contents.first + i];
-            if (!append_raw(contents, field, type, input->converted.get())) {
+            const std::size_t before = input->converted->size();
+            if (!raw_bytes_within(contents, field, type, converted_bytes_left) ||
+                !append_raw(contents, field, type, input->converted.get())) {
                 return Status::error(StatusCode::kResourceExhausted, "out of memory");
             }
+            converted_bytes_left -= input->converted->size() - before;
         }
     }
     input->data = input->converted.span();
@@ -254,8 +257,9 @@ std::string request_prefix(std::string_view id) {
     return "[request id: " + std::string(id.empty() ? "<id_unknown>" : id) + "] ";
 }
 
-Status explain_fault(const RequestScan& scan, const ModelSchema& schema, std::int64_t rows_max) {
-    Examiner examiner{scan, schema, rows_max, {}, 0, false, {}};
+Status explain_fault(const RequestScan& scan, const ModelSchema& schema, std::int64_t rows_max,
+                     std::size_t converted_bytes_max) {
+    Examiner examiner{scan, schema, rows_max, converted_bytes_max, {}, 0, false, {}};
     Status status = examiner.examine();
     if (status.code == StatusCode::kInvalidArgument)
         status.details = ErrorDetails()

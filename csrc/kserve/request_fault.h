@@ -56,7 +56,8 @@ using Inputs = std::unordered_map<std::string, Input, NameHash>;
 struct Examiner {
     const RequestScan& scan;
     const ModelSchema& schema;
-    std::int64_t rows_max;  // 0: any number
+    std::int64_t rows_max;             // 0: any number
+    std::size_t converted_bytes_left;  // for typed contents as raw bytes
     Inputs inputs;
     BatchSize batch_size = 0;
     bool has_region = false;  // a tensor lies in shared memory; what follows it was not looked at
@@ -76,7 +77,7 @@ struct Examiner {
     void hash_names_secretly();
     Status add_inputs();
     Status add_data();
-    Status add_contents(const ScannedInput& scanned, Input* input) const;
+    Status add_contents(const ScannedInput& scanned, Input* input);
     Status examine_outputs() const;
     Status examine_class_results() const;
     Status examine_requested(const ScannedOutput& output);

@@ -46,7 +46,8 @@ struct RequestReader::Scratch {
     Status resolve_doubt(const ModelSchema& schema) {
         if (scan.overfull) return overfull_error(scan.id);
         const std::int64_t rows_max = checked.mergeable ? schema.rows_max : schema.max_batch_size;
-        Status status = explain_fault(scan, schema, rows_max);
+        checked.converted = BufferRef();
+        Status status = explain_fault(scan, schema, rows_max, checked.converted_bytes_max);
         if (!status.ok()) return status;
         if (!uses_shared_memory(scan) && !has_zero_rows(scan)) {
             return Status::error(
@@ -104,12 +105,14 @@ std::int64_t RequestReader::decoded_timeout_us() const {
 }
 
 Status RequestReader::prepare(const BufferRef& message, const ModelSchema& schema,
-                              std::string_view metadata, PreparedRequest* request) {
+                              std::string_view metadata, PreparedRequest* request,
+                              std::size_t converted_bytes_max) {
     RequestScan& scan = scratch_->scan;
     CheckedRequest& checked = scratch_->checked;
     if (scan_request(message.span(), &scan) != ScanResult::kOk) {
         return Status::error(StatusCode::kInternal, "Unable to parse request");
     }
+    checked.converted_bytes_max = converted_bytes_max;
     if (!check_request(scan, schema, &checked)) {
         Status status = scratch_->resolve_doubt(schema);
         if (!status.ok()) return status;

@@ -30,6 +30,9 @@ std::uint32_t filled_contents(Span contents);
 // The field that holds elements of this type, 0 for the types that have none (FP16, BF16).
 std::uint32_t contents_field(DataType type);
 
+// Whether append_raw() appends no more than `bytes_max`.
+bool raw_bytes_within(Span contents, std::uint32_t field, DataType type, std::size_t bytes_max);
+
 // Appends the elements of `field` as raw tensor bytes of `type`. Narrow integers are cut to their
 // width, as Triton does. False when memory is exhausted.
 [[nodiscard]] bool append_raw(Span contents, std::uint32_t field, DataType type, Buffer* raw);

@@ -117,6 +117,9 @@ cdef extern from "kserve/codec.h" namespace "infersched::kserve" nogil:
     cdef cppclass RequestReader:
         RequestReader(SignatureTable *)
         Status prepare(const BufferRef &, const CModelSchema &, string_view, CPreparedRequest *)
+        Status prepare(
+            const BufferRef &, const CModelSchema &, string_view, CPreparedRequest *, size_t
+        )
 
     cdef cppclass RequestRows:
         const CPreparedRequest *request

@@ -79,7 +79,11 @@ class Codec:
     @property
     def signature_count(self) -> int: ...
     def prepare(
-        self, message: bytes, schema: ModelSchema, metadata: bytes = b""
+        self,
+        message: bytes,
+        schema: ModelSchema,
+        metadata: bytes = b"",
+        converted_bytes_max: int = ...,
     ) -> PreparedRequest: ...
     def repeat_prepare(self, message: bytes, schema: ModelSchema, count: int) -> int: ...
 

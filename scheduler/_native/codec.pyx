@@ -1,6 +1,7 @@
 """The wire codec (csrc/kserve) for tests and benchmarks; the data plane calls it from C++."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport SIZE_MAX
 from libc.string cimport memcpy
 
 
@@ -184,12 +185,15 @@ cdef class Codec:
         """Signatures held, in use or not yet dropped."""
         return self._signatures.size()
 
-    def prepare(self, bytes message, ModelSchema schema not None, bytes metadata=b""):
+    def prepare(self, bytes message, ModelSchema schema not None, bytes metadata=b"",
+                size_t converted_bytes_max=SIZE_MAX):
         """Scans and checks one ModelInferRequest. Raises CodecError when it is refused."""
         cdef PreparedRequest request = PreparedRequest.__new__(PreparedRequest)
         cdef BufferRef buffer = _buffer_of(message)
         cdef string_view extra = string_view(PyBytes_AS_STRING(metadata), len(metadata))
-        cdef Status status = self._reader.prepare(buffer, schema._schema, extra, &request._request)
+        cdef Status status = self._reader.prepare(
+            buffer, schema._schema, extra, &request._request, converted_bytes_max
+        )
         if not status.ok():
             raise CodecError(<int>status.code, status.message.decode("utf-8", "replace"))
         return request

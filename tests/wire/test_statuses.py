@@ -234,6 +234,23 @@ def test_host_bytes_are_bounded_over_all_connections(plane: DataPlane, fake: Fak
         np.testing.assert_array_equal(output(small.result()), rows(2))
 
 
+def test_typed_contents_count_as_what_they_become(plane: DataPlane, fake: FakeTriton) -> None:
+    limits = pb.Limits(host_bytes_max=100_000)
+    plane.apply([identity_model(datatype="INT64", dims=(-1,))], [fake.address], limits)
+
+    def request(numbers: int) -> Request:
+        message = Request(model_name="identity", id="it")
+        message.inputs.add(name="INPUT0", datatype="INT64", shape=[1, numbers])
+        message.inputs[0].contents.int64_contents.extend([1] * numbers)
+        return message
+
+    with connected(plane.address) as stub:
+        error = infer_error(stub, request(20_000))
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error_info(error).reason == "HOST_MEMORY"
+        assert stub.ModelInfer(request(5_000), timeout=30).outputs[0].shape == [1, 5_000]
+
+
 def test_no_backend_is_unavailable(plane: DataPlane) -> None:
     backend = pb.Backend(index=0, address="127.0.0.1:1", connections=1, state=pb.BACKEND_STATE_DOWN)
     model = identity_model()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from scheduler._native import codec
+from tests.codec_messages import Request
 from tests.codec_vectors import vector_request, vector_schema
 from tests.codec_wire import field
 
@@ -101,3 +102,28 @@ def test_signatures_cannot_be_made_to_collide() -> None:
     plain_s = cost(0, struct.pack("<d", 0.5))
     # One of these has the word where the hash looks for it.
     assert max(cost(padding, FORGETTING) for padding in range(8)) < COST_MAX * plain_s
+
+
+# -- typed contents -------------------------------------------------------------------------------
+
+RESOURCE_EXHAUSTED = 8
+
+
+@pytest.mark.parametrize("faulty", [False, True])
+def test_typed_contents_take_no_more_memory_than_they_may(faulty: bool) -> None:
+    """A byte of them may be eight of the tensor."""
+    schema = codec.ModelSchema("t", max_batch_size=4).add_input("T", "INT64", [-1])
+    request = Request(model_name="t")
+    request.inputs.add(name="T", datatype="INT64", shape=[2 if faulty else 1, 1000])
+    request.inputs[0].contents.int64_contents.extend([1] * 1000)
+    message = request.SerializeToString()
+    assert len(message) < 1100
+
+    with pytest.raises(codec.CodecError) as caught:
+        codec.Codec().prepare(message, schema, converted_bytes_max=7999)
+    assert caught.value.code == RESOURCE_EXHAUSTED
+    if faulty:
+        with pytest.raises(codec.CodecError, match="Expected 16000, got 8000"):
+            codec.Codec().prepare(message, schema, converted_bytes_max=8000)
+    else:
+        assert codec.Codec().prepare(message, schema, converted_bytes_max=8000).rows == 1

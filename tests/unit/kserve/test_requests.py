@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 
 import pytest
@@ -15,7 +16,7 @@ from tests.codec_vectors import (
     vector_request,
     vector_schema,
 )
-from tests.codec_wire import field, number_field
+from tests.codec_wire import field, number_field, varint
 
 pytestmark = pytest.mark.native
 
@@ -175,6 +176,23 @@ def test_typed_contents_become_raw(
 
     assert list(merged.raw_input_contents) == [raw]
     assert not merged.inputs[0].HasField("contents")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_numbers_of_every_length_become_raw(packed: bool) -> None:
+    """Short ones are read eight at a time."""
+    rng = random.Random(packed)
+    values = [rng.getrandbits(rng.choice((1, 7, 7, 7, 7, 8, 64))) for _ in range(5000)]
+    numbers = b"".join(varint(value) for value in values)
+    contents = field(3, numbers) if packed else b"".join(number_field(3, v) for v in values)
+    entry = Request.InferInputTensor(name="T", datatype="INT64", shape=[1, len(values)])
+    message = field(1, b"t") + field(5, entry.SerializeToString() + field(5, contents))
+    schema = codec.ModelSchema("t", max_batch_size=4).add_input("T", "INT64", [-1])
+
+    merged = codec.merge([(codec.Codec().prepare(message, schema), 0, 1)])
+
+    raw = struct.pack(f"<{len(values)}Q", *values)
+    assert list(Request.FromString(merged).raw_input_contents) == [raw]
 
 
 def signature(request: Request, reader: codec.Codec, metadata: bytes = b"") -> int:
