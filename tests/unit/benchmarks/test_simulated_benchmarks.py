@@ -8,7 +8,15 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import decisions, device_memory, device_memory_cost, mixes, noise, overload
+from benchmarks import (
+    decisions,
+    device_memory,
+    device_memory_cost,
+    mixes,
+    noise,
+    overload,
+    slo_possible,
+)
 from benchmarks.mix_worlds import mix
 from benchmarks.options import Options
 from scheduler._native.simulation import DecisionLoad
@@ -40,6 +48,17 @@ def test_noise_is_told_by_workload_and_seed() -> None:
     assert found["figure"] == "noise_C_part_of_goodput"
     assert len(found["by_seed"]) == 2
     assert 0.7 < found["value"] <= 1.01
+
+
+def test_what_is_possible_is_less_with_an_overhead_and_never_above_the_bound() -> None:
+    without, with_one = (
+        slo_possible.possible(overhead_ms, [1], requests=4_000)["per_s"] for overhead_ms in (0, 1)
+    )
+    assert isinstance(without, dict)
+    assert isinstance(with_one, dict)
+    assert list(without) == ["static_default", "just_enough", "infersched", "bound"]
+    assert all(with_one[name] < found for name, found in without.items())
+    assert without["static_default"] < without["infersched"] < without["bound"] == 2826
 
 
 def test_device_memory_gives_every_simulated_figure() -> None:
