@@ -84,7 +84,8 @@ struct ModelState {
     Nanos memory_probe_at = std::numeric_limits<Nanos>::min();
     std::uint64_t row_bytes = 0;  // of the first request that said them: rows of size 1
     std::uint32_t component = kNoSlot;
-    std::vector<std::uint32_t> stale;  // groups to be planned anew
+    std::vector<std::uint32_t> stale;     // groups to be planned anew
+    std::vector<std::uint32_t> planning;  // those of them that plan_stale() is at
     RefusedLook refused;
     std::vector<ClassShare> classes;  // by metered level, where executors are shared
     // Since when all requests were foreseen to be late while nothing ran; kNever: not so.

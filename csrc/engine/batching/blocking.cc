@@ -55,9 +55,8 @@ void Core::each_metered_level(const Component& component, const Visit& visit) {
     for (const std::uint32_t index : component.metered) {
         ModelState& model = models_[index];
         if (model.reference == kNoSlot) continue;
-        for (std::uint32_t g = 0; g < model.groups.slots(); ++g) {
+        for (const std::uint32_t g : model.groups.metered()) {
             Group& group = model.groups[g];
-            if (group.rate.idle()) continue;
             const double per_ns = group.rate.per_s() / 1e9;
             double seen = 0;
             for (std::size_t l = 0; l < kMeteredLevels && seen < 1 - 1e-3; ++l) {

@@ -89,23 +89,22 @@ void Core::mark_stale(ModelState& model, std::uint32_t index) {
 
 // In the order of urgency, whatever order they were found in.
 void Core::plan_stale(ModelState& model, Nanos now) {
-    std::vector<std::uint32_t>& stale = model.stale;
-    while (!stale.empty()) {
+    std::vector<std::uint32_t>& planning = model.planning;
+    while (!model.stale.empty()) {
+        planning.swap(model.stale);
         const auto done = [&](std::uint32_t index) {
             Group& group = model.groups[index];
             group.stale = group.stale && !group.order.empty();
             return !group.stale;
         };
-        stale.erase(std::remove_if(stale.begin(), stale.end(), done), stale.end());
-        if (stale.empty()) return;
-        const auto least = std::min_element(
-            stale.begin(), stale.end(), [&](std::uint32_t one, std::uint32_t other) {
-                return model.groups[one].head() < model.groups[other].head();
-            });
-        const std::uint32_t index = *least;
-        *least = stale.back();
-        stale.pop_back();
-        plan(model, index, now);
+        planning.erase(std::remove_if(planning.begin(), planning.end(), done), planning.end());
+        std::sort(planning.begin(), planning.end(), [&](std::uint32_t one, std::uint32_t other) {
+            return model.groups[one].head() < model.groups[other].head();
+        });
+        for (const std::uint32_t index : planning) {
+            if (!done(index)) plan(model, index, now);
+        }
+        planning.clear();
     }
 }
 

@@ -87,6 +87,7 @@ double fitting_factor(const std::vector<Share>& shares, double capacity) {
 // Refused requests count as well: they are the load that batches are to be large enough for.
 void Core::meter(ModelState& model, const Request& request, const Arrival& arrival, Nanos now) {
     if (!model.learns || arrival.deadline == kNever || arrival.group == kNoSlot) return;
+    if (!model.groups.meter(arrival.group)) return;
     if (request.rows != model.request_rows) {
         const double rows = std::min(request.rows, rows_limit(model.policy));
         double& mean = model.request_rows;
@@ -128,13 +129,14 @@ void Core::tick(std::uint32_t index, Nanos now) {
         ModelState& model = models_[metered];
         update_reference(model);
         bool idle = true;
-        for (std::uint32_t g = 0; g < model.groups.slots(); ++g) {
+        for (const std::uint32_t g : model.groups.metered()) {
             Group& group = model.groups[g];
             for (Nanos i = 0; i < ticks && !group.rate.idle(); ++i) group.rate.tick();
             if (group.reserve.executors > 0) reconsider(metered, g);
             group.reserve = Reserve();
             if (group.rate.idle()) {
                 group.rate.reset();
+                model.groups.unmeter(g);
                 set_target(metered, g, 1, 0);
             } else {
                 idle = false;
@@ -161,11 +163,10 @@ void Core::retarget(Component& component) {
     std::vector<Share> shares;
     const auto each = [&](const auto& visit) {
         for (const std::uint32_t index : component.metered) {
-            const ModelState& model = models_[index];
+            ModelState& model = models_[index];
             if (model.reference == kNoSlot) continue;
-            for (std::uint32_t g = 0; g < model.groups.slots(); ++g) {
+            for (const std::uint32_t g : model.groups.metered()) {
                 const Group& group = model.groups[g];
-                if (group.rate.idle()) continue;
                 const LatencyModel& latency = planning_latency(model, group);
                 const double per_ns = group.rate.per_s() / 1e9;
                 visit(index, g, latency, per_ns);

@@ -40,6 +40,7 @@ void GroupTable::release(std::uint32_t group) {
         by_key_.erase(groups_[oldest].key);
         groups_[oldest].key = GroupKey{};
         groups_[oldest].rate.reset();
+        unmeter(oldest);
         groups_[oldest].mix = LevelMix();
         groups_[oldest].level_targets.fill(0);
         groups_[oldest].budget_ns = 0;
@@ -50,6 +51,34 @@ void GroupTable::release(std::uint32_t group) {
         free_.push_back(oldest);
         if (last_ == oldest) last_ = kNoSlot;
     }
+}
+
+bool GroupTable::meter(std::uint32_t group) {
+    if (groups_[group].metered) return true;
+    if (metered_count_ >= kMeteredGroupsMax) return false;
+    if (metered_.size() >= 2 * kMeteredGroupsMax) metered();
+    groups_[group].metered = true;
+    ++metered_count_;
+    metered_.push_back(group);
+    metered_changed_ = true;
+    return true;
+}
+
+void GroupTable::unmeter(std::uint32_t group) {
+    if (!groups_[group].metered) return;
+    groups_[group].metered = false;
+    --metered_count_;
+    metered_changed_ = true;
+}
+
+const std::vector<std::uint32_t>& GroupTable::metered() {
+    if (!metered_changed_) return metered_;
+    metered_changed_ = false;
+    std::sort(metered_.begin(), metered_.end());
+    metered_.erase(std::unique(metered_.begin(), metered_.end()), metered_.end());
+    const auto left = [this](std::uint32_t group) { return !groups_[group].metered; };
+    metered_.erase(std::remove_if(metered_.begin(), metered_.end(), left), metered_.end());
+    return metered_;
 }
 
 }  // namespace infersched::engine

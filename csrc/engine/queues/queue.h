@@ -62,6 +62,7 @@ struct Group {
     std::uint32_t rows_fit = 64;  // rows of the largest batch that staggered executors do in time
     Reserve reserve;              // executors that its batches leave to others
     Nanos gather_ns = 0;          // for which waiting for one more row may be worthwhile
+    bool metered = false;         // in GroupTable::metered(): its rate is not idle
     bool stale = false;           // in ModelState::stale: must be planned anew
     std::uint64_t rows_planned = 0;
     float row_size = 1;  // of the request that came last
@@ -110,6 +111,8 @@ struct Pool {
 class GroupTable {
   public:
     static constexpr std::size_t kEmptyGroupsMax = 64;
+    // Every tick looks at all that are metered; clients choose how many groups there are.
+    static constexpr std::size_t kMeteredGroupsMax = 1024;
 
     // The group of a key, made when there is none.
     std::uint32_t get(GroupKey key);
@@ -117,6 +120,14 @@ class GroupTable {
     std::uint32_t find(const GroupKey& key) const;
     // To be called when a group became empty.
     void release(std::uint32_t group);
+
+    // To be called before arrivals of a group are counted. False: they are not to be counted, as
+    // many others are already.
+    bool meter(std::uint32_t group);
+    // Once its rate is idle again.
+    void unmeter(std::uint32_t group);
+    // In ascending order; valid until the next call of meter().
+    const std::vector<std::uint32_t>& metered();
 
     Group& operator[](std::uint32_t group) { return groups_[group]; }
     const Group& operator[](std::uint32_t group) const { return groups_[group]; }
@@ -131,7 +142,10 @@ class GroupTable {
   private:
     std::deque<Group> groups_;
     std::vector<std::uint32_t> free_;
-    std::deque<std::uint32_t> emptied_;  // candidates for removal, oldest first
+    std::deque<std::uint32_t> emptied_;   // candidates for removal, oldest first
+    std::vector<std::uint32_t> metered_;  // also ones that are not any more, and repeatedly
+    std::size_t metered_count_ = 0;
+    bool metered_changed_ = false;
     std::unordered_map<GroupKey, std::uint32_t, GroupKeyHash> by_key_;  // looked up, never walked
     std::uint32_t last_ = kNoSlot;                                      // the group of last_key_
     GroupKey last_key_;

@@ -131,6 +131,7 @@ void Core::archive_groups(Archive& archive, ModelState& model) {
         archive(group.ready_at);
         archive_ready_key(archive, group.ready_key);
         archive_load(archive, group);
+        if (Archive::kReads && !group.rate.idle()) model.groups.meter(own);
         bool stale = group.stale;
         archive(stale);
         if (!archive.require(!group.order.empty())) return;
@@ -155,6 +156,7 @@ void Core::archive_empty_groups(Archive& archive, ModelState& model) {
         archive_key(archive, key);
         if constexpr (Archive::kReads) index = model.groups.get(key);
         archive_load(archive, model.groups[index]);
+        if (Archive::kReads && !model.groups[index].rate.idle()) model.groups.meter(index);
     }
     if constexpr (Archive::kReads) model.groups.set_emptied(emptied);
 }
