@@ -5,7 +5,7 @@
 Goodputs of Triton's batcher as it comes, of the policy to beat and of the engine on executors
 without noise, and the closed bound: executors that start at equal distances, each with the largest
 batch that is in time. An overhead is what a server adds to the time of a batch. One JSON object for
-each, with medians over the seeds. Simulated time only: nothing else on the machine changes a figure.
+each, with medians over the seeds. Simulated time only: nothing else on the machine changes them.
 """
 
 from __future__ import annotations
