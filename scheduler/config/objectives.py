@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from scheduler.config.headers import TenantHeader
 from scheduler.config.section import Section
-from scheduler.config.units import Duration, format_duration
+from scheduler.config.units import Duration, format_duration, parse_duration_ns
 
 if TYPE_CHECKING:
     from scheduler.config.schema import Batching
@@ -20,7 +20,7 @@ SLO_MAX_NS = 24 * 3600 * 10**9
 LEVELS_MAX = 32
 # One of them is everybody who is not named.
 TENANTS_MAX = 1024
-WEIGHT_MAX = 1e6
+WEIGHT_MIN, WEIGHT_MAX = 1e-6, 1e6
 ATTAINMENT_DEFAULT = 0.99
 
 
@@ -28,7 +28,40 @@ def _meant(duration_ns: int) -> int:
     if duration_ns and not SLO_MIN_NS <= duration_ns <= SLO_MAX_NS:
         raise ValueError(
             f"{format_duration(duration_ns)} is out of the range of "
-            f"{format_duration(SLO_MIN_NS)} to {format_duration(SLO_MAX_NS)}; 0 is none"
+            f"{format_duration(SLO_MIN_NS)} to {format_duration(SLO_MAX_NS)}"
+        )
+    return duration_ns
+
+
+def _objective(value: object) -> int:
+    if value == "none":
+        return 0
+    return _positive(value, "leave the key out, or write none where another is inherited")
+
+
+def _objective_of_level(value: object) -> int:
+    if value == "none":
+        raise ValueError(
+            "none is no objective; write best_effort: true for a level without one, or leave the "
+            "key out for the model's"
+        )
+    if value is None:
+        return 0
+    return _positive(value, "leave the key out for the model's, or write best_effort: true")
+
+
+def _positive(value: object, fix: str) -> int:
+    duration_ns = parse_duration_ns(value)
+    if not duration_ns:
+        raise ValueError(f"{value} is no objective; {fix}")
+    return duration_ns
+
+
+def _waited(duration_ns: int) -> int:
+    if duration_ns > SLO_MAX_NS:
+        raise ValueError(
+            f"{format_duration(duration_ns)} is longer than anybody waits; write at most "
+            f"{format_duration(SLO_MAX_NS)}"
         )
     return duration_ns
 
@@ -44,8 +77,11 @@ def _part(value: float) -> float:
 
 
 def _weight(value: float) -> float:
-    if not (math.isfinite(value) and 0 < value <= WEIGHT_MAX):
-        raise ValueError(f"{value:g} is no weight; write a number above 0, up to {WEIGHT_MAX:g}")
+    # Far smaller ones would make sums of what is charged infinite.
+    if not (math.isfinite(value) and WEIGHT_MIN <= value <= WEIGHT_MAX):
+        raise ValueError(
+            f"{value:g} is no weight; write a number from {WEIGHT_MIN:g} to {WEIGHT_MAX:g}"
+        )
     return value
 
 
@@ -56,7 +92,21 @@ def _by_level(value: object) -> object:
     return value
 
 
-Objective = Annotated[Duration, AfterValidator(_meant)]
+# In nanoseconds; 0: none, which is written as that.
+Objective = Annotated[
+    int,
+    BeforeValidator(_objective),
+    AfterValidator(_meant),
+    PlainSerializer(lambda duration_ns: format_duration(duration_ns) if duration_ns else "none"),
+]
+ObjectiveOfLevel = Annotated[
+    int,
+    BeforeValidator(_objective_of_level),
+    AfterValidator(_meant),
+    PlainSerializer(lambda duration_ns: format_duration(duration_ns) if duration_ns else None),
+]
+AgeBound = Annotated[Duration, AfterValidator(_meant)]
+QueueDelay = Annotated[Duration, AfterValidator(_waited)]
 Attainment = Annotated[float, AfterValidator(_part)]
 Weight = Annotated[float, AfterValidator(_weight)]
 
@@ -64,7 +114,7 @@ Weight = Annotated[float, AfterValidator(_weight)]
 class PriorityClass(Section):
     """What the requests of one priority level ask for."""
 
-    slo: Objective = Field(default=0, description="latency objective; 0 takes the model's")
+    slo: ObjectiveOfLevel = Field(default=0, description="latency objective; else the model's")
     best_effort: bool = Field(
         default=False,
         description="no objective: never refused for being late, served when no other is urgent",

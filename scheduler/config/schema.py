@@ -31,9 +31,11 @@ from scheduler.config.discovery import Discovery
 from scheduler.config.headers import ForwardedNames, HeaderNames, listed
 from scheduler.config.objectives import (
     ATTAINMENT_DEFAULT,
+    AgeBound,
     Attainment,
     Objective,
     Priorities,
+    QueueDelay,
     Tenants,
     Weight,
     objective_problems,
@@ -261,10 +263,10 @@ class Batching(Section):
     mandatory_batch_rows: BatchSizes = Field(
         default=(), description="batches are padded to one of these sizes"
     )
-    max_queue_delay: Duration = Field(
+    max_queue_delay: QueueDelay = Field(
         default=0, description="longest wait for more rows; 0 never waits while a slot is free"
     )
-    slo: Objective = Field(default=0, description="latency objective of a request; 0 = none")
+    slo: Objective = Field(default=0, description="latency objective of a request, or none")
     attainment: Attainment = Field(
         default=ATTAINMENT_DEFAULT, description="the part of the requests that is to be in time"
     )
@@ -283,7 +285,7 @@ class Batching(Section):
         default={},
         description="slo, best_effort and attainment by priority level; else the model's",
     )
-    aging: Objective = Field(
+    aging: AgeBound = Field(
         default=0,
         description="a request that has waited this long goes before all levels; 0 = never",
     )

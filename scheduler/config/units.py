@@ -81,6 +81,9 @@ def format_size(size_bytes: int) -> str:
 def _split(text: str, expected: str) -> tuple[str, str]:
     match = _QUANTITY.fullmatch(text)
     if match is None:
+        negative = text.startswith("-") and _QUANTITY.fullmatch(text[1:])
+        if negative:
+            raise ValueError(f"{text} is negative; expected {expected}")
         raise ValueError(f"expected {expected}, got {text!r}")
     return match.group(1), match.group(2)
 

@@ -33,17 +33,25 @@ def message(**keys: object) -> pb.Batching:
     [
         ("slo: 50us", "slo (infersched.yaml:2): 50us is out of the range of 100us to 86400s"),
         ("slo: 25h", "90000s is out of the range"),
-        ("slo: -5ms", "expected a duration"),
+        ("slo: -5ms", "-5ms is negative; expected a duration"),
+        ("slo: 0", "0 is no objective; leave the key out, or write none where another is inherited"),
+        ("slo: 0.0ms", "0.0ms is no objective"),
+        ("slo: 0.0000001ms", "0.0000001ms is no objective"),
+        ("slo: .nan", "expected a duration"),
+        ("priorities: {1: {slo: 0}}", "0 is no objective; leave the key out for the model's, or"),
+        ("priorities: {1: {slo: none}}", "write best_effort: true for a level without one"),
         ("attainment: 1.5", "1.5 is no part of the requests; write a number between 0 and 1"),
         ("attainment: 99", "for 99 % write 0.99"),
         ("attainment: 0", "0 is no part of the requests"),
         ("attainment: -1", "-1 is no part of the requests"),
         ("attainment: 1", "1 is no part of the requests"),
         ("attainment: .nan", "nan is no part of the requests"),
-        ("value: 0", "0 is no weight; write a number above 0"),
+        ("value: 0", "0 is no weight; write a number from 1e-06 to 1e+06"),
         ("value: -2", "-2 is no weight"),
         ("value: .inf", "inf is no weight"),
         ("value: 2.0e+6", "2e+06 is no weight"),
+        ("value: 1.0e-300", "1e-300 is no weight; write a number from 1e-06 to 1e+06"),
+        ("max_queue_delay: 25h", "90000s is longer than anybody waits; write at most 86400s"),
         ("slo: 5ms, max_queue_delay: 6ms", "max_queue_delay 6ms leaves nothing of slo 5ms"),
         (
             "max_queue_delay: 6ms, priority_levels: 2, priorities: {1: {slo: 5ms}}",
@@ -97,6 +105,20 @@ def test_values_at_the_bounds_are_taken(tmp_path: Path) -> None:
     settings = loaded(tmp_path, "defaults: {slo: 24h, attainment: 0.9999, value: 1000000}\n")
     assert settings.defaults.slo == 24 * 3600 * 10**9
     assert loaded(tmp_path, "defaults: {slo: 100us, value: 0.001}\n").defaults.slo == 100_000
+
+
+def test_a_model_can_do_without_the_objective_that_it_inherits(tmp_path: Path) -> None:
+    settings = loaded(
+        tmp_path,
+        "defaults: {slo: 20ms, priority_levels: 2, priorities: {1: {attainment: 0.9}}}\n"
+        "models: {m: {slo: none}, n: {}}\n",
+    )
+    assert (settings.batching_for("m").slo, settings.batching_for("n").slo) == (0, 20 * MS)
+    assert batching_message(settings.batching_for("m"), spec(), merge=True).slo_ns == 0
+    assert settings.batching_for("m").priorities[1].attainment == 0.9
+    shown = settings.batching_for("m").model_dump(mode="json")
+    assert (shown["slo"], shown["priorities"]["1"]["slo"]) == ("none", None)
+    assert Batching.model_validate(shown) == settings.batching_for("m")
 
 
 def test_zero_configuration_is_load_aware() -> None:
