@@ -151,9 +151,14 @@ def _need_line(need: dataplane_pb2.MemorySnapshot) -> str:
 
 
 def _line(learned: dataplane_pb2.LatencySnapshot) -> str:
-    if not learned.observations or not (learned.alpha_ns or learned.beta_ns):
+    if not (learned.alpha_ns or learned.beta_ns):
         return "not known yet"
-    return f"{learned.alpha_ns / 1e6:.3f} b + {learned.beta_ns / 1e6:.3f} ms"
+    told = "" if learned.observations else ", as known before the first batch"
+    return f"{_line_ms(learned)} ms{told}"
+
+
+def _line_ms(learned: dataplane_pb2.LatencySnapshot) -> str:
+    return f"{learned.alpha_ns / 1e6:.3f} b + {learned.beta_ns / 1e6:.3f}"
 
 
 def _part(good: int, total: int) -> str:
@@ -208,7 +213,7 @@ def _row(model: pb.ModelStatus) -> dict[str, object]:
         "not_completed": totals.refused + totals.expired + totals.cancelled + totals.failed,
         "rows_per_batch": f"{totals.batch_rows / totals.batches:.1f}" if totals.batches else "-",
         "in_time": _part(good, total),
-        "latency": _line(learned.latency).removesuffix(" ms") if learned and known else "-",
+        "latency": _line_ms(learned.latency) if learned and known else "-",
         "residency": _residency(model.residency),
         "weight": _weight(model.residency),
         "last_use": _last_use(model.residency) if model.HasField("residency") else "-",

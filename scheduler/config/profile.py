@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -108,8 +108,8 @@ class Profile(Section):
 
     @property
     def floor_ns(self) -> int:
-        """The shortest time in which any request can be answered: the smallest size's median."""
-        return self.sizes[0].median_ns
+        """The shortest time in which any request can be answered."""
+        return lone_request_ns([(size.rows, size.median_ns) for size in self.sizes])
 
 
 def model_signature(max_batch_size: int, tensors: Iterable[tuple[str, str, Iterable[int]]]) -> str:
@@ -158,6 +158,24 @@ def check_model(profile: Profile, name: str, version: str, signature: str) -> No
         raise ProfileError(
             "the model had other inputs, outputs or another max_batch_size when it was measured"
         )
+
+
+def lone_request_ns(times: Sequence[tuple[int, int]]) -> int:
+    """What one row takes, by (rows, ns) of ascending sizes; 0 without any.
+
+    Where none of one row is among them, by the line through the two smallest: no more than the
+    smallest, and no less than its part of that.
+    """
+    if not times:
+        return 0
+    rows, ns = times[0]
+    least_ns = ns // rows
+    larger = next((time for time in times if time[0] > rows), None)
+    if rows == 1 or larger is None:
+        return least_ns
+    next_rows, next_ns = larger
+    by_line_ns = ns - (next_ns - ns) * (rows - 1) // (next_rows - rows)
+    return min(max(by_line_ns, least_ns), ns)
 
 
 def objective_below_floor(objective_ns: int, floor_ns: int, source: str) -> str:

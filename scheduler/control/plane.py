@@ -184,6 +184,7 @@ class ControlPlane:
                     self.devices.index,
                 )
             )
+            self.latencies.judge_priors()
         self.devices.look()
         self._moves.look()
         self.residency.look()

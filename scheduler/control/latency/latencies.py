@@ -18,10 +18,10 @@ from scheduler.backends.probe import RpcError
 from scheduler.backends.remembered import ModelKey
 from scheduler.config import Batching, Settings
 from scheduler.config.objectives import objectives
-from scheduler.config.profile import objective_below_floor
+from scheduler.config.profile import lone_request_ns, objective_below_floor
 from scheduler.control.desired import DesiredState
 from scheduler.control.latency.learned import LearnedLatencies, LearnedLatency, learned_latency
-from scheduler.control.latency.priors import Priors
+from scheduler.control.latency.priors import OBSERVATIONS_MIN, Priors
 from scheduler.control.steering import SteeringClient
 from scheduler.telemetry.logs import log
 from scheduler.telemetry.metrics import LearnedFigures
@@ -34,8 +34,6 @@ READ_PERIOD_S = 5.0
 MODELS_AT_ONCE = 32
 STORE_PERIOD_S = 60.0
 STATISTICS_TIMEOUT_S = 5.0
-# The first batches of a model are often many times too long.
-OBSERVATIONS_MIN = 20
 
 
 class Beside(Protocol):
@@ -76,6 +74,8 @@ class Latencies:
         self._settings = settings
         # Batches that had come back when a model was read last.
         self._read_at: dict[int, int] = {}
+        # Told something since then.
+        self._told_now: set[ModelKey] = set()
         self._on_change = on_change
         self._beside = beside
         self._stored_at_s = float("-inf")
@@ -92,6 +92,7 @@ class Latencies:
     async def read(self, desired: DesiredState) -> None:
         """Asks the data plane, if it is there, for the models that have run; keeps what is new."""
         ran = self._ran(desired)
+        self._told_now.clear()
         # Where none has: one, for what is not of a model.
         indices = list(ran) or list(desired.model_index.values())[:1]
         for start in range(0, len(indices), MODELS_AT_ONCE):
@@ -134,14 +135,19 @@ class Latencies:
         self._tell({key for key, _ in new})
 
     def _ran(self, desired: DesiredState) -> dict[int, int]:
-        """The models that have run since they were read, with their batches.
+        """The models that have run or were told something since they were read; their batches.
 
         Of a data plane that writes no counters, all.
         """
         if not self._counters.valid:
             return dict.fromkeys(desired.model_index.values(), 0)
         batches = {i: self._counters.batches_returned(i) for i in desired.model_index.values()}
-        return {index: n for index, n in batches.items() if n != self._read_at.get(index, 0)}
+        told = {desired.model_index.get(key) for key in self._told_now}
+        return {
+            index: n
+            for index, n in batches.items()
+            if n != self._read_at.get(index, 0) or index in told
+        }
 
     async def joined(self, address: str) -> None:
         """A backend has come: its batch statistics are a prior where nothing better is known."""
@@ -159,6 +165,12 @@ class Latencies:
         if changed:
             self._on_change()
 
+    def judge_priors(self) -> None:
+        """Tells of objectives that nothing can meet by what the data plane was told just now."""
+        told = self.priors.said_now()
+        self._told_now |= told
+        self._tell(told)
+
     def floor_ns(self, key: ModelKey) -> int:
         """What a lone request takes at the model on the fastest backend; 0: not known yet."""
         return self._floors_ns.get(key, 0)
@@ -168,10 +180,11 @@ class Latencies:
         wanted = {} if batching.batching == "triton" else objectives(batching)
         if not wanted:
             return {}
-        floor_ns = self.floor_ns(key)
+        floor_ns, source = self.floor_ns(key), "measured here"
+        if not floor_ns:
+            floor_ns, source = self.priors.floor_ns(key), "learned earlier"
         found = {
-            name: objective_below_floor(slo_ns, floor_ns, "measured here")
-            for name, slo_ns in wanted.items()
+            name: objective_below_floor(slo_ns, floor_ns, source) for name, slo_ns in wanted.items()
         }
         return {name: text for name, text in found.items() if text}
 
@@ -222,15 +235,12 @@ def _floors_ns(latencies: Mapping[tuple[ModelKey, str], pb.LatencySnapshot]) -> 
     """Of every model that is known well enough, on its fastest backend."""
     floors: dict[ModelKey, int] = {}
     for (key, _), latency in latencies.items():
-        found_ns = _smallest_ns(latency) if latency.observations >= OBSERVATIONS_MIN else 0
+        found_ns = _lone_request_ns(latency) if latency.observations >= OBSERVATIONS_MIN else 0
         if found_ns:
             floors[key] = min(found_ns, floors.get(key, found_ns))
     return floors
 
 
-def _smallest_ns(latency: pb.LatencySnapshot) -> int:
+def _lone_request_ns(latency: pb.LatencySnapshot) -> int:
     sizes = [size for size in latency.sizes if size.batches and size.backend_ns]
-    if not sizes:
-        return 0
-    smallest = min(sizes, key=lambda size: size.rows)
-    return smallest.backend_ns // smallest.batches
+    return lone_request_ns(sorted((size.rows, size.backend_ns // size.batches) for size in sizes))

@@ -20,6 +20,7 @@ from scheduler.config.profile import (
     ProfileError,
     check_model,
     load_profile,
+    lone_request_ns,
 )
 from scheduler.control.latency.learned import COUNT_MAX, LearnedLatencies
 from scheduler.telemetry.logs import log
@@ -28,17 +29,35 @@ from scheduler.v1 import dataplane_pb2 as pb
 logger = logging.getLogger(__name__)
 
 Prior = tuple[pb.BatchSize, ...]
+# The first batches of a model are often many times too long.
+OBSERVATIONS_MIN = 20
+ROWS_MAX = 2**31 - 1
 
 
 def statistics_prior(statistics: service_pb2.ModelStatistics) -> Prior:
     """Triton's compute times by batch size; entries that make no sense are left out."""
-    sizes = []
-    for entry in statistics.batch_stats:
-        count = entry.compute_infer.count
-        total_ns = entry.compute_input.ns + entry.compute_infer.ns + entry.compute_output.ns
-        if entry.batch_size and count and 0 < total_ns // count <= HOUR_NS:
-            sizes.append((entry.batch_size, count, total_ns // count))
-    return _prior(sizes)
+    return _prior(size for size in _counted(statistics) if _sensible(*size))
+
+
+def _counted(statistics: service_pb2.ModelStatistics) -> list[tuple[int, int, int]]:
+    """(rows, batches, mean in ns) of what has run."""
+    return [
+        (
+            entry.batch_size,
+            entry.compute_infer.count,
+            _compute_ns(entry) // entry.compute_infer.count,
+        )
+        for entry in statistics.batch_stats
+        if entry.compute_infer.count
+    ]
+
+
+def _compute_ns(entry: service_pb2.InferBatchStatistics) -> int:
+    return int(entry.compute_input.ns + entry.compute_infer.ns + entry.compute_output.ns)
+
+
+def _sensible(rows: int, _: int, mean_ns: int) -> bool:
+    return 0 < rows <= ROWS_MAX and 0 < mean_ns <= HOUR_NS
 
 
 def _prior(sizes: Iterable[tuple[int, int, int]]) -> Prior:
@@ -50,6 +69,11 @@ def _prior(sizes: Iterable[tuple[int, int, int]]) -> Prior:
     return tuple(prior)
 
 
+def _floor_ns(prior: Prior) -> int:
+    known = [size for size in prior if size.batches >= OBSERVATIONS_MIN]
+    return lone_request_ns([(size.rows, size.backend_ns // size.batches) for size in known])
+
+
 class Priors:
     """Chooses and remembers the prior of every placement."""
 
@@ -58,6 +82,9 @@ class Priors:
         self._statistics: dict[tuple[ModelKey, str], Prior] = {}
         self._said: dict[tuple[ModelKey, str], tuple[object, Prior]] = {}
         self._reported: set[tuple[ModelKey, str]] = set()
+        self._said_now: set[ModelKey] = set()
+        # What one row takes by what was learned earlier or by a profile.
+        self._floors_ns: dict[tuple[ModelKey, str], int] = {}
 
     def of(self, spec: ModelSpec, backend: str, batching: Batching) -> Prior:
         """The prior of a placement; the same until the model or its profile is another."""
@@ -67,13 +94,27 @@ class Priors:
         if said is None or said[0] != identity:
             said = (identity, self._choose(spec, backend, batching))
             self._said[key, backend] = said
+            if said[1]:
+                self._said_now.add(key)
         return said[1]
+
+    def said_now(self) -> set[ModelKey]:
+        """The models of which something was said since this was asked last."""
+        found, self._said_now = self._said_now, set()
+        return found
+
+    def floor_ns(self, key: ModelKey) -> int:
+        """What a lone request takes on the fastest backend by what was said; 0: nothing sure."""
+        return min((ns for (of, _), ns in self._floors_ns.items() if of == key and ns), default=0)
 
     def offer_statistics(self, backend: str, models: Iterable[service_pb2.ModelStatistics]) -> bool:
         """What a Triton that was joined has counted; returns whether a placement lacked it."""
         lacking = False
         for model in models:
             placement = ((model.name, model.version), backend)
+            if not all(_sensible(*size) for size in _counted(model)):
+                self._report(placement[0], "batch statistics of Triton that make no sense are "
+                             f"ignored (backend {backend})")  # fmt: skip
             self._statistics[placement] = statistics_prior(model)
             said = self._said.get(placement)
             if self._statistics[placement] and said is not None and not said[1]:
@@ -83,7 +124,7 @@ class Priors:
 
     def forget_others(self, backends: Container[str]) -> None:
         """What was said and counted of backends that are no more."""
-        for known in (self._said, self._statistics):
+        for known in (self._said, self._statistics, self._floors_ns):
             for placement in [p for p in known if p[1] not in backends]:
                 del known[placement]
 
@@ -96,9 +137,11 @@ class Priors:
         sources: list[Callable[[], Prior]] = [
             lambda: self._from_learned(key, signature, backend),
             lambda: self._from_profile(spec, signature, batching),
-            lambda: self._statistics.get((key, backend), ()),
         ]
-        return next((prior for source in sources if (prior := source())), ())
+        measured = next((prior for source in sources if (prior := source())), ())
+        # Not of Triton's statistics: a first batch that took seconds is in their means.
+        self._floors_ns[key, backend] = _floor_ns(measured)
+        return measured or self._statistics.get((key, backend), ())
 
     def _from_learned(self, key: ModelKey, signature: str, backend: str) -> Prior:
         found = self._learned.entry(key, signature, backend)

@@ -9,10 +9,11 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
-from scheduler.cli.models import models
+from scheduler.cli.models import _line, models
 from scheduler.cli.status import status
 from scheduler.v1 import control_pb2 as pb
 from scheduler.v1 import control_pb2_grpc
+from scheduler.v1.dataplane_pb2 import LatencySnapshot
 
 GIB = 2**30
 
@@ -82,3 +83,11 @@ def test_the_status_has_weights_against_the_budget(control: tuple[Control, str])
     done = CliRunner().invoke(status, ["--control", control[1]])
     text = " ".join(done.output.split())
     assert "weights on GPU-a 2.00 GiB of 8.00 GiB" in text
+
+
+def test_a_latency_that_was_only_told_is_shown_as_that() -> None:
+    told = LatencySnapshot(alpha_ns=1_000_000, beta_ns=5_000_000, margin=1.2)
+    assert _line(told) == "1.000 b + 5.000 ms, as known before the first batch"
+    told.observations = 1
+    assert _line(told) == "1.000 b + 5.000 ms"
+    assert _line(LatencySnapshot()) == "not known yet"

@@ -34,7 +34,10 @@ def message(**keys: object) -> pb.Batching:
         ("slo: 50us", "slo (infersched.yaml:2): 50us is out of the range of 100us to 86400s"),
         ("slo: 25h", "90000s is out of the range"),
         ("slo: -5ms", "-5ms is negative; expected a duration"),
-        ("slo: 0", "0 is no objective; leave the key out, or write none where another is inherited"),
+        (
+            "slo: 0",
+            "0 is no objective; leave the key out, or write none where another is inherited",
+        ),
         ("slo: 0.0ms", "0.0ms is no objective"),
         ("slo: 0.0000001ms", "0.0000001ms is no objective"),
         ("slo: .nan", "expected a duration"),

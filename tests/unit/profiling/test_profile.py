@@ -58,6 +58,20 @@ def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert profile.floor_ns == 6_100_000
 
 
+@pytest.mark.parametrize(
+    ("times_ms", "floor_ms"),
+    [
+        ({1: 6.1}, 6.1),
+        ({4: 10.0}, 2.5),  # at least that
+        ({4: 10.0, 8: 14.0}, 7.0),
+        ({4: 10.0, 8: 30.0}, 2.5),
+        ({4: 10.0, 8: 9.0}, 10.0),
+    ],
+)
+def test_the_floor_is_what_one_row_takes(times_ms: dict[int, float], floor_ms: float) -> None:
+    assert profile_of(times_ms).floor_ns == pytest.approx(floor_ms * MS)
+
+
 def damage(profile: Profile, **changes: Any) -> str:
     return json.dumps({**profile.model_dump(mode="json"), **changes})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from pathlib import Path
@@ -12,7 +13,7 @@ from tritonclient.grpc import service_pb2
 
 from scheduler.backends.catalog import profiled_model
 from scheduler.config import Batching, Settings
-from scheduler.config.profile import save_profile
+from scheduler.config.profile import ProfiledModel, save_profile
 from scheduler.control.cold.regions import Regions
 from scheduler.control.desired import DesiredState
 from scheduler.control.latency.latencies import OBSERVATIONS_MIN, Latencies
@@ -32,6 +33,8 @@ MS = 1_000_000
 KEY = ("identity", "1")
 MODEL = profiled_model(spec())
 OTHER = profiled_model(spec('name: "identity" max_batch_size: 8'))
+# As pool_of() has it.
+POOLED = profiled_model(pool_of(({"address": "a:1"}, {"identity": ""})).catalog[KEY].spec)
 
 
 def snapshot_of(times_ms: dict[int, float], observations: int = 100) -> pb.LatencySnapshot:
@@ -45,8 +48,14 @@ def learned(
     directory: Path, times_ms: dict[int, float], backend: str = "a:1", observations: int = 100
 ) -> LearnedLatencies:
     """What a control plane has kept in this directory."""
+    return kept_in(directory, snapshot_of(times_ms, observations), backend)
+
+
+def kept_in(
+    directory: Path, latency: pb.LatencySnapshot, backend: str = "a:1", model: ProfiledModel = MODEL
+) -> LearnedLatencies:
     kept = LearnedLatencies(directory)
-    found = learned_latency(MODEL, backend, snapshot_of(times_ms, observations))
+    found = learned_latency(model, backend, latency)
     assert found is not None
     kept.update({(KEY, backend): found})
     kept.store()
@@ -167,10 +176,28 @@ def test_batch_statistics_are_a_prior() -> None:
     assert milliseconds(statistics_prior(statistics({8: 13.5, 1: 6.0}))) == {1: 6.0, 8: 13.5}
 
 
-def test_statistics_that_make_no_sense_are_left_out() -> None:
-    found = statistics({0: 5.0, 2: 0.0, 3: 4_000_000.0, 4: 9.0})
-    found.batch_stats.add(batch_size=5)
+def test_statistics_that_make_no_sense_are_said_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = statistics({0: 5.0, 2: 0.0, 3: 4_000_000.0, 4: 9.0, 2**31: 9.0, 2**60: 9.0})
+    found.batch_stats[2].compute_infer.ns = 2**64 - 1
     assert milliseconds(statistics_prior(found)) == {4: 9.0}
+    priors = Priors(LearnedLatencies(tmp_path))
+    for _ in range(2):
+        priors.offer_statistics("a:1", [found])
+    (record,) = caplog.records
+    assert "batch statistics of Triton that make no sense are ignored" in record.getMessage()
+    assert milliseconds(priors.of(spec(), "a:1", Batching())) == {4: 9.0}
+
+
+def test_batches_that_triton_has_not_timed_yet_are_no_nonsense(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = statistics({4: 9.0})
+    found.batch_stats.add(batch_size=5)
+    Priors(LearnedLatencies(tmp_path)).offer_statistics("a:1", [found])
+    assert milliseconds(statistics_prior(found)) == {4: 9.0}
+    assert caplog.text == ""
 
 
 def test_what_was_learned_comes_before_a_profile_and_that_before_statistics(tmp_path: Path) -> None:
@@ -282,6 +309,89 @@ def test_an_objective_below_what_was_learned_is_said_once(
     assert found.problems(KEY, settings.batching_for("identity")).keys() == {"slo"}
     assert found.problems(KEY, Batching.model_validate({"slo": "7ms"})) == {}
     assert found.problems(("other", "1"), Batching.model_validate({"slo": "1ms"})) == {}
+
+
+def many(times_ms: dict[int, float]) -> pb.LatencySnapshot:
+    """As snapshot_of, of as many batches as are believed."""
+    latency = pb.LatencySnapshot(observations=1000)
+    for rows, ms in times_ms.items():
+        batches = OBSERVATIONS_MIN
+        latency.sizes.add(rows=rows, batches=batches, backend_ns=round(ms * batches * MS))
+    return latency
+
+
+def test_an_objective_below_what_an_earlier_life_learned_is_said_before_the_first_request(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept_in(tmp_path, many({1: 6.0, 8: 13.0}), model=POOLED)
+    settings = settings_of(slo="5ms")
+    latencies, desired = latencies_of(tmp_path, settings)
+    for _ in range(2):
+        latencies.judge_priors()
+    (record,) = caplog.records
+    text = "5ms is below the 6 ms that a lone request takes at the model (learned earlier)"
+    assert f"models.identity.slo: {text}" in record.getMessage()
+    assert text in latencies.problems(KEY, settings.batching_for("identity"))["slo"]
+    latencies.take(desired, snapshot({1: 4.0}, OBSERVATIONS_MIN))
+    assert latencies.problems(KEY, settings.batching_for("identity")) == {}, "measured here"
+
+
+def test_a_size_that_is_there_twice_stops_nothing(tmp_path: Path) -> None:
+    twice = many({4: 10.0})
+    twice.sizes.append(twice.sizes[0])
+    kept_in(tmp_path, twice, model=POOLED)
+    latencies, _ = latencies_of(tmp_path, Settings())
+    assert latencies.priors.floor_ns(KEY) == 2_500_000
+
+
+def test_what_is_hardly_known_and_what_triton_counted_is_no_floor(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "none").mkdir()
+    kept_in(tmp_path / "few", snapshot_of({1: 6.0}), model=POOLED)  # 10 batches of the size
+    for directory in ("few", "none"):
+        latencies, _ = latencies_of(tmp_path / directory, settings_of(slo="5ms"))
+        # A first batch that took seconds is in their mean.
+        latencies.priors.offer_statistics("a:1", [statistics({1: 60.0})])
+        latencies.judge_priors()
+    assert caplog.text == ""
+
+
+def test_the_floor_of_larger_batches_is_that_of_a_lone_request(tmp_path: Path) -> None:
+    found, desired = latencies_of(tmp_path, Settings())
+    found.take(desired, snapshot({8: 13.0, 16: 21.0}, OBSERVATIONS_MIN))
+    assert found.floor_ns(KEY) == 6 * MS
+
+
+class Asked:
+    """A data plane whose counters say that nothing ran."""
+
+    valid = True
+
+    def __init__(self) -> None:
+        self.indices: list[list[int]] = []
+
+    def batches_returned(self, index: int) -> int:
+        return 0
+
+    async def snapshot(self, indices: list[int]) -> pb.Snapshot:
+        self.indices.append(list(indices))
+        latency = pb.LatencySnapshot(alpha_ns=MS, beta_ns=5 * MS)
+        return pb.Snapshot(models=[pb.ModelSnapshot(index=0, latencies=[latency])])
+
+
+def test_what_was_said_of_a_model_is_read_back_before_it_runs(tmp_path: Path) -> None:
+    kept_in(tmp_path, snapshot_of({1: 6.0}), model=POOLED)
+    pool = pool_of(({"address": "a:1"}, {"first": "", "identity": ""}))
+    asked: Any = Asked()
+    found = Latencies(tmp_path, pool, asked, asked, Settings, lambda: None)
+    desired = DesiredState(tmp_path, found.priors)
+    desired.build(pool, Settings(), Regions(tmp_path))
+    found.judge_priors()
+    for _ in range(2):
+        asyncio.run(found.read(desired))
+    first, identity = (desired.model_index[name, "1"] for name in ("first", "identity"))
+    assert asked.indices == [[identity], [first]], "one, for what is of no model"
 
 
 def test_what_was_taken_is_in_the_file(tmp_path: Path) -> None:
