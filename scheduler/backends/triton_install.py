@@ -203,6 +203,7 @@ def install(
 def staged_directory(target: Path) -> Iterator[Path]:
     """A directory that becomes `target` whole, or not at all."""
     staged = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(staged, ignore_errors=True)  # of one that was killed and had our number
     staged.mkdir(parents=True)
     try:
         yield staged

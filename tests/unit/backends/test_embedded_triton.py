@@ -93,6 +93,16 @@ def test_a_failed_download_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert triton_install.locate(tmp_path) is None
 
 
+def test_what_a_killed_install_of_the_same_number_has_left_is_replaced(tmp_path: Path) -> None:
+    """In a container every process has the number of the one before."""
+    left = tmp_path / f"target.{os.getpid()}.partial"
+    (left / "old").mkdir(parents=True)
+    with triton_install.staged_directory(tmp_path / "target") as staged:
+        (staged / "new").mkdir()
+    assert [entry.name for entry in (tmp_path / "target").iterdir()] == ["new"]
+    assert not left.exists()
+
+
 def test_a_download_that_breaks_off_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
