@@ -130,8 +130,9 @@ def profile(
             raise click.UsageError(
                 f"--sizes {chosen[-1]} is above the model's max_batch_size {spec.max_batch_size}"
             )
-        _check_in_flight(in_flight, spec)
-        plan = Plan(chosen, repeats, warm_up, in_flight or min(spec.instances, repeats))
+        at_once = triton.in_flight_max(spec)
+        _check_in_flight(in_flight, at_once)
+        plan = Plan(chosen, repeats, warm_up, in_flight or min(at_once, repeats))
         need = _memory(triton, spec, maker, plan, (device, metrics, reload)) if memory else None
         if need is not None:
             plan = replace(plan, sizes=tuple(size.rows for size in need.sizes))
@@ -170,11 +171,11 @@ def _check_files(save: Path | None, plot: Path | None) -> None:
         check_can_write(plot, "--plot", SUFFIXES)
 
 
-def _check_in_flight(in_flight: int | None, spec: ModelSpec) -> None:
-    if in_flight is not None and in_flight > spec.instances:
+def _check_in_flight(in_flight: int | None, at_once: int) -> None:
+    if in_flight is not None and in_flight > at_once:
         raise click.UsageError(
-            f"--in-flight {in_flight} is above the model's instances, {spec.instances}: batches "
-            "would wait for each other, and that would count"
+            f"--in-flight {in_flight} is above the model's instances, {at_once}: batches would "
+            "wait for each other, and that would count"
         )
 
 

@@ -87,18 +87,34 @@ class Server:
 
     def model(self, name: str, version: str) -> ModelSpec:
         """The model as it is served, its highest version where none is named."""
+        spec = self._spec(name, version)
+        if spec.sequence or spec.decoupled:
+            kind = "sequence" if spec.sequence else "decoupled"
+            raise MeasureError(f"{name} is a {kind} model, which is never batched here")
+        return spec
+
+    def in_flight_max(self, spec: ModelSpec) -> int:
+        """How many batches run at once without waiting for each other.
+
+        Those of an ensemble may meet at the step that has the fewest instances.
+        """
+        if not spec.config.HasField("ensemble_scheduling"):
+            return spec.instances
+        steps = {
+            (step.model_name, str(step.model_version) if step.model_version > 0 else "")
+            for step in spec.config.ensemble_scheduling.step
+        }
+        return min((self.in_flight_max(self._spec(*step)) for step in sorted(steps)), default=1)
+
+    def _spec(self, name: str, version: str) -> ModelSpec:
         asked = {"name": name, "version": version}
         metadata = self._call("ModelMetadata", service_pb2.ModelMetadataRequest(**asked))
         config = self._call("ModelConfig", service_pb2.ModelConfigRequest(**asked)).config
         chosen = version or max(metadata.versions, key=int, default="1")
         try:
-            spec = model_spec(chosen, metadata, config)
+            return model_spec(chosen, metadata, config)
         except CatalogError as error:
             raise MeasureError(str(error)) from error
-        if spec.sequence or spec.decoupled:
-            kind = "sequence" if spec.sequence else "decoupled"
-            raise MeasureError(f"{name} is a {kind} model, which is never batched here")
-        return spec
 
     def batches_run(self, spec: ModelSpec) -> dict[int, int]:
         """Executions by batch size since the server started."""

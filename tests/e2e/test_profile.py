@@ -39,6 +39,11 @@ def sleeping(
     )
     models.sequence(repository)
     models.failing(repository)
+    models.identity(repository)
+    models.identity(repository, "identities", instances=2)
+    models.ensemble(repository, "pair", steps=("identities", "identity"))
+    models.ensemble(repository, "wide", steps=("identities",))
+    models.ensemble(repository, "nested", steps=("wide", "pair"))
     with EmbeddedTriton(repository) as triton:
         yield triton
 
@@ -134,6 +139,19 @@ def test_batches_beside_each_other_do_not_wait_for_each_other(sleeping: Embedded
     assert len(times) == len(replies) == 21
     assert min(times) >= (PER_BATCH_S + PER_ROW_S) * 1e9
     assert sum(times) > took_s * 1e9
+
+
+@pytest.mark.parametrize(("name", "lanes"), [("pair", 1), ("wide", 2), ("nested", 1)])
+def test_batches_of_an_ensemble_wait_for_no_other_at_its_narrowest_step(
+    sleeping: EmbeddedTriton, tmp_path: Path, name: str, lanes: int
+) -> None:
+    arguments = (name, "--sizes", "1", "--repeats", "4", "--save", str(tmp_path / "p.json"))
+    result = profile(sleeping, *arguments)
+    assert result.exit_code == 0, result.output
+    assert load_profile(tmp_path / "p.json").in_flight == lanes
+    result = profile(sleeping, *arguments, "--in-flight", str(lanes + 1))
+    assert result.exit_code == 2
+    assert f"above the model's instances, {lanes}" in result.output.replace("\n", " ")
 
 
 def test_no_server_is_said(tmp_path: Path) -> None:
