@@ -43,7 +43,7 @@ LOADS = "0.25,0.5,0.75,0.9,1,1.1,1.25,1.5,2"
 
 
 def _numbers(_: Any, option: click.Parameter, value: str | None) -> tuple[float, ...]:
-    if not value:
+    if value is None:
         return ()
     try:
         numbers = tuple(float(number) for number in value.split(","))

@@ -19,7 +19,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from scheduler.config.errors import ConfigError, ConfigProblem, problems_of
 from scheduler.config.objectives import LEVELS_MAX
@@ -67,6 +74,15 @@ def _ms(value: object) -> float:
 def _signed_ms(value: object) -> float:
     text = str(value)
     return -_ms(text[1:]) if text.startswith("-") else _ms(value)
+
+
+def _objective_of_class(value: object) -> float | Literal["none"] | None:
+    if value is None or value == "none":
+        return value
+    ms = _ms(value)
+    if not 0 < ms < 1e9:
+        raise ValueError(f"{value} is no objective; write a time such as 40ms, or none")
+    return ms
 
 
 Ms = Annotated[float, BeforeValidator(_ms)]
@@ -128,7 +144,7 @@ class ClassSpec(Section):
 
     share: Share = 1.0
     priority: Annotated[int, Field(ge=0, le=2**31)] = 0
-    slo: SomeMs | Literal["none"] | None = None
+    slo: Annotated[float | Literal["none"] | None, PlainValidator(_objective_of_class)] = None
     tenant: str = ""
     rows: Annotated[int, Field(ge=1, le=1024)] = 1
     signatures: Annotated[int, Field(ge=1, le=100_000)] = 1
@@ -166,6 +182,10 @@ class ModelSpec(Section):
     def _sound(self) -> ModelSpec:
         if len(self.levels) > self.priority_levels:
             raise ValueError(f"there are only {self.priority_levels} priority_levels")
+        levels = [*self.levels, *[LevelSpec()] * (self.priority_levels - len(self.levels))]
+        for at, (level, below) in enumerate(pairwise(levels)):
+            if level.best_effort and not below.best_effort:
+                raise ValueError(f"levels[{at}] is best_effort and above one that is not")
         if self.aging and self.priority_levels == 1:
             raise ValueError("aging needs priority_levels of 2 or more; leave it out")
         for at, kind in enumerate(self.classes):

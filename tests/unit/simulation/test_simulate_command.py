@@ -199,6 +199,19 @@ def test_the_end_of_a_run_is_no_outage(runner: CliRunner) -> None:
             ),
             "best_effort has neither",
         ),
+        (
+            (
+                "priority_levels: 2",
+                "priority_levels: 2\n    levels: [{best_effort: true}, {slo: 90ms}]",
+            ),
+            "levels[0] is best_effort and above one that is not",
+        ),
+        (("slo: none", "slo: 0"), "models[0].classes[1].slo (w.yaml:14): 0 is no objective; write"),
+        (("slo: none", "slo: -5ms"), "models[0].classes[1].slo (w.yaml:14): -5ms is negative"),
+        (
+            ("slo: none", "slo: nothing"),
+            "models[0].classes[1].slo (w.yaml:14): expected a duration",
+        ),
         (("slo: 40ms", "slo: 40"), "models[0].slo"),
         (("slo: 40ms", "slo: 0s"), "models[0].slo"),
         (("noise", "nois"), "did you mean noise"),
@@ -245,9 +258,16 @@ def test_a_bad_file_exits_2_and_says_what_is_wrong(
     assert (result.exit_code, told in result.output) == (2, True), result.output
 
 
+def test_no_loads_are_a_mistake(runner: CliRunner) -> None:
+    for option in ("--load", "--rate"):
+        result = simulate(runner, "A", option, "")
+        assert (result.exit_code, "'' is not of the form 0.5,1,2" in result.output) == (2, True)
+
+
 def test_a_mistake_is_told_once(runner: CliRunner, tmp_path: Path) -> None:
-    (tmp_path / "w.yaml").write_text(FILE.replace("rate: 100", "rate: -1"))
-    assert len(simulate(runner, "w.yaml").output.splitlines()) == 1
+    for change in (("rate: 100", "rate: -1"), ("slo: none", "slo: 0")):
+        (tmp_path / "w.yaml").write_text(FILE.replace(*change))
+        assert len(simulate(runner, "w.yaml").output.splitlines()) == 1
     (tmp_path / "w.yaml").write_text("models: []\n")
     assert "name at least one" in simulate(runner, "w.yaml").output
 
