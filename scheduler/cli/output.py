@@ -40,9 +40,17 @@ def check_can_write(path: Path, option: str, suffixes: Sequence[str] = ()) -> No
     if suffixes and path.suffix.lower() not in suffixes:
         *others, last = suffixes
         raise click.UsageError(f"{option} {path}: the name ends in {', '.join(others)} or {last}")
-    if not path.parent.is_dir():
+    # Those of pathlib raise for directories that must not be looked into.
+    if not os.path.isdir(path.parent):
         raise click.UsageError(f"{option} {path}: there is no directory {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    written = path
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        written = path.parent
+    except OSError as error:
+        raise click.UsageError(f"{option} {path}: {error.strerror}") from error
+    if not os.access(written, os.W_OK):
         raise click.UsageError(f"{option} {path}: it must not be written")
 
 

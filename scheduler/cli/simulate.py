@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -168,7 +169,7 @@ def _world(workload: str, noise: float | None) -> World:
     path = Path(workload)
     if workload in WORKLOADS:
         world = named(workload)
-    elif path.suffix in (".yaml", ".yml") or path.exists():
+    elif path.suffix in (".yaml", ".yml") or os.path.exists(path):
         try:
             world = from_file(path)
         except ConfigError as error:

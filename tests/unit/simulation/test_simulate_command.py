@@ -258,6 +258,16 @@ def test_a_bad_file_exits_2_and_says_what_is_wrong(
     assert (result.exit_code, told in result.output) == (2, True), result.output
 
 
+def test_names_that_no_file_can_have_are_said(runner: CliRunner) -> None:
+    long = "x" * 300
+    result = simulate(runner, "A", "--plot", f"{long}.svg")
+    assert (result.exit_code, "File name too long" in result.output) == (2, True)
+    result = simulate(runner, "A", "--plot", f"{long}/p.svg")
+    assert (result.exit_code, "there is no directory" in result.output) == (2, True)
+    result = simulate(runner, long)
+    assert (result.exit_code, "no workload is called" in result.output) == (2, True)
+
+
 def test_no_loads_are_a_mistake(runner: CliRunner) -> None:
     for option in ("--load", "--rate"):
         result = simulate(runner, "A", option, "")
