@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <iterator>
+#include <utility>
 
 #include "base/error_details.h"
 #include "http2/headers.h"
@@ -183,6 +184,18 @@ void ServerSession::State::receive_header(Stream* stream, std::string_view name,
     }
 }
 
+// A compressed header of some bytes may stand for many kilobytes.
+void ServerSession::State::charge_metadata(Stream* stream) {
+    std::uint64_t bytes = 0;
+    for (const Headers* headers : {&stream->headers, &stream->watched})
+        for (const auto& [name, value] : *headers)
+            bytes += name.size() + value.size() + kHeaderOverheadBytes;
+    if (charge(bytes))
+        stream->metadata_bytes = bytes;
+    else
+        stream->refusal = host_memory_refusal();
+}
+
 void ServerSession::State::request_headers_done(Stream* stream, bool end_stream) {
     stream->remote_ended = end_stream;
     update_throttle();
@@ -197,6 +210,8 @@ void ServerSession::State::request_headers_done(Stream* stream, bool end_stream)
         stream->refusal =
             Status::error(StatusCode::kResourceExhausted, "the client does not read its answers");
     }
+    // What is forwarded is passed on at once.
+    if (stream->refusal.ok() && stream->kind != StreamKind::kForward) charge_metadata(stream);
     if (!stream->refusal.ok()) {
         refuse(stream, Status(stream->refusal), nullptr);
     } else if (stream->kind == StreamKind::kForward) {
@@ -392,6 +407,7 @@ void ServerSession::State::close_stream(Stream* stream) {
     if (block_.stream == stream) block_.stream = nullptr;
     drop_received(stream);
     drop_body(stream);
+    uncharge(std::exchange(stream->metadata_bytes, 0));
     if (stream->announced && !stream->finished) {
         events.push(
             stream->kind == StreamKind::kForward ? EventKind::kForwardReset : EventKind::kCancelled,

@@ -87,6 +87,7 @@ class ServerSession::State : public SessionCore {
     void receive_pseudo_header(Stream* stream, std::string_view name, std::string_view value);
     void receive_header(Stream* stream, std::string_view name, std::string_view value);
     void select_route(Stream* stream, std::string_view path);
+    void charge_metadata(Stream* stream);
     void request_headers_done(Stream* stream, bool end_stream);
     void receive_unary_data(Stream* stream, Span bytes, std::size_t frame_left);
     bool is_paced(const Stream* stream) const;

@@ -32,7 +32,7 @@ void Stream::recycle() {
     in.set_encoding(Compression::kNone);
     in.set_shared(nullptr);
     out_encoding = Compression::kNone;
-    inflated_bytes = unpaid_bytes = 0;
+    inflated_bytes = unpaid_bytes = metadata_bytes = 0;
     charged_bytes = uncredited_bytes = unclaimed_bytes = sent_bytes = 0;
     clear_ready();
     header_bytes = 0;

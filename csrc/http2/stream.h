@@ -67,10 +67,11 @@ struct Stream {
     // Being received. Server: selected metadata (terminated) or all (forwarded); client: custom
     // metadata or all.
     Headers headers;
-    Headers watched;                  // of them: those in ServerConfig::watched_headers
-    Headers trailers;                 // to be sent after the body; empty = `grpc-status: 0`
-    Status refusal;                   // why its headers are refused, decided while they arrive
-    std::uint16_t http_status = 200;  // server: of the refusal; client: received
+    Headers watched;                   // of them: those in ServerConfig::watched_headers
+    std::uint64_t metadata_bytes = 0;  // server: of both; in the budget until it is closed
+    Headers trailers;                  // to be sent after the body; empty = `grpc-status: 0`
+    Status refusal;                    // why its headers are refused, decided while they arrive
+    std::uint16_t http_status = 200;   // server: of the refusal; client: received
     // Client: what the answer's headers and trailers said.
     Status status;
     bool status_seen = false;

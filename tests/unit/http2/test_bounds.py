@@ -81,6 +81,30 @@ def test_the_byte_budget_is_exact_and_shared() -> None:
     assert [event.kind for event in first.exchange()] == ["request"]
 
 
+@pytest.mark.parametrize(
+    "kept", [{"forward_metadata": ["x-kept"]}, {"watched_headers": ["x-kept"]}, {}]
+)
+def test_headers_that_are_kept_count_until_their_stream_is_closed(kept: dict[str, object]) -> None:
+    """Compressed, a header of some bytes may stand for many kilobytes."""
+    each = len("x-kept") + 1000 + 32 if kept else 0
+    budget = http2.ByteBudget(2 * 1038 + 20)
+    session = server(budget=budget, **kept)
+    client = H2Client(session)
+    streams = [client.open(extra=[("x-kept", "v" * 1000)]) for _ in range(3)]
+    client.exchange()
+    if kept:
+        assert refused(client, streams[2])[0] == RESOURCE_EXHAUSTED
+    assert budget.used == 2 * each
+
+    client.send(streams[0], frame_message(b"fine"), end_stream=True)
+    client.exchange(answer_with(session, b"fine"))
+    assert client.answers[streams[0]].message == b"fine"
+    assert budget.used == each
+    client.h2.reset_stream(streams[1])
+    client.exchange()
+    assert budget.used == 0
+
+
 def test_a_session_that_goes_gives_its_bytes_back() -> None:
     budget = http2.ByteBudget()
     client = H2Client(server(budget=budget))
