@@ -68,6 +68,37 @@ void Gateway::State::dispatch_streamed(const engine::Action& action, RequestReco
     kserve::write_stream_request(request->prepared, StreamRequestId(batch_id).text(), true,
                                  &message);
     connection->client->send(stream->stream, std::move(message));
+    stream->carried.add(batch->model);
+    if (stream->carried.full() || !takes_new(batch->model, stream->backend))
+        retire_backend_stream(stream);
+}
+
+bool Gateway::State::takes_new(std::uint32_t model, std::uint32_t backend) const {
+    const ModelConfig* config = catalog.at(model);
+    if (config == nullptr || !config->policy.admitting) return false;
+    for (const engine::Placement& placement : config->placements)
+        if (placement.backend == backend) return placement.ready;
+    return false;
+}
+
+// Triton ends an unloaded model once the streams that have used it are over.
+void Gateway::State::retire_backend_streams() {
+    backend_streams.each([this](BackendStreamId, BackendStream& stream) {
+        const auto takes_none = [&](std::uint32_t model) {
+            return !takes_new(model, stream.backend);
+        };
+        if (std::any_of(stream.carried.begin(), stream.carried.end(), takes_none))
+            retire_backend_stream(&stream);
+    });
+}
+
+void Gateway::State::retire_backend_stream(BackendStream* stream) {
+    if (stream->retired) return;
+    stream->retired = true;
+    Connection* connection = connections.find(stream->connection);
+    if (connection == nullptr) return;
+    connection->client->half_close(stream->stream);
+    connections.mark_dirty(stream->connection, connection);
 }
 
 // The stream to that backend, opened when there is none. 0: it cannot be.
@@ -77,7 +108,7 @@ BackendStreamId Gateway::State::backend_stream_for(ClientStreamId client_id, std
     if (client == nullptr) return 0;
     for (const BackendStreamId id : client->backend_streams) {
         const BackendStream* open = backend_streams.find(id);
-        if (open->backend == backend && open->decoupled == decoupled) return id;
+        if (open->backend == backend && open->decoupled == decoupled && !open->retired) return id;
     }
     ConnectionId connection_id = 0;
     Connection* connection = choose_connection(backend, &connection_id);

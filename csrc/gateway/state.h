@@ -188,6 +188,9 @@ struct Gateway::State {
     void dispatch_streamed(const engine::Action& action, RequestRecord* request, Nanos now);
     BackendStreamId backend_stream_for(ClientStreamId client, std::uint32_t backend,
                                        bool decoupled);
+    bool takes_new(std::uint32_t model, std::uint32_t backend) const;
+    void retire_backend_streams();
+    void retire_backend_stream(BackendStream* stream);
     void take_stream_message(ConnectionId id, Connection* connection, http2::Event* event,
                              Nanos now);
     void note_stream_metadata(BackendStreamId id, http2::AnswerMetadata* answer);

@@ -9,9 +9,10 @@ namespace infersched::gateway {
 namespace {
 
 bool wants_error_status(const http2::Headers& headers) {
-    return std::any_of(headers.begin(), headers.end(), [](const auto& header) {
-        return header.first == kErrorHeader && header.second == "true";
+    const auto first = std::find_if(headers.begin(), headers.end(), [](const auto& header) {
+        return header.first == kErrorHeader;
     });
+    return first != headers.end() && first->second == "true";
 }
 
 }  // namespace

@@ -10,6 +10,8 @@
 // requests are held and it gets no new window, nor do its backend streams.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <deque>
 #include <string>
 #include <utility>
@@ -90,12 +92,31 @@ struct ClientStream {
     http2::AnswerMetadata answer;  // of the first backend stream that brought any
 };
 
+// The models whose requests a stream to a backend has carried. So many, and another one follows.
+inline constexpr std::size_t kCarriedModelsMax = 16;
+
+class CarriedModels {
+  public:
+    void add(std::uint32_t model) {
+        if (std::find(begin(), end(), model) == end()) models_[count_++] = model;
+    }
+    bool full() const { return count_ == kCarriedModelsMax; }
+    const std::uint32_t* begin() const { return models_.data(); }
+    const std::uint32_t* end() const { return models_.data() + count_; }
+
+  private:
+    std::array<std::uint32_t, kCarriedModelsMax> models_{};
+    std::uint32_t count_ = 0;
+};
+
 struct BackendStream {
     ConnectionId connection = 0;
     http2::StreamId stream = 0;
     std::uint32_t backend = 0;
     bool decoupled = false;
     bool lingering = false;  // its client's stream has ended
+    bool retired = false;    // half-closed: what it has carried is answered, then it ends
+    CarriedModels carried;
     ClientStreamId client = 0;
     std::vector<BatchId> batches;    // their final reply has not come
     std::uint64_t unpaid_bytes = 0;  // received, and no window given back yet

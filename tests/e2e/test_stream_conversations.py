@@ -150,6 +150,19 @@ def test_a_failed_execution_ends_the_stream_where_the_client_wants_it(
         assert got.messages == expected.messages
 
 
+@pytest.mark.parametrize(
+    "values", [("true", "false"), ("false", "true"), ("True",), (" true",), ("",)], ids=str
+)
+def test_the_first_such_header_counts(
+    values: tuple[str, ...], straight: Stub, through: Stub
+) -> None:
+    metadata = tuple((name, value) for name, _ in ENDS_AT_ERROR for value in values)
+    expected = converse(straight, [plain("x", "failing", -5)], metadata=metadata)
+    got = converse(through, [plain("x", "failing", -5)], metadata=metadata)
+    assert got == expected
+    assert (got.code != OK) == (values[0] == "true")
+
+
 def test_a_failed_response_ends_the_stream_and_the_other_requests(through: Stub) -> None:
     requests = [repeat_request(200, "b", delay_ms=20), repeat_request(3, "a", fail_at=1)]
     got = converse(through, requests, metadata=ENDS_AT_ERROR)
