@@ -210,7 +210,8 @@ class BackendWatch:
         suspicions, began_s = self._suspicions, time.monotonic()
         if self.server is None:
             self.server = await self.calls.server_metadata()
-        index = await self.calls.index()
+        known = {*reread, *(name for name, _ in self._described)}
+        index = await self.calls.index(known if self.catalog_read else None)
         listed = {(m.name, m.version): m.state for m in index.models if m.version and m.state}
         ready = {key for key, state in listed.items() if state == READY}
         kept = _kept(listed)

@@ -133,7 +133,7 @@ def test_a_backend_whose_models_are_not_read_yet_makes_nobody_ready() -> None:
         readiness = Readiness(pool, lambda: "strict", lambda: True)
         index = calls.index
 
-        async def slow_index() -> object:
+        async def slow_index(unlisted: object) -> object:
             seen.append(readiness.ready)
             return await index()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2, service_pb2
 
@@ -37,6 +39,7 @@ class ScriptedCalls:
         self.configs = configs
         self.states: dict[tuple[str, str], str] = {(name, "1"): "READY" for name in configs}
         self.answer = ProbeResult(Answer.READY)
+        self.unlisted: set[str] = set()  # names that only who asks for them is told of
         self.model_reads: list[tuple[str, str]] = []
         self.probes = 0
 
@@ -51,11 +54,14 @@ class ScriptedCalls:
         self._check()
         return service_pb2.ServerMetadataResponse(name="triton", version="2.51.0")
 
-    async def index(self) -> service_pb2.RepositoryIndexResponse:
+    async def index(
+        self, unlisted: Collection[str] | None = ()
+    ) -> service_pb2.RepositoryIndexResponse:
         self._check()
         answer = service_pb2.RepositoryIndexResponse()
         for (name, version), state in self.states.items():
-            answer.models.add(name=name, version=version, state=state)
+            if name not in self.unlisted or unlisted is None or name in unlisted:
+                answer.models.add(name=name, version=version, state=state)
         return answer
 
     async def model(

@@ -112,6 +112,33 @@ def test_a_load_with_an_override_acts_everywhere_before_it_is_answered(
         assert stub.ModelConfig(request, timeout=TIMEOUT_S).config.max_batch_size == 4
 
 
+def test_a_model_of_files_that_came_with_the_load_is_served(
+    client: InferenceServerClient,
+    cold: Cold,
+    data_plane: FakeDataPlane,
+    explicit_pair: Pair,
+    pair: list[Cold],
+) -> None:
+    """Triton serves it and does not list it."""
+    code = (explicit_pair[0].model_repository / "identity" / "1" / "model.py").read_bytes()
+    client.load_model(
+        "sent",
+        config=json.dumps({**SMALL, "name": "sent"}),
+        files={"file:1/model.py": code},
+        client_timeout=START_TIMEOUT_S,
+    )
+    assert served_by(data_plane.applies[-1], "sent") == {0, 1}
+    client.load_model("identity", client_timeout=START_TIMEOUT_S)
+    assert served_by(data_plane.applies[-1], "sent") == {0, 1}, "another reading shows it again"
+    assert client.is_model_ready("sent")
+    described = service_pb2.ModelMetadataRequest(name="sent")
+    assert outcome(cold, "ModelMetadata", described) == outcome(pair[1], "ModelMetadata", described)
+    assert "sent" not in {name for name, _ in states(cold)} | {name for name, _ in states(pair[1])}
+    client.unload_model("sent", client_timeout=START_TIMEOUT_S)
+    assert named("sent")(data_plane.applies[-1]) is None
+    assert not client.is_model_ready("sent")
+
+
 def test_an_unload_waits_for_our_queue_and_is_answered_when_the_model_is_gone(
     client: InferenceServerClient, cold: Cold, data_plane: FakeDataPlane, pair: list[Cold]
 ) -> None:
