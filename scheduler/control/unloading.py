@@ -11,6 +11,7 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from scheduler._native.counters import CountersPage
+from scheduler.backends.catalog import READY
 from scheduler.backends.probe import RpcError
 from scheduler.backends.watch import BackendStatus, BackendWatch
 from scheduler.control.cold.fan_out import UPDATE_TIMEOUT_S
@@ -75,20 +76,26 @@ def _busy(snapshot: pb.Snapshot, models: Collection[int], backend: int | None) -
 
 
 async def until_unloaded(
-    watch: BackendWatch, names: Collection[str], timeout_s: float = UNLOAD_TIMEOUT_S
+    watch: BackendWatch,
+    names: Collection[str],
+    timeout_s: float = UNLOAD_TIMEOUT_S,
+    *,
+    dependents: Collection[str] = (),
 ) -> RpcError | None:
     """None once no version of the models is loaded there; a failure when that takes too long.
 
-    Triton answers an unload before it is done. A question that is lost is asked again.
+    Of `dependents` Triton may leave some as they are. It answers an unload before it is done. A
+    question that is lost is asked again.
     """
     request = service_pb2.RepositoryIndexRequest()
+    ends = {**dict.fromkeys(dependents, (*_GONE, READY)), **dict.fromkeys(names, _GONE)}
 
     async def until_gone() -> None:
         heard_s = time.monotonic()
         while True:
             try:
                 index = await watch.calls.rpc("RepositoryIndex", request, UPDATE_TIMEOUT_S)
-                if all(model.state in _GONE for model in index.models if model.name in names):
+                if all(m.state in ends[m.name] for m in index.models if m.name in ends):
                     return
                 heard_s = time.monotonic()
             except RpcError:

@@ -71,8 +71,9 @@ class Repository:
     ) -> service_pb2.RepositoryModelUnloadResponse:
         """Unloads on every reachable backend once our queue is empty. Raises ColdError."""
         _refuse_repository_name(request.repository_name)
-        names = self._ended_by(request)
-        return await self._to_the_end(names, lambda: self._unload(request, names))
+        dependents = self._dependents(request)
+        names = {request.model_name, *dependents}
+        return await self._to_the_end(names, lambda: self._unload(request, dependents))
 
     async def _to_the_end(
         self, names: Collection[str], operation: Callable[[], Coroutine[Any, Any, Answer]]
@@ -106,9 +107,10 @@ class Repository:
         return service_pb2.RepositoryModelLoadResponse()
 
     async def _unload(
-        self, request: service_pb2.RepositoryModelUnloadRequest, names: Collection[str]
+        self, request: service_pb2.RepositoryModelUnloadRequest, dependents: Collection[str]
     ) -> service_pb2.RepositoryModelUnloadResponse:
         plane, pool = self._plane, self._plane.pool
+        names = {request.model_name, *dependents}
         watches = reachable(pool)
         await self._would_be_taken(watches, request)
         plane.desired.refusing.update(names)
@@ -118,10 +120,12 @@ class Repository:
             await self._drain(names)
             outcome = await ask_all(pool, watches, "RepositoryModelUnload", request)
             if outcome.answers:
-                for name in names:
-                    self._loads.unloaded(name)
-            outcome = await self._until_gone(outcome, watches, names)
+                self._loads.unloaded(request.model_name)
+            outcome = await self._until_gone(outcome, watches, request.model_name, dependents)
             await self._take_over(watches, names)
+            for name in dependents:
+                if outcome.answers and not pool.versions(name):
+                    self._loads.unloaded(name)
         finally:
             plane.desired.refusing.difference_update(names)
             plane.residency.held_back.difference_update(names)
@@ -142,18 +146,20 @@ class Repository:
         outcome = await ask_all(self._plane.pool, watches, "RepositoryModelUnload", trial)
         outcome.raise_failures()
 
-    def _ended_by(self, request: service_pb2.RepositoryModelUnloadRequest) -> set[str]:
-        """The models that the unload ends: with its dependents, the steps of an ensemble too."""
-        names = {request.model_name}
+    def _dependents(self, request: service_pb2.RepositoryModelUnloadRequest) -> set[str]:
+        """What may end with the model: the steps of an ensemble that no other one has.
+
+        Triton may leave some of those, too: such as were loaded by themselves.
+        """
         wanted = request.parameters.get("unload_dependents")
         if wanted is None or not wanted.bool_param:
-            return names
-        steps = {
-            step.model_name
-            for entry in self._plane.pool.versions(request.model_name)
-            for step in entry.spec.config.ensemble_scheduling.step
-        }
-        return names | steps
+            return set()
+        name = request.model_name
+        mine, others = set[str](), {name}
+        for (ensemble, _), entry in self._plane.pool.catalog.items():
+            steps = {step.model_name for step in entry.spec.config.ensemble_scheduling.step}
+            (mine if ensemble == name else others).update(steps)
+        return mine - others
 
     async def _drain(self, names: Collection[str]) -> None:
         """Returns when nothing of these models is queued or out, at the latest at the deadline of
@@ -169,11 +175,15 @@ class Repository:
                 models=",".join(sorted(names)), reason=repr(error))  # fmt: skip
 
     async def _until_gone(
-        self, outcome: Outcome, watches: Sequence[BackendWatch], names: Collection[str]
+        self,
+        outcome: Outcome,
+        watches: Sequence[BackendWatch],
+        name: str,
+        dependents: Collection[str],
     ) -> Outcome:
         """Triton answers an unload before it is done: waits for the end of it."""
         told = [watch for watch in watches if watch.address in outcome.answers]
-        waits = (until_unloaded(watch, names) for watch in told)
+        waits = (until_unloaded(watch, [name], dependents=dependents) for watch in told)
         late = [failure for failure in await asyncio.gather(*waits) if failure is not None]
         lost = {failure.address for failure in late}
         answers = {a: answer for a, answer in outcome.answers.items() if a not in lost}
@@ -214,7 +224,7 @@ class Repository:
 
     async def _fulfil(self, watch: BackendWatch, name: str, wish: Wish) -> bool:
         """Whether anything had to be done. Raises RpcError and CallError."""
-        index = await watch.calls.index()
+        index = await watch.calls.index([name])
         ready = [m.version for m in index.models if m.name == name and m.state == READY]
         if wish.load is None:
             if not ready:
