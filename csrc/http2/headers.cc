@@ -7,7 +7,8 @@ namespace infersched::http2 {
 
 namespace {
 
-constexpr std::uint64_t kTimeoutValueMax = 99'999'999;  // eight digits
+constexpr std::uint64_t kTimeoutValueMax = 99'999'999;         // eight digits
+constexpr std::uint64_t kReadTimeoutValueMax = 1'000'000'000;  // no time-out beyond
 
 struct TimeoutUnit {
     char letter;
@@ -64,6 +65,8 @@ std::size_t block_bytes(const Headers& headers) {
     return bytes;
 }
 
+bool is_digit(char c) { return c >= '0' && c <= '9'; }
+
 bool is_plain(char c) { return c >= ' ' && c <= '~' && c != '%'; }
 
 }  // namespace
@@ -79,14 +82,27 @@ bool parse_decimal(std::string_view text, std::uint64_t* value) {
     return true;
 }
 
+// As gRPC's own servers do: blanks and more than eight digits are taken, too.
 bool parse_timeout(std::string_view text, Nanos* timeout_ns) {
+    const auto skip_blanks = [&text] {
+        while (!text.empty() && text.front() == ' ') text.remove_prefix(1);
+    };
+    skip_blanks();
+    if (text.empty() || !is_digit(text.front())) return false;
     std::uint64_t value = 0;
-    if (text.size() < 2 || text.size() > 9 ||
-        !parse_decimal(text.substr(0, text.size() - 1), &value))
-        return false;
+    for (; !text.empty() && is_digit(text.front()); text.remove_prefix(1))
+        value = std::min(value * 10 + static_cast<std::uint64_t>(text.front() - '0'),
+                         kReadTimeoutValueMax + 1);
+    skip_blanks();
+    if (text.empty()) return false;
+    const char letter = text.front();
+    text.remove_prefix(1);
+    skip_blanks();
+    if (!text.empty()) return false;
     for (const TimeoutUnit& unit : kTimeoutUnits) {
-        if (unit.letter != text.back()) continue;
-        if (__builtin_mul_overflow(static_cast<Nanos>(value), unit.nanos, timeout_ns))
+        if (unit.letter != letter) continue;
+        if (value > kReadTimeoutValueMax ||
+            __builtin_mul_overflow(static_cast<Nanos>(value), unit.nanos, timeout_ns))
             *timeout_ns = kNever;
         return true;
     }

@@ -9,6 +9,9 @@
 // Not in nghttp2 before 1.57, but in Debian's 1.52: asked at run time.
 extern "C" __attribute__((weak)) void nghttp2_option_set_stream_reset_rate_limit(
     nghttp2_option* option, std::uint64_t burst, std::uint64_t rate);
+// Not in nghttp2 before 1.50, which takes such values.
+extern "C" __attribute__((weak)) void
+nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation(nghttp2_option* option, int val);
 
 namespace infersched::http2 {
 
@@ -34,6 +37,9 @@ nghttp2_option* SessionCore::make_options() {
     nghttp2_option_set_no_auto_window_update(options, 1);
     nghttp2_option_set_no_closed_streams(options, 1);
     nghttp2_option_set_max_send_header_block_length(options, kSentHeaderBytesMax);
+    // gRPC clients and servers send metadata as they are, blanks at both ends too.
+    if (nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation != nullptr)
+        nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation(options, 1);
     // gRPC clients reset at every expired deadline; resets are counted against work done instead.
     if (nghttp2_option_set_stream_reset_rate_limit != nullptr)
         nghttp2_option_set_stream_reset_rate_limit(options, UINT64_MAX, UINT64_MAX);

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from tritonclient.grpc import service_pb2
+
 from scheduler.backends.pool import BackendPool, CatalogEntry
 from scheduler.backends.remembered import ModelKey
 
 if TYPE_CHECKING:
     from scheduler.control.residency.on_demand import ModelResidency
+
+SERVICE_NAME: str = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 class Readiness:
@@ -62,8 +66,8 @@ class Readiness:
         return names == {entry.spec.name for entry in entries}
 
     def by_name(self) -> dict[str, bool]:
-        """Health of the process ("") and of each model name."""
-        health = {"": self.ready}
+        """Health of the process ("", and by the name of its service) and of each model name."""
+        health = dict.fromkeys(("", SERVICE_NAME), self.ready)
         for entry in self._pool.catalog.values():
             name = entry.spec.name
             serves = self.serves(entry) and not self.draining

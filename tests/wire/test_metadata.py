@@ -94,6 +94,31 @@ def test_metadata_of_the_answer_reaches_every_member(
     assert expected.items() <= dict(error.trailing_metadata()).items()
 
 
+BLANKS = (" first", "last ", " ", "")
+
+
+def test_metadata_with_blanks_at_their_ends_pass_both_ways(
+    fake: FakeTriton, plane: DataPlane
+) -> None:
+    """gRPC's own clients and servers send them, HTTP/2 forbids them."""
+    names = [f"x-{number}" for number in range(len(BLANKS))]
+    metadata = tuple(zip(names, BLANKS, strict=True))
+
+    def echoing(request: Request, context: grpc.ServicerContext) -> Response:
+        context.send_initial_metadata(metadata)
+        context.set_trailing_metadata(metadata)
+        return identity(request)
+
+    fake.behaviour = echoing
+    plane.apply([identity_model()], [fake.address], pb.Limits(forward_metadata=names))
+    with connected(plane.address) as stub:
+        call = stub.ModelInfer.future(infer_request(rows(1)), metadata=metadata, timeout=30)
+        call.result()
+    assert set(metadata) <= set(fake.metadata[-1].items())
+    assert set(metadata) <= set(call.initial_metadata())
+    assert set(metadata) <= set(call.trailing_metadata())
+
+
 @pytest.fixture
 def talkative(fake: FakeTriton, plane: DataPlane) -> Iterator[Stub]:
     """Models "identity" and "decoupled" at a fake whose streams have metadata of their own."""

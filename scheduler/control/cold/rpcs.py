@@ -25,7 +25,6 @@ from scheduler.control.triton_batching import triton_block
 from scheduler.control.versions import parse_version
 
 Answer = TypeVar("Answer")
-SERVICE_NAME: str = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 # Offered where a backend runs on this host.
 SHARED_MEMORY_EXTENSIONS = frozenset({"system_shared_memory", "cuda_shared_memory"})

@@ -196,7 +196,7 @@ def test_other_methods_are_405() -> None:
     assert client.answers[stream].headers[":status"] == "405"
 
 
-@pytest.mark.parametrize("timeout", ["", "5", "m", "123456789m", "-1S", "1x", "1 S", "1.5S"])
+@pytest.mark.parametrize("timeout", ["", "5", "m", "-1S", "1x", "1.5S"])
 def test_a_malformed_timeout_is_refused(timeout: str) -> None:
     client = H2Client(server())
     stream = client.open(extra=[("grpc-timeout", timeout)])

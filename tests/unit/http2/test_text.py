@@ -24,9 +24,26 @@ def test_timeouts_of_every_unit_are_read(unit: str, value: int) -> None:
     assert http2.timeout_from_text(f"{value}{unit}".encode()) == expected
 
 
-@pytest.mark.parametrize("text", [b"", b"5", b"m", b"100000000n", b"-1S", b"+1S", b"1h", b"1 m"])
+@pytest.mark.parametrize("text", [b"", b" ", b"5", b"5 ", b"m", b"-1S", b"+1S", b"1h", b"1Sm"])
 def test_malformed_timeouts_are_none(text: bytes) -> None:
     assert http2.timeout_from_text(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "timeout_ns"),
+    [
+        (b"000000007S", 7 * 10**9),
+        (b"123456789n", 123_456_789),
+        (b"1000000000u", 10**12),
+        (b"1000000001u", NEVER),
+        (b"9" * 40 + b"n", NEVER),
+        (b" 7 S ", 7 * 10**9),
+    ],
+)
+def test_timeouts_beyond_the_specification_are_read_as_grpc_does(
+    text: bytes, timeout_ns: int
+) -> None:
+    assert http2.timeout_from_text(text) == timeout_ns
 
 
 @pytest.mark.parametrize(

@@ -100,12 +100,19 @@ def test_not_ready_without_a_data_plane(
     wait_until(lambda: not server_ready(cold), "not ready")
 
 
+@pytest.mark.parametrize("size", [15_000, 60_000])
+def test_metadata_may_be_as_large_as_for_inference(cold: Cold, size: int) -> None:
+    metadata = (("x-large", "v" * size),)
+    request = service_pb2.ServerLiveRequest()
+    assert cold.ServerLive(request, metadata=metadata, timeout=TIMEOUT_S).live
+
+
 # -- health and reflection
 
 
 def test_health_of_the_process_and_of_each_model(control: ControlPlane) -> None:
     stub = health_pb2_grpc.HealthStub(control.cold_channel)
-    for name in ("", "identity", "decoupled"):
+    for name in ("", "inference.GRPCInferenceService", "identity", "decoupled"):
         request = health_pb2.HealthCheckRequest(service=name)
         assert stub.Check(request, timeout=TIMEOUT_S).status == SERVING
     code, _ = failure(
