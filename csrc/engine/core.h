@@ -264,8 +264,9 @@ class Core {
     void offer(std::uint32_t index, Pool& pool, std::uint32_t pin);
     void offer_all(ModelState& model, std::uint32_t index);
     void withdraw(std::uint32_t index, Pool& pool, std::uint32_t pin);
-    const Offer* best_offer(const Component& component, Nanos now) const;
-    const Offer* urgent_below(const Domain& domain, const Offer& first, Nanos now) const;
+    const Offer* best_offer(const Component& component, std::uint32_t barred) const;
+    const Offer* urgent_below(const Domain& domain, const Offer& first, std::uint32_t barred,
+                              Nanos now) const;
     bool brought_up_to_date(const Offer& offered, Nanos now);
     void give_up_held(const Component& component, Nanos now);
     void serve(std::uint32_t component, Nanos now);

@@ -187,7 +187,7 @@ void Core::check_backlogs() const {
         const BatchRecord& batch = batches_[slot];
         const std::uint32_t component = models_[batch.model].component;
         if (batch.started_at == kNever || component == kNoSlot) continue;
-        running[component].start(batch.ends_at, batch.reserve);
+        running[component].start(batch.running());
     }
     for (std::size_t i = 0; i < components_.size(); ++i) {
         must(components_[i].backlog.runs_as(running[i]), "a backlog knows the batches that run");

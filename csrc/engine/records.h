@@ -150,6 +150,10 @@ struct BatchRecord {
     std::uint32_t taken = 0;  // members that left their queue, while it is formed
 
     Nanos hold_end() const { return add_saturating(held_since, kHoldMaxNs); }
+    // Once started. It hangs when it has taken twice as long as it was expected to.
+    RunningBatch running() const {
+        return {ends_at, reserve, add_saturating(ends_at, ends_at - started_at)};
+    }
     // It has not got its devices for itself: the next attempt is the last.
     void go_beside() {
         if (!alone) return;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/time.h"
+#include "engine/admission/held_batches.h"
 
 namespace infersched::engine {
 
@@ -44,14 +45,13 @@ class Backlog {
     Nanos queued() const { return queued_ns_; }
 
     // -- at the executors: running batches by when they are expected to end ----------------------
-    // `reserve`: executors that it has to leave to others (batching/reserve.h). From `overdue_at`
-    // on it hangs, and stands in the way of no other one of those.
-    void start(Nanos end, std::uint32_t reserve = 0, Nanos overdue_at = kNever);
-    void end(Nanos end, std::uint32_t reserve = 0);
-    // How many more batches may be run that leave so many executors, and when one is behind
-    // `batches` others of the kind.
+    void start(const RunningBatch& batch);
+    void end(const RunningBatch& batch);
+    // Of batches that have to leave executors to others (admission/held_batches.h).
     std::uint32_t places(std::uint32_t reserve, Nanos now) const;
+    std::uint32_t barred_from(Nanos now) const { return held_.barred_from(slots_, now); }
     Nanos place_at(std::uint32_t reserve, std::uint32_t batches, Nanos batch_ns, Nanos now) const;
+    const HeldBatches& held() const { return held_; }
     // -- executors that are sent nothing for a while after a failure, as if they ran until then --
     // One time of each of them that is free, sorted.
     void set_paused(const std::vector<Nanos>& until);
@@ -85,10 +85,6 @@ class Backlog {
             visit(i < idle ? now : std::max(ends_[i - idle], now));
         }
     }
-    template <class Visit>
-    void each_held(Visit visit) const {
-        for (const Held& held : held_) visit(held.end, held.reserve);
-    }
 
     // The paused executors.
     template <class Archive>
@@ -110,28 +106,6 @@ class Backlog {
     // batches.
     static constexpr Nanos kRoomMore = 16;
     static constexpr std::uint8_t kNowhere = 0xff;
-    // Executors looked at one by one; further ones are taken to be free with the last of them.
-    static constexpr std::size_t kEndsMax = 64;
-    static constexpr std::uint32_t kStepsMax = 4 * kEndsMax;
-
-    struct Held {
-        Nanos end;
-        std::uint32_t reserve;
-        Nanos overdue_at;
-        // Those that leave more are first, and of them the first to end.
-        bool operator<(const Held& other) const;
-    };
-    // The first ones of ends that are added, and how many those are.
-    class FirstEnds;
-    // Of `reserve`, and of the lesser ones that batches leave, as what leaves more leaves those as
-    // well: visits on how many executors such batches run, and where they end in `held_`.
-    template <class Visit>
-    void each_reserve(std::uint32_t reserve, Visit visit) const;
-    static Nanos free_at(const Nanos* ends, std::size_t ends_count, std::uint32_t slots,
-                         std::uint32_t batches, Nanos batch_ns, Nanos now);
-    std::uint32_t slots_beside(std::uint32_t reserve) const {
-        return slots_ > reserve ? slots_ - reserve : 1;
-    }
 
     using Rings = std::array<Nanos, kBuckets * kShifts.size()>;
 
@@ -139,7 +113,7 @@ class Backlog {
     Nanos queued_ns_ = 0;
     std::vector<Nanos> ends_;    // sorted
     std::vector<Nanos> paused_;  // of them
-    std::vector<Held> held_;     // those that leave executors to others, sorted
+    HeldBatches held_;           // those that leave executors to others
     Nanos recount_at_ = std::numeric_limits<Nanos>::min();
     std::uint32_t slots_ = 0;
     std::uint64_t changes_ = 0;

@@ -36,12 +36,6 @@ std::uint32_t filled(const Group& group, std::uint32_t level, std::uint32_t rows
     return std::max(rows, static_cast<std::uint32_t>(std::min(rows + coming, target)));
 }
 
-// A batch hangs once it has taken twice as long as it was expected to.
-void add_running(Backlog& backlog, const BatchRecord& batch) {
-    const Nanos expected = batch.ends_at - batch.started_at;
-    backlog.start(batch.ends_at, batch.reserve, add_saturating(batch.ends_at, expected));
-}
-
 }  // namespace
 
 Backlog* Core::backlog_of(const ModelState& model) {
@@ -105,7 +99,7 @@ void Core::note_started(BatchRecord& batch, Nanos now) {
     batch.ends_at = now + expected;
     Backlog* backlog = backlog_of(model);
     if (backlog == nullptr) return;
-    add_running(*backlog, batch);
+    backlog->start(batch.running());
     Component& component = components_[model.component];
     component.batch_ns = averaged(component.batch_ns, std::max<Nanos>(expected, 1));
 }
@@ -113,7 +107,7 @@ void Core::note_started(BatchRecord& batch, Nanos now) {
 void Core::note_left(const BatchRecord& batch) {
     if (batch.started_at == kNever) return;
     Backlog* backlog = backlog_of(models_[batch.model]);
-    if (backlog != nullptr) backlog->end(batch.ends_at, batch.reserve);
+    if (backlog != nullptr) backlog->end(batch.running());
 }
 
 // After components were made anew.
@@ -124,7 +118,7 @@ void Core::rebuild_backlogs(Nanos now) {
         const BatchRecord& batch = batches_[slot];
         if (batch.backend == kNoBackend || batch.started_at == kNever) continue;
         Backlog* backlog = backlog_of(models_[batch.model]);
-        if (backlog != nullptr) add_running(*backlog, batch);
+        if (backlog != nullptr) backlog->start(batch.running());
     }
     for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
         if (!requests_.live(slot)) continue;
@@ -287,8 +281,7 @@ bool Core::surely_late(ModelState& model, const Arrival& arrival, std::uint32_t 
     asked.asked_for = true;
     lookahead_.start(now, component.tick_at, component.slots);
     component.backlog.each_free(now, [&](Nanos at) { lookahead_.add_executor(at); });
-    component.backlog.each_held(
-        [&](Nanos end, std::uint32_t reserve) { lookahead_.add_held(end, reserve); });
+    lookahead_.add_held(component.backlog.held());
     Lookahead::Verdict verdict = Lookahead::Verdict::kUnknown;
     if (list_ahead(model, own, &asked) && list_others_ahead(component, own)) {
         verdict = lookahead_.run();

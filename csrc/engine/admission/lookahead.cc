@@ -15,7 +15,7 @@ constexpr std::int64_t kLookEffort = 4;
 // Times that are tried out for a request to come again, and how far they are apart at least.
 constexpr std::uint32_t kWaitsTriedMax = 4;
 constexpr Nanos kRetryMinNs = kMillisecond;
-// Requests copied with the effort of reading one.
+// Requests copied, or running batches looked at, with the effort of reading one.
 constexpr std::int64_t kCopiedAtOnce = 8;
 
 }  // namespace
@@ -154,32 +154,12 @@ Lookahead::State Lookahead::look(Group& group, Nanos at, Nanos& ready_at) {
     return State::kReady;
 }
 
-// As Backlog::places: from when on there may be one more than none.
-Nanos Lookahead::left_from(const Group& group, Nanos at) const {
+// From when on one more batch of the group has a place beside those that leave executors to others.
+Nanos Lookahead::left_from(const Group& group, Nanos at) {
     const Reserve& reserve = group.reserve;
-    if (reserve.executors == 0 || metered_level(waiting_[group.next].key.level) < reserve.level) {
-        return at;
-    }
-    const auto from = [&](std::uint32_t executors) {
-        std::uint32_t left = slots_ > executors ? slots_ - executors : 1;
-        Nanos first = kNever;
-        for (const Held& held : held_) {
-            if (held.end <= at || held.reserve < executors) continue;
-            if (left > 0) --left;
-            first = std::min(first, held.end);
-        }
-        return left > 0 ? at : first;
-    };
-    Nanos latest = at;
-    for (std::uint32_t executors = reserve.executors; executors > 0;) {
-        latest = std::max(latest, from(executors));
-        std::uint32_t next = 0;
-        for (const Held& held : held_) {
-            if (held.end > at && held.reserve < executors) next = std::max(next, held.reserve);
-        }
-        executors = next;
-    }
-    return latest;
+    if (!reserve.binds(waiting_[group.next].key.level)) return at;
+    effort_ += static_cast<std::int64_t>(held_.size()) / kCopiedAtOnce;
+    return held_.place_at(reserve.executors, slots_, 0, 0, at);
 }
 
 // As Core::form_planned; when the batch is expected to end.
@@ -227,7 +207,7 @@ Nanos Lookahead::form(Group& group, Nanos at) {
     }
     const Nanos end =
         add_saturating(at, group.latency->expected(padded_rows(*group.policy, std::max(rows, 1u))));
-    if (group.reserve.executors > 0) held_.push_back({end, group.reserve.executors});
+    if (group.reserve.executors > 0) held_.add({end, group.reserve.executors});
     return end;
 }
 
@@ -316,6 +296,8 @@ Lookahead::Verdict Lookahead::run(Coming coming) {
         std::pop_heap(free_.begin(), free_.end(), later);
         const Nanos at = ended_at_ = std::max(free_.back(), now_);
         if (comes_at_ != kNever && at >= comes_at_) comes();
+        effort_ += static_cast<std::int64_t>(held_.size()) / kCopiedAtOnce;
+        held_.remove_ended(at);
         Group* best = nullptr;
         Nanos ready_at = comes_at_;
         effort_ += kLookEffort * static_cast<std::int64_t>(groups_.size());

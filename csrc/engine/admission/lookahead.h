@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/time.h"
+#include "engine/admission/held_batches.h"
 #include "engine/batching/rates.h"
 #include "engine/batching/reserve.h"
 #include "engine/engine.h"
@@ -65,8 +66,8 @@ class Lookahead {
     // `tick_at`: when the sizes that the load asks for are found anew.
     void start(Nanos now, Nanos tick_at, std::uint32_t slots);
     void add_executor(Nanos free_at) { free_.push_back(free_at); }
-    // A batch that runs and left so many executors to others.
-    void add_held(Nanos end, std::uint32_t reserve) { held_.push_back({end, reserve}); }
+    // The batches that run and left executors to others.
+    void add_held(const HeldBatches& held) { held_ = held; }
     // A group without requests; they are added in their order.
     Group& add_group();
     void add(const Waiting& request);
@@ -90,10 +91,6 @@ class Lookahead {
     };
     static constexpr Coming kComings[] = {
         {false, false}, {true, true}, {true, false}, {false, true}};
-    struct Held {
-        Nanos end;
-        std::uint32_t reserve;
-    };
     enum class State : std::uint8_t { kReady, kWaiting, kEmpty };
 
     void restore();
@@ -107,18 +104,18 @@ class Lookahead {
     std::uint32_t window_rows(const Group& group, std::uint32_t wanted, Nanos at);
     bool give_up_late(Group& group, Nanos at);
     State look(Group& group, Nanos at, Nanos& ready_at);
-    Nanos left_from(const Group& group, Nanos at) const;
+    Nanos left_from(const Group& group, Nanos at);
     Nanos form(Group& group, Nanos at);
 
     Nanos now_ = 0;
     std::uint32_t slots_ = 0;
     std::vector<Nanos> free_;  // executors, by when they are free
-    std::vector<Held> held_;
+    HeldBatches held_;
     std::vector<Group> groups_;
     std::vector<Waiting> waiting_;
     // As they were added, for further runs.
     std::vector<Nanos> all_free_;
-    std::vector<Held> all_held_;
+    HeldBatches all_held_;
     std::vector<Group> all_groups_;
     std::vector<Waiting> all_waiting_;
     Coming coming_;

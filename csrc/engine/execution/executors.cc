@@ -9,8 +9,9 @@
 namespace infersched::engine {
 namespace {
 
-// Offers that are held back and late, looked at in one turn.
+// Offers that are held back and late, looked at in one turn, and those passed over to find them.
 constexpr std::uint32_t kHeldLooksMax = 8;
+constexpr std::uint32_t kHeldPassedMax = 64;
 
 // Before all keys of this level.
 QueueKey first_of(std::uint32_t level) {
@@ -28,15 +29,12 @@ std::uint32_t reserve_of(const ModelState& model, const Pool& pool) {
     return group.reserve.binds(group.head().level) ? group.reserve.executors : 0;
 }
 
-// The most urgent offer of a domain, from this key on. What leaves executors to others is passed
-// over while as many of its batches run as may, however many such offers there are. Where there is
-// no place for what leaves so many executors, there is none for what leaves more.
-const Offer* first_offer(const Domain& domain, const Backlog& backlog, const QueueKey& from,
-                         Nanos now) {
+// The most urgent offer of a domain, from this key on. What leaves `barred` executors or more to
+// others is passed over, however many such offers there are: as many of its batches run as may.
+const Offer* first_offer(const Domain& domain, std::uint32_t barred, const QueueKey& from) {
     const Offer* first = nullptr;
-    for (auto at = domain.offers.begin(); at != domain.offers.end();) {
+    for (auto at = domain.offers.begin(); at != domain.offers.end() && at->reserve < barred;) {
         const std::uint32_t reserve = at->reserve;
-        if (reserve > 0 && backlog.places(reserve, now) == 0) break;
         if (at->key < from) at = domain.offers.lower_bound({from, 0, 0, reserve});
         const bool found = at != domain.offers.end() && at->reserve == reserve;
         if (found && (first == nullptr || at->more_urgent_than(*first))) first = &*at;
@@ -303,12 +301,12 @@ void Core::offer_all(ModelState& model, std::uint32_t index) {
     for (PlacementState& p : model.placements) offer(index, p.pinned, p.backend);
 }
 
-const Offer* Core::best_offer(const Component& component, Nanos now) const {
+const Offer* Core::best_offer(const Component& component, std::uint32_t barred) const {
     const Offer* best = nullptr;
     for (const std::uint32_t index : component.domains) {
         const Domain& domain = domains_[index];
         if (domain.offers.empty()) continue;
-        const Offer* first = first_offer(domain, component.backlog, first_of(0), now);
+        const Offer* first = first_offer(domain, barred, first_of(0));
         if (first == nullptr || (best != nullptr && !first->more_urgent_than(*best))) continue;
         if (any_free(executors_, domain)) best = first;
     }
@@ -335,9 +333,9 @@ bool Core::serve_offer(const Offer& offered, Nanos now) {
 
 // A batch of a lower level that would be late behind the first offer, which itself would not be
 // late behind that batch. nullptr: there is none, levels decide.
-const Offer* Core::urgent_below(const Domain& domain, const Offer& first, Nanos now) const {
-    const Backlog& backlog = components_[domain.component].backlog;
-    const Nanos free_beside = backlog.free_beside(now);
+const Offer* Core::urgent_below(const Domain& domain, const Offer& first, std::uint32_t barred,
+                                Nanos now) const {
+    const Nanos free_beside = components_[domain.component].backlog.free_beside(now);
     const auto batch_ns = [&](const Offer& offer) -> Nanos {
         const ModelState& model = models_[offer.model];
         const Pool& pool = const_cast<ModelState&>(model).pool(offer.pin);
@@ -352,7 +350,7 @@ const Offer* Core::urgent_below(const Domain& domain, const Offer& first, Nanos 
     if (batch_ns(first) == kNever) return nullptr;
     const Nanos behind_first = waits_for(first);
     const auto below = [&](const Offer& offer) {
-        return first_offer(domain, backlog, first_of(offer.key.level + 1), now);
+        return first_offer(domain, barred, first_of(offer.key.level + 1));
     };
     for (const Offer* at = below(first); at != nullptr; at = below(*at)) {
         const bool urgent = at->key.deadline < behind_first && at->key.deadline >= now;
@@ -378,17 +376,19 @@ bool Core::brought_up_to_date(const Offer& offered, Nanos now) {
 // is offered under, a group was planned to be in time.
 void Core::give_up_held(const Component& component, Nanos now) {
     std::uint32_t looks = kHeldLooksMax;
+    std::uint32_t passed = kHeldPassedMax;
     for (const std::uint32_t index : component.domains) {
         if (!any_free(executors_, domains_[index])) continue;
         const std::set<Offer>& offers = domains_[index].offers;
         auto at = offers.lower_bound({first_of(0), 0, 0, 1});
-        while (at != offers.end() && looks > 0) {
+        while (at != offers.end() && looks > 0 && passed > 0) {
             const Offer offered = *at;
             if (offered.key.deadline < now) {
                 --looks;
                 brought_up_to_date(offered, now);
                 at = offers.upper_bound(offered);
             } else {
+                --passed;
                 at = offers.lower_bound({first_of(offered.key.level + 1), 0, 0, offered.reserve});
             }
         }
@@ -401,13 +401,18 @@ void Core::serve(std::uint32_t index, Nanos now) {
     Component& component = components_[index];
     if (component.backlog.recount_at() <= now) count_pauses(component, now);
     std::vector<Offer> blocked;
-    while (const Offer* best = best_offer(component, now)) {
+    for (;;) {
+        const std::uint32_t barred = component.backlog.barred_from(now);
+        const Offer* best = best_offer(component, barred);
+        if (best == nullptr) break;
         Offer offered = *best;
         const Domain& domain = domains_[models_[offered.model].pool(offered.pin).domain];
         if (!brought_up_to_date(offered, now)) continue;
-        const Offer* first = first_offer(domain, component.backlog, first_of(0), now);
+        const Offer* first = first_offer(domain, barred, first_of(0));
         if (first == nullptr || first->more_urgent_than(offered)) continue;
-        if (const Offer* urgent = component.levels ? urgent_below(domain, offered, now) : nullptr) {
+        const Offer* urgent =
+            component.levels ? urgent_below(domain, offered, barred, now) : nullptr;
+        if (urgent != nullptr) {
             offered = *urgent;
             if (!brought_up_to_date(offered, now)) continue;
         }

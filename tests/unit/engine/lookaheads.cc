@@ -1,31 +1,71 @@
-// A look ahead at executors of which none is free, ever.
+// Looks ahead at executors of which none is free, and beside batches that leave some to others.
 #include <cstdio>
+#include <cstdlib>
 
 #include "engine/admission/lookahead.h"
 
 using namespace infersched;
 using namespace infersched::engine;
 
-int main() {
+namespace {
+
+void must(bool holds, const char* what) {
+    if (holds) return;
+    std::fprintf(stderr, "not so: %s\n", what);
+    std::exit(1);
+}
+
+struct World {
     ModelPolicy policy;
-    policy.rows_max = 4;
     LatencyModel latency;
     Lookahead lookahead;
-    lookahead.start(kSecond, kNever, 1);
-    lookahead.add_executor(kNever);
-    Lookahead::Group& group = lookahead.add_group();
-    group.policy = &policy;
-    group.latency = &latency;
-    for (std::uint64_t i = 0; i < 4; ++i) {
-        Lookahead::Waiting waiting;
-        waiting.key = {2, static_cast<std::uint32_t>(i), kNever, i};
-        waiting.arrival = kSecond;
-        waiting.rows = 1;
-        waiting.asked_for = i == 3;
-        lookahead.add(waiting);
+
+    explicit World(std::uint32_t slots) {
+        policy.rows_max = 4;
+        lookahead.start(kSecond, kNever, slots);
     }
-    const auto verdict = lookahead.run();
-    if (verdict == Lookahead::Verdict::kInTime) return 0;
-    std::fprintf(stderr, "verdict %d\n", static_cast<int>(verdict));
-    return 1;
+    Lookahead::Group& add_group() {
+        Lookahead::Group& group = lookahead.add_group();
+        group.policy = &policy;
+        group.latency = &latency;
+        return group;
+    }
+    void add_requests(std::uint64_t count) {
+        for (std::uint64_t i = 0; i < count; ++i) {
+            Lookahead::Waiting waiting;
+            waiting.key = {2, static_cast<std::uint32_t>(i), kNever, i};
+            waiting.arrival = kSecond;
+            waiting.rows = 1;
+            waiting.asked_for = i + 1 == count;
+            lookahead.add(waiting);
+        }
+    }
+};
+
+void check_never_free() {
+    World world(1);
+    world.lookahead.add_executor(kNever);
+    world.add_group();
+    world.add_requests(4);
+    must(world.lookahead.run() == Lookahead::Verdict::kInTime, "it goes when there is one");
+}
+
+std::int64_t effort_beside(std::uint32_t batches) {
+    World world(1000);
+    world.lookahead.add_executor(kSecond);
+    HeldBatches held;
+    for (std::uint32_t i = 0; i < batches; ++i) held.add({2 * kSecond, 1});
+    world.lookahead.add_held(held);
+    world.add_group().reserve.executors = 1;
+    world.add_requests(4);
+    must(world.lookahead.run() == Lookahead::Verdict::kInTime, "there is a place");
+    return world.lookahead.effort();
+}
+
+}  // namespace
+
+int main() {
+    check_never_free();
+    must(effort_beside(800) > effort_beside(0) + 100, "to look at what runs is effort");
+    return 0;
 }

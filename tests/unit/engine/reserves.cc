@@ -102,34 +102,43 @@ void check_many() {
 void check_nested() {
     Backlog backlog;
     backlog.set_slots(4);
-    for (Nanos end = 1; end <= 3; ++end) backlog.start(end * kSecond, 1);
+    for (Nanos end = 1; end <= 3; ++end) backlog.start({end * kSecond, 1});
     must(backlog.places(1, 0) == 0, "three leave one");
     must(backlog.places(3, 0) == 0, "what leaves three leaves that one as well");
     must(backlog.place_at(3, 0, kSecond, 0) == kSecond, "there is a place once one of them ends");
-    backlog.end(kSecond, 1);
+    backlog.end({kSecond, 1});
     must(backlog.places(3, 0) == 1, "then it has its own place");
 }
 
 void check_overdue() {
     Backlog backlog;
     backlog.set_slots(2);
-    backlog.start(kSecond, 1, 2 * kSecond);
+    backlog.start({kSecond, 1, 2 * kSecond});
     must(backlog.places(1, kSecond) == 0, "a batch that is a bit late holds its place");
     must(backlog.places(1, 2 * kSecond) == 1, "one that hangs does not");
 }
 
-struct Batch {
-    Nanos end;
-    std::uint32_t reserve;
-    Nanos overdue_at;
-};
+// Two that are to end at once, one of which hangs later: the other one of them ends.
+void check_twins() {
+    for (const Nanos ended : {2 * kSecond, 3 * kSecond}) {
+        for (const Nanos first : {2 * kSecond, 3 * kSecond}) {
+            Backlog backlog;
+            backlog.set_slots(2);
+            backlog.start({kSecond, 1, first});
+            backlog.start({kSecond, 1, 5 * kSecond - first});
+            backlog.end({kSecond, 1, ended});
+            const bool holds = 5 * kSecond - ended > 2 * kSecond;
+            must(backlog.places(1, 2 * kSecond) == (holds ? 0 : 1), "the one that runs counts");
+        }
+    }
+}
 
 // Of those that leave `left` or more, each behind the first of the executors there to be free.
-Nanos one_by_one(const std::vector<Batch>& out, std::uint32_t slots, std::uint32_t left,
+Nanos one_by_one(const std::vector<RunningBatch>& out, std::uint32_t slots, std::uint32_t left,
                  std::uint32_t batches, Nanos batch_ns, Nanos now) {
     std::vector<Nanos> free(slots > left ? slots - left : 1, now);
     std::vector<Nanos> ends;
-    for (const Batch& batch : out) {
+    for (const RunningBatch& batch : out) {
         if (batch.reserve >= left) ends.push_back(std::max(batch.end, now));
     }
     std::sort(ends.begin(), ends.end());
@@ -141,12 +150,12 @@ Nanos one_by_one(const std::vector<Batch>& out, std::uint32_t slots, std::uint32
 
 // Places there are and from when on there is one, by all batches that are out.
 struct Expected {
-    Expected(const std::vector<Batch>& out, std::uint32_t slots, std::uint32_t reserve,
+    Expected(const std::vector<RunningBatch>& out, std::uint32_t slots, std::uint32_t reserve,
              std::uint32_t batches, Nanos batch_ns, Nanos now)
         : places(slots), place_at(now) {
         const auto ask = [&](std::uint32_t left) {
             place_at = std::max(place_at, one_by_one(out, slots, left, batches, batch_ns, now));
-            const auto holds = [&](const Batch& batch) {
+            const auto holds = [&](const RunningBatch& batch) {
                 return batch.reserve >= left && batch.overdue_at > now;
             };
             const std::uint32_t all = slots > left ? slots - left : 1;
@@ -154,7 +163,7 @@ struct Expected {
             places = std::min(places, all - std::min(all, static_cast<std::uint32_t>(taken)));
         };
         ask(reserve);
-        for (const Batch& batch : out) {
+        for (const RunningBatch& batch : out) {
             if (batch.reserve > 0 && batch.reserve < reserve) ask(batch.reserve);
         }
     }
@@ -172,18 +181,17 @@ void check_random(std::mt19937& random) {
         const std::uint32_t reserves = 1 + below(slots + 2);
         Backlog backlog;
         backlog.set_slots(slots);
-        std::vector<Batch> out;
+        std::vector<RunningBatch> out;
         Nanos now = 0;
         for (int step = 0; step < 100; ++step, now += below(20)) {
             if (below(2) == 0 && !out.empty()) {
                 const auto ended = out.begin() + below(static_cast<std::uint32_t>(out.size()));
-                backlog.end(ended->end, ended->reserve);
+                backlog.end(*ended);
                 out.erase(ended);
             } else {
-                // Those that end at once hang at once: it is all the same which of them is gone.
                 const Nanos end = now + below(100);
-                out.push_back({end, below(reserves), end + 50});
-                backlog.start(end, out.back().reserve, end + 50);
+                out.push_back({end, below(reserves), end + below(100)});
+                backlog.start(out.back());
             }
             const std::uint32_t reserve = 1 + below(reserves);
             const std::uint32_t batches = below(60);
@@ -192,6 +200,8 @@ void check_random(std::mt19937& random) {
             must(backlog.place_at(reserve, batches, kBatchNs, now) == expected.place_at,
                  "a place is free once those before have one");
             must(backlog.places(reserve, now) == expected.places, "places are those not taken");
+            must((reserve >= backlog.barred_from(now)) == (expected.places == 0),
+                 "barred is what has no place");
             must(allocations == allocated, "to ask takes no memory");
         }
     }
@@ -208,5 +218,6 @@ int main(int, char** argv) {
     check_many();
     check_nested();
     check_overdue();
+    check_twins();
     return 0;
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.unit.cc_program import CSRC, build_program, run_program
 
 OTHERS = (
+    "admission/held_batches",
     "admission/lookahead",
     "batching/batch_former",
     "batching/rates",

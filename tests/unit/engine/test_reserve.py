@@ -132,6 +132,7 @@ def test_slow_batches_that_are_sent_again_leave_executors_as_well() -> None:
 
 
 def test_reserves_that_are_planned_and_places_that_they_leave(tmp_path: Path, seed: int) -> None:
-    sources = ("engine/batching/reserve.cc", "engine/admission/backlog.cc")
+    names = ("batching/reserve", "admission/backlog", "admission/held_batches")
+    sources = tuple(f"engine/{name}.cc" for name in names)
     program = build_program(tmp_path, "engine/reserves", sources, sanitize="address,undefined")
     run_program(program, seed)
