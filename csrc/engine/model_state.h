@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/admission/class_shares.h"
+#include "engine/admission/size_probes.h"
 #include "engine/core_limits.h"
 #include "engine/engine.h"
 #include "engine/execution/placements.h"
@@ -91,9 +92,7 @@ struct ModelState {
     // Since when all requests were foreseen to be late while nothing ran; kNever: not so.
     Nanos refusing_since = kNever;
     bool sooner = false;  // its last batch took less than half of the time that was foreseen
-    // From when on one that takes too long by itself is let in, once; kNever: there was none.
-    Nanos size_probe_at = kNever;
-    std::uint32_t size_probe_rows = 0xffffffff;  // of the last one
+    SizeProbes size_probes;
 
     bool merging() const { return policy.merge && !merging_off; }
     // Whether requests may share a batch, and one may be sent in parts.

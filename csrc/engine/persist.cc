@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x48656e69676e65;  // "engineH"
+constexpr std::uint64_t kStateMagic = 0x49656e69676e65;  // "engineI"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {
@@ -160,8 +160,7 @@ void archive_model(Archive& archive, ModelState& m) {
     archive(m.row_bytes);
     archive(m.refusing_since);
     archive(m.sooner);
-    archive(m.size_probe_at);
-    archive(m.size_probe_rows);
+    m.size_probes.archive(archive);
     archive(m.batches_since_aged);
     archive.require(m.reference == kNoSlot || m.reference < m.placements.size());
     archive(m.bisect_tenths);

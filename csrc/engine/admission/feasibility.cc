@@ -405,23 +405,16 @@ bool Core::probes(ModelState& model, Nanos now) const {
     const Nanos idle_ns = now - std::max(model.refusing_since, model.last_complete);
     if (!model.sooner && idle_ns < kProbeNs) return false;
     model.refusing_since = kNever;
+    // It says so anew, if it is answered.
+    model.sooner = false;
     return true;
 }
 
-// Whether a request that takes too long by itself goes in to an idle executor all the same: it may
-// only have been seen in bad times, and what others run says little of its size. Where that turns
-// out to be so, the next one follows at once.
 bool Core::probes_size(ModelState& model, std::uint32_t rows, Nanos predicted_ns, Nanos now) const {
     Nanos apart = kNever;
     if (__builtin_mul_overflow(predicted_ns, kSizeProbeTimes, &apart)) apart = kNever;
-    const Nanos next = add_saturating(now, std::max(apart, kProbeNs));
-    if (now < model.size_probe_at || !components_[model.component].backlog.idle()) {
-        model.size_probe_at = std::min(model.size_probe_at, next);
-        return false;
-    }
-    model.size_probe_at = next;
-    model.size_probe_rows = rows;
-    return true;
+    const bool idle = components_[model.component].backlog.idle();
+    return model.size_probes.takes(rows, std::max(apart, kProbeNs), idle, now);
 }
 
 // Answered in time, or too late for reasons of load.

@@ -80,7 +80,7 @@ void Core::observe(ModelState& model, const BatchRecord& batch, Nanos now) {
     }
     model.batch_ns = averaged(model.batch_ns, ran);
     model.sooner = ran < (batch.ends_at - batch.started_at) / 2;
-    if (model.sooner && batch.rows >= model.size_probe_rows) model.size_probe_at = now;
+    if (model.sooner) model.size_probes.refuted(batch.rows);
 }
 
 // Ends a batch. The members that still wait for an answer, no longer linked to it.

@@ -124,6 +124,19 @@ def test_one_request_a_second_goes_against_a_forecast_that_refuses_all() -> None
     assert 1 <= admitted <= 5
 
 
+def test_a_probe_that_was_never_run_is_not_followed_by_another_at_once() -> None:
+    driver = learned()
+    driver.submit(1, rows=32, deadline=driver.now + SECOND)
+    (batch,) = driver.step()
+    driver.after(latency(32) // 3).complete(batch)
+    # What ran last denied what is foreseen: the next one goes in.
+    probe = ask(driver.after(MS), 2 * MS).handle
+    assert probe
+    driver.cancel(probe)
+    for _ in range(20):
+        assert ask(driver.after(MS), 2 * MS).reason == "deadline_infeasible"
+
+
 def test_less_work_is_never_foreseen_to_take_longer() -> None:
     for seed in range(50):
         random = Random(seed)

@@ -195,6 +195,30 @@ def test_a_size_that_was_never_seen_but_in_stalls_is_let_in_while_others_run() -
     assert small.in_time > 0.98
 
 
+def test_a_large_size_has_its_turn_beside_small_ones_that_never_are_in_time() -> None:
+    driver = Driver(1, rows_max=32, load_aware=True)
+    run(driver, [Stream(1, {"rows": 32})], 12 * SECOND, 0.05, stalls=lambda rows: 20)
+    hopeless = Stream(50, {"rows": 1}, 2 * MS)
+    small = Stream(5, {"rows": 1}, 100 * MS)
+    large = Stream(2, {"rows": 32}, 100 * MS)
+    run(driver, [small, hopeless, large], 250 * SECOND, 0.05)
+    large.counts.clear()
+    run(driver, [small, hopeless, large], 20 * SECOND, 0.05)
+    assert large.in_time > 0.9
+
+
+def test_a_size_never_seen_but_in_stalls_is_let_in_though_it_never_meets_an_idle_backend() -> None:
+    driver = Driver(1, rows_max=32, load_aware=True, staged_batches_max=0)
+    large = Stream(1, {"rows": 32, "mergeable": False}, 75 * MS)
+    run(driver, [Stream(1, large.request)], 12 * SECOND, 0.05, stalls=lambda rows: 5)
+    # One of these, 21 of every 25 ms, has always just been sent when a large one comes.
+    busy = Stream(40, {"rows": 16, "mergeable": False})
+    run(driver, [busy, large], 120 * SECOND, 0.05)
+    large.counts.clear()
+    run(driver, [busy, large], 20 * SECOND, 0.05)
+    assert large.in_time > 0.9
+
+
 def test_what_is_fast_again_is_used_at_once() -> None:
     """Even where a spell of either speed lasts no longer than it takes to learn of it by probes."""
     driver = learned(1)
