@@ -77,6 +77,7 @@ struct ModelState {
     bool shares = false;                     // has shared executors
     bool metered = false;                    // in Component::metered
     std::uint32_t reference = kNoSlot;       // the placement whose latency batches are planned with
+    bool latencies_differ = false;           // another one may be faster with other sizes
     std::uint32_t rows_trusted = 1;          // the largest batch to risk
     double request_rows = 0;                 // moving average of those that have a deadline
     mutable std::uint64_t memory_stamp = 0;  // MemoryLedger's, of memory_limit

@@ -154,6 +154,7 @@ void archive_model(Archive& archive, ModelState& m) {
     archive(m.shares);
     archive(m.metered);
     archive(m.reference);
+    archive(m.latencies_differ);
     archive(m.rows_trusted);
     archive(m.request_rows);
     archive(m.memory_probe_at);

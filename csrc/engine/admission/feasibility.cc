@@ -342,11 +342,12 @@ Forecast Core::foresee(ModelState& model, const Request& request, const Arrival&
     const std::uint32_t padded = padded_rows(model.policy, rows);
     forecast.budget_ns = arrival.deadline - now;
     forecast.predicted_ns = reference_latency(model).expected(padded);
-    if (forecast.predicted_ns > forecast.budget_ns) {
+    if (forecast.predicted_ns > forecast.budget_ns && model.latencies_differ) {
         // Another one may be faster with it. Batches go there: what they do not go to is not
         // learned of, and must not refuse them.
-        model.reference = fastest_placement(model, padded, false);
-        forecast.predicted_ns = reference_latency(model).expected(padded);
+        const std::uint32_t fastest = fastest_placement(model, padded, false);
+        forecast.predicted_ns = latency_of(model, model.placements[fastest]).expected(padded);
+        if (forecast.predicted_ns <= forecast.budget_ns) model.reference = fastest;
     }
     if (forecast.predicted_ns > forecast.budget_ns) {
         forecast.reason = Reason::kDeadlineInfeasible;

@@ -45,10 +45,13 @@ std::uint32_t Core::fastest_placement(const ModelState& model, std::uint32_t row
 
 void Core::update_reference(ModelState& model) {
     model.reference = kNoSlot;
+    model.latencies_differ = false;
     if (!model.learns) return;
     model.rows_trusted = 1;
     for (const PlacementState& p : model.placements) {
-        if (p.configured && latency_of(model, p).known()) trust_rows(model, p);
+        if (!p.configured) continue;
+        model.latencies_differ |= p.own_latency != nullptr;
+        if (latency_of(model, p).known()) trust_rows(model, p);
     }
     const std::uint32_t rows = std::min(rows_limit(model.policy), kRowsCompared);
     model.reference = fastest_placement(model, rows, true);

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scheduler._native.engine import Admitted, Engine, Level
-from tests.unit.engine.driver import MS, SECOND, Driver
+from tests.unit.engine.driver import MS, SECOND, Driver, users
 from tests.unit.engine.load import Stream, latency, learned, run
 
 pytestmark = pytest.mark.native
@@ -135,6 +135,21 @@ def test_a_probe_that_was_never_run_is_not_followed_by_another_at_once() -> None
     driver.cancel(probe)
     for _ in range(20):
         assert ask(driver.after(MS), 2 * MS).reason == "deadline_infeasible"
+
+
+def test_what_is_refused_does_not_change_for_whom_batches_are_planned() -> None:
+    """One backend is fast with small batches, the other with large ones."""
+    driver = Driver(2, rows_max=16, load_aware=True, staged_batches_max=0)
+    for backend, one_ns, eight_ns in ((0, 5 * MS, 80 * MS), (1, 40 * MS, 50 * MS)):
+        for rows, ns in ((1, one_ns), (8, eight_ns)):
+            assert driver.engine.prime_latency(0, backend, rows, ns, 20)
+    driver.submit_many([1, 2], mergeable=False, deadline=driver.now + 60 * MS)
+    first, _ = driver.step()
+    assert first.backend == 0
+    driver.submit(3, deadline=driver.now + 20 * MS)
+    assert ask(driver, 45 * MS, rows=8, mergeable=False).reason == "deadline_infeasible"
+    driver.after(5 * MS).complete(first)
+    assert [(batch.backend, users(batch)) for batch in driver.step()] == [(0, [3])]
 
 
 def test_less_work_is_never_foreseen_to_take_longer() -> None:
