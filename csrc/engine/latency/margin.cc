@@ -24,6 +24,9 @@ constexpr double kMarginLogMax = 8;
 // From so far beyond the prediction on, and so many deviations, a batch was stalled.
 constexpr double kStalledLog = 1.5;
 constexpr double kStalledDeviations = 5;
+// Where more than one batch in so many is, that is how the model is; of few ratios, half.
+constexpr std::size_t kStalledEvery = 6;
+constexpr std::size_t kStalledFew = 8;
 constexpr double kUnknownScale = 0.1;
 constexpr std::size_t kScaleRatios = 16;
 // What of the past is kept over a drift, and when one drift is the continuation of the last.
@@ -81,7 +84,9 @@ std::size_t LatencyMargin::regular() const {
     const auto stalled =
         std::upper_bound(ratios.begin(), ratios.end(), static_cast<float>(stalled_log()));
     const auto count = static_cast<std::size_t>(stalled - ratios.begin());
-    return 2 * count < ratios.size() ? ratios.size() : count;
+    const std::size_t few = std::min(ratios.size() / 2, kStalledFew);
+    const std::size_t most = std::max(ratios.size() / kStalledEvery, few);
+    return ratios.size() - count > most ? ratios.size() : count;
 }
 
 double LatencyMargin::log_margin(double attainment) const {

@@ -5,8 +5,10 @@
 // inference (Gibbs and Candès, 2021) makes it right in the long run whatever happens: every batch
 // that took longer moves the quantile up, every other one a little down.
 //
-// Stalls are no part of that: a margin for one batch in thirty that takes a hundred times as long
-// leaves no time for any batch, and would be kept until a thousand others have run.
+// Stalls are no part of that, of up to one batch in six: a margin for one batch in thirty that
+// takes a hundred times as long leaves no time for any batch, and would be kept until a thousand
+// others have run. They come on top of the share that may outlast the bound; with a margin for them
+// even fewer requests would be in time.
 #pragma once
 
 #include <cstdint>

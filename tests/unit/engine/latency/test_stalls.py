@@ -258,6 +258,24 @@ def test_stalls_do_not_take_the_time_of_others_for_a_margin(factor: float) -> No
     assert in_time(quiet) > 0.98
 
 
+@pytest.mark.parametrize("factor", [5, 20, 100])
+@pytest.mark.parametrize(("part", "covered"), [(0.04, False), (0.08, False), (0.2, True)])
+def test_what_stalls_are_is_how_the_model_is_once_it_is_frequent(
+    part: float, covered: bool, factor: float
+) -> None:
+    """Up to one batch in six they are not what a batch is to leave time for."""
+    random = Random(6)
+    model = LatencyModel()
+    missed = 0
+    for number in range(6000):
+        rows = random.choice((1, 2, 4, 8))
+        ran_ns = noisy(random, quiet_ns(rows) * (factor if random.random() < part else 1))
+        missed += number >= 2000 and ran_ns > model.bound(rows)
+        model.observe(rows, ran_ns)
+    assert (model.margin > factor / 2) == covered
+    assert missed < 4000 * (0.02 if covered else part + 0.04)
+
+
 def test_what_no_batch_is_sent_to_does_not_decide_who_is_let_in() -> None:
     """A backend that is thought slow, but surely so, beside one whose times vary."""
     random = Random(5)
