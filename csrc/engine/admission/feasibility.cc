@@ -26,8 +26,8 @@ constexpr std::int64_t kLookCredit = 32;
 constexpr std::int64_t kLookCreditMax = 1 << 17;
 constexpr std::int64_t kRetryShare = 4;
 
-// Rows of a batch of `rows` that starts in `wait_ns`: those that come until then join it, up to the
-// size that the load asks for. Who would be late in such a batch is given up for it.
+// Rows of a batch of `rows` that starts in `wait_ns`: those of its level and the ones above it that
+// come until then join it, up to the size that the load asks for.
 std::uint32_t filled(const Group& group, std::uint32_t level, std::uint32_t rows, Nanos wait_ns,
                      std::uint32_t cap) {
     const double coming = group.rate.per_s() * group.mix.part_from(level) *

@@ -79,8 +79,8 @@ void Core::charge_batch(const ModelState& model, const BatchRecord& batch) {
 void Core::miss_share(const ModelState& model, std::uint32_t tenant, std::uint32_t level,
                       Nanos budget_ns, Nanos work_ns, Nanos now) {
     FairShares* shares = shares_of(model);
-    const Component& component = components_[model.component];
     if (shares == nullptr || model.reference == kNoSlot) return;
+    const Component& component = components_[model.component];
     if (model.shares && domains_[model.shared.domain].executors.size() < component.slots) return;
     const Nanos wait_ns = component.batch_ns / std::max(component.slots, 1u);
     if (budget_ns < reference_latency(model).expected(1) + wait_ns) return;
