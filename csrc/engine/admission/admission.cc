@@ -57,7 +57,7 @@ Pool& ModelState::pool(std::uint32_t pin) {
 }
 
 // Megabytes of zeros are not written again: that would make the whole page resident.
-Core::Core(CountersPage* page) : page_(page) {
+Core::Core(CountersPage* page) : CoreState(page) {
     if (page_->magic != 0) std::memset(static_cast<void*>(page_), 0, sizeof(CountersPage));
     page_->magic = kCountersMagic;
     page_->version = kCountersVersion;
