@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler._native.latency import LatencyModel
@@ -59,6 +59,7 @@ def answers(model: LatencyModel) -> list[object]:
     ]
 
 
+@settings(deadline=None)
 @given(RUNS, STEPS)
 def test_larger_batches_take_longer_and_less_per_row(runs: list[Run], steps: list[Step]) -> None:
     model = learned(runs, steps)
@@ -80,6 +81,7 @@ def test_larger_batches_take_longer_and_less_per_row(runs: list[Run], steps: lis
                 assert after <= here * (1 + 1e-5) + 2 / b
 
 
+@settings(deadline=None)
 @given(RUNS, STEPS, st.integers(-5, 3 * HOUR), st.integers(0, 6000), st.integers(0, 4))
 def test_largest_within_is_what_it_says(
     runs: list[Run], steps: list[Step], budget_ns: int, rows_max: int, running: int
@@ -93,6 +95,7 @@ def test_largest_within_is_what_it_says(
         assert model.bound(largest + 1, running) > budget_ns
 
 
+@settings(deadline=None)
 @given(RUNS, STEPS, st.integers(0, 6000))
 def test_no_batch_is_much_larger_than_one_measured(
     runs: list[Run], steps: list[Step], rows_max: int
@@ -102,6 +105,7 @@ def test_no_batch_is_much_larger_than_one_measured(
     assert model.rows_trusted(rows_max) == min(rows_max, largest + max(1, largest // 10))
 
 
+@settings(deadline=None)
 @given(RUNS, STEPS, STEPS)
 def test_a_loaded_model_answers_and_learns_as_the_saved_one(
     runs: list[Run], before: list[Step], after: list[Step]
@@ -120,6 +124,7 @@ def test_a_loaded_model_answers_and_learns_as_the_saved_one(
     assert loaded.save() == model.save()
 
 
+@settings(deadline=None)
 @given(RUNS, STEPS, STEPS)
 def test_asking_changes_nothing(runs: list[Run], before: list[Step], after: list[Step]) -> None:
     asked = learned(runs, before)
@@ -130,6 +135,7 @@ def test_asking_changes_nothing(runs: list[Run], before: list[Step], after: list
     assert answers(asked) == answers(learned(runs, before + after))
 
 
+@settings(deadline=None)
 @given(RUNS, st.data())
 def test_damaged_states_are_told(runs: list[Run], data: st.DataObject) -> None:
     saved = learned(runs, []).save()
@@ -140,6 +146,7 @@ def test_damaged_states_are_told(runs: list[Run], data: st.DataObject) -> None:
     assert not LatencyModel().load(saved[:at])
 
 
+@settings(deadline=None)
 @given(RUNS, STEPS)
 def test_every_number_stays_finite_and_counts_add_up(runs: list[Run], steps: list[Step]) -> None:
     model = learned(runs, steps)
