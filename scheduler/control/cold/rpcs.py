@@ -22,7 +22,7 @@ from scheduler.control.cold.statistics import VIEW_HEADER, Statistics
 from scheduler.control.cold.trace_and_log import TraceAndLog
 from scheduler.control.plane import ControlPlane
 from scheduler.control.triton_batching import triton_block
-from scheduler.control.versions import parse_version
+from scheduler.control.versions import parse_version, until_nul
 
 Answer = TypeVar("Answer")
 
@@ -54,7 +54,7 @@ class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: service_pb2.ModelReadyRequest, context: grpc.aio.ServicerContext
     ) -> service_pb2.ModelReadyResponse:
         version = await _version(request.version, context)
-        entry = self._pool.find(request.name, version)
+        entry = self._pool.find(until_nul(request.name), version)
         ready = entry is not None and self._readiness.serves(entry)
         return service_pb2.ModelReadyResponse(ready=ready)
 
@@ -72,18 +72,18 @@ class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelMetadata(
         self, request: service_pb2.ModelMetadataRequest, context: grpc.aio.ServicerContext
     ) -> service_pb2.ModelMetadataResponse:
-        entry = await self._entry(request.name, request.version, context)
+        entry = await self._entry(until_nul(request.name), request.version, context)
         answer = service_pb2.ModelMetadataResponse()
         answer.CopyFrom(entry.spec.metadata)
         if not request.version:
-            versions = [e.spec.version for e in self._pool.versions(request.name)]
+            versions = [e.spec.version for e in self._pool.versions(entry.spec.name)]
             answer.versions[:] = sorted(versions, key=int)
         return answer
 
     async def ModelConfig(
         self, request: service_pb2.ModelConfigRequest, context: grpc.aio.ServicerContext
     ) -> service_pb2.ModelConfigResponse:
-        entry = await self._entry(request.name, request.version, context)
+        entry = await self._entry(until_nul(request.name), request.version, context)
         config = model_config_pb2.ModelConfig()
         config.CopyFrom(entry.spec.config)
         self._show_batching(config, entry)

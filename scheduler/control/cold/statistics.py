@@ -21,7 +21,7 @@ from tritonclient.grpc import service_pb2
 from scheduler.control.cold.errors import ColdError
 from scheduler.control.cold.fan_out import READ_TIMEOUT_S, Outcome, ask_all, reachable
 from scheduler.control.plane import ControlPlane
-from scheduler.control.versions import parse_version
+from scheduler.control.versions import parse_version, until_nul
 from scheduler.v1 import dataplane_pb2 as pb
 
 VIEW_HEADER = "infersched-statistics"
@@ -46,7 +46,7 @@ class Statistics:
             )
         if view == "backends":
             return await self._of_backends(request)
-        return await self._of_scheduler(request.name, version)
+        return await self._of_scheduler(until_nul(request.name), version)
 
     async def _of_scheduler(self, name: str, version: str) -> service_pb2.ModelStatisticsResponse:
         plane = self._plane

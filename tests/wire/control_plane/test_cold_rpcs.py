@@ -59,9 +59,10 @@ def test_the_config_of_an_unmerged_model_is_the_tritons(cold: Cold, direct: Cold
     assert cold.ModelConfig(request, timeout=30) == direct.ModelConfig(request, timeout=30)
 
 
-@pytest.mark.parametrize("name", ["identity", "nope", ""])
+@pytest.mark.parametrize("name", ["identity", "nope", "", "identity\0x", "nope\0x", "\0"])
 @pytest.mark.parametrize(
-    "version", ["", "1", "7", "abc", "-1", " 1", "1x", "99999999999999999999", "0"]
+    "version",
+    ["", "1", "7", "abc", "-1", " 1", "1x", "99999999999999999999", "0", "abc\0x", "-1\0", "7\0"],
 )
 def test_unknown_models_and_versions_are_refused_in_tritons_words(
     cold: Cold, direct: Cold, name: str, version: str

@@ -21,8 +21,8 @@ MS = 1_000_000
 OF_BACKENDS = (("infersched-statistics", "backends"),)
 
 
-@pytest.mark.parametrize("name", ["identity", "nope", ""])
-@pytest.mark.parametrize("version", ["", "1", "7", "abc", "-1"])
+@pytest.mark.parametrize("name", ["identity", "nope", "", "identity\0x", "nope\0x", "\0"])
+@pytest.mark.parametrize("version", ["", "1", "7", "abc", "-1", "abc\0x", "7\0"])
 def test_unknown_models_and_versions_are_answered_as_by_triton(
     cold: Cold, direct: Cold, name: str, version: str
 ) -> None:
