@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,7 @@ class BackendPool:
         progress: Callable[[str], int] = lambda address: 0,
         runtime_directory: Path | None = None,
         make_watch: Callable[..., BackendWatch] = BackendWatch,
+        sent: Callable[[], Collection[str]] = lambda: (),
     ) -> None:
         self.backends: dict[str, Backend] = {}
         self.watches: dict[str, BackendWatch] = {}
@@ -58,6 +59,7 @@ class BackendPool:
         self._progress = progress
         self._runtime_directory = runtime_directory
         self._make_watch = make_watch
+        self._sent = sent
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def configure(self, backends: Sequence[Backend], discovery: Discovery) -> None:
@@ -88,6 +90,7 @@ class BackendPool:
             lambda: self._progress(address),
             remembered=remembered,
             tls=backend.tls.files if backend.tls is not None else None,
+            sent=self._sent,
         )
 
     async def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -14,7 +14,6 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from scheduler.backends.catalog import READY
 from scheduler.backends.cpu_wait import CpuWait
 from scheduler.security.tls import ClientTls, LastGood, TlsError
 
@@ -36,6 +35,12 @@ _CHANNEL_OPTIONS = [
     ("grpc.enable_http_proxy", 0),
 ]
 _LOST = grpc.StatusCode.UNAVAILABLE
+# What a Triton says of statistics of a model that it does not serve, or where it has none at all.
+_NOT_SERVED = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
 
 
 class Answer(Enum):
@@ -142,33 +147,22 @@ class TritonCalls:
     async def server_metadata(self) -> service_pb2.ServerMetadataResponse:
         return await self._call(self._client.get_server_metadata(client_timeout=CATALOG_TIMEOUT_S))
 
-    async def index(
-        self, unlisted: Collection[str] | None = ()
-    ) -> service_pb2.RepositoryIndexResponse:
-        """The index, and what of `unlisted` (None: of all models) is served and not in it.
-
-        That is a model whose files came with the call that loaded it, or were removed since.
-        """
-        index: service_pb2.RepositoryIndexResponse = await self._call(
+    async def index(self) -> service_pb2.RepositoryIndexResponse:
+        return await self._call(
             self._client.get_model_repository_index(client_timeout=CATALOG_TIMEOUT_S)
         )
-        listed = {model.name for model in index.models}
-        names = [""] if unlisted is None else sorted(set(unlisted) - listed)
-        for versions in await asyncio.gather(*(self._served(name) for name in names)):
-            for name, version in versions:
-                if name not in listed:
-                    index.models.add(name=name, version=version, state=READY)
-        return index
 
-    async def _served(self, name: str) -> list[tuple[str, str]]:
-        """The versions that are served of this model, or of all where the name is empty."""
+    async def served(self, name: str) -> list[tuple[str, str]] | None:
+        """The versions that are served of this model, or of all where the name is empty; None where
+        the Triton does not tell: it is slow, or its statistics are restricted.
+
+        The index lacks models whose files came with the call that loaded them, or were removed.
+        """
         request = service_pb2.ModelStatisticsRequest(name=name)
         try:
             answer = await self.rpc("ModelStatistics", request, CATALOG_TIMEOUT_S)
         except RpcError as error:
-            if error.code in (_LOST, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise CallError(f"{error.code}: {error.text}") from error
-            return []  # it is not served, or this Triton has no statistics
+            return [] if error.code in _NOT_SERVED else None
         return [(model.name, model.version) for model in answer.model_stats]
 
     async def model(

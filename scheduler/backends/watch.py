@@ -43,6 +43,8 @@ TIMEOUTS_UNTIL_DOWN = 2
 RETRY_PERIOD_S = 0.1
 FAILURE_PAUSE_S = 1.0
 PARALLEL_MODEL_READS = 4
+# Names that are asked for until the backend has told of them.
+NAMES_TO_ASK_MAX = 256
 
 
 class BackendStatus(Enum):
@@ -57,7 +59,8 @@ class BackendWatch:
     """The known truth about one backend. `on_change` is called after every change of it.
 
     `progress` returns a number that grows when the data plane gets replies from this backend: one
-    that answers inferences is alive even if a probe got lost in the crowd.
+    that answers inferences is alive even if a probe got lost in the crowd. `sent` returns the names
+    of models whose files were sent with a load: an index does not list them.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class BackendWatch:
         calls: TritonCalls | None = None,
         remembered: RememberedModels | None = None,
         tls: ClientTls | None = None,
+        sent: Callable[[], Collection[str]] = lambda: (),
     ) -> None:
         self.address = address
         self.status = BackendStatus.DOWN
@@ -81,6 +85,8 @@ class BackendWatch:
         # Names of which a version is being loaded or unloaded, by whomever.
         self.loading: frozenset[str] = frozenset()
         self.unloading: frozenset[str] = frozenset()
+        # Versions that it serves, or did when it told last, and that its index does not list.
+        self.unlisted: set[ModelKey] = set()
         self.server: service_pb2.ServerMetadataResponse | None = None
         # Whether its models are known: `server` alone comes before them.
         self.catalog_read = False
@@ -89,6 +95,9 @@ class BackendWatch:
         self.calls = calls or TritonCalls(address, tls)
         self._on_change = on_change
         self._progress = progress
+        self._sent = sent
+        self._told_all = False  # this process has told of everything that it serves
+        self._to_ask: set[str] = set()  # nothing that took effect has told of them yet
         self._remembered = remembered
         self._described = remembered.load() if remembered is not None else {}
         self.models = _all_specs(self._described)
@@ -210,11 +219,15 @@ class BackendWatch:
         suspicions, began_s = self._suspicions, time.monotonic()
         if self.server is None:
             self.server = await self.calls.server_metadata()
-        known = {*reread, *(name for name, _ in self._described)}
-        index = await self.calls.index(known if self.catalog_read else None)
+        index = await self.calls.index()
         listed = {(m.name, m.version): m.state for m in index.models if m.version and m.state}
+        names = frozenset(m.name for m in index.models)
+        served, silent = await self._ask_unlisted(names, reread)
+        untold = {key for key in self.unlisted if key[0] in silent} - served
+        listed.update(dict.fromkeys(served, READY))
         ready = {key for key, state in listed.items() if state == READY}
-        kept = _kept(listed)
+        ready |= untold & self.ready_models
+        kept = _kept(listed) | untold
         self.unavailable = listed.keys() - kept
         stale = {key for key in ready if key not in self.ready_models or key not in self.models}
         stale |= self._next_in_turn(ready)
@@ -228,12 +241,32 @@ class BackendWatch:
             return False
         if suspicions == self._suspicions:
             self._suspected = False
-        absent = frozenset(m.name for m in index.models) - {name for name, _ in described}
+        self.unlisted = served | untold
+        self._told_all, self._to_ask = "" not in silent, self._to_ask & silent
+        absent = names - {name for name, _ in described}
         moving = [frozenset(n for (n, _), state in listed.items() if state == s) for s in MOVING]
         self.read_at_s = began_s
         self._take_catalog(described, ready & described.keys(), absent, moving)
         self.take_probe(result)
         return True
+
+    async def _ask_unlisted(
+        self, listed: Collection[str], reread: Collection[str]
+    ) -> tuple[set[ModelKey], set[str]]:
+        """What is served beside the index, and the names of which the backend did not tell; "" for
+        all. That costs no refresh: what is listed is served all the same.
+        """
+        if len(self._to_ask) > NAMES_TO_ASK_MAX:
+            self._to_ask.clear()
+        self._to_ask.update(reread)
+        known = {name for name, _ in (*self._described, *self.unlisted)}
+        names = (known | self._to_ask | set(self._sent())) - set(listed)
+        if not self._told_all:
+            names.add("")
+        answers = await asyncio.gather(*(self.calls.served(name) for name in sorted(names)))
+        served = {key for found in answers for key in found or () if key[0] not in listed}
+        told = zip(sorted(names), answers, strict=True)
+        return served, {name for name, found in told if found is None}
 
     def _next_in_turn(self, ready: set[ModelKey]) -> set[ModelKey]:
         """One known model a refresh is read again: a fast reload does not show in the index."""
@@ -306,8 +339,9 @@ class BackendWatch:
         if status is BackendStatus.DOWN:
             # The next process at this address may be another Triton with other models.
             self.server = None
-            self.catalog_read = False
+            self.catalog_read = self._told_all = False
             self.ready_models = set()
+            self._to_ask.clear()
             self.absent = self.loading = self.unloading = frozenset()
             self._suspected = False
         if changed or settling:

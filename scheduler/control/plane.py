@@ -69,7 +69,9 @@ class ControlPlane:
         )
         # (model, backend) indices that the data plane sends requests by.
         self._served: set[tuple[int | None, int | None]] = set()
-        self.pool = BackendPool(self.refresh_state, self._replies_of, parameters.runtime_directory)
+        self.pool = BackendPool(
+            self.refresh_state, self._replies_of, parameters.runtime_directory, sent=self._sent
+        )
         self.payload = PayloadMemory(self.pool, self.refresh_state)
         activity = Activity(self.counters, lambda: self.desired.backend_index.values())
         state_directory = self.settings.server.state_directory or parameters.runtime_directory
@@ -351,6 +353,9 @@ class ControlPlane:
         if counters is None:
             return 0
         return counters["batches"] - counters["inflight_batches"]
+
+    def _sent(self) -> set[str]:
+        return self.loads.with_files
 
     def _with_restart_only_kept(self, loaded: LoadedSettings) -> LoadedSettings:
         kept: dict[str, Any] = {}

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # A load may carry a model's files. What is larger is not kept.
 REQUEST_BYTES_MAX = 16 * 2**20
+# Of the parameters that carry them.
+FILE_PREFIX = "file:"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,12 @@ class Wish:
 
     load: service_pb2.RepositoryModelLoadRequest | None
     config: model_config_pb2.ModelConfig | None = None
+
+    @property
+    def has_files(self) -> bool:
+        return self.load is not None and any(
+            key.startswith(FILE_PREFIX) for key in self.load.parameters
+        )
 
 
 class Loads:
@@ -55,6 +63,11 @@ class Loads:
         else:
             self.by_name[name] = Wish(request, config)
         self._store()
+
+    @property
+    def with_files(self) -> set[str]:
+        """The models whose files came with the load: a Triton has them from nowhere else."""
+        return {name for name, wish in self.by_name.items() if wish.has_files}
 
     def unloaded(self, name: str) -> None:
         self.by_name[name] = Wish(None)

@@ -224,8 +224,7 @@ class Repository:
 
     async def _fulfil(self, watch: BackendWatch, name: str, wish: Wish) -> bool:
         """Whether anything had to be done. Raises RpcError and CallError."""
-        index = await watch.calls.index([name])
-        ready = [m.version for m in index.models if m.name == name and m.state == READY]
+        ready = await _ready_versions(watch, name)
         if wish.load is None:
             if not ready:
                 return False
@@ -289,6 +288,14 @@ def _refuse_repository_name(name: str) -> None:
         raise ColdError(
             grpc.StatusCode.UNIMPLEMENTED, "'repository_name' specification is not supported"
         )
+
+
+async def _ready_versions(watch: BackendWatch, name: str) -> list[str]:
+    """Raises CallError."""
+    index = await watch.calls.index()
+    if any(m.name == name for m in index.models):
+        return [m.version for m in index.models if m.name == name and m.state == READY]
+    return [version for _, version in await watch.calls.served(name) or ()]
 
 
 async def _differs(watch: BackendWatch, name: str, version: str, wish: Wish) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +23,8 @@ from tests.unit.control.triton_answers import IDENTITY, ScriptedCalls, config, s
 MODEL = ("identity", "1")
 
 
-def make_watch(calls: ScriptedCalls, address: str = "a:1") -> BackendWatch:
-    return BackendWatch(address, Discovery(), lambda: None, calls=calls)  # type: ignore[arg-type]
+def make_watch(calls: ScriptedCalls, address: str = "a:1", **keys: Any) -> BackendWatch:
+    return BackendWatch(address, Discovery(), lambda: None, calls=calls, **keys)  # type: ignore[arg-type]
 
 
 def served(address: str = "a:1", **configs: str) -> tuple[BackendWatch, ScriptedCalls]:
@@ -133,7 +134,7 @@ def test_a_backend_whose_models_are_not_read_yet_makes_nobody_ready() -> None:
         readiness = Readiness(pool, lambda: "strict", lambda: True)
         index = calls.index
 
-        async def slow_index(unlisted: object) -> object:
+        async def slow_index() -> object:
             seen.append(readiness.ready)
             return await index()
 

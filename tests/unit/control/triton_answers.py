@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2, service_pb2
 
@@ -39,7 +37,9 @@ class ScriptedCalls:
         self.configs = configs
         self.states: dict[tuple[str, str], str] = {(name, "1"): "READY" for name in configs}
         self.answer = ProbeResult(Answer.READY)
-        self.unlisted: set[str] = set()  # names that only who asks for them is told of
+        self.unlisted: set[str] = set()  # names that are served and not in the index
+        self.tells_served = True
+        self.asked_for: list[str] = []  # whether they are served
         self.model_reads: list[tuple[str, str]] = []
         self.probes = 0
 
@@ -54,15 +54,21 @@ class ScriptedCalls:
         self._check()
         return service_pb2.ServerMetadataResponse(name="triton", version="2.51.0")
 
-    async def index(
-        self, unlisted: Collection[str] | None = ()
-    ) -> service_pb2.RepositoryIndexResponse:
+    async def index(self) -> service_pb2.RepositoryIndexResponse:
         self._check()
         answer = service_pb2.RepositoryIndexResponse()
         for (name, version), state in self.states.items():
-            if name not in self.unlisted or unlisted is None or name in unlisted:
+            if name not in self.unlisted:
                 answer.models.add(name=name, version=version, state=state)
         return answer
+
+    async def served(self, name: str) -> list[tuple[str, str]] | None:
+        self.asked_for.append(name)
+        if not self.tells_served:
+            return None
+        return [
+            key for key, state in self.states.items() if state == "READY" and name in ("", key[0])
+        ]
 
     async def model(
         self, name: str, version: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,13 +53,11 @@ class FakeTriton(ScriptedCalls):
         self.silent = False  # it answers probes and nothing else
         self.faults: dict[str, Exception] = {}  # of loads, by name; "" of that question
 
-    async def index(
-        self, unlisted: Collection[str] | None = ()
-    ) -> service_pb2.RepositoryIndexResponse:
+    async def index(self) -> service_pb2.RepositoryIndexResponse:
         if self.silent:
             await asyncio.sleep(2)
             raise CallError("DEADLINE_EXCEEDED")
-        return await super().index(unlisted)
+        return await super().index()
 
     @property
     def loaded(self) -> set[str]:
