@@ -100,12 +100,12 @@ async def load_model(
 async def unload_model(
     watch: BackendWatch, name: str, steps: Collection[str], timeout_s: float
 ) -> None:
-    """Returns once it is gone, with the steps of an ensemble. Raises RpcError."""
+    """Returns once it and those steps that Triton ends with it are gone. Raises RpcError."""
     request = service_pb2.RepositoryModelUnloadRequest(model_name=name)
     if steps:
         request.parameters["unload_dependents"].bool_param = True
     await watch.calls.rpc("RepositoryModelUnload", request, UPDATE_TIMEOUT_S)
-    failure = await until_unloaded(watch, [name, *steps], timeout_s)
+    failure = await until_unloaded(watch, [name], timeout_s, dependents=steps)
     if failure is not None:
         raise failure
 

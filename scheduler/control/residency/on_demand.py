@@ -83,7 +83,11 @@ class ModelResidency:
         return {n for r in leaving if r.backend == address for n in (r.name, *r.steps)}
 
     def loads(self, name: str, address: str) -> bool:
-        """Whether a model that this backend lacks is left to the first request for it."""
+        """Whether a model that this backend lacks is left to the first request for it: not one
+        whose files came with the load, of which nobody knows then that the backend may load it.
+        """
+        if name in self._plane.loads.with_files:
+            return False
         kind = self.loader.residents.wanted(name).kind
         return self.on and kind != "never" and address not in self.loader.backends.others
 

@@ -318,8 +318,9 @@ class Residents:
             used_s,
             protected_s,
             busy=bool(names & busy),
+            # One that the index does not list could not be loaded again by its name.
             kept=needed
-            or bool(names & moving)
+            or bool(names & (moving | {n for n, _ in watch.unlisted}))
             or any(self.wanted(n).kind != "on_demand" for n in names),
             steps=tuple(sorted(steps)),
         )

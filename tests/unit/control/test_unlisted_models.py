@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2
 from scheduler.backends.probe import Answer, ProbeResult, RpcError, TritonCalls
 from scheduler.backends.watch import BackendWatch
 from scheduler.control.cold.loads import Loads
+from tests.unit.control.residency.world import ONE, World
 from tests.unit.control.test_catalog import MODEL, make_watch
 from tests.unit.control.triton_answers import IDENTITY, ScriptedCalls
 
@@ -126,6 +127,16 @@ def test_models_that_clients_sent_with_files_are_asked_for_always(tmp_path: Path
     assert watch.ready_models == {MODEL, OTHER}
 
 
+def test_what_was_sent_with_files_is_not_left_to_the_first_request(tmp_path: Path) -> None:
+    world = World(tmp_path, (ONE, {}))
+    request = service_pb2.RepositoryModelLoadRequest(model_name="identity")
+    world.plane.loads.loaded(request, None)
+    assert world.residency.loads("identity", ONE)
+    request.parameters["file:1/model.py"].bytes_param = b"x"
+    world.plane.loads.loaded(request, None)
+    assert not world.residency.loads("identity", ONE)
+
+
 @pytest.mark.parametrize(
     ("code", "found"),
     [
@@ -143,5 +154,5 @@ def test_only_these_codes_say_that_a_model_is_not_served(code: str, found: Any) 
         raise RpcError("a:1", grpc.StatusCode[code], "no")
 
     calls = TritonCalls("a:1")
-    calls.rpc = refused  # type: ignore[method-assign]
+    calls.rpc = refused  # type: ignore[method-assign,assignment]
     assert asyncio.run(calls.served("identity")) == found

@@ -123,6 +123,13 @@ def test_steps_leave_with_their_ensemble_but_not_those_of_two(tmp_path: Path) ->
     assert again.weights == {"gpu": 3 * GIB}, "its load loads its step, too"
 
 
+def test_a_model_that_its_triton_does_not_list_is_kept(tmp_path: Path) -> None:
+    """Nobody would know that it can be loaded again."""
+    world = World(tmp_path, pool_of(({"address": ONE}, {"a": GPU, "b": GPU})))
+    world.plane.pool.watches[ONE].unlisted = {("a", "1")}
+    assert {name: r.kept for name, r in world.look().items()} == {"a": True, "b": False}
+
+
 def test_pinned_models_and_those_of_clients_are_kept(tmp_path: Path) -> None:
     pool = pool_of(({"address": ONE}, {"a": GPU, "b": GPU, "c": GPU}))
     kinds = {"a": {"residency": "pinned"}, "b": {"residency": "never"}}

@@ -131,6 +131,19 @@ def test_it_leaves_and_the_catalog_says_so(world: World) -> None:
     assert not world.unloads.leaving
 
 
+def test_a_step_that_its_triton_keeps_is_not_waited_for(world: World) -> None:
+    """It was loaded by itself."""
+    victim = Resident("a", ADDRESS, {ADDRESS: 1}, steps=("b",))
+
+    async def scenario() -> None:
+        await world.watch.refresh()
+        await asyncio.wait_for(world.unloads.unload(victim, "makes room"), BOUND_S)
+
+    asyncio.run(scenario())
+    assert world.unloaded == [victim]
+    assert world.watch.ready_models == {("b", "1")}
+
+
 @pytest.mark.parametrize("probe", [LATE, TIMEOUT])
 def test_until_the_catalog_was_read_nothing_is_sent_there(world: World, probe: ProbeResult) -> None:
     # The first is of the refresh before it.
