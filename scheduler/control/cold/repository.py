@@ -17,7 +17,9 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from scheduler.backends.catalog import READY, CatalogError, model_spec
+from scheduler.backends.pool import CatalogEntry
 from scheduler.backends.probe import CallError, RpcError
+from scheduler.backends.remembered import ModelKey
 from scheduler.backends.watch import BackendWatch
 from scheduler.control.cold.errors import ColdError
 from scheduler.control.cold.fan_out import (
@@ -30,6 +32,7 @@ from scheduler.control.cold.fan_out import (
 from scheduler.control.cold.loads import Wish
 from scheduler.control.plane import ControlPlane
 from scheduler.control.unloading import drained, until_unloaded
+from scheduler.control.versions import until_nul
 from scheduler.telemetry.logs import log
 
 logger = logging.getLogger(__name__)
@@ -64,6 +67,7 @@ class Repository:
     ) -> service_pb2.RepositoryModelLoadResponse:
         """Loads, or loads again, on every reachable backend. Raises ColdError."""
         _refuse_repository_name(request.repository_name)
+        request.model_name = until_nul(request.model_name)
         return await self._to_the_end([request.model_name], lambda: self._load(request))
 
     async def unload(
@@ -71,6 +75,7 @@ class Repository:
     ) -> service_pb2.RepositoryModelUnloadResponse:
         """Unloads on every reachable backend once our queue is empty. Raises ColdError."""
         _refuse_repository_name(request.repository_name)
+        request.model_name = until_nul(request.model_name)
         dependents = self._dependents(request)
         names = {request.model_name, *dependents}
         return await self._to_the_end(names, lambda: self._unload(request, dependents))
@@ -123,9 +128,8 @@ class Repository:
                 self._loads.unloaded(request.model_name)
             outcome = await self._until_gone(outcome, watches, request.model_name, dependents)
             await self._take_over(watches, names)
-            for name in dependents:
-                if outcome.answers and not pool.versions(name):
-                    self._loads.unloaded(name)
+            for name in _gone(dependents, [w for w in watches if w.address in outcome.answers]):
+                self._loads.unloaded(name)
         finally:
             plane.desired.refusing.difference_update(names)
             plane.residency.held_back.difference_update(names)
@@ -147,19 +151,11 @@ class Repository:
         outcome.raise_failures()
 
     def _dependents(self, request: service_pb2.RepositoryModelUnloadRequest) -> set[str]:
-        """What may end with the model: the steps of an ensemble that no other one has.
-
-        Triton may leave some of those, too: such as were loaded by themselves.
-        """
+        """What may end with the model. Triton may leave some, such as were loaded by themselves."""
         wanted = request.parameters.get("unload_dependents")
         if wanted is None or not wanted.bool_param:
             return set()
-        name = request.model_name
-        mine, others = set[str](), {name}
-        for (ensemble, _), entry in self._plane.pool.catalog.items():
-            steps = {step.model_name for step in entry.spec.config.ensemble_scheduling.step}
-            (mine if ensemble == name else others).update(steps)
-        return mine - others
+        return steps_ended_with(request.model_name, self._plane.pool.catalog)
 
     async def _drain(self, names: Collection[str]) -> None:
         """Returns when nothing of these models is queued or out, at the latest at the deadline of
@@ -246,6 +242,30 @@ class Repository:
         fields = {"backends": ",".join(outcome.answers), "failed": failed,
                   "missed": ",".join(missed)}  # fmt: skip
         log(logger, level, f"model {name} {done}", **{k: v for k, v in fields.items() if v})
+
+
+def steps_ended_with(name: str, catalog: Mapping[ModelKey, CatalogEntry]) -> set[str]:
+    """The steps of an ensemble, and of those that end with it, that no ensemble has which stays."""
+    steps: dict[str, set[str]] = {}
+    for (ensemble, _), entry in catalog.items():
+        if entry.ready or ensemble == name:
+            its = {step.model_name for step in entry.spec.config.ensemble_scheduling.step}
+            steps.setdefault(ensemble, set()).update(its)
+    ending = {name}
+    while True:
+        stay = {step for ensemble, its in steps.items() if ensemble not in ending for step in its}
+        found = {step for ensemble in ending for step in steps.get(ensemble, ())} - stay - ending
+        if not found:
+            return ending - {name}
+        ending |= found
+
+
+def _gone(names: Collection[str], told: Sequence[BackendWatch]) -> list[str]:
+    """Those that none of these backends has. One that is away may be remembered with them: it ends
+    them when it comes back.
+    """
+    there = {name for watch in told for name, _ in watch.models}
+    return sorted(set(names) - there) if told else []
 
 
 def merged_index(

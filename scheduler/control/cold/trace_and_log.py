@@ -13,6 +13,7 @@ from scheduler.backends.watch import BackendStatus, BackendWatch
 from scheduler.control.cold.fan_out import UPDATE_TIMEOUT_S, ask_all, ask_any, reachable
 from scheduler.control.cold.server_settings import Method, ServerSettings
 from scheduler.control.plane import ControlPlane
+from scheduler.control.versions import until_nul
 from scheduler.telemetry.logs import log
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class TraceAndLog:
         self, request: service_pb2.TraceSettingRequest
     ) -> service_pb2.TraceSettingResponse:
         """Raises ColdError."""
-        model = request.model_name
+        model = until_nul(request.model_name)
         # A model need not be loaded everywhere: one that has it can say more.
         watches = sorted(
             reachable(self._pool),

@@ -1,0 +1,192 @@
+"""Loads and unloads of a pool of which a backend is away, or which Triton does not list."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tritonclient.grpc import service_pb2
+
+from scheduler.backends.pool import BackendPool, join_catalogs
+from scheduler.backends.probe import Answer, ProbeResult
+from scheduler.backends.watch import BackendWatch
+from scheduler.config import Settings
+from scheduler.config.schema import Discovery
+from scheduler.control.cold.loads import Loads
+from scheduler.control.cold.repository import Repository, steps_ended_with
+from scheduler.control.turns import Turns
+from scheduler.v1 import dataplane_pb2 as pb
+from tests.unit.control.triton_answers import ScriptedCalls, pool_of
+
+HERE, AWAY = "127.0.0.1:1", "127.0.0.1:2"
+
+
+def ensemble(*steps: str) -> str:
+    its = " ".join(f"step {{ model_name: '{step}' }}" for step in steps)
+    return f"ensemble_scheduling {{ {its} }}"
+
+
+class Triton(ScriptedCalls):
+    """An unload ends what `ends` says beside."""
+
+    def __init__(self, models: dict[str, str], ends: tuple[str, ...] = ()) -> None:
+        super().__init__(**{n: f'name: "{n}" max_batch_size: 8 {its}' for n, its in models.items()})
+        self.ends = ends
+        self.loaded: list[str] = []
+        self.unloaded: list[str] = []
+
+    async def rpc(self, method: str, request: Any, timeout_s: float) -> Any:
+        if method == "RepositoryIndex":
+            return await self.index()
+        name = request.model_name
+        if method == "RepositoryModelLoad":
+            self.loaded.append(name)
+            self.states[name, "1"] = "READY"
+            return service_pb2.RepositoryModelLoadResponse()
+        if name:
+            self.unloaded.append(name)
+            for ended in (name, *self.ends):
+                self.states[ended, "1"] = "UNAVAILABLE"
+        return service_pb2.RepositoryModelUnloadResponse()
+
+
+class DataPlane:
+    valid = False
+
+    async def settled(self, timeout_s: float = 0.0) -> None:
+        pass
+
+    async def snapshot(self) -> pb.Snapshot:
+        return pb.Snapshot()
+
+
+class World:
+    def __init__(self, folder: Path, **tritons: Triton) -> None:
+        self.pool = BackendPool(lambda: None)
+        self.rejoined: list[Callable[[str], Coroutine[Any, Any, None]]] = []
+        self.loads = Loads(folder)
+        for address, triton in zip((HERE, AWAY), tritons.values(), strict=False):
+            calls: Any = triton
+            self.pool.watches[address] = BackendWatch(
+                address, Discovery(), self._changed, calls=calls
+            )
+        self.plane: Any = SimpleNamespace(
+            pool=self.pool,
+            settings=Settings(),
+            turns=Turns(),
+            loads=self.loads,
+            on_rejoin=self.rejoined,
+            steering=DataPlane(),
+            counters=DataPlane(),
+            desired=SimpleNamespace(refusing=set(), model_index={}),
+            residency=SimpleNamespace(held_back=set(), loads=lambda name, address: False),
+            refresh_state=lambda: None,
+            confirmed=DataPlane().settled,
+        )
+        self.repository = Repository(self.plane)
+
+    def _changed(self) -> None:
+        self.pool.catalog = join_catalogs(self.pool.watches, self.pool.catalog)
+
+    async def read(self) -> None:
+        for watch in self.pool.watches.values():
+            watch.take_probe(ProbeResult(Answer.READY))
+            await watch.refresh()
+
+    async def unload(self, name: str, *, dependents: bool = False) -> None:
+        request = service_pb2.RepositoryModelUnloadRequest(model_name=name)
+        request.parameters["unload_dependents"].bool_param = dependents
+        await self.repository.unload(request)
+
+
+def test_a_backend_that_was_away_is_told_of_the_steps_that_went(tmp_path: Path) -> None:
+    models = {"first": ensemble("shared", "own"), "shared": "", "own": "", "by_itself": ""}
+    here, away = Triton(models, ends=("own",)), Triton(models)
+
+    async def scenario() -> None:
+        world = World(tmp_path, here=here, away=away)
+        await world.read()
+        away_watch = world.pool.watches[AWAY]
+        away_watch.take_probe(ProbeResult(Answer.UNREACHABLE))
+        await world.unload("first", dependents=True)
+        assert world.loads.by_name.keys() == {"first", "own"}
+        away_watch.take_probe(ProbeResult(Answer.READY))
+        (rejoined,) = world.rejoined
+        await rejoined(AWAY)
+
+    asyncio.run(scenario())
+    assert away.unloaded == ["first", "own"]
+
+
+@pytest.mark.parametrize("answer", ["told", "silent"])
+def test_a_backend_that_comes_back_is_sent_what_it_does_not_list(
+    tmp_path: Path, answer: str
+) -> None:
+    triton = Triton({"sent": "", "listed": ""})
+    triton.unlisted.add("sent")
+
+    async def scenario() -> None:
+        world = World(tmp_path, here=triton)
+        await world.read()
+        request = service_pb2.RepositoryModelLoadRequest(model_name="sent")
+        request.parameters["file:1/model.py"].bytes_param = b"x"
+        await world.repository.load(request)
+        (rejoined,) = world.rejoined
+        await rejoined(HERE)
+        assert triton.loaded == ["sent"], "it has it"
+        del triton.states["sent", "1"]
+        triton.tells_served = answer == "told"
+        await rejoined(HERE)
+        assert triton.loaded == ["sent"] * 2
+
+    asyncio.run(scenario())
+
+
+def test_names_are_read_up_to_a_nul(tmp_path: Path) -> None:
+    triton = Triton({"model": ""})
+
+    async def scenario() -> None:
+        world = World(tmp_path, here=triton)
+        await world.read()
+        await world.unload("model\0x")
+        assert world.loads.by_name.keys() == {"model"}
+        assert not world.pool.versions("model")
+        request = service_pb2.RepositoryModelLoadRequest(model_name="model\0y")
+        await world.repository.load(request)
+        assert world.loads.by_name.keys() == {"model"}
+        assert world.pool.versions("model")
+
+    asyncio.run(scenario())
+    assert (triton.unloaded, triton.loaded) == (["model"], ["model"])
+
+
+@pytest.mark.parametrize(
+    ("models", "ended"),
+    [
+        ({"a": ""}, set()),
+        ({"a": ("b", "c")}, {"b", "c"}),
+        ({"a": ("b", "c"), "d": ("c",)}, {"b"}),
+        ({"a": ("b", "c"), "b": ("c",)}, {"b", "c"}),
+        ({"a": ("b",), "b": ("c",), "c": ("d",)}, {"b", "c", "d"}),
+        ({"a": ("b", "e"), "b": ("c",), "d": ("b", "c")}, {"e"}),
+        ({"b": ("a",), "a": ("c",)}, {"c"}),
+    ],
+)
+def test_the_steps_that_end_with_an_ensemble(
+    models: dict[str, tuple[str, ...]], ended: set[str]
+) -> None:
+    texts = dict.fromkeys("bcde", "") | {
+        n: ensemble(*its) if its else "" for n, its in models.items()
+    }
+    assert steps_ended_with("a", pool_of(({"address": HERE}, texts)).catalog) == ended
+
+
+def test_an_ensemble_that_is_not_ready_keeps_no_steps() -> None:
+    texts = {"a": ensemble("c"), "b": ensemble("c"), "c": ""}
+    pool = pool_of(({"address": HERE}, texts))
+    pool.watches[HERE].ready_models.discard(("b", "1"))
+    assert steps_ended_with("a", join_catalogs(pool.watches, {})) == {"c"}
