@@ -46,6 +46,18 @@ struct RefusedLook {
     std::uint32_t rows = 0;
 };
 
+// Clients choose their correlation ids, and must not know which share a bucket.
+struct SequenceHash {
+    std::size_t operator()(std::uint64_t key) const {
+        static const char anchor = 0;
+        // Where it lies is another place in every process.
+        const std::uint64_t seed =
+            reinterpret_cast<std::uintptr_t>(&anchor) * 0x9e3779b97f4a7c15ull;
+        const std::uint64_t mixed = (key ^ seed) * (seed | 1);
+        return static_cast<std::size_t>(mixed ^ mixed >> 32);
+    }
+};
+
 struct ModelState {
     ModelPolicy policy;        // normalised
     bool known = false;        // was configured once
@@ -59,7 +71,8 @@ struct ModelState {
     RequestList by_age;
     std::uint32_t young = kNoSlot;  // the oldest of them that has not come of age
     std::uint32_t batches_since_aged = kBatchesPerAged;
-    std::unordered_map<std::uint64_t, std::uint32_t> sequences;  // by key; looked up, never walked
+    // By key; looked up, never walked.
+    std::unordered_map<std::uint64_t, std::uint32_t, SequenceHash> sequences;
     std::vector<std::uint32_t> doomed;  // sequences whose queued requests are to be failed
     std::uint64_t queued_requests = 0;
     std::uint64_t queued_rows = 0;

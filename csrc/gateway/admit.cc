@@ -25,8 +25,8 @@ void count_invalid(engine::CountersPage* page, std::uint32_t model) {
 // What must agree besides the request itself: forwarded headers, and the model's key headers.
 std::string_view agreeing_metadata(const ModelConfig& model, const Arriving& arriving,
                                    std::string* scratch) {
-    if (model.key_headers.empty()) return *arriving.metadata;
-    *scratch = *arriving.metadata;
+    if (model.key_headers.empty()) return arriving.metadata;
+    *scratch = arriving.metadata;
     scratch->push_back('\0');  // no name is empty: here the forwarded ones end
     for (const std::string& key : model.key_headers)
         for (const auto& [name, value] : *arriving.headers) {
@@ -67,13 +67,13 @@ void Gateway::State::take_request(ConnectionId id, Connection* connection, http2
     arriving.stream = event->stream;
     arriving.event = event;
     arriving.deadline = event->deadline;
-    arriving.metadata = &event->metadata;
+    arriving.metadata = event->metadata;
     arriving.headers = &event->headers;
     arriving.waited = waited;
     RequestId request = 0;
     const Status status = admit(&arriving, &request, now);
     if (request != 0) {
-        requests.find(request)->metadata = std::move(event->metadata);
+        requests.find(request)->metadata = shared_text(std::move(event->metadata));
         connection->requests.insert(event->stream, request);
         return;
     }

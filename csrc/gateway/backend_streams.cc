@@ -116,7 +116,7 @@ BackendStreamId Gateway::State::backend_stream_for(ClientStreamId client_id, std
     // Without a deadline: Triton 2.51 may die of a stream whose deadline passes while requests are
     // on it. The client's stream is ended by us then, and this one cancelled with it.
     const http2::StreamId stream =
-        connection->client->open_stream(kModelStreamInfer, kNever, client->metadata);
+        connection->client->open_stream(kModelStreamInfer, kNever, text_of(client->metadata));
     if (stream == 0) return 0;
     const BackendStreamId id = backend_streams.emplace();
     BackendStream* opened = backend_streams.find(id);

@@ -133,7 +133,7 @@ void Gateway::State::dispatch(const engine::Action& action, Nanos now) {
         const RequestRecord* request = requests.find(member.user);
         assert(request != nullptr);  // the engine dispatches only what waits for an answer
         merge_scratch.push_back({&request->prepared, member.row_begin, member.rows});
-        metadata = request->metadata;
+        metadata = text_of(request->metadata);
     }
     kserve::SharedTensors tensors;
     std::unique_ptr<SharedBatch> shared = share_tensors(action, &tensors);

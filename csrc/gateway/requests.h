@@ -3,6 +3,8 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/slot_map.h"
@@ -18,6 +20,17 @@ using RequestId = std::uint64_t;
 using BatchId = std::uint64_t;
 using ClientStreamId = std::uint64_t;   // 0: a unary call
 using BackendStreamId = std::uint64_t;  // 0: a unary call
+
+// A text that many hold; null: an empty one.
+using SharedText = std::shared_ptr<const std::string>;
+
+inline SharedText shared_text(std::string&& text) {
+    return text.empty() ? nullptr : std::make_shared<const std::string>(std::move(text));
+}
+
+inline std::string_view text_of(const SharedText& text) {
+    return text == nullptr ? std::string_view() : std::string_view(*text);
+}
 
 // Rows of a backend's reply that belong to one request.
 struct ReplyPart {
@@ -39,7 +52,7 @@ struct RequestRecord {
     std::uint64_t overhead = 0;      // charged to the budget besides: records, converted contents
     Nanos arrival = 0;
     kserve::PreparedRequest prepared;
-    std::string metadata;  // forwarded headers, canonical
+    SharedText metadata;  // forwarded headers, canonical; of a message: its stream's
     // Of a message of a client's stream: that stream, where it stands in its list of requests, and
     // its place among the replies that leave in order.
     ClientStreamId client_stream = 0;

@@ -67,7 +67,7 @@ struct Arriving {
     ClientStreamId client_stream = 0;
     const http2::Event* event = nullptr;  // message, bytes, arrival
     Nanos deadline = kNever;
-    const std::string* metadata = nullptr;
+    std::string_view metadata;
     const http2::Headers* headers = nullptr;  // watched ones
     bool waited = false;                      // for its model, which is loaded now
     // Found out on the way.

@@ -24,7 +24,7 @@ void Gateway::State::open_client_stream(ConnectionId id, Connection* connection,
     stream->connection = id;
     stream->stream = event->stream;
     stream->deadline = event->deadline;
-    stream->metadata = std::move(event->metadata);
+    stream->metadata = shared_text(std::move(event->metadata));
     stream->headers = std::move(event->headers);
     stream->ends_at_error = wants_error_status(stream->headers);
     connection->streams.insert(event->stream, stream_id);
@@ -58,7 +58,7 @@ void Gateway::State::start_message(ClientStreamId id, ClientStream* stream, Conn
     arriving.event = event;
     arriving.waited = waited;
     arriving.deadline = stream->deadline;
-    arriving.metadata = &stream->metadata;
+    arriving.metadata = text_of(stream->metadata);
     arriving.headers = &stream->headers;
     RequestId request = 0;
     const Status status = admit(&arriving, &request, now);

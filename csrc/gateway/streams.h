@@ -77,7 +77,7 @@ struct ClientStream {
     ConnectionId connection = 0;
     http2::StreamId stream = 0;
     Nanos deadline = kNever;
-    std::string metadata;        // forwarded headers, canonical
+    SharedText metadata;         // forwarded headers, canonical
     http2::Headers headers;      // watched ones
     bool ends_at_error = false;  // triton_grpc_error: the first failed execution ends the stream
     bool half_closed = false;

@@ -16,11 +16,11 @@ const nghttp2_nv kResponseHeaders[] = {static_header(":status", "200"),
                                        static_header("content-type", "application/grpc")};
 const nghttp2_nv kAcceptEncoding = static_header("grpc-accept-encoding", kAcceptedEncodings);
 
-std::string join_metadata(Headers* headers) {
-    std::stable_sort(headers->begin(), headers->end(),
+std::string join_metadata(Headers headers) {
+    std::stable_sort(headers.begin(), headers.end(),
                      [](const auto& a, const auto& b) { return a.first < b.first; });
     std::string joined;
-    for (const auto& [name, value] : *headers) {
+    for (const auto& [name, value] : headers) {
         joined.append(name).push_back('\0');
         joined.append(value).push_back('\0');
     }
@@ -99,6 +99,7 @@ void ServerSession::State::refuse(Stream* stream, const Status& status,
     // What was received so far is no longer needed; an announced request's bytes are the owner's.
     drop_received(stream);
     stream->headers.clear();
+    stream->watched.clear();
     stream->kind = StreamKind::kRefused;
     sendable = true;
     reset_tokens_ = std::min(kResetBurst, reset_tokens_ + kResetsPerAnswer);
@@ -184,7 +185,7 @@ bool ServerSession::State::take_record(Stream* stream, Event* event) {
     if (event->kind == EventKind::kHalfClosed) return true;
     stream->announced = true;
     event->deadline = stream->deadline;
-    if (!stream->headers.empty()) event->metadata = join_metadata(&stream->headers);
+    if (!stream->headers.empty()) event->metadata = join_metadata(std::move(stream->headers));
     if (!stream->watched.empty()) event->headers = std::move(stream->watched);
     return true;
 }

@@ -352,13 +352,15 @@ bool check_request(const RequestScan& scan, const ModelSchema& schema, CheckedRe
     }
     checked->mergeable = schema.merge && schema.max_batch_size > 0 && !schema.decoupled &&
                          !schema.sequence && !checked->scheduling.has_sequence;
-    if (!check_outputs(scan, schema, checked) || !check_inputs(scan, schema, checked) ||
-        !check_rows(schema, *checked)) {
+    if (!check_outputs(scan, schema, checked) || !check_inputs(scan, schema, checked)) {
         return false;
     }
-    checked->padded = checked->mergeable && has_padding(schema);
-    if (checked->padded && !plan_padding(scan, schema, checked)) return false;
-    if (checked->alone) checked->mergeable = checked->padded = false;
+    const bool fills = checked->mergeable && has_padding(schema);
+    if (checked->alone) checked->mergeable = false;
+    if (!check_rows(schema, *checked)) return false;
+    // What goes alone is not padded, but refused where it could not be.
+    if (fills && !plan_padding(scan, schema, checked)) return false;
+    checked->padded = fills && checked->mergeable;
     return true;
 }
 

@@ -174,8 +174,8 @@ cdef inline ModelConfig model_config(message):
     splits = message.batching.merge and not message.batching.HasField("triton")
     config.schema.rows_max = message.max_batch_size
     if splits and message.max_batch_size > 0:
-        config.schema.rows_max = max(
-            <int64_t>kRequestBatchesMax * config.policy.rows_max, config.schema.rows_max)
+        largest = max(message.batching.mandatory_rows, default=config.policy.rows_max)
+        config.schema.rows_max = max(kRequestBatchesMax * largest, message.max_batch_size)
     for wanted in message.placements:
         placement.backend = wanted.backend_index
         placement.instances = max(wanted.instances, 1)

@@ -61,8 +61,12 @@ def test_a_request_larger_than_a_batch_is_split_and_put_together(
     assert plane.counters()["admitted"] == 1
 
 
-def test_a_request_of_more_than_1024_batches_is_refused(plane: DataPlane, fake: FakeTriton) -> None:
-    plane.apply([identity_model(dims=(1,), max_batch_size=4, rows_max=2)], [fake.address])
+@pytest.mark.parametrize("batching", [{"rows_max": 2}, {"rows_max": 4, "mandatory_rows": [1, 2]}])
+def test_a_request_of_more_than_1024_batches_is_refused(
+    plane: DataPlane, fake: FakeTriton, batching: dict[str, object]
+) -> None:
+    model = identity_model(dims=(1,), max_batch_size=4, **batching)
+    plane.apply([model], [fake.address])
     with connected(plane.address) as stub, pytest.raises(grpc.RpcError) as raised:
         stub.ModelInfer(infer_request(rows(1.0, 2049)[:, :1]), timeout=ANSWER_TIMEOUT_S)
     assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT

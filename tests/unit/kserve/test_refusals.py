@@ -258,6 +258,21 @@ def test_what_goes_alone_cannot_be_split() -> None:
     assert refusal(request, vector_schema(rows_max=0)) == too_many_rows()
 
 
+def test_a_shape_that_goes_alone_has_no_more_rows_than_a_batch() -> None:
+    """Another input has the data of many more."""
+    schema = codec.ModelSchema("m", max_batch_size=8, rows_max=16)
+    schema.add_input("I", "FP32", [-1, -1]).add_input("J", "INT8", [1])
+
+    def request(rows: int) -> Request:
+        message = Request(model_name="m", raw_input_contents=[b"", bytes(rows)])
+        message.inputs.add(name="I", datatype="FP32", shape=[rows, 0, 2**34])
+        message.inputs.add(name="J", datatype="INT8", shape=[rows, 1])
+        return message
+
+    assert prepare(request(8), schema).rows == 8
+    assert refusal(request(9), schema) == too_many_rows()
+
+
 def test_a_shape_that_cannot_be_addressed_is_refused_though_it_is_empty() -> None:
     """It ends the process of a python model of Triton's."""
     schema = codec.ModelSchema("m", max_batch_size=8).add_input("I", "FP32", [-1, -1])
