@@ -60,6 +60,7 @@ void set_apart(ModelState& model, PlacementState& placement, double log_shift) {
 
 // A backend that runs its first batch.
 void set_out(ModelState& model, PlacementState& placement) {
+    model.latencies_differ = true;
     if (any_together(model)) return set_apart(model, placement, 0);
     placement.own_latency = std::make_unique<LatencyModel>(model.latency.attainment());
 }
