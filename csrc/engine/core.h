@@ -48,6 +48,9 @@ class Core : private CoreState {
     void complete(BatchHandle handle, Nanos now);
     void dispatch_failed(BatchHandle handle, FailureKind kind, StatusCode code, Nanos now);
 
+    // queues/sequences.cc
+    void end_path(BatchHandle handle, Nanos now);
+
     // invariants.cc, persist.cc
     void check_invariants() const;
     template <class Archive>

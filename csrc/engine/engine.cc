@@ -40,6 +40,8 @@ void Engine::dispatch_failed(BatchHandle batch, FailureKind kind, StatusCode cod
     state_->core.dispatch_failed(batch, kind, code, now);
 }
 
+void Engine::end_path(BatchHandle batch, Nanos now) { state_->core.end_path(batch, now); }
+
 void Engine::step(Nanos now) { state_->core.step(now); }
 
 const std::vector<Action>& Engine::actions() const { return state_->core.actions; }

@@ -344,6 +344,9 @@ class Engine {
     // of batches sent for the first time, while there was another. Merging that kUnsplittable ended
     // comes back with a policy that batches differently.
     void dispatch_failed(BatchHandle batch, FailureKind kind, StatusCode code, Nanos now);
+    // What is dispatched from now on takes another path than this batch did, of whatever path it
+    // says to be: what follows in its sequence waits for the answer.
+    void end_path(BatchHandle batch, Nanos now);
 
     // -- time ------------------------------------------------------------------------------------
     // Expires deadlines, forms batches, dispatches. Call once per loop turn after the turn's events

@@ -69,8 +69,8 @@ void Gateway::State::dispatch_streamed(const engine::Action& action, RequestReco
                                  &message);
     connection->client->send(stream->stream, std::move(message));
     stream->carried.add(batch->model);
-    if (stream->carried.full() || !takes_new(batch->model, stream->backend))
-        retire_backend_stream(stream);
+    const bool last = stream->carried.full() || !takes_new(batch->model, stream->backend);
+    if (last && !std::exchange(stream->retiring, true)) retiring_streams.push_back(stream_id);
 }
 
 bool Gateway::State::takes_new(std::uint32_t model, std::uint32_t backend) const {
@@ -82,19 +82,30 @@ bool Gateway::State::takes_new(std::uint32_t model, std::uint32_t backend) const
 }
 
 // Triton ends an unloaded model once the streams that have used it are over.
-void Gateway::State::retire_backend_streams() {
-    backend_streams.each([this](BackendStreamId, BackendStream& stream) {
+void Gateway::State::retire_backend_streams(Nanos now) {
+    backend_streams.each([&](BackendStreamId, BackendStream& stream) {
         const auto takes_none = [&](std::uint32_t model) {
             return !takes_new(model, stream.backend);
         };
         if (std::any_of(stream.carried.begin(), stream.carried.end(), takes_none))
-            retire_backend_stream(&stream);
+            retire_backend_stream(&stream, now);
     });
 }
 
-void Gateway::State::retire_backend_stream(BackendStream* stream) {
+// Not before all dispatches of the turn are on their streams: the engine has let requests of a
+// sequence follow each other.
+void Gateway::State::retire_used_streams(Nanos now) {
+    for (const BackendStreamId id : retiring_streams)
+        if (BackendStream* stream = backend_streams.find(id)) retire_backend_stream(stream, now);
+    retiring_streams.clear();
+}
+
+// The next stream may be quicker: a sequence with a request on this one goes on when that is
+// answered.
+void Gateway::State::retire_backend_stream(BackendStream* stream, Nanos now) {
     if (stream->retired) return;
     stream->retired = true;
+    for (const BatchId id : stream->batches) engine.end_path(batches.find(id)->handle, now);
     Connection* connection = connections.find(stream->connection);
     if (connection == nullptr) return;
     connection->client->half_close(stream->stream);

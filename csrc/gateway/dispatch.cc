@@ -77,6 +77,7 @@ void Gateway::State::carry_out_actions(Nanos now) {
                 break;
         }
     }
+    retire_used_streams(now);
     engine.clear_actions();
 }
 

@@ -189,8 +189,9 @@ struct Gateway::State {
     BackendStreamId backend_stream_for(ClientStreamId client, std::uint32_t backend,
                                        bool decoupled);
     bool takes_new(std::uint32_t model, std::uint32_t backend) const;
-    void retire_backend_streams();
-    void retire_backend_stream(BackendStream* stream);
+    void retire_backend_streams(Nanos now);
+    void retire_backend_stream(BackendStream* stream, Nanos now);
+    void retire_used_streams(Nanos now);
     void take_stream_message(ConnectionId id, Connection* connection, http2::Event* event,
                              Nanos now);
     void note_stream_metadata(BackendStreamId id, http2::AnswerMetadata* answer);
@@ -281,7 +282,8 @@ struct Gateway::State {
     SlotMap<ClientStream> client_streams;
     SlotMap<BackendStream> backend_streams;
     ReplyGathering gathering;
-    std::vector<BackendStreamId> unpaid_streams;  // that brought something in this turn
+    std::vector<BackendStreamId> unpaid_streams;    // that brought something in this turn
+    std::vector<BackendStreamId> retiring_streams;  // that were used in it for the last time
     Pieces message_scratch;
     std::set<std::pair<Nanos, ClientStreamId>> stream_deadlines;
     // Half-closed streams, and when they are reset: in the order of their client streams' ends.

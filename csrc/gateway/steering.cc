@@ -205,7 +205,7 @@ void Gateway::State::apply_models(const std::vector<std::shared_ptr<const ModelC
         prime_latencies(*model.now);
         prime_memory(*model.now, model.before);
     }
-    retire_backend_streams();
+    retire_backend_streams(now);
 }
 
 // A placement that has run batches has no need of what was known before.

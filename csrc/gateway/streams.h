@@ -97,7 +97,9 @@ inline constexpr std::size_t kCarriedModelsMax = 16;
 
 class CarriedModels {
   public:
+    // Nothing, when it is full: the stream is about to end anyway.
     void add(std::uint32_t model) {
+        if (full()) return;
         if (std::find(begin(), end(), model) == end()) models_[count_++] = model;
     }
     bool full() const { return count_ == kCarriedModelsMax; }
@@ -115,6 +117,7 @@ struct BackendStream {
     std::uint32_t backend = 0;
     bool decoupled = false;
     bool lingering = false;  // its client's stream has ended
+    bool retiring = false;   // at the end of the turn:
     bool retired = false;    // half-closed: what it has carried is answered, then it ends
     CarriedModels carried;
     ClientStreamId client = 0;

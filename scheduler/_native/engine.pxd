@@ -184,6 +184,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         void fail_all(Reason, int64_t) except +
         void complete(uint64_t, int64_t) except +
         void dispatch_failed(uint64_t, FailureKind, StatusCode, int64_t) except +
+        void end_path(uint64_t, int64_t) except +
         void step(int64_t) except +
         const vector[Action]& actions()
         const vector[BatchMember]& members()

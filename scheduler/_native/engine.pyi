@@ -210,6 +210,8 @@ class Engine:
     def complete(self, batch: int, now: int) -> None: ...
     def dispatch_failed(self, batch: int, kind: str, code: int, now: int) -> None:
         """`kind` is one of FAILURE_KINDS, `code` a gRPC status code."""
+    def end_path(self, batch: int, now: int) -> None:
+        """What follows in the batch's sequence waits for its answer."""
     def step(self, now: int) -> None: ...
     @property
     def needs_step(self) -> bool:

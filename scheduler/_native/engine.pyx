@@ -221,6 +221,9 @@ cdef class Engine:
         cdef int status = code
         self._engine.dispatch_failed(batch, <FailureKind>kind_index, <StatusCode>status, now)
 
+    def end_path(self, batch, now):
+        self._engine.end_path(batch, now)
+
     def step(self, now):
         self._engine.step(now)
 

@@ -32,6 +32,7 @@ class Sent:
     backend: int = -1
     tries: int = 0
     in_doubt: bool = False  # it may have run, or did
+    path_ended: bool = False
 
 
 class SequenceStorm:
@@ -78,6 +79,7 @@ class SequenceStorm:
             if other.sequence == request.sequence and not self.answers[other.number]:
                 assert not again, "a later request overtook it"
                 assert request.path == other.path != 0, "sent before the answer"
+                assert not other.path_ended, "sent by another path before the answer"
                 assert request.start or other.backend == batch.backend, "in two places"
         if request.start:
             self.home[request.sequence] = batch.backend
@@ -90,6 +92,7 @@ class SequenceStorm:
         request.backend = batch.backend
         request.tries += 1
         request.in_doubt = True
+        request.path_ended = False
         self.out[batch.batch] = (batch, request)
         takes = self.random.choice([0, MS // 10, MS, 20 * MS])
         heapq.heappush(self.replies, (self.now + takes, batch.batch))
@@ -115,11 +118,18 @@ class SequenceStorm:
                 self.wake = action.at
         self.engine.check_invariants()
 
+    def is_busy(self, sequence: int) -> bool:
+        unanswered = (self.requests[n] for n in self.handles if not self.answers[n])
+        return any(request.sequence == sequence for request in unanswered)
+
     def submit(self) -> None:
         random = self.random
         number = len(self.requests) + 1
         start, end = random.random() < 0.2, random.random() < 0.1
         request = Sent(number, random.randint(1, 6), start, end, path=random.randint(0, 2))
+        quiet_ns = self.now - self.quiet.get(request.sequence, 0)
+        if quiet_ns >= self.idle_ns and not self.is_busy(request.sequence):
+            self.home.pop(request.sequence, None)  # forgotten
         self.requests[number] = request
         admitted = self.engine.submit(
             self.now,
@@ -145,6 +155,15 @@ class SequenceStorm:
             self.home.pop(request.sequence, None)
         self.engine.dispatch_failed(batch, kind, INTERNAL, self.now)
 
+    def end_path(self) -> None:
+        """Of all that is out by one path: what comes now goes by another."""
+        ended = self.random.randint(1, 2)
+        for batch, request in [*self.out.values()]:
+            if request.path == ended:
+                request.path_ended = True
+                self.engine.end_path(batch.batch, self.now)
+                self.engine.end_path(batch.batch, self.now)
+
     def turn(self, submits: bool) -> None:
         random = self.random
         while self.replies and self.replies[0][0] <= self.now:
@@ -155,6 +174,8 @@ class SequenceStorm:
                 self.submit()
             if random.random() < 0.2 and self.handles:
                 self.engine.cancel(random.choice([*self.handles.values()]), self.now)
+            if random.random() < 0.1:
+                self.end_path()
             if random.random() < 0.03:
                 backend = random.randrange(self.backends)
                 self.engine.set_backend(backend, random.random() < 0.5, self.now)

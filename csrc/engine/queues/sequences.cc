@@ -108,6 +108,17 @@ void Core::sequence_sent(std::uint32_t batch_slot, PlacementState& placement, Na
     advance(member.sequence, now);
 }
 
+// What was let go to follow at once is held again.
+void Core::end_path(BatchHandle handle, Nanos now) {
+    const std::uint32_t batch_slot = sent_batch(handle);
+    if (batch_slot == kNoSlot || batches_[batch_slot].live == 0) return;
+    const auto slot = static_cast<std::uint32_t>(batches_[batch_slot].members.front().request);
+    if (!requests_[slot].sequential) return;
+    const std::uint32_t index = sequential_[slot].sequence;
+    sequences_[index].path = 0;
+    step_back(index, now);
+}
+
 // A sequence without a start is known to its backend once a request of it was served.
 void Core::sequence_answered(std::uint32_t slot, bool dispatched, bool completed, Nanos now) {
     const std::uint32_t index = sequential_[slot].sequence;

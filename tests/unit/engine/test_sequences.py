@@ -81,6 +81,21 @@ def test_requests_without_a_path_never_follow_at_once() -> None:
     assert sent(driver.step()) == [(1, 0)]
 
 
+def test_what_follows_waits_for_what_is_out_when_its_path_has_ended() -> None:
+    driver = sequencer(direct_max=2)
+    driver.submit_many([1], sequence=7, start=True, path=5)
+    driver.submit_many([2, 3, 4], sequence=7, path=5)
+    first, second = driver.step()
+    assert [users(first), users(second)] == [[1], [2]]
+    for batch in (first, second):
+        driver.engine.end_path(batch.batch, driver.now)
+    driver.engine.check_invariants()
+    driver.complete(first)
+    assert driver.step() == []
+    driver.complete(second)
+    assert sent(driver.step()) == [(3, 0), (4, 0)]
+
+
 def test_requests_of_a_sequence_are_never_merged() -> None:
     driver = Driver(1, rows_max=8, staged_batches_max=0, sequence_idle_ns=IDLE)
     for user in (1, 2, 3):
