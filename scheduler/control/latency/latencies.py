@@ -92,7 +92,7 @@ class Latencies:
     async def read(self, desired: DesiredState) -> None:
         """Asks the data plane, if it is there, for the models that have run; keeps what is new."""
         ran = self._ran(desired)
-        self._told_now.clear()
+        told, self._told_now = self._told_now, set()
         # Where none has: one, for what is not of a model.
         indices = list(ran) or list(desired.model_index.values())[:1]
         for start in range(0, len(indices), MODELS_AT_ONCE):
@@ -100,7 +100,9 @@ class Latencies:
             try:
                 snapshot = await self._steering.snapshot(asked)
             except (ConnectionError, asyncio.TimeoutError):
+                self._told_now |= told
                 return
+            told -= {desired.model_at(index) for index in asked}
             self.take(desired, snapshot)
             if self._beside is not None:
                 self._beside.take(snapshot)

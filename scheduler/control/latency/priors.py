@@ -8,7 +8,7 @@ applied with every batch, and observations replace it anyway.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 
 from tritonclient.grpc import service_pb2
 
@@ -83,8 +83,8 @@ class Priors:
         self._said: dict[tuple[ModelKey, str], tuple[object, Prior]] = {}
         self._reported: set[tuple[ModelKey, str]] = set()
         self._said_now: set[ModelKey] = set()
-        # What one row takes by what was learned earlier or by a profile.
-        self._floors_ns: dict[tuple[ModelKey, str], int] = {}
+        # What one row takes by what was learned earlier, by backend.
+        self._floors_ns: dict[ModelKey, dict[str, int]] = {}
 
     def of(self, spec: ModelSpec, backend: str, batching: Batching) -> Prior:
         """The prior of a placement; the same until the model or its profile is another."""
@@ -105,7 +105,7 @@ class Priors:
 
     def floor_ns(self, key: ModelKey) -> int:
         """What a lone request takes on the fastest backend by what was said; 0: nothing sure."""
-        return min((ns for (of, _), ns in self._floors_ns.items() if of == key and ns), default=0)
+        return min((ns for ns in self._floors_ns.get(key, {}).values() if ns), default=0)
 
     def offer_statistics(self, backend: str, models: Iterable[service_pb2.ModelStatistics]) -> bool:
         """What a Triton that was joined has counted; returns whether a placement lacked it."""
@@ -124,9 +124,12 @@ class Priors:
 
     def forget_others(self, backends: Container[str]) -> None:
         """What was said and counted of backends that are no more."""
-        for known in (self._said, self._statistics, self._floors_ns):
+        for known in (self._said, self._statistics):
             for placement in [p for p in known if p[1] not in backends]:
                 del known[placement]
+        for floors_ns in self._floors_ns.values():
+            for backend in [b for b in floors_ns if b not in backends]:
+                del floors_ns[backend]
 
     def renew(self) -> None:
         """Another data plane will ask: it gets what is known now."""
@@ -134,14 +137,15 @@ class Priors:
 
     def _choose(self, spec: ModelSpec, backend: str, batching: Batching) -> Prior:
         key, signature = (spec.name, spec.version), profiled_model(spec).signature
-        sources: list[Callable[[], Prior]] = [
-            lambda: self._from_learned(key, signature, backend),
-            lambda: self._from_profile(spec, signature, batching),
-        ]
-        measured = next((prior for source in sources if (prior := source())), ())
-        # Not of Triton's statistics: a first batch that took seconds is in their means.
-        self._floors_ns[key, backend] = _floor_ns(measured)
-        return measured or self._statistics.get((key, backend), ())
+        learned = self._from_learned(key, signature, backend)
+        # Not of a profile: objectives are judged by it when it is read. Nor of Triton's statistics:
+        # a first batch that took seconds is in their means.
+        self._floors_ns.setdefault(key, {})[backend] = _floor_ns(learned)
+        return (
+            learned
+            or self._from_profile(spec, signature, batching)
+            or self._statistics.get((key, backend), ())
+        )
 
     def _from_learned(self, key: ModelKey, signature: str, backend: str) -> Prior:
         found = self._learned.entry(key, signature, backend)

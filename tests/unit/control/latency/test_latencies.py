@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 from tritonclient.grpc import service_pb2
 
-from scheduler.backends.catalog import profiled_model
+from scheduler.backends.catalog import ModelSpec, profiled_model
 from scheduler.config import Batching, Settings
 from scheduler.config.profile import ProfiledModel, save_profile
 from scheduler.control.cold.regions import Regions
@@ -284,6 +283,10 @@ def latencies_of(tmp_path: Path, settings: Settings) -> tuple[Latencies, Desired
     return found, desired
 
 
+def spec_of(latencies: Latencies) -> ModelSpec:
+    return latencies._pool.catalog[KEY].spec
+
+
 def snapshot(times_ms: dict[int, float], observations: int) -> pb.Snapshot:
     latency = snapshot_of(times_ms, observations)
     return pb.Snapshot(models=[pb.ModelSnapshot(index=0, latencies=[latency])])
@@ -350,10 +353,29 @@ def test_what_is_hardly_known_and_what_triton_counted_is_no_floor(
     (tmp_path / "none").mkdir()
     kept_in(tmp_path / "few", snapshot_of({1: 6.0}), model=POOLED)  # 10 batches of the size
     for directory in ("few", "none"):
-        latencies, _ = latencies_of(tmp_path / directory, settings_of(slo="5ms"))
+        settings = settings_of(slo="5ms")
+        latencies, desired = latencies_of(tmp_path / directory, settings)
         # A first batch that took seconds is in their mean.
-        latencies.priors.offer_statistics("a:1", [statistics({1: 60.0})])
+        counted = statistics({1: 60.0})
+        counted.batch_stats[0].compute_infer.count = OBSERVATIONS_MIN
+        counted.batch_stats[0].compute_infer.ns = 60 * MS * OBSERVATIONS_MIN
+        told = latencies.priors.offer_statistics("a:1", [counted])
+        assert told == (directory == "none")
+        desired.build(latencies._pool, settings, Regions(tmp_path))
         latencies.judge_priors()
+    assert caplog.text == ""
+
+
+def test_a_profile_is_no_floor_of_the_next_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Objectives are judged by a profile when it is read."""
+    file = tmp_path / "profile.json"
+    save_profile(profile_of({1: 50.0}, name="identity", signature=POOLED.signature), file)
+    latencies, _ = latencies_of(tmp_path, settings_of(slo="60ms", profile=file))
+    latencies.judge_priors()
+    assert latencies.priors.of(spec_of(latencies), "a:1", Batching(profile=file))
+    assert latencies.problems(KEY, Batching.model_validate({"slo": "5ms"})) == {}
     assert caplog.text == ""
 
 
@@ -361,37 +383,6 @@ def test_the_floor_of_larger_batches_is_that_of_a_lone_request(tmp_path: Path) -
     found, desired = latencies_of(tmp_path, Settings())
     found.take(desired, snapshot({8: 13.0, 16: 21.0}, OBSERVATIONS_MIN))
     assert found.floor_ns(KEY) == 6 * MS
-
-
-class Asked:
-    """A data plane whose counters say that nothing ran."""
-
-    valid = True
-
-    def __init__(self) -> None:
-        self.indices: list[list[int]] = []
-
-    def batches_returned(self, index: int) -> int:
-        return 0
-
-    async def snapshot(self, indices: list[int]) -> pb.Snapshot:
-        self.indices.append(list(indices))
-        latency = pb.LatencySnapshot(alpha_ns=MS, beta_ns=5 * MS)
-        return pb.Snapshot(models=[pb.ModelSnapshot(index=0, latencies=[latency])])
-
-
-def test_what_was_said_of_a_model_is_read_back_before_it_runs(tmp_path: Path) -> None:
-    kept_in(tmp_path, snapshot_of({1: 6.0}), model=POOLED)
-    pool = pool_of(({"address": "a:1"}, {"first": "", "identity": ""}))
-    asked: Any = Asked()
-    found = Latencies(tmp_path, pool, asked, asked, Settings, lambda: None)
-    desired = DesiredState(tmp_path, found.priors)
-    desired.build(pool, Settings(), Regions(tmp_path))
-    found.judge_priors()
-    for _ in range(2):
-        asyncio.run(found.read(desired))
-    first, identity = (desired.model_index[name, "1"] for name in ("first", "identity"))
-    assert asked.indices == [[identity], [first]], "one, for what is of no model"
 
 
 def test_what_was_taken_is_in_the_file(tmp_path: Path) -> None:
