@@ -153,15 +153,20 @@ def unload_other(plane: DataPlane, fake: FakeTriton) -> None:
     serve(plane, fake, *models)
 
 
+def hold_a_sequence_back(stream: OpenStream, plane: DataPlane, fake: FakeTriton) -> None:
+    """Its start is out on a stream that is not used any more; two more of it have come."""
+    open_two_sequences(stream, fake)
+    unload_other(plane, fake)
+    stream.send(in_sequence(3, 9), in_sequence(4, 9))
+    plane.wait_queued(2)
+
+
 def test_a_sequence_does_not_overtake_itself_on_the_next_stream(
     stub: Stub, plane: DataPlane, fake: FakeTriton
 ) -> None:
     serve(plane, fake, *sequence_models())
     with OpenStream(stub) as stream:
-        open_two_sequences(stream, fake)
-        unload_other(plane, fake)
-        stream.send(in_sequence(3, 9), in_sequence(4, 9))
-        plane.wait_queued(2)
+        hold_a_sequence_back(stream, plane, fake)
         # Another sequence has nothing to wait for.
         stream.send(in_sequence(5, 10, start=True))
         wait_until(lambda: came(fake) == [[1, 2], [5]], "the other one's start is out")
@@ -199,10 +204,7 @@ def test_what_waits_for_a_stream_that_dies_is_answered(
 ) -> None:
     serve(plane, fake, *sequence_models())
     with OpenStream(stub) as stream:
-        open_two_sequences(stream, fake)
-        unload_other(plane, fake)
-        stream.send(in_sequence(3, 9), in_sequence(4, 9))
-        plane.wait_queued(2)
+        hold_a_sequence_back(stream, plane, fake)
         fake.kill()
         fake.release()
         fake.start()

@@ -36,14 +36,20 @@ class Asked:
         return pb.Snapshot(models=[pb.ModelSnapshot(index=0, latencies=[latency])])
 
 
-def test_what_was_said_of_a_model_is_read_back_before_it_runs(tmp_path: Path) -> None:
+def judged(tmp_path: Path, asked: Any) -> tuple[Latencies, DesiredState]:
+    """Of two models, of which `identity` was told what an earlier life has learned."""
     kept_in(tmp_path, snapshot_of({1: 6.0}), model=POOLED)
     pool = pool_of(({"address": "a:1"}, {"first": "", "identity": ""}))
-    asked: Any = Asked()
     found = Latencies(tmp_path, pool, asked, asked, Settings, lambda: None)
     desired = DesiredState(tmp_path, found.priors)
     desired.build(pool, Settings(), Regions(tmp_path))
     found.judge_priors()
+    return found, desired
+
+
+def test_what_was_said_of_a_model_is_read_back_before_it_runs(tmp_path: Path) -> None:
+    asked = Asked()
+    found, desired = judged(tmp_path, asked)
     for _ in range(2):
         asyncio.run(found.read(desired))
     first, identity = (desired.model_index[name, "1"] for name in ("first", "identity"))
@@ -51,13 +57,8 @@ def test_what_was_said_of_a_model_is_read_back_before_it_runs(tmp_path: Path) ->
 
 
 def test_what_was_said_is_read_back_though_a_data_plane_was_late(tmp_path: Path) -> None:
-    kept_in(tmp_path, snapshot_of({1: 6.0}), model=POOLED)
-    pool = pool_of(({"address": "a:1"}, {"first": "", "identity": ""}))
-    asked: Any = Asked()
-    found = Latencies(tmp_path, pool, asked, asked, Settings, lambda: None)
-    desired = DesiredState(tmp_path, found.priors)
-    desired.build(pool, Settings(), Regions(tmp_path))
-    found.judge_priors()
+    asked = Asked()
+    found, desired = judged(tmp_path, asked)
     asked.late = 1
     for _ in range(2):
         asyncio.run(found.read(desired))
