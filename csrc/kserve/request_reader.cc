@@ -29,7 +29,12 @@ bool is_trimmed(const RequestAccess::State& state) {
 }
 
 // Whether Triton's view of the request, in which it is fine, is that of a request of zero rows.
-bool has_zero_rows(const RequestScan& scan) {
+// Negative dimensions it takes for huge ones, which end the process of a python model.
+bool has_zero_rows(const RequestScan& scan, const ModelSchema& schema) {
+    if (schema.max_batch_size == 0) return false;
+    for (const std::int64_t dim : scan.dims) {
+        if (dim < 0) return false;
+    }
     for (const ScannedInput& input : scan.inputs) {
         if (input.dims.count != 0 && scan.dims[input.dims.first] == 0) return true;
     }
@@ -49,7 +54,7 @@ struct RequestReader::Scratch {
         checked.converted = BufferRef();
         Status status = explain_fault(scan, schema, rows_max, checked.converted_bytes_max);
         if (!status.ok()) return status;
-        if (!uses_shared_memory(scan) && !has_zero_rows(scan)) {
+        if (!uses_shared_memory(scan) && !has_zero_rows(scan, schema)) {
             return Status::error(
                 StatusCode::kInvalidArgument,
                 request_prefix(scan.id) + "tensor sizes exceed what can be addressed");

@@ -294,3 +294,18 @@ def test_what_precedes_a_region_is_judged() -> None:
 
     text = "unable to find data for input tensor 'I' for model 'm' in request."
     assert refusal(request, schema) == (INVALID_ARGUMENT, text)
+
+
+@pytest.mark.parametrize("max_batch_size", [0, 8])
+def test_a_negative_dimension_is_not_excused_by_an_input_without_rows(max_batch_size: int) -> None:
+    schema = codec.ModelSchema("m", max_batch_size=max_batch_size)
+    dims = [-1] if max_batch_size else [-1, -1]
+    schema.add_input("I", "FP32", dims).add_input("J", "FP32", dims)
+    request = Request(model_name="m", id="7", raw_input_contents=[b"", b""])
+    request.inputs.add(name="I", datatype="FP32", shape=[0, 4])
+    request.inputs.add(name="J", datatype="FP32", shape=[0, -(2**63)])
+
+    code, text = refusal(request, schema)
+
+    assert code == INVALID_ARGUMENT
+    assert text.startswith(R)
