@@ -64,8 +64,11 @@ def tensor(name: str, value: int) -> grpcclient.InferInput:
     return data
 
 
-def ended_in(journal: Path) -> int:
-    return len(journal.read_text().splitlines()) if journal.exists() else 0
+def cancelled_in(journal: Path) -> list[int]:
+    """Of each request that was cancelled: the responses sent before."""
+    lines = journal.read_text().splitlines() if journal.exists() else []
+    ended = [line.rsplit(" ", 2) for line in lines]
+    return [int(sent) for _, outcome, sent in ended if outcome == "cancelled"]
 
 
 class Answers:
@@ -153,7 +156,7 @@ def test_half_closing_lets_what_is_in_flight_finish(served: ServedScheduler) -> 
 def test_a_stream_that_ends_frees_the_model(
     served: ServedScheduler, journal: Path, end: str
 ) -> None:
-    before = ended_in(journal)
+    before = len(cancelled_in(journal))
     with grpc.insecure_channel(served.address, options=CHANNEL_OPTIONS) as channel:
         stream = OpenStream(Stub(channel), timeout=2.0 if end == "deadline" else WAIT_S)
         stream.send(repeat_request(MANY, delay_ms=10))
@@ -165,12 +168,11 @@ def test_a_stream_that_ends_frees_the_model(
         elif end == "cancel":
             stream.call.cancel()
         if end != "connection":
-            wait_until(lambda: ended_in(journal) > before, "the model knows of it", WAIT_S)
-    wait_until(lambda: ended_in(journal) > before, "the model knows of it", WAIT_S)
+            wait_until(lambda: len(cancelled_in(journal)) > before, "the model knows", WAIT_S)
+    wait_until(lambda: len(cancelled_in(journal)) > before, "the model knows of it", WAIT_S)
     stream.half_close()
-    _, outcome, sent = journal.read_text().splitlines()[-1].rsplit(" ", 2)
-    assert outcome == "cancelled"
-    assert 0 < int(sent) < MANY
+    [sent] = cancelled_in(journal)[before:]
+    assert 0 < sent < MANY
     with connected(served.address) as stub:
         assert len(converse(stub, [repeat_request(2)]).messages) == 2
 

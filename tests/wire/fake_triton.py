@@ -34,8 +34,9 @@ Response = service_pb2.ModelInferResponse
 Message = service_pb2.ModelStreamInferResponse
 # Raise with `context.abort(code, text)`; returns the reply.
 Behaviour = Callable[[Request, grpc.ServicerContext], Response]
-# The same for the replies to one request of a stream.
-StreamBehaviour = Callable[[Request, grpc.ServicerContext], Iterable[Message]]
+# The same for the replies to one request of a stream; large ones serialized before, because
+# serializing keeps all Python threads from running, the one that answers ServerLive among them.
+StreamBehaviour = Callable[[Request, grpc.ServicerContext], Iterable[Message | bytes]]
 
 
 def identity(request: Request, context: grpc.ServicerContext | None = None) -> Response:
@@ -66,6 +67,24 @@ def values_of(request: Request, index: int = 0) -> np.ndarray[Any, np.dtype[np.f
     """The FP32 input as a matrix of one row for each row of the batch."""
     data = np.frombuffer(request.raw_input_contents[index], np.float32)
     return data.reshape(rows_of(request), -1)
+
+
+class SerializedReplies(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Sends what a stream behaviour yields as bytes as it is."""
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        handler = continuation(details)
+        if handler is None or handler.stream_stream is None:
+            return handler
+        return grpc.stream_stream_rpc_method_handler(
+            handler.stream_stream,
+            handler.request_deserializer,
+            lambda reply: reply if isinstance(reply, bytes) else reply.SerializeToString(),
+        )
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -110,7 +129,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
     def start(self) -> None:
         """Listens; after `kill` on the port it had before."""
         pool = futures.ThreadPoolExecutor(self._workers)
-        self._server = grpc.server(pool, options=CHANNEL_OPTIONS)
+        self._server = grpc.server(
+            pool, interceptors=[SerializedReplies()], options=CHANNEL_OPTIONS
+        )
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         self._server.start()
@@ -154,7 +175,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
 
     def ModelStreamInfer(
         self, requests: Iterator[Request], context: grpc.ServicerContext
-    ) -> Iterator[Message]:
+    ) -> Iterator[Message | bytes]:
         came: list[Request] = []
         with self._lock:
             metadata = {str(k): str(v) for k, v in context.invocation_metadata()}

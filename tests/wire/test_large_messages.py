@@ -11,10 +11,11 @@ import psutil
 import pytest
 
 from scheduler.v1 import dataplane_pb2 as pb
+from tests.codec_wire import field
 from tests.dataplane import DataPlane, identity_model, wait_until
 from tests.streams import FINAL, OpenStream
 from tests.wire.calls import Matrix, connected, error_info, infer_request, output, rows
-from tests.wire.fake_triton import FakeTriton, Message, Request
+from tests.wire.fake_triton import FakeTriton, Message, Request, Response
 from tests.wire.test_streams import decoupled_model
 
 FLOATS_A_MIB = 1 << 18
@@ -101,16 +102,14 @@ class HeldStream:
     """One reply of these bytes to a request of a decoupled model; the last one on release()."""
 
     def __init__(self, fake: FakeTriton, reply_bytes: int = 0) -> None:
-        self._reply_bytes = reply_bytes
+        self._contents = Response(raw_output_contents=[bytes(reply_bytes)]).SerializeToString()
         self._released = threading.Event()
         self.release = self._released.set
         fake.stream_behaviour = self._replies
 
-    def _replies(self, request: Request, context: object) -> Iterator[Message]:
-        reply = Message()
-        reply.infer_response.id = request.id
-        reply.infer_response.raw_output_contents.append(bytes(self._reply_bytes))
-        yield reply
+    def _replies(self, request: Request, context: object) -> Iterator[Message | bytes]:
+        response = Response(id=request.id).SerializeToString() + self._contents
+        yield field(Message.INFER_RESPONSE_FIELD_NUMBER, response)
         self._released.wait(60)
         last = Message()
         last.infer_response.id = request.id
@@ -138,7 +137,7 @@ def test_a_large_request_does_not_wait_for_a_streamed_one_of_its_connection(
 def test_a_large_streamed_reply_is_let_go_when_it_has_left(
     plane: DataPlane, fake: FakeTriton
 ) -> None:
-    large_bytes = 256 << 20
+    large_bytes = 144 << 20
     held = HeldStream(fake, large_bytes)
     assert plane.apply([decoupled_model(0)], [fake.address]) == ""
     process = psutil.Process(plane.process.pid)
