@@ -73,8 +73,11 @@ def main() -> None:
         overheads_ms = [float(text) for text in given.overheads_ms.split(",")]
     except ValueError:
         parser.error(f"no numbers: {given.overheads_ms!r}")
-    if min(overheads_ms) < 0 or given.requests < 100 or given.seeds < 1:
-        parser.error("no negative overhead, at least 100 requests and one seed")
+    room_ms = MODEL.objective_ms - MODEL.holds_ms(1)
+    if not all(0 <= each < room_ms for each in overheads_ms):
+        parser.error(f"an overhead is from 0 to below {room_ms:.3f} ms, or no batch is in time")
+    if given.requests < 100 or given.seeds < 1:
+        parser.error("at least 100 requests and one seed")
     seeds = list(range(1, given.seeds + 1))
     head = {"benchmark": "slo_possible", "commit": commit(), "seeds": seeds}
     print(json.dumps({**head, "requests": given.requests}), flush=True)

@@ -268,7 +268,9 @@ class Batching(Section):
     )
     slo: Objective = Field(default=0, description="latency objective of a request, or none")
     attainment: Attainment = Field(
-        default=ATTAINMENT_DEFAULT, description="the part of the requests that is to be in time"
+        default=ATTAINMENT_DEFAULT,
+        description="the part of the requests that is to be in time; margins are learned for "
+        "0.5 to 0.9999 of them",
     )
     value: Weight | None = Field(
         default=None,
