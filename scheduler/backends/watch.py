@@ -205,11 +205,13 @@ class BackendWatch:
             return await self._refresh(reread)
 
     async def refresh_within(self, timeout_s: float, reread: Collection[str] = ()) -> bool:
-        """Refreshes until one takes effect; False when none does in time, or it is down."""
+        """Refreshes until one takes effect that tells of all models named in `reread`; False when
+        none does in time, or it is down. What one tells without them takes effect all the same.
+        """
         end_s = time.monotonic() + timeout_s
         while True:
             with contextlib.suppress(CallError):
-                if await self.refresh(reread):
+                if await self.refresh(reread) and self._to_ask.isdisjoint(reread):
                     return True
             if self.status is BackendStatus.DOWN or time.monotonic() >= end_s:
                 return False
@@ -242,7 +244,7 @@ class BackendWatch:
         if suspicions == self._suspicions:
             self._suspected = False
         self.unlisted = served | untold
-        self._told_all, self._to_ask = "" not in silent, self._to_ask & silent
+        self._told_all, self._to_ask = "" not in silent, {*self._to_ask, *reread} & silent
         absent = names - {name for name, _ in described}
         moving = [frozenset(n for (n, _), state in listed.items() if state == s) for s in MOVING]
         self.read_at_s = began_s
@@ -255,6 +257,11 @@ class BackendWatch:
     ) -> tuple[set[ModelKey], set[str]]:
         """What is served beside the index, and the names of which the backend did not tell; "" for
         all. That costs no refresh: what is listed is served all the same.
+
+        After one silence it is asked for no more names: its statistics are restricted, or it is too
+        slow now, and each further name would hold up the refresh for another time-out. It is asked
+        for all of `reread`, first: somebody waits for these, and where the answer for "" is late
+        because it is long, that for one model need not be.
         """
         if len(self._to_ask) > NAMES_TO_ASK_MAX:
             self._to_ask.clear()
@@ -263,10 +270,22 @@ class BackendWatch:
         names = (known | self._to_ask | set(self._sent())) - set(listed)
         if not self._told_all:
             names.add("")
-        answers = await asyncio.gather(*(self.calls.served(name) for name in sorted(names)))
-        served = {key for found in answers for key in found or () if key[0] not in listed}
-        told = zip(sorted(names), answers, strict=True)
-        return served, {name for name, found in told if found is None}
+        gate = asyncio.Semaphore(PARALLEL_MODEL_READS)
+        served: set[ModelKey] = set()
+        silent: set[str] = set()
+
+        async def ask(name: str) -> None:
+            async with gate:
+                skipped = silent and name not in reread
+                found = None if skipped else await self.calls.served(name)
+            if found is None:
+                silent.add(name)
+            else:
+                served.update(key for key in found if key[0] not in listed)
+
+        in_order = sorted(names, key=lambda name: (name not in reread, name))
+        await asyncio.gather(*(ask(name) for name in in_order))
+        return served, silent
 
     def _next_in_turn(self, ready: set[ModelKey]) -> set[ModelKey]:
         """One known model a refresh is read again: a fast reload does not show in the index."""

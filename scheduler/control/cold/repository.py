@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from scheduler.backends.catalog import READY, CatalogError, model_spec
 from scheduler.backends.pool import CatalogEntry
 from scheduler.backends.probe import CallError, RpcError
 from scheduler.backends.remembered import ModelKey
-from scheduler.backends.watch import BackendWatch
+from scheduler.backends.watch import RETRY_PERIOD_S, BackendStatus, BackendWatch
 from scheduler.control.cold.errors import ColdError
 from scheduler.control.cold.fan_out import (
     READ_TIMEOUT_S,
@@ -128,8 +129,9 @@ class Repository:
                 self._loads.unloaded(request.model_name)
             outcome = await self._until_gone(outcome, watches, request.model_name, dependents)
             await self._take_over(watches, names)
-            for name in _gone(dependents, [w for w in watches if w.address in outcome.answers]):
-                self._loads.unloaded(name)
+            if outcome.answers:
+                for name in _gone(dependents, watches):
+                    self._loads.unloaded(name)
         finally:
             plane.desired.refusing.difference_update(names)
             plane.residency.held_back.difference_update(names)
@@ -190,7 +192,8 @@ class Repository:
 
         async def read(watch: BackendWatch) -> None:
             if not await watch.refresh_within(READ_TIMEOUT_S, names):
-                log(logger, logging.WARNING, "cannot read the catalog", backend=watch.address)
+                log(logger, logging.WARNING, "cannot read the catalog", backend=watch.address,
+                    models=",".join(sorted(names)))  # fmt: skip
 
         await asyncio.gather(*(read(watch) for watch in watches))
         self._plane.refresh_state()
@@ -199,27 +202,51 @@ class Repository:
     async def _rejoined(self, address: str) -> None:
         """A backend that came (back) serves what clients loaded, and not what they unloaded.
 
-        One that was only out of reach has it all; nothing is done there.
+        One that was only out of reach has it all; nothing is done there. What it does not tell at
+        first is asked again, for nobody asks later: twice at least, however slow it is, and after
+        all other models. One that goes away meanwhile is told when it comes back once more.
         """
-        for name in sorted(self._loads.by_name):
-            async with self._turns.of([name]):
-                watch = self._plane.pool.watches.get(address)
-                wish = self._loads.by_name.get(name)
-                if watch is None or wish is None:
-                    continue
-                if wish.load is not None and self._plane.residency.loads(name, address):
-                    continue  # the first request for it does, by this wish
+        names, end_s = sorted(self._loads.by_name), time.monotonic() + READ_TIMEOUT_S
+        while True:
+            began_s = time.monotonic()
+            untold: dict[str, CallError] = {}
+            for name in names:
                 try:
-                    if await self._fulfil(watch, name, wish):
-                        await self._take_over([watch], [name])
-                        log(logger, logging.INFO, "told of a model again", backend=address,
-                            model=name)  # fmt: skip
-                except (RpcError, CallError, CatalogError) as error:
-                    log(logger, logging.WARNING, "cannot be told of a model again",
-                        backend=address, model=name, reason=error)  # fmt: skip
+                    await self._told_again(address, name)
+                except CallError as error:
+                    untold[name] = error
+            names = list(untold)
+            if not names or began_s >= end_s or self._is_down(address):
+                break
+            await asyncio.sleep(RETRY_PERIOD_S)
+        for name, reason in untold.items():
+            _cannot_be_told(address, name, reason)
+
+    async def _told_again(self, address: str, name: str) -> None:
+        """Raises CallError when it does not tell what it has; nothing has been done then."""
+        async with self._turns.of([name]):
+            watch = self._plane.pool.watches.get(address)
+            wish = self._loads.by_name.get(name)
+            if watch is None or wish is None:
+                return
+            if wish.load is not None and self._plane.residency.loads(name, address):
+                return  # the first request for it does, by this wish
+            try:
+                if await self._fulfil(watch, name, wish):
+                    await self._take_over([watch], [name])
+                    log(logger, logging.INFO, "told of a model again", backend=address,
+                        model=name)  # fmt: skip
+            except (RpcError, CatalogError) as error:
+                _cannot_be_told(address, name, error)
+
+    def _is_down(self, address: str) -> bool:
+        watch = self._plane.pool.watches.get(address)
+        return watch is None or watch.status is BackendStatus.DOWN
 
     async def _fulfil(self, watch: BackendWatch, name: str, wish: Wish) -> bool:
-        """Whether anything had to be done. Raises RpcError and CallError."""
+        """Whether anything had to be done. Raises RpcError, CatalogError, and CallError before
+        anything was done.
+        """
         ready = await _ready_versions(watch, name)
         if wish.load is None:
             if not ready:
@@ -260,12 +287,12 @@ def steps_ended_with(name: str, catalog: Mapping[ModelKey, CatalogEntry]) -> set
         ending |= found
 
 
-def _gone(names: Collection[str], told: Sequence[BackendWatch]) -> list[str]:
-    """Those that none of these backends has. One that is away may be remembered with them: it ends
-    them when it comes back.
+def _gone(names: Collection[str], asked: Sequence[BackendWatch]) -> list[str]:
+    """Those that none of these backends has, nor one that failed. One that was away may be
+    remembered with them: it was not asked, and ends them when it comes back.
     """
-    there = {name for watch in told for name, _ in watch.models}
-    return sorted(set(names) - there) if told else []
+    there = {name for watch in asked for name, _ in watch.models}
+    return sorted(set(names) - there)
 
 
 def merged_index(
@@ -310,12 +337,20 @@ def _refuse_repository_name(name: str) -> None:
         )
 
 
+def _cannot_be_told(address: str, name: str, error: Exception) -> None:
+    log(logger, logging.WARNING, "cannot be told of a model again", backend=address, model=name,
+        reason=error)  # fmt: skip
+
+
 async def _ready_versions(watch: BackendWatch, name: str) -> list[str]:
-    """Raises CallError."""
+    """Raises CallError where the backend does not tell."""
     index = await watch.calls.index()
     if any(m.name == name for m in index.models):
         return [m.version for m in index.models if m.name == name and m.state == READY]
-    return [version for _, version in await watch.calls.served(name) or ()]
+    served = await watch.calls.served(name)
+    if served is None:
+        raise CallError("it does not tell whether it serves the model")
+    return [version for _, version in served]
 
 
 async def _differs(watch: BackendWatch, name: str, version: str, wish: Wish) -> bool:

@@ -127,9 +127,11 @@ class Priors:
         for known in (self._said, self._statistics):
             for placement in [p for p in known if p[1] not in backends]:
                 del known[placement]
-        for floors_ns in self._floors_ns.values():
-            for backend in [b for b in floors_ns if b not in backends]:
-                del floors_ns[backend]
+        kept = {
+            key: {backend: ns for backend, ns in floors_ns.items() if backend in backends}
+            for key, floors_ns in self._floors_ns.items()
+        }
+        self._floors_ns = {key: floors_ns for key, floors_ns in kept.items() if floors_ns}
 
     def renew(self) -> None:
         """Another data plane will ask: it gets what is known now."""

@@ -11,7 +11,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from scheduler.backends.probe import Answer, ProbeResult, RpcError, TritonCalls
-from scheduler.backends.watch import BackendWatch
+from scheduler.backends.watch import PARALLEL_MODEL_READS, BackendWatch
 from scheduler.control.cold.loads import Loads
 from tests.unit.control.residency.world import ONE, World
 from tests.unit.control.test_catalog import MODEL, make_watch
@@ -108,6 +108,92 @@ def test_a_loaded_model_that_one_reading_missed_is_asked_for_again(missed: str) 
     assert watch.ready_models == {OTHER}
     asyncio.run(watch.refresh())
     assert watch.ready_models == {MODEL, OTHER}
+
+
+@pytest.mark.parametrize("change", ["a load", "an unload"])
+def test_who_waits_for_a_model_waits_until_the_triton_has_told_of_it(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.backends.watch.RETRY_PERIOD_S", 0.0)
+    watch, calls = unlisted_identity()
+    served = {OTHER} if change == "an unload" else {MODEL, OTHER}
+    if change == "a load":
+        del calls.states[MODEL]
+    asyncio.run(watch.refresh())
+    calls.states[MODEL] = "READY"
+    if change == "an unload":
+        del calls.states[MODEL]
+    calls.silences = 3
+    assert asyncio.run(watch.refresh_within(3600.0, ["identity"]))
+    assert watch.ready_models == served
+
+
+def test_who_waits_for_a_model_is_told_when_the_triton_never_tells() -> None:
+    watch, calls = unlisted_identity()
+    asyncio.run(watch.refresh())
+    calls.tells_served = False
+    del calls.states[OTHER]
+    assert not asyncio.run(watch.refresh_within(0.0, ["identity"]))
+    assert watch.ready_models == {MODEL}, "what it told was read all the same"
+    assert asyncio.run(watch.refresh_within(0.0))
+
+
+def test_silence_is_noticed_though_the_backend_was_away_meanwhile() -> None:
+    watch, calls = unlisted_identity()
+    answer = calls.served
+
+    async def served(name: str) -> list[tuple[str, str]] | None:
+        watch.take_probe(ProbeResult(Answer.UNREACHABLE))
+        return await answer(name)
+
+    calls.served = served  # type: ignore[method-assign]
+    calls.tells_served = False
+    assert not asyncio.run(watch.refresh_within(0.0, ["identity"]))
+
+
+def test_nobody_waits_for_the_silence_about_models_that_are_listed() -> None:
+    watch, calls = unlisted_identity()
+    calls.tells_served = False
+    assert asyncio.run(asyncio.wait_for(watch.refresh_within(3600.0, ["other"]), 30))
+    assert watch.ready_models == {OTHER}
+
+
+class Crowded(ScriptedCalls):
+    """Serves many models that it does not list, and takes its time."""
+
+    def __init__(self) -> None:
+        self.names = [f"model{number:02}" for number in range(20)]
+        super().__init__(**{n: IDENTITY.replace("identity", n) for n in self.names})
+        self.unlisted.update(self.names)
+        self.asking = self.asking_max = 0
+
+    async def served(self, name: str) -> list[tuple[str, str]] | None:
+        self.asking += 1
+        self.asking_max = max(self.asking_max, self.asking)
+        await asyncio.sleep(0)
+        self.asking -= 1
+        return await super().served(name)
+
+
+def test_a_silent_triton_is_not_asked_for_every_model_that_it_does_not_list() -> None:
+    calls = Crowded()
+    watch = make_watch(calls)
+    watch.take_probe(calls.answer)
+    asyncio.run(watch.refresh())
+    calls.asked_for.clear()
+    asyncio.run(watch.refresh())
+    assert sorted(calls.asked_for) == calls.names
+    assert calls.asking_max <= PARALLEL_MODEL_READS
+    calls.asked_for.clear()
+    calls.tells_served = False
+    asyncio.run(watch.refresh())
+    assert 1 <= len(calls.asked_for) <= PARALLEL_MODEL_READS
+    calls.asked_for.clear()
+    waited_for = calls.names[-6:]
+    asyncio.run(watch.refresh(waited_for))
+    assert set(waited_for) <= set(calls.asked_for), "somebody waits for each of these"
+    assert len(calls.asked_for) < len(waited_for) + PARALLEL_MODEL_READS
+    assert {name for name, _ in watch.ready_models} == set(calls.names)
 
 
 def test_models_that_clients_sent_with_files_are_asked_for_always(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ class ScriptedCalls:
         self.answer = ProbeResult(Answer.READY)
         self.unlisted: set[str] = set()  # names that are served and not in the index
         self.tells_served = True
+        self.silences = 0  # questions whether it serves something that come to nothing first
         self.asked_for: list[str] = []  # whether they are served
         self.model_reads: list[tuple[str, str]] = []
         self.probes = 0
@@ -64,6 +65,9 @@ class ScriptedCalls:
 
     async def served(self, name: str) -> list[tuple[str, str]] | None:
         self.asked_for.append(name)
+        if self.silences:
+            self.silences -= 1
+            return None
         if not self.tells_served:
             return None
         return [

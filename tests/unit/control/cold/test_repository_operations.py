@@ -8,14 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
 from scheduler.backends.pool import BackendPool, join_catalogs
-from scheduler.backends.probe import Answer, ProbeResult
+from scheduler.backends.probe import Answer, ProbeResult, RpcError, TritonCalls
 from scheduler.backends.watch import BackendWatch
 from scheduler.config import Settings
 from scheduler.config.schema import Discovery
+from scheduler.control.cold.errors import ColdError
 from scheduler.control.cold.loads import Loads
 from scheduler.control.cold.repository import Repository, steps_ended_with
 from scheduler.control.turns import Turns
@@ -30,6 +32,13 @@ def ensemble(*steps: str) -> str:
     return f"ensemble_scheduling {{ {its} }}"
 
 
+def files_of(name: str, code: bytes = b"x") -> service_pb2.RepositoryModelLoadRequest:
+    """A load that brings them."""
+    request = service_pb2.RepositoryModelLoadRequest(model_name=name)
+    request.parameters["file:1/model.py"].bytes_param = code
+    return request
+
+
 class Triton(ScriptedCalls):
     """An unload ends what `ends` says beside."""
 
@@ -38,6 +47,7 @@ class Triton(ScriptedCalls):
         self.ends = ends
         self.loaded: list[str] = []
         self.unloaded: list[str] = []
+        self.refuses: set[str] = set()  # to unload these
 
     async def rpc(self, method: str, request: Any, timeout_s: float) -> Any:
         if method == "RepositoryIndex":
@@ -47,6 +57,8 @@ class Triton(ScriptedCalls):
             self.loaded.append(name)
             self.states[name, "1"] = "READY"
             return service_pb2.RepositoryModelLoadResponse()
+        if name in self.refuses:
+            raise RpcError("", grpc.StatusCode.INTERNAL, "no")
         if name:
             self.unloaded.append(name)
             for ended in (name, *self.ends):
@@ -65,7 +77,7 @@ class DataPlane:
 
 
 class World:
-    def __init__(self, folder: Path, **tritons: Triton) -> None:
+    def __init__(self, folder: Path, **tritons: ScriptedCalls | TritonCalls) -> None:
         self.pool = BackendPool(lambda: None)
         self.rejoined: list[Callable[[str], Coroutine[Any, Any, None]]] = []
         self.loads = Loads(folder)
@@ -97,6 +109,13 @@ class World:
             watch.take_probe(ProbeResult(Answer.READY))
             await watch.refresh()
 
+    async def load_with_files(self, name: str) -> None:
+        await self.repository.load(files_of(name))
+
+    async def rejoin(self, address: str) -> None:
+        (rejoined,) = self.rejoined
+        await rejoined(address)
+
     async def unload(self, name: str, *, dependents: bool = False) -> None:
         request = service_pb2.RepositoryModelUnloadRequest(model_name=name)
         request.parameters["unload_dependents"].bool_param = dependents
@@ -115,33 +134,32 @@ def test_a_backend_that_was_away_is_told_of_the_steps_that_went(tmp_path: Path) 
         await world.unload("first", dependents=True)
         assert world.loads.by_name.keys() == {"first", "own"}
         away_watch.take_probe(ProbeResult(Answer.READY))
-        (rejoined,) = world.rejoined
-        await rejoined(AWAY)
+        await world.rejoin(AWAY)
 
     asyncio.run(scenario())
     assert away.unloaded == ["first", "own"]
 
 
-@pytest.mark.parametrize("answer", ["told", "silent"])
-def test_a_backend_that_comes_back_is_sent_what_it_does_not_list(
-    tmp_path: Path, answer: str
+@pytest.mark.parametrize(("steps_there", "is_wanted"), [(("own",), True), ((), False)])
+def test_a_step_that_a_backend_has_still_is_sent_to_it_again(
+    tmp_path: Path, steps_there: tuple[str, ...], is_wanted: bool
 ) -> None:
-    triton = Triton({"sent": "", "listed": ""})
-    triton.unlisted.add("sent")
+    """It failed to unload the ensemble: it goes on with the step's files as long as it has it."""
+    models = {"first": ensemble("own"), "own": ""}
+    here, failing = Triton(models, ends=("own",)), Triton(models)
+    for triton in (here, failing):
+        triton.unlisted.add("own")
+    failing.refuses.add("first")
 
     async def scenario() -> None:
-        world = World(tmp_path, here=triton)
+        world = World(tmp_path, here=here, failing=failing)
         await world.read()
-        request = service_pb2.RepositoryModelLoadRequest(model_name="sent")
-        request.parameters["file:1/model.py"].bytes_param = b"x"
-        await world.repository.load(request)
-        (rejoined,) = world.rejoined
-        await rejoined(HERE)
-        assert triton.loaded == ["sent"], "it has it"
-        del triton.states["sent", "1"]
-        triton.tells_served = answer == "told"
-        await rejoined(HERE)
-        assert triton.loaded == ["sent"] * 2
+        await world.load_with_files("own")
+        if not steps_there:
+            del failing.states["own", "1"]
+        with pytest.raises(ColdError):
+            await world.unload("first", dependents=True)
+        assert (world.loads.by_name["own"].load is not None) == is_wanted
 
     asyncio.run(scenario())
 

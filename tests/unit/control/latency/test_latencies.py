@@ -409,6 +409,7 @@ def test_a_backend_that_is_replaced_takes_its_latencies_along(tmp_path: Path) ->
     assert found.floor_ns(KEY) == 0
     assert found.problems(KEY, settings.batching_for("identity")) == {}
     assert found.priors._statistics == {}
+    assert found.priors._floors_ns == {}
 
 
 def test_models_of_the_data_plane_that_are_gone_are_left_out(tmp_path: Path) -> None:
