@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -16,6 +17,14 @@ from tests.waiting import wait_until
 from tests.wire.calls import Stub
 
 TIMEOUT_S = 60.0
+
+
+@contextmanager
+def slow_model_held(repository: Path) -> Iterator[None]:
+    """The slow model of `write_all` runs nothing: what it is sent has to wait."""
+    with (repository / SLOW_LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def infer_together(
@@ -34,8 +43,7 @@ def infer_together(
         samples = scrape(scheduler.metrics_url)
         return total(samples, "infersched_inflight_requests", model=model)
 
-    with (repository / SLOW_LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with slow_model_held(repository):
         calls = [stub.ModelInfer.future(request, timeout=TIMEOUT_S) for request in requests]
         wait_until(lambda: inside() == len(requests), "the scheduler has all", TIMEOUT_S)
     for call in calls:
