@@ -88,9 +88,13 @@ class SerializedReplies(grpc.ServerInterceptor):  # type: ignore[misc]
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """A grpcio server on a port of its own that records what it is asked."""
+    """A grpcio server on a port of its own that records what it is asked.
 
-    def __init__(self, behaviour: Behaviour = identity, *, workers: int = 32) -> None:
+    Each call and each stream that is held keeps one of its workers; where none is left to answer
+    ServerLive, it is taken for dead.
+    """
+
+    def __init__(self, behaviour: Behaviour = identity, *, workers: int = 64) -> None:
         self.behaviour = behaviour
         self.stream_behaviour: StreamBehaviour = one_reply
         self._workers = workers
@@ -148,6 +152,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
 
     def release(self) -> None:
         self._open.set()
+
+    def release_held(self) -> None:
+        """Lets go what is held, and holds all that comes after it."""
+        held, self._open = self._open, threading.Event()
+        held.set()
 
     def occupy(self, stub: Stub) -> grpc.Future:
         """Holds, and sends one request that keeps the only slot until `release`."""

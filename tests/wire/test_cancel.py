@@ -57,8 +57,7 @@ def test_a_cancelled_member_loses_its_answer_only(
     fake.occupy(stub)
     calls = [stub.ModelInfer.future(infer_request(rows(n)), timeout=30) for n in range(5)]
     plane.wait_queued(5)
-    fake.release()
-    fake.hold()
+    fake.release_held()
     wait_until(lambda: fake.batch_rows() == [1, 5], "the merged batch is out")
     calls[2].cancel()
     wait_until(lambda: plane.counters()["cancelled"] == 1, "the cancel arrived")

@@ -122,7 +122,7 @@ def test_cancels_and_deadlines_of_a_grpcio_stream_reach_us() -> None:
             await until(lambda: len(events) == 2)
             call.cancel()
             await until(lambda: len(events) == 3)
-            late = channel.stream_stream(EACH)(timeout=0.2)
+            late = channel.stream_stream(EACH)(timeout=1.0)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await late.read()
             assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED

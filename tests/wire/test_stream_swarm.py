@@ -164,7 +164,7 @@ class Talker:
 @pytest.mark.timeout(180)
 def test_a_swarm_of_streams_and_faults(plane: DataPlane, rng: random.Random) -> None:
     with ExitStack() as stack:
-        fakes = [stack.enter_context(FakeTriton(workers=64)) for _ in range(2)]
+        fakes = [stack.enter_context(FakeTriton()) for _ in range(2)]
         for fake in fakes:
             fake.stream_behaviour = SequenceKeeper()
         wires = [stack.enter_context(Proxy(fake.address)) for fake in fakes]

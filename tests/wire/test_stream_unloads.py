@@ -23,6 +23,7 @@ from tests.wire.fake_triton import (
     identity,
     values_of,
 )
+from tests.wire.test_backends import serving
 from tests.wire.test_streams import decoupled, decoupled_model, in_sequence, sequence_model
 
 # A stream to a backend is followed by another one after so many models.
@@ -209,6 +210,7 @@ def test_what_waits_for_a_stream_that_dies_is_answered(
         fake.release()
         fake.start()
         assert all(message.error_message for message in stream.read_many(3))
+        wait_until(lambda: serving(plane, 0), "its backend is back")
         stream.send(in_sequence(5, 9, start=True))
         assert is_final(stream.read())
     plane.assert_balanced()

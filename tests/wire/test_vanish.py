@@ -155,6 +155,6 @@ def test_a_stub_that_is_closed_with_calls_out(
         calls = [other.ModelInfer.future(infer_request(rows(n)), timeout=30) for n in range(100)]
         plane.wait_queued(100)
     plane.wait_queued(0)
-    assert all(call.done() for call in calls)
+    wait_until(lambda: all(call.done() for call in calls), "all have ended here, too")
     assert plane.counters()["cancelled"] == 100
     fake.release()
