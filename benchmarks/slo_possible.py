@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from math import inf
 from statistics import median
 
 from benchmarks.results import commit
@@ -33,6 +34,15 @@ from scheduler.simulation.scenario import (
 DEFAULT, OTHERS = "static_default", ("just_enough", ENGINE)
 
 
+def latency_with(overhead_ms: float) -> Latency:
+    return Latency(MODEL.alpha_ms, MODEL.beta_ms + overhead_ms)
+
+
+def bound(latency: Latency) -> float:
+    """Requests/s of executors at equal distances; 0: no batch is in time so."""
+    return staggered_bound(latency, MODEL.objective_ms, MODEL.instances)
+
+
 def goodput(policy: Policy, latency: Latency, seed: int, requests: int) -> float:
     """Requests/s on as many executors as the model has instances; 0: no rate held."""
 
@@ -40,18 +50,18 @@ def goodput(policy: Policy, latency: Latency, seed: int, requests: int) -> float
         model = Model(latency, MODEL.objective_ms, Arrivals(rate_per_s=rate))
         return Scenario([model], MODEL.instances, seed=seed, requests=requests)
 
-    top = staggered_bound(latency, MODEL.objective_ms, MODEL.instances)
+    top = bound(latency)
     return search(at, policy, from_per_s=1.1 * top, to_per_s=top / 100).per_s
 
 
 def possible(overhead_ms: float, seeds: Sequence[int], requests: int) -> dict[str, object]:
     """Requests/s by policy, and what each is of Triton's batcher as it comes."""
-    latency = Latency(MODEL.alpha_ms, MODEL.beta_ms + overhead_ms)
+    latency = latency_with(overhead_ms)
     per_s = {
         name: median(goodput(POLICIES[name], latency, seed, requests) for seed in seeds)
         for name in (DEFAULT, *OTHERS)
     }
-    per_s["bound"] = staggered_bound(latency, MODEL.objective_ms, MODEL.instances)
+    per_s["bound"] = bound(latency)
     return {
         "overhead_ms": overhead_ms,
         "per_s": {name: round(found) for name, found in per_s.items()},
@@ -73,9 +83,8 @@ def main() -> None:
         overheads_ms = [float(text) for text in given.overheads_ms.split(",")]
     except ValueError:
         parser.error(f"no numbers: {given.overheads_ms!r}")
-    room_ms = MODEL.objective_ms - MODEL.holds_ms(1)
-    if not all(0 <= each < room_ms for each in overheads_ms):
-        parser.error(f"an overhead is from 0 to below {room_ms:.3f} ms, or no batch is in time")
+    if not all(0 <= each < inf and bound(latency_with(each)) > 0 for each in overheads_ms):
+        parser.error("an overhead is not negative, and leaves time for batches")
     if given.requests < 100 or given.seeds < 1:
         parser.error("at least 100 requests and one seed")
     seeds = list(range(1, given.seeds + 1))

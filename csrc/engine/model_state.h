@@ -107,6 +107,7 @@ struct ModelState {
     Nanos refusing_since = kNever;
     bool sooner = false;  // its last batch took less than half of the time that was foreseen
     SizeProbes size_probes;
+    Nanos more_tried_until = std::numeric_limits<Nanos>::min();  // no larger batch is tried before
 
     bool merging() const { return policy.merge && !merging_off; }
     // Whether requests may share a batch, and one may be sent in parts.

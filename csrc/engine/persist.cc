@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x49656e69676e65;  // "engineI"
+constexpr std::uint64_t kStateMagic = 0x4a656e69676e65;  // "engineJ"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {
@@ -162,6 +162,7 @@ void archive_model(Archive& archive, ModelState& m) {
     archive(m.refusing_since);
     archive(m.sooner);
     m.size_probes.archive(archive);
+    archive(m.more_tried_until);
     archive(m.batches_since_aged);
     archive.require(m.reference == kNoSlot || m.reference < m.placements.size());
     archive(m.bisect_tenths);

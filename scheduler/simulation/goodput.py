@@ -52,8 +52,11 @@ def search(
 ) -> Goodput:
     """The goodput of `policy` between two rates, the higher one first.
 
-    `scenario_at(rate)` is the load at `rate` requests/s over all models.
+    `scenario_at(rate)` is the load at `rate` requests/s over all models. Raises ValueError for
+    rates that are not positive: the search would not end.
     """
+    if not (from_per_s > 0 and to_per_s > 0):
+        raise ValueError(f"a search from {from_per_s} down to {to_per_s} requests/s")
     rate = from_per_s
     held = holds(scenario_at(rate), policy, attainment)
     while held is None:

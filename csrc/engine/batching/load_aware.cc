@@ -14,6 +14,8 @@ namespace {
 
 // Something is run this often, however late it is predicted to be: only what runs is learned from.
 constexpr Nanos kProbeNs = 100 * kMillisecond;
+// Batches that are tried although they are predicted to be late are so many times their time apart.
+constexpr Nanos kTriesApart = 8;
 // The rows of the batch by which the fastest backend is found.
 constexpr std::uint32_t kRowsCompared = 8;
 
@@ -307,6 +309,18 @@ std::uint32_t Core::spread_rows(const ModelState& model, const Group& group, Nan
     return std::max(group.target, static_cast<std::uint32_t>(std::min<std::uint64_t>(each, kAll)));
 }
 
+// Whether more than `rows` go in one batch although that is predicted to be late: of a model whose
+// batches were all of one size so far, it is a guess what others take. Where it is too long a one
+// for the objective, no other size would ever be run.
+bool Core::tries_more(ModelState& model, const LatencyModel& latency, std::uint32_t rows,
+                      Nanos deadline, Nanos now) const {
+    if (now < model.more_tried_until || latency.slope_known()) return false;
+    const Nanos least = bound_ns(model.policy, latency, rows);
+    if (add_saturating(now, least) > deadline) return false;
+    model.more_tried_until = add_saturating(now, std::max(kProbeNs, kTriesApart * least));
+    return true;
+}
+
 // The lead, and behind it what does not make any member late.
 void Core::form_planned(ModelState& model, std::uint32_t index, std::uint32_t batch_slot,
                         const PlacementState& placement, Nanos now) {
@@ -348,8 +362,8 @@ void Core::form_planned(ModelState& model, std::uint32_t index, std::uint32_t ba
                 hold == kNever || bound_ns(model.policy, latency, rows + part) <= hold;
             const bool fits = part <= cap - rows && holds;
             const Nanos deadline = std::min(earliest, key.deadline);
-            if (!fits ||
-                add_saturating(now, bound_ns(model.policy, latency, rows + part)) > deadline) {
+            const Nanos end = add_saturating(now, bound_ns(model.policy, latency, rows + part));
+            if (!fits || (end > deadline && !tries_more(model, latency, rows, deadline, now))) {
                 if (++passed_over > kPassedOverMax) break;
                 continue;
             }

@@ -24,14 +24,15 @@ constexpr double kGatherTurns = 4;
 constexpr double kGatherMaxNs = 60e9;
 
 // The largest batch of which the first row is in time if it has waited for the last: until the rows
-// have come, or, if that is sooner, for as long as the batch before it runs. The margin belongs to
-// the batch itself; how many executors are busy is a matter of the mean.
+// have come, with so many deviations of their mean time, or, if that is sooner, for as long as the
+// batch before it runs. The margin belongs to the batch itself; how many executors are busy is a
+// matter of the mean.
 std::uint32_t staggered_rows(const LatencyModel& latency, const Group& group, double request_rows,
-                             std::uint32_t cap) {
+                             double deviations, std::uint32_t cap) {
     const auto budget = static_cast<double>(group.budget_ns);
     const double per_ns = group.rate.per_s() / 1e9;
     const auto in_time = [&](std::uint32_t rows) {
-        const double spread = kGatherDeviations * std::sqrt(rows * request_rows);
+        const double spread = deviations * std::sqrt(rows * request_rows);
         const auto holds = static_cast<double>(latency.expected(rows));
         const double gathering = std::min((rows + spread) / per_ns, holds);
         return static_cast<double>(latency.bound(rows)) + gathering <= budget;
@@ -158,6 +159,24 @@ void Core::tick(std::uint32_t index, Nanos now) {
     ticks_.set({component.tick_at, index, index});
 }
 
+// Finds the largest size of every group. Returns how many executors batches of them keep busy.
+double Core::fit_rows(Component& component, double deviations) {
+    double busy = 0;
+    for (const std::uint32_t index : component.metered) {
+        ModelState& model = models_[index];
+        if (model.reference == kNoSlot) continue;
+        for (const std::uint32_t g : model.groups.metered()) {
+            Group& group = model.groups[g];
+            const LatencyModel& latency = planning_latency(model, group);
+            const std::uint32_t risked = rows_risked(model, &group);
+            group.rows_fit = staggered_rows(latency, group, model.request_rows, deviations, risked);
+            const double batch_ns = latency.alpha_ns() * group.rows_fit + latency.beta_ns();
+            busy += group.rate.per_s() / 1e9 * batch_ns / group.rows_fit;
+        }
+    }
+    return busy;
+}
+
 void Core::retarget(Component& component) {
     double capacity = component.slots;
     std::vector<Share> shares;
@@ -174,15 +193,18 @@ void Core::retarget(Component& component) {
         }
     };
     std::vector<Demand> demands;
+    // Sizes that rows do not always fill in time are only for a load that smaller ones cannot
+    // carry.
+    if (fit_rows(component, kGatherDeviations) > capacity && fit_rows(component, 0) > capacity) {
+        fit_rows(component, kGatherDeviations);
+    }
     each([&](std::uint32_t index, std::uint32_t g, const LatencyModel& latency, double per_ns) {
         ModelState& model = models_[index];
         Group& group = model.groups[g];
-        group.rows_fit =
-            staggered_rows(latency, group, model.request_rows, rows_risked(model, &group));
         Demand demand;
         demand.rows_busy = per_ns * latency.alpha_ns();
         demand.root = std::sqrt(per_ns * latency.beta_ns());
-        demand.rows_fit = std::max(group.rows_fit, 1u);
+        demand.rows_fit = group.rows_fit;
         capacity -= demand.rows_busy;
         shares.push_back({demand.root, demand.rows_fit});
         demands.push_back(demand);

@@ -222,4 +222,12 @@ double LatencyModel::State::expected_ns(std::uint32_t rows) const {
     return curve_ns[top] + tail_ns * static_cast<double>(rows - top);
 }
 
+bool LatencyModel::slope_known() const {
+    if (!state_) return false;
+    const auto told = [](const auto& size) { return size.backed() || size.prior_ns > 0; };
+    const auto end = state_->sizes.end();
+    const auto first = std::find_if(state_->sizes.begin(), end, told);
+    return first != end && std::any_of(first + 1, end, told);
+}
+
 }  // namespace infersched::engine

@@ -98,6 +98,8 @@ class LatencyModel {
     double scale() const;
     // Whether the size has enough observations for a time of its own.
     bool well_known(std::uint32_t rows) const;
+    // Two sizes tell what a row more takes; after one, it is a guess.
+    bool slope_known() const;
     // Whether the size was observed or primed and there are predictions.
     bool heard_of(std::uint32_t rows) const;
     static bool sensible_prior(std::uint32_t rows, double mean_ns, std::uint64_t count);

@@ -174,7 +174,9 @@ def test_a_model_that_nothing_can_help_takes_nothing_from_the_others() -> None:
     assert good(100.0) > 0.95 * good(0.1)
 
 
-def with_tops(part: float, times: float, requests: int = 12_000) -> list[tuple[float, float]]:
+def with_tops(
+    part: float, times: float, requests: int = 12_000, seed: int = 1
+) -> list[tuple[float, float]]:
     """Of both models, the top and the low class in time where the top is to be up to `part`."""
     setups = tuple(
         ModelSetup(
@@ -192,7 +194,7 @@ def with_tops(part: float, times: float, requests: int = 12_000) -> list[tuple[f
         Model(QUICK, 30.0, Arrivals(rate_per_s=0.8 * times * GOODPUT)),
         Model(SLOW, 80.0, Arrivals(rate_per_s=0.2 * times * GOODPUT)),
     ]
-    scenario = Scenario(models, 1, seed=1, requests=requests)
+    scenario = Scenario(models, 1, seed=seed, requests=requests)
     outcome = simulate(scenario, engine(EngineSettings(models=setups))).engine
     assert outcome is not None
     return [(top.attainment, low.attainment) for top, low in outcome.classes]
@@ -241,8 +243,9 @@ def test_a_model_alone_holds_the_part_of_its_levels_too() -> None:
     assert low.attainment > 0.1
 
 
-def test_a_part_that_is_reached_alike_is_found_to_be_at_higher_load_too() -> None:
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_part_that_is_reached_alike_is_found_to_be_at_higher_load_too(seed: int) -> None:
     """Short dips do not make the level lead: that would cost more than it needs."""
-    for top, low in with_tops(0.5, 3.0, requests=20_000):
+    for top, low in with_tops(0.5, 2.5, requests=20_000, seed=seed):
         assert top > 0.5
-        assert low > 0.45  # .38 with a level that leads at once
+        assert low > 0.6  # .26 to .38 while the level leads

@@ -298,6 +298,14 @@ def test_a_search_that_finds_nothing_says_so() -> None:
     assert (found.per_s, found.outcome) == (0, None)
 
 
+@pytest.mark.parametrize(
+    ("top", "low"), [(0.0, 0.0), (1000.0, 0.0), (-1.0, 1.0), (float("nan"), 1)]
+)
+def test_a_search_among_rates_that_are_none_is_refused(top: float, low: float) -> None:
+    with pytest.raises(ValueError, match="requests/s"):
+        search(WORKLOADS["A"].scenario, SYMPHONY, from_per_s=top, to_per_s=low)
+
+
 # -- bad input -------------------------------------------------------------------------------------
 
 
