@@ -213,8 +213,8 @@ class Core : private CoreState {
                             Nanos now) const;
     bool settle(ModelState& model, Pool& pool, Nanos now);
     std::uint32_t spread_rows(const ModelState& model, const Group& group, Nanos now) const;
-    bool tries_more(ModelState& model, const LatencyModel& latency, std::uint32_t rows,
-                    Nanos deadline, Nanos now) const;
+    bool take_try(ModelState& model, const LatencyModel& latency, std::uint32_t rows,
+                  Nanos deadline, Nanos now) const;
     void form_planned(ModelState& model, std::uint32_t group, std::uint32_t batch,
                       const PlacementState& placement, Nanos now);
     std::uint32_t fastest_placement(const ModelState& model, std::uint32_t rows, bool sure) const;
@@ -227,7 +227,9 @@ class Core : private CoreState {
     void meter(ModelState& model, const Request& request, const Arrival& arrival, Nanos now);
     void run_ticks(Nanos now);
     void tick(std::uint32_t component, Nanos now);
-    double fit_rows(Component& component, double deviations);
+    template <class Visit>
+    void each_metered(const Component& component, const Visit& visit);
+    double fit_rows(const Component& component, double deviations);
     void retarget(Component& component);
 
     // admission/class_shares.cc

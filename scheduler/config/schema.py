@@ -270,7 +270,7 @@ class Batching(Section):
     attainment: Attainment = Field(
         default=ATTAINMENT_DEFAULT,
         description="the part of the requests that is to be in time; margins are learned for "
-        "0.5 to 0.9999 of them",
+        "0.5 to 0.9999 of the batches",
     )
     value: Weight | None = Field(
         default=None,

@@ -162,7 +162,7 @@ Nanos Lookahead::left_from(const Group& group, Nanos at) {
     return held_.place_at(reserve.executors, slots_, 0, 0, at);
 }
 
-// As Core::form_planned; when the batch is expected to end.
+// As Core::form_planned, but for its tries; when the batch is expected to end.
 Nanos Lookahead::form(Group& group, Nanos at) {
     const std::uint32_t most = cap(group);
     Nanos earliest = kNever;

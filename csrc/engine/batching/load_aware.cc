@@ -311,9 +311,9 @@ std::uint32_t Core::spread_rows(const ModelState& model, const Group& group, Nan
 
 // Whether more than `rows` go in one batch although that is predicted to be late: of a model whose
 // batches were all of one size so far, it is a guess what others take. Where it is too long a one
-// for the objective, no other size would ever be run.
-bool Core::tries_more(ModelState& model, const LatencyModel& latency, std::uint32_t rows,
-                      Nanos deadline, Nanos now) const {
+// for the objective, no other size would ever be run. If so, the next such batch comes later.
+bool Core::take_try(ModelState& model, const LatencyModel& latency, std::uint32_t rows,
+                    Nanos deadline, Nanos now) const {
     if (now < model.more_tried_until || latency.slope_known()) return false;
     const Nanos least = bound_ns(model.policy, latency, rows);
     if (add_saturating(now, least) > deadline) return false;
@@ -363,7 +363,7 @@ void Core::form_planned(ModelState& model, std::uint32_t index, std::uint32_t ba
             const bool fits = part <= cap - rows && holds;
             const Nanos deadline = std::min(earliest, key.deadline);
             const Nanos end = add_saturating(now, bound_ns(model.policy, latency, rows + part));
-            if (!fits || (end > deadline && !tries_more(model, latency, rows, deadline, now))) {
+            if (!fits || (end > deadline && !take_try(model, latency, rows, deadline, now))) {
                 if (++passed_over > kPassedOverMax) break;
                 continue;
             }

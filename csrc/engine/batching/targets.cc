@@ -159,42 +159,40 @@ void Core::tick(std::uint32_t index, Nanos now) {
     ticks_.set({component.tick_at, index, index});
 }
 
-// Finds the largest size of every group. Returns how many executors batches of them keep busy.
-double Core::fit_rows(Component& component, double deviations) {
-    double busy = 0;
+// Visits what has arrivals, with its latency and its rows a nanosecond.
+template <class Visit>
+void Core::each_metered(const Component& component, const Visit& visit) {
     for (const std::uint32_t index : component.metered) {
         ModelState& model = models_[index];
         if (model.reference == kNoSlot) continue;
         for (const std::uint32_t g : model.groups.metered()) {
-            Group& group = model.groups[g];
-            const LatencyModel& latency = planning_latency(model, group);
-            const std::uint32_t risked = rows_risked(model, &group);
-            group.rows_fit = staggered_rows(latency, group, model.request_rows, deviations, risked);
-            const double batch_ns = latency.alpha_ns() * group.rows_fit + latency.beta_ns();
-            busy += group.rate.per_s() / 1e9 * batch_ns / group.rows_fit;
+            const Group& group = model.groups[g];
+            visit(index, g, planning_latency(model, group), group.rate.per_s() / 1e9);
         }
     }
+}
+
+// Finds the largest size of every group. Returns how many executors batches of them keep busy.
+double Core::fit_rows(const Component& component, double deviations) {
+    double busy = 0;
+    each_metered(component, [&](std::uint32_t index, std::uint32_t g, const LatencyModel& latency,
+                                double per_ns) {
+        ModelState& model = models_[index];
+        Group& group = model.groups[g];
+        const std::uint32_t risked = rows_risked(model, &group);
+        group.rows_fit = staggered_rows(latency, group, model.request_rows, deviations, risked);
+        busy += per_ns * (latency.alpha_ns() + latency.beta_ns() / group.rows_fit);
+    });
     return busy;
 }
 
 void Core::retarget(Component& component) {
     double capacity = component.slots;
     std::vector<Share> shares;
-    const auto each = [&](const auto& visit) {
-        for (const std::uint32_t index : component.metered) {
-            ModelState& model = models_[index];
-            if (model.reference == kNoSlot) continue;
-            for (const std::uint32_t g : model.groups.metered()) {
-                const Group& group = model.groups[g];
-                const LatencyModel& latency = planning_latency(model, group);
-                const double per_ns = group.rate.per_s() / 1e9;
-                visit(index, g, latency, per_ns);
-            }
-        }
-    };
+    const auto each = [&](const auto& visit) { each_metered(component, visit); };
     std::vector<Demand> demands;
-    // Sizes that rows do not always fill in time are only for a load that smaller ones cannot
-    // carry.
+    // Sizes that rows do not always fill in time are for a load that they carry and smaller ones
+    // do not. Where none carries it, what is waited for in vain costs more than it gains.
     if (fit_rows(component, kGatherDeviations) > capacity && fit_rows(component, 0) > capacity) {
         fit_rows(component, kGatherDeviations);
     }

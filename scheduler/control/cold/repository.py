@@ -130,7 +130,13 @@ class Repository:
             outcome = await self._until_gone(outcome, watches, request.model_name, dependents)
             await self._take_over(watches, names)
             if outcome.answers:
-                for name in _gone(dependents, watches):
+                # What one that went down has is ended when it comes back.
+                there = [
+                    watch
+                    for watch in watches
+                    if watch.address in outcome.answers or not self._is_down(watch.address)
+                ]
+                for name in _gone(dependents, there):
                     self._loads.unloaded(name)
         finally:
             plane.desired.refusing.difference_update(names)
@@ -215,6 +221,8 @@ class Repository:
                     await self._told_again(address, name)
                 except CallError as error:
                     untold[name] = error
+                    if self._is_down(address):
+                        break
             names = list(untold)
             if not names or began_s >= end_s or self._is_down(address):
                 break

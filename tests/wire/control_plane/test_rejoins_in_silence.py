@@ -54,6 +54,12 @@ class Calls(TritonCalls):
             pass
 
 
+@pytest.fixture(autouse=True)
+def _as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is; what does not end fails by the time-out of the test."""
+    monkeypatch.setattr("scheduler.control.cold.repository.READ_TIMEOUT_S", math.inf)
+
+
 Scenario = Callable[[World, Calls], Coroutine[Any, Any, None]]
 
 

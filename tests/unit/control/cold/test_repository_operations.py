@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from scheduler.backends.pool import BackendPool, join_catalogs
 from scheduler.backends.probe import Answer, ProbeResult, RpcError, TritonCalls
-from scheduler.backends.watch import BackendWatch
+from scheduler.backends.watch import BackendStatus, BackendWatch
 from scheduler.config import Settings
 from scheduler.config.schema import Discovery
 from scheduler.control.cold.errors import ColdError
@@ -48,6 +48,7 @@ class Triton(ScriptedCalls):
         self.loaded: list[str] = []
         self.unloaded: list[str] = []
         self.refuses: set[str] = set()  # to unload these
+        self.on_refusal: Callable[[], None] = lambda: None
 
     async def rpc(self, method: str, request: Any, timeout_s: float) -> Any:
         if method == "RepositoryIndex":
@@ -58,6 +59,7 @@ class Triton(ScriptedCalls):
             self.states[name, "1"] = "READY"
             return service_pb2.RepositoryModelLoadResponse()
         if name in self.refuses:
+            self.on_refusal()
             raise RpcError("", grpc.StatusCode.INTERNAL, "no")
         if name:
             self.unloaded.append(name)
@@ -162,6 +164,34 @@ def test_a_step_that_a_backend_has_still_is_sent_to_it_again(
         assert (world.loads.by_name["own"].load is not None) == is_wanted
 
     asyncio.run(scenario())
+
+
+def test_a_backend_that_dies_in_an_unload_is_told_of_the_steps_that_went(tmp_path: Path) -> None:
+    models = {"first": ensemble("own"), "own": ""}
+    here, dying = Triton(models, ends=("own",)), Triton(models)
+    dying.refuses.add("first")
+
+    async def scenario() -> None:
+        world = World(tmp_path, here=here, dying=dying)
+        await world.read()
+        watch = world.pool.watches[AWAY]
+
+        def die() -> None:
+            dying.answer = ProbeResult(Answer.UNREACHABLE)
+            while watch.status is not BackendStatus.DOWN:
+                watch.take_probe(dying.answer)
+
+        dying.on_refusal = die
+        with pytest.raises(ColdError):
+            await world.unload("first", dependents=True)
+        dying.refuses.clear()
+        dying.answer = ProbeResult(Answer.READY)
+        watch.take_probe(dying.answer)
+        await watch.refresh()
+        await world.rejoin(AWAY)
+
+    asyncio.run(scenario())
+    assert dying.unloaded == ["first", "own"]
 
 
 def test_names_are_read_up_to_a_nul(tmp_path: Path) -> None:
