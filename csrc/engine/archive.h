@@ -91,7 +91,7 @@ class ArchiveReader {
         std::uint64_t size = 0;
         (*this)(size);
         if (!require(size <= (end_ - position_) / bytes_min)) size = 0;
-        values.resize(static_cast<std::size_t>(size));
+        values.resize(static_cast<decltype(values.size())>(size));
     }
     void raw(void* data, std::size_t size) {
         if (!require(size <= end_ - position_)) {

@@ -1,8 +1,10 @@
 // Records in recycled slots, named by handles that go stale when the record is removed.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <vector>
+
+#include "base/stable_array.h"
 
 namespace infersched::engine {
 
@@ -27,7 +29,7 @@ class SlotMap {
 
     // What is needed in a moment and may be in no cache; two lines are what is mostly needed.
     void prefetch(std::uint32_t slot) const {
-        const auto* entry = reinterpret_cast<const char*>(entries_.data() + slot);
+        const auto* entry = reinterpret_cast<const char*>(&entries_[slot]);
         __builtin_prefetch(entry, 1);
         __builtin_prefetch(entry + kLine, 1);
     }
@@ -49,18 +51,18 @@ class SlotMap {
 
     bool live(std::uint32_t slot) const { return entries_[slot].live; }
     // One past the largest slot ever used, and the number of live records.
-    std::uint32_t slots() const { return static_cast<std::uint32_t>(entries_.size()); }
+    std::uint32_t slots() const { return entries_.size(); }
     std::uint32_t size() const { return live_; }
 
     // Generations and the order of the free slots are state: they decide later handles.
     template <class Archive>
     void archive_slots(Archive& archive) {
         archive.vector_size(entries_, 13);
-        for (Entry& entry : entries_) {
+        entries_.each([&](Entry& entry) {
             archive(entry.generation);
             archive(entry.next_free);
             archive(entry.live);
-        }
+        });
         archive(first_free_);
         archive(live_);
     }
@@ -75,7 +77,7 @@ class SlotMap {
         bool live = false;
         T value;
     };
-    std::vector<Entry> entries_;
+    StableArray<Entry> entries_;
     std::uint32_t first_free_ = kNoSlot;
     std::uint32_t live_ = 0;
 };
@@ -84,8 +86,8 @@ template <class T>
 std::uint32_t SlotMap<T>::add() {
     std::uint32_t slot = first_free_;
     if (slot == kNoSlot) {
-        slot = static_cast<std::uint32_t>(entries_.size());
-        entries_.emplace_back();
+        slot = entries_.size();
+        entries_.push_back();
     } else {
         first_free_ = entries_[slot].next_free;
     }

@@ -1,5 +1,6 @@
-// Random operations on SlotMap and StreamMap beside the standard containers; built and run by
-// test_base_maps.py. Usage: base_maps SEED. Exit status 1 and a line on stderr when they differ.
+// Random operations on SlotMap, StreamMap and StableArray beside the standard containers; built and
+// run by test_base_maps.py. Usage: base_maps SEED. Exit status 1 and a line on stderr when they
+// differ.
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "base/slot_map.h"
+#include "base/stable_array.h"
 #include "base/stream_map.h"
 
 namespace {
@@ -90,11 +92,44 @@ void check_slot_map(std::mt19937& random) {
     }
 }
 
+void check_stable_array(std::mt19937& random) {
+    infersched::StableArray<std::string> array;
+    std::vector<std::string> twin;
+    std::vector<const std::string*> addresses;
+    for (int step = 0; step < kSteps; ++step) {
+        if (random() % 500 == 0) {
+            const std::size_t size = random() % (2 * twin.size() + 20);
+            array.resize(static_cast<std::uint32_t>(size));
+            twin.resize(size);
+            // What was taken out may come back where it was.
+            for (std::size_t i = addresses.size(); i < size; ++i) {
+                addresses.push_back(&array[static_cast<std::uint32_t>(i)]);
+            }
+        } else {
+            const std::string text = std::to_string(random()) + " longer than a small string";
+            std::string& added = array.push_back();
+            require(added.empty(), "an added element is fresh", step);
+            added = text;
+            twin.push_back(text);
+            if (addresses.size() < twin.size()) addresses.push_back(&added);
+        }
+        require(array.size() == twin.size(), "sizes agree", step);
+        if (step % 64 != 0) continue;
+        std::size_t seen = 0;
+        array.each([&](const std::string& text) {
+            require(text == twin[seen], "elements stay", step);
+            require(&text == addresses[seen++], "addresses stay", step);
+        });
+        require(seen == twin.size(), "each visits every element", step);
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
     std::mt19937 random(static_cast<unsigned>(argc > 1 ? std::atoi(argv[1]) : 1));
     check_stream_map(random);
     check_slot_map(random);
+    check_stable_array(random);
     return 0;
 }

@@ -1,4 +1,4 @@
-"""SlotMap and StreamMap of csrc/base against the standard containers, under the sanitizers."""
+"""Maps and arrays of csrc/base against the standard containers, under the sanitizers."""
 
 from __future__ import annotations
 
