@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2, service_pb2
 
+from scheduler.backends.remembered import Described, ModelKey
 from scheduler.config.profile import ProfiledModel, model_signature
 
 # Where the configuration of a sequence model names no idle time.
@@ -42,18 +45,16 @@ class ModelSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     decoupled: bool
-    sequence: bool
+    # When Triton forgets a sequence nobody speaks of; 0 for a model without sequences. Triton hands
+    # the sequence of an ensemble's request on to its steps.
+    sequence_idle_us: int
     instances: int
     metadata: service_pb2.ModelMetadataResponse
     config: model_config_pb2.ModelConfig
 
     @property
-    def sequence_idle_us(self) -> int:
-        """When Triton forgets a sequence nobody speaks of; 0 for a model without sequences."""
-        if not self.sequence:
-            return 0
-        idle_us = int(self.config.sequence_batching.max_sequence_idle_microseconds)
-        return idle_us or SEQUENCE_IDLE_DEFAULT_US
+    def sequence(self) -> bool:
+        return self.sequence_idle_us > 0
 
     def differs_from(self, other: ModelSpec) -> str:
         """Why the two must not serve one catalog entry together; empty when they may.
@@ -78,14 +79,16 @@ def model_spec(
     version: str,
     metadata: service_pb2.ModelMetadataResponse,
     config: model_config_pb2.ModelConfig,
-    ensemble_steps: dict[str, int] | None = None,
+    others: Mapping[str, ModelSpec] | None = None,
 ) -> ModelSpec:
-    """Reads a (completed) configuration. `ensemble_steps` has the instances of the other models.
+    """Reads a (completed) configuration. `others` has the models that an ensemble may go through.
 
     Raises CatalogError for what no scheduler can serve.
     """
     if not version.isascii() or not version.isdigit():
         raise CatalogError(f"model {config.name!r} has a version that is no number: {version!r}")
+    steps = [others.get(s.model_name) for s in config.ensemble_scheduling.step] if others else []
+    known = [step for step in steps if step is not None]
     return ModelSpec(
         name=config.name,
         version=version,
@@ -93,11 +96,38 @@ def model_spec(
         inputs=tuple(_input(tensor) for tensor in config.input),
         outputs=tuple(_output(tensor) for tensor in config.output),
         decoupled=config.model_transaction_policy.decoupled,
-        sequence=config.HasField("sequence_batching"),
-        instances=_instances(config, ensemble_steps or {}),
+        sequence_idle_us=_sequence_idle_us(config, known),
+        instances=_instances(config, known),
         metadata=metadata,
         config=config,
     )
+
+
+def model_specs(described: Mapping[ModelKey, Described]) -> dict[ModelKey, ModelSpec]:
+    """All models of a Triton that can be served."""
+    specs = _specs(described, {})
+    ensembles = {
+        key: described[key]
+        for key, spec in specs.items()
+        if spec.config.HasField("ensemble_scheduling")
+    }
+    # Steps may be ensembles; they are nested no deeper than there are some.
+    for _ in ensembles:
+        again = _specs(ensembles, {name: spec for (name, _), spec in specs.items()})
+        if all(specs[key] == spec for key, spec in again.items()):
+            break
+        specs |= again
+    return specs
+
+
+def _specs(
+    described: Mapping[ModelKey, Described], others: Mapping[str, ModelSpec]
+) -> dict[ModelKey, ModelSpec]:
+    specs = {}
+    for key, (metadata, config) in described.items():
+        with contextlib.suppress(CatalogError):
+            specs[key] = model_spec(key[1], metadata, config, others)
+    return specs
 
 
 def profiled_model(spec: ModelSpec) -> ProfiledModel:
@@ -133,11 +163,18 @@ def datatype_name(data_type: int) -> str:
     return "BYTES" if name == "STRING" else name
 
 
-def _instances(config: model_config_pb2.ModelConfig, ensemble_steps: dict[str, int]) -> int:
+def _sequence_idle_us(config: model_config_pb2.ModelConfig, steps: list[ModelSpec]) -> int:
+    """Of an ensemble, of the step that forgets last: one that forgot tells so itself."""
+    if not config.HasField("sequence_batching"):
+        return max((step.sequence_idle_us for step in steps), default=0)
+    idle_us = int(config.sequence_batching.max_sequence_idle_microseconds)
+    return idle_us or SEQUENCE_IDLE_DEFAULT_US
+
+
+def _instances(config: model_config_pb2.ModelConfig, steps: list[ModelSpec]) -> int:
     """How many executions run at once: the sum over the instance groups, per GPU."""
     if config.HasField("ensemble_scheduling"):
-        steps = [ensemble_steps.get(s.model_name, 0) for s in config.ensemble_scheduling.step]
-        return max([*steps, 0]) or ENSEMBLE_INSTANCES
+        return max((step.instances for step in steps), default=ENSEMBLE_INSTANCES)
     total = 0
     for group in config.instance_group:
         if group.passive:

@@ -24,10 +24,8 @@ from scheduler.backends.catalog import (
     LOADING,
     READY,
     UNLOADING,
-    CatalogError,
-    ModelSpec,
     batching_advice,
-    model_spec,
+    model_specs,
 )
 from scheduler.backends.probe import Answer, CallError, ProbeResult, TritonCalls
 from scheduler.backends.remembered import Described, ModelKey, RememberedModels
@@ -100,7 +98,7 @@ class BackendWatch:
         self._to_ask: set[str] = set()  # nothing that took effect has told of them yet
         self._remembered = remembered
         self._described = remembered.load() if remembered is not None else {}
-        self.models = _all_specs(self._described)
+        self.models = model_specs(self._described)
         # Whether a first look has shown what is there; until then "down" is only ignorance.
         self.settled = False
         self._timeouts_in_a_row = 0
@@ -322,7 +320,7 @@ class BackendWatch:
         absent: frozenset[str],
         moving: Sequence[frozenset[str]],
     ) -> None:
-        models = _all_specs(described)
+        models = model_specs(described)
         # Messages are kept by identity, so that an unchanged model compares cheaply.
         for key, spec in models.items():
             if self.models.get(key) == spec:
@@ -389,19 +387,3 @@ def _kept(listed: Mapping[ModelKey, str]) -> set[ModelKey]:
         for key, state in listed.items()
         if state in (READY, *MOVING) and not (state == UNLOADING and key[0] in served)
     }
-
-
-def _all_specs(described: dict[ModelKey, Described]) -> dict[ModelKey, ModelSpec]:
-    """Ensembles take their instances from the other models."""
-    plain = _specs(described, {})
-    return _specs(described, {name: spec.instances for (name, _), spec in plain.items()})
-
-
-def _specs(
-    described: dict[ModelKey, Described], steps: dict[str, int]
-) -> dict[ModelKey, ModelSpec]:
-    specs = {}
-    for key, (metadata, config) in described.items():
-        with contextlib.suppress(CatalogError):
-            specs[key] = model_spec(key[1], metadata, config, steps)
-    return specs

@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from scheduler.backends.catalog import CatalogError, ModelSpec, model_spec, profiled_model
 from scheduler.config.profile import Fit, Profile, SizeProfile
@@ -100,19 +100,17 @@ class Server:
         """
         if not spec.config.HasField("ensemble_scheduling"):
             return spec.instances
-        steps = {
-            (step.model_name, str(step.model_version) if step.model_version > 0 else "")
-            for step in spec.config.ensemble_scheduling.step
-        }
-        return min((self.in_flight_max(self._spec(*step)) for step in sorted(steps)), default=1)
+        steps = sorted(_steps(spec.config))
+        return min((self.in_flight_max(self._spec(*step)) for step in steps), default=1)
 
     def _spec(self, name: str, version: str) -> ModelSpec:
         asked = {"name": name, "version": version}
         metadata = self._call("ModelMetadata", service_pb2.ModelMetadataRequest(**asked))
         config = self._call("ModelConfig", service_pb2.ModelConfigRequest(**asked)).config
         chosen = version or max(metadata.versions, key=int, default="1")
+        steps = {name: self._spec(name, its) for name, its in _steps(config)}
         try:
-            return model_spec(chosen, metadata, config)
+            return model_spec(chosen, metadata, config, steps)
         except CatalogError as error:
             raise MeasureError(str(error)) from error
 
@@ -186,6 +184,14 @@ def measure(
         fit=fit_line([size.rows for size in sizes], [size.median_ns for size in sizes]),
         sizes=sizes,
     )
+
+
+def _steps(config: model_config_pb2.ModelConfig) -> set[tuple[str, str]]:
+    """Name and version of what an ensemble goes through; "" is the highest version."""
+    return {
+        (step.model_name, str(step.model_version) if step.model_version > 0 else "")
+        for step in config.ensemble_scheduling.step
+    }
 
 
 def total_batches(plan: Plan) -> int:

@@ -29,6 +29,16 @@ def repository(needs_triton: None, tmp_path_factory: pytest.TempPathFactory) -> 
     models.sequence(directory)
     idle = models.Sequencing(idle_us=int(IDLE_S * 1e6))
     models.sequence(directory, "forgetful", sequencing=idle)
+    # Through an ensemble of an ensemble: Triton hands the sequence on to the innermost step.
+    for name, step_name in (("inner", "sequence"), ("ensemble", "inner")):
+        models.ensemble(
+            directory,
+            name,
+            steps=[step_name],
+            source=models.Tensor("VALUE", "INT32", (1,)),
+            target=models.Tensor("SUM", "INT32", (1,)),
+            max_batch_size=8,
+        )
     return directory
 
 
@@ -74,6 +84,33 @@ def test_sequences_spread_and_stay(
         # A Triton counts a request after it has answered it.
         halves = [SEQUENCES * 5 // 2] * 2
         wait_until(lambda: started_at(one, two) == halves, "each has had half of them")
+
+
+def test_sequences_through_an_ensemble_stay_and_keep_their_order(
+    pair: tuple[EmbeddedTriton, EmbeddedTriton, ServedScheduler],
+) -> None:
+    values, ids = range(1, 11), range(1, SEQUENCES + 1)
+    expected = [value * (value + 1) // 2 for value in values for _ in ids]
+    with connected(pair[2].address) as stub:
+        unary = [
+            sum_of(stub.ModelInfer(ensemble_request(value, sequence_id), timeout=WAIT_S))
+            for value in values
+            for sequence_id in ids
+        ]
+        assert unary == expected
+        # All at once on one stream: nothing waits for the answer to what came before it.
+        streamed = converse(
+            stub,
+            [ensemble_request(v, 100 + sequence_id) for v in values for sequence_id in ids],
+            timeout=WAIT_S,
+        )
+        assert streamed.errors() == [""] * len(expected)
+        assert [sum_of(message.infer_response) for message in streamed.messages] == expected
+
+
+def ensemble_request(value: int, sequence_id: int) -> service_pb2.ModelInferRequest:
+    start, end = value == 1, value == 10
+    return sequence_request(value, sequence_id, start=start, end=end, model="ensemble")
 
 
 @pytest.mark.parametrize("path", ["unary", "stream"])

@@ -333,19 +333,26 @@ def optional_input(repository: Path, name: str = "optional", *, max_batch_size: 
 
 
 def ensemble(
-    repository: Path, name: str = "ensemble", *, steps: Sequence[str] = ("identity", "failing")
+    repository: Path,
+    name: str = "ensemble",
+    *,
+    steps: Sequence[str] = ("identity", "failing"),
+    source: Tensor = Tensor("INPUT0"),
+    target: Tensor = Tensor("OUTPUT0"),
+    max_batch_size: int = 64,
 ) -> str:
-    """INPUT0 FP32[16] goes through the models `steps`, which have it so, to OUTPUT0."""
-    config = model_config_pb2.ModelConfig(name=name, platform="ensemble", max_batch_size=64)
-    for tensors, tensor in ((config.input, "INPUT0"), (config.output, "OUTPUT0")):
-        tensors.add(name=tensor, data_type=Tensor(tensor).config_type, dims=Tensor(tensor).dims)
+    """`source` goes through the models `steps`, which have both tensors, to `target`."""
+    config = model_config_pb2.ModelConfig(name=name, platform="ensemble")
+    config.max_batch_size = max_batch_size
+    for tensors, tensor in ((config.input, source), (config.output, target)):
+        tensors.add(name=tensor.name, data_type=tensor.config_type, dims=tensor.dims)
     between = [f"step {number}" for number in range(1, len(steps))]
-    for model, source, target in zip(
-        steps, ["INPUT0", *between], [*between, "OUTPUT0"], strict=True
+    for model, given, made in zip(
+        steps, [source.name, *between], [*between, target.name], strict=True
     ):
         step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
-        step.input_map["INPUT0"] = source
-        step.output_map["OUTPUT0"] = target
+        step.input_map[source.name] = given
+        step.output_map[target.name] = made
     version = Path(repository) / name / "1"
     version.mkdir(parents=True, exist_ok=True)
     (version.parent / "config.pbtxt").write_text(text_format.MessageToString(config))
