@@ -142,7 +142,7 @@ def simulate(
                 "workload": world.name,
                 "requests": requests,
                 "seeds": list(numbers),
-                "points": [point.record(world.models) for point in found],
+                "points": [point.record(world) for point in found],
                 "goodput": best,
                 "over_time": {
                     "load": round(focus, 4),
@@ -203,7 +203,7 @@ def _progress(plan: Plan) -> Iterator[Callable[[], None]]:
 
 
 def _row(point: Point, world: World) -> list[str]:
-    record = point.record(world.models)
+    record = point.record(world)
     latencies = record.get("latency_ms", {})
 
     def ms(name: str) -> str:

@@ -11,7 +11,12 @@ from pydantic import ValidationError
 
 from scheduler.config.errors import ConfigError, ConfigProblem, Path, problems_of
 from scheduler.config.objectives import objectives
-from scheduler.config.profile import ProfileError, load_profile, objective_below_floor
+from scheduler.config.profile import (
+    ProfileError,
+    delay_beyond_objective,
+    load_profile,
+    objective_below_floor,
+)
 from scheduler.config.residency import residency_problems
 from scheduler.config.schema import Batching, Settings
 from scheduler.config.sources import (
@@ -117,8 +122,11 @@ def _problems_of_model(settings: Settings, name: str) -> list[ConfigProblem]:
 
 
 def _impossible_objectives(batching: Batching, name: str) -> list[ConfigProblem]:
-    """Objectives below what the model's profile has measured. One that cannot be used says nothing
-    here: the control plane, which knows the model, tells why it is ignored."""
+    """Objectives that leave less than what the model's profile has measured, also after a wait.
+
+    A profile that cannot be used says nothing here: the control plane, which knows the model, tells
+    why it is ignored.
+    """
     if batching.profile is None or batching.batching == "triton":
         return []
     try:
@@ -128,15 +136,17 @@ def _impossible_objectives(batching: Batching, name: str) -> list[ConfigProblem]
     if profile.model.name != name:
         return []
     source = f"measured, {batching.profile}"
-    found = {
-        key: objective_below_floor(slo_ns, profile.floor_ns, source)
-        for key, slo_ns in objectives(batching).items()
-    }
-    return [
-        ConfigProblem(("models", name, *key.split(".")), text)
-        for key, text in found.items()
-        if text
-    ]
+    problems = []
+    for key, slo_ns in objectives(batching).items():
+        text = objective_below_floor(slo_ns, profile.floor_ns, source)
+        if not text:
+            text = delay_beyond_objective(
+                batching.max_queue_delay, slo_ns, key, profile.floor_ns, source
+            )
+            key = "max_queue_delay"
+        if text:
+            problems.append(ConfigProblem(("models", name, *key.split(".")), text))
+    return problems
 
 
 def _placed(problems: list[ConfigProblem], origins: Mapping[Path, str]) -> list[ConfigProblem]:

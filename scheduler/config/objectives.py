@@ -22,6 +22,9 @@ LEVELS_MAX = 32
 TENANTS_MAX = 1024
 WEIGHT_MIN, WEIGHT_MAX = 1e-6, 1e6
 ATTAINMENT_DEFAULT = 0.99
+# Margins are learned for this part of the batches and for no other.
+ATTAINMENT_MIN, ATTAINMENT_MAX = 0.5, 0.9999
+QUEUE_REQUESTS, QUEUE_REQUESTS_MAX = 10_000, 10_000_000
 
 
 def _meant(duration_ns: int) -> int:
@@ -76,6 +79,16 @@ def _part(value: float) -> float:
     return value
 
 
+def _part_of_model(value: float) -> float:
+    part = _part(value)
+    if not ATTAINMENT_MIN <= part <= ATTAINMENT_MAX:
+        raise ValueError(
+            f"{value:.10g} is out of the range of {ATTAINMENT_MIN:g} to {ATTAINMENT_MAX:g}, for "
+            "which margins are learned"
+        )
+    return part
+
+
 def _weight(value: float) -> float:
     # Far smaller ones would make sums of what is charged infinite.
     if not (math.isfinite(value) and WEIGHT_MIN <= value <= WEIGHT_MAX):
@@ -107,7 +120,8 @@ ObjectiveOfLevel = Annotated[
 ]
 AgeBound = Annotated[Duration, AfterValidator(_meant)]
 QueueDelay = Annotated[Duration, AfterValidator(_waited)]
-Attainment = Annotated[float, AfterValidator(_part)]
+Attainment = Annotated[float, AfterValidator(_part_of_model)]
+AttainmentOfLevel = Annotated[float, AfterValidator(_part)]
 Weight = Annotated[float, AfterValidator(_weight)]
 
 
@@ -119,7 +133,7 @@ class PriorityClass(Section):
         default=False,
         description="no objective: never refused for being late, served when no other is urgent",
     )
-    attainment: Attainment | None = Field(
+    attainment: AttainmentOfLevel | None = Field(
         default=None,
         description="the part of its requests up to which the level goes before those below it, "
         "while they miss theirs; none: it always does",

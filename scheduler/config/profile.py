@@ -186,3 +186,18 @@ def objective_below_floor(objective_ns: int, floor_ns: int, source: str) -> str:
         f"{format_duration(objective_ns)} is below the {floor_ns / 1e6:.3g} ms that a lone request "
         f"takes at the model ({source}); raise it above that"
     )
+
+
+def delay_beyond_objective(
+    delay_ns: int, objective_ns: int, key: str, floor_ns: int, source: str
+) -> str:
+    """The sentence for a wait after which no request meets the objective of `key`, else empty."""
+    most_ns = objective_ns - floor_ns
+    if not delay_ns or delay_ns < most_ns:
+        return ""
+    return (
+        f"{format_duration(delay_ns)} leaves {format_duration(objective_ns - delay_ns)} of {key} "
+        f"{format_duration(objective_ns)}, and a lone request takes {floor_ns / 1e6:.3g} ms at the "
+        f"model ({source}): what waits so long is late; make it less than "
+        f"{format_duration(most_ns)}"
+    )

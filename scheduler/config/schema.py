@@ -31,6 +31,8 @@ from scheduler.config.discovery import Discovery
 from scheduler.config.headers import ForwardedNames, HeaderNames, listed
 from scheduler.config.objectives import (
     ATTAINMENT_DEFAULT,
+    QUEUE_REQUESTS,
+    QUEUE_REQUESTS_MAX,
     AgeBound,
     Attainment,
     Objective,
@@ -269,8 +271,7 @@ class Batching(Section):
     slo: Objective = Field(default=0, description="latency objective of a request, or none")
     attainment: Attainment = Field(
         default=ATTAINMENT_DEFAULT,
-        description="the part of the requests that is to be in time; margins are learned for "
-        "0.5 to 0.9999 of the batches",
+        description="the part of the requests that is to be in time, 0.5 to 0.9999",
     )
     value: Weight | None = Field(
         default=None,
@@ -291,10 +292,10 @@ class Batching(Section):
         default=0,
         description="a request that has waited this long goes before all levels; 0 = never",
     )
-    max_queue_requests: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
+    max_queue_requests: Annotated[int, Field(ge=1, le=QUEUE_REQUESTS_MAX)] = QUEUE_REQUESTS
     # Room for a message of the largest size there is.
     max_queue_bytes: Annotated[Size, Field(ge=1)] = 3 * 2**30
-    max_queue_age: Duration = Field(
+    max_queue_age: QueueDelay = Field(
         default=0,
         description="refuse new requests while the oldest queued one is older; 0 = no bound",
     )

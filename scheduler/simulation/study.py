@@ -33,7 +33,7 @@ class Point:
     def in_time_per_s(self) -> float:
         return self.attainment * self.offered_per_s
 
-    def record(self, models: Sequence[str]) -> dict[str, Any]:
+    def record(self, world: World) -> dict[str, Any]:
         """As JSON has it; medians over the seeds."""
         spread = [outcome.attainment for outcome in self.outcomes]
         record: dict[str, Any] = {
@@ -57,14 +57,17 @@ class Point:
                 "dropped": model.dropped,
                 "mean_batch": round(model.mean_batch, 3),
             }
-            for name, model in zip(models, first.models, strict=True)
+            for name, model in zip(world.models, first.models, strict=True)
         ]
         if first.engine is not None:
             counted = first.engine
             record["latency_ms"] = {f"p{100 * p:g}": t for p, t in counted.latencies_ms.items()}
             record["wait_ms"] = {f"p{100 * p:g}": t for p, t in counted.waits_ms.items()}
-            for model, kinds in zip(record["models"], counted.classes, strict=True):
-                model["classes"] = [vars(kind) for kind in kinds]
+            for at, kinds in enumerate(counted.classes):
+                record["models"][at]["classes"] = [
+                    {**vars(label), **vars(kind), "attainment": round(kind.attainment, 5)}
+                    for label, kind in zip(world.classes_of(at), kinds, strict=True)
+                ]
         return record
 
 

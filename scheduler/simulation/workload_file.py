@@ -29,16 +29,28 @@ from pydantic import (
 )
 
 from scheduler.config.errors import ConfigError, ConfigProblem, problems_of
-from scheduler.config.objectives import LEVELS_MAX
+from scheduler.config.objectives import (
+    ATTAINMENT_DEFAULT,
+    ATTAINMENT_MAX,
+    ATTAINMENT_MIN,
+    LEVELS_MAX,
+    QUEUE_REQUESTS,
+    QUEUE_REQUESTS_MAX,
+    TENANTS_MAX,
+    WEIGHT_MAX,
+    WEIGHT_MIN,
+)
 from scheduler.config.profile import ProfileError, load_profile
 from scheduler.config.section import Section
 from scheduler.config.sources import file_layer
 from scheduler.config.units import parse_duration_ns
 from scheduler.simulation.engine import FAILURES, FAULTS
 
-Share = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=WEIGHT_MIN, le=WEIGHT_MAX, allow_inf_nan=False)]
 Speed = Annotated[float, Field(ge=0.001, le=1000)]
 HOUR_MS = 3.6e6
+# Eleven days: twice that is in the range of a clock in ns, whatever is added to it.
+LONGEST_MS = 1e9
 # More could not be simulated in a reasonable time, less is no load.
 RATE_MAX = 1e7
 RATE_MIN = 1e-3
@@ -54,6 +66,7 @@ Rate = Annotated[float, Field(ge=0, le=RATE_MAX, allow_inf_nan=False), AfterVali
 Part = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 # Faults that do not last, and those whose factor is a part of what is there.
 ONCE = ("cancels", "clock_jump")
+SLOW_MIN = 0.001
 PARTS = ("failing", "cancels", "nonsense")
 TRACE_REQUESTS_MAX = 20_000_000
 TRACE_SPAN_MAX_S = 1e8
@@ -80,16 +93,20 @@ def _objective_of_class(value: object) -> float | Literal["none"] | None:
     if value is None or value == "none":
         return value
     ms = _ms(value)
-    if not 0 < ms < 1e9:
-        raise ValueError(f"{value} is no objective; write a time such as 40ms, or none")
+    if not 0 < ms <= HOUR_MS:
+        raise ValueError(
+            f"{value} is no objective; write a time such as 40ms, at most an hour, or none"
+        )
     return ms
 
 
-Ms = Annotated[float, BeforeValidator(_ms)]
+Ms = Annotated[float, BeforeValidator(_ms), Field(lt=LONGEST_MS)]
 # A phase or a step: many in a moment would be simulated for ever.
-PhaseMs = Annotated[float, BeforeValidator(_ms), Field(ge=0.1, lt=1e9)]
-SomeMs = Annotated[float, BeforeValidator(_ms), Field(gt=0, lt=1e9)]
-SignedMs = Annotated[float, BeforeValidator(_signed_ms)]
+PhaseMs = Annotated[float, BeforeValidator(_ms), Field(ge=0.1, lt=LONGEST_MS)]
+# Requests keep coming until the last that is counted has missed its own.
+ObjectiveMs = Annotated[float, BeforeValidator(_ms), Field(gt=0, le=HOUR_MS)]
+SomeMs = Annotated[float, BeforeValidator(_ms), Field(gt=0, lt=LONGEST_MS)]
+SignedMs = Annotated[float, BeforeValidator(_signed_ms), Field(gt=-LONGEST_MS, lt=LONGEST_MS)]
 
 
 class LatencySpec(Section):
@@ -136,12 +153,19 @@ class ArrivalsSpec(Section):
             raise ValueError("a trace needs its file, and nothing else has one")
         if self.kind in ("poisson", "gamma", "on_off") and self.rate == 0:
             raise ValueError("a rate in requests/s is needed")
+        phase_rate = self.rate * (1 + self.off / self.on)
+        if self.kind == "on_off" and phase_rate > RATE_MAX:
+            raise ValueError(
+                f"a rate of {self.rate:g}/s is {phase_rate:.3g}/s while requests come, more than "
+                f"{RATE_MAX:,.0f}"
+            )
         return self
 
 
 class ClassSpec(Section):
-    """A kind of requests. `slo: none` is one without a deadline."""
+    """A kind of requests. `slo: none` is one without a deadline; reports show the name."""
 
+    name: str = ""
     share: Share = 1.0
     priority: Annotated[int, Field(ge=0, le=2**31)] = 0
     slo: Annotated[float | Literal["none"] | None, PlainValidator(_objective_of_class)] = None
@@ -151,9 +175,11 @@ class ClassSpec(Section):
 
 
 class LevelSpec(Section):
-    slo: Ms = 0.0
+    """What a priority level asks for; without slo and attainment what the model does."""
+
+    slo: ObjectiveMs | None = None
     best_effort: bool = False
-    attainment: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: the model's
+    attainment: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> LevelSpec:
@@ -165,16 +191,16 @@ class LevelSpec(Section):
 class ModelSpec(Section):
     name: Annotated[str, Field(min_length=1)]
     latency: LatencySpec
-    slo: SomeMs
+    slo: ObjectiveMs
     arrivals: ArrivalsSpec
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 128
     instances: Annotated[int, Field(ge=1, le=1024)] = 1
-    attainment: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    value: Annotated[float, Field(ge=0, le=1e6)] = 0.0  # 0: not weighed against other models
+    attainment: Annotated[float, Field(ge=ATTAINMENT_MIN, le=ATTAINMENT_MAX)] = ATTAINMENT_DEFAULT
+    value: Share | None = None  # none: not weighed against other models
     priority_levels: Annotated[int, Field(ge=1, le=LEVELS_MAX)] = 1
     levels: tuple[LevelSpec, ...] = ()
     aging: Ms = 0.0
-    queue_requests_max: Annotated[int, Field(ge=1)] = 10_000
+    queue_requests_max: Annotated[int, Field(ge=1, le=QUEUE_REQUESTS_MAX)] = QUEUE_REQUESTS
     classes: tuple[ClassSpec, ...] = ()
     executors: tuple[int, ...] = ()  # none: all
 
@@ -214,8 +240,10 @@ class FaultSpec(Section):
             raise ValueError(f"{self.kind} needs an end after its start")
         if self.kind in PARTS and self.factor > 1:
             raise ValueError(f"the factor of {self.kind} is a part, at most 1")
-        if self.kind == "slow" and self.factor == 0:
-            raise ValueError("slow needs a factor above 0: 2 is half the speed")
+        if self.kind == "slow" and self.factor < SLOW_MIN:
+            raise ValueError(
+                f"slow needs a factor above 0, at least {SLOW_MIN:g}: 2 is half the speed"
+            )
         if self.kind == "unplaced" and self.executor is None:
             raise ValueError("unplaced needs an executor")
         return self
@@ -232,7 +260,9 @@ class WorkloadSpec(Section):
     drift_per_s: Annotated[float, Field(ge=0, le=1000)] = 0.0
     wire: Ms = 0.0
     warm_up: Annotated[float, BeforeValidator(_ms), Field(le=HOUR_MS)] = 2000.0
-    tenants: dict[str, Share] = Field(default_factory=dict)
+    tenants: Annotated[dict[str, Share], Field(max_length=TENANTS_MAX - 1)] = Field(
+        default_factory=dict
+    )
     faults: tuple[FaultSpec, ...] = ()
 
     @model_validator(mode="after")
@@ -249,6 +279,8 @@ class WorkloadSpec(Section):
         for model in self.models:
             if any(not 0 <= at < self.executors for at in model.executors):
                 raise ValueError(f"{model.name}: executors are 0 to {self.executors - 1}")
+            if len(set(model.executors)) < len(model.executors):
+                raise ValueError(f"{model.name}: an executor is named twice")
             for kind in model.classes:
                 if kind.tenant and kind.tenant not in self.tenants:
                     raise ValueError(f"{model.name}: no tenant is called {kind.tenant}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scheduler.config.errors import ConfigError, ConfigProblem
+from scheduler.config.objectives import ATTAINMENT_DEFAULT, QUEUE_REQUESTS
 from scheduler.simulation.engine import (
     EngineSettings,
     Fault,
@@ -31,6 +32,15 @@ from scheduler.simulation.workloads import WORKLOADS, known
 
 
 @dataclass(frozen=True)
+class ClassLabel:
+    """How reports call a kind of a model's requests; a tenant "" is everybody else."""
+
+    name: str = "class 0"
+    priority: int = 1
+    tenant: str = ""
+
+
+@dataclass(frozen=True)
 class World:
     """`at(factor)` is the scenario with `factor` times the rates, which are `per_s` at 1."""
 
@@ -42,6 +52,10 @@ class World:
     settings: EngineSettings
     # What only the engine can run here, as keys of the file: reference policies know none of it.
     only_engine: tuple[str, ...] = ()
+    classes: tuple[tuple[ClassLabel, ...], ...] = ()  # by model; none: one of each
+
+    def classes_of(self, model: int) -> tuple[ClassLabel, ...]:
+        return self.classes[model] if self.classes else (ClassLabel(),)
 
 
 def named(letter: str) -> World:
@@ -91,6 +105,7 @@ def from_file(path: Path) -> World:
         at=at,
         settings=_settings(spec),
         only_engine=_only_engine(spec),
+        classes=tuple(_labels(model) for model in spec.models),
     )
 
 
@@ -188,6 +203,13 @@ def _executors(spec: WorkloadSpec) -> tuple[Executor, ...]:
     )
 
 
+def _labels(model: ModelSpec) -> tuple[ClassLabel, ...]:
+    return tuple(
+        ClassLabel(kind.name or f"class {at}", kind.priority or 1, kind.tenant)
+        for at, kind in enumerate(model.classes or (ClassSpec(),))
+    )
+
+
 def _class(spec: ClassSpec, tenants: list[str]) -> RequestClass:
     objective = spec.slo
     return RequestClass(
@@ -211,11 +233,12 @@ def _setup(model: ModelSpec, spec: WorkloadSpec) -> ModelSetup:
         rows_max=model.max_batch_size,
         slo_ms=model.slo,
         attainment=model.attainment,
-        value=model.value,
+        value=model.value or 0.0,
         aging_ms=model.aging,
         priority_levels=model.priority_levels,
         levels=tuple(
-            Level(level.slo, level.best_effort, level.attainment) for level in model.levels
+            Level(level.slo or 0.0, level.best_effort, level.attainment or 0.0)
+            for level in model.levels
         ),
         queue_requests_max=model.queue_requests_max,
     )
@@ -251,9 +274,18 @@ def _only_engine(spec: WorkloadSpec) -> tuple[str, ...]:
             "exclusive: false": not spec.exclusive,
             "wire": spec.wire,
             "faults": spec.faults,
+            "tenants": spec.tenants,
             "classes": any(model.classes for model in spec.models),
             "levels": any(
-                level.slo or level.best_effort for m in spec.models for level in m.levels
+                level.slo or level.best_effort or level.attainment
+                for model in spec.models
+                for level in model.levels
+            ),
+            "attainment": any(model.attainment != ATTAINMENT_DEFAULT for model in spec.models),
+            "value": any(model.value for model in spec.models),
+            "aging": any(model.aging for model in spec.models),
+            "queue_requests_max": any(
+                model.queue_requests_max != QUEUE_REQUESTS for model in spec.models
             ),
         }.items()
         if used

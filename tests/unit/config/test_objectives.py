@@ -49,6 +49,10 @@ def message(**keys: object) -> pb.Batching:
         ("attainment: -1", "-1 is no part of the requests"),
         ("attainment: 1", "1 is no part of the requests"),
         ("attainment: .nan", "nan is no part of the requests"),
+        ("attainment: 0.0000001", "attainment (infersched.yaml:2): 1e-07 is out of the range of 0"),
+        ("attainment: 0.4999", "0.4999 is out of the range of 0.5 to 0.9999, for which margins"),
+        ("attainment: 0.9999999", "0.9999999 is out of the range of 0.5 to 0.9999"),
+        ("max_queue_age: 2000000h", "7200000000s is longer than anybody waits; write at most 864"),
         ("value: 0", "0 is no weight; write a number from 1e-06 to 1e+06"),
         ("value: -2", "-2 is no weight"),
         ("value: .inf", "inf is no weight"),
@@ -107,7 +111,11 @@ def test_what_cannot_be_meant_is_refused_with_the_key_and_the_fix(
 def test_values_at_the_bounds_are_taken(tmp_path: Path) -> None:
     settings = loaded(tmp_path, "defaults: {slo: 24h, attainment: 0.9999, value: 1000000}\n")
     assert settings.defaults.slo == 24 * 3600 * 10**9
-    assert loaded(tmp_path, "defaults: {slo: 100us, value: 0.001}\n").defaults.slo == 100_000
+    least = loaded(tmp_path, "defaults: {slo: 100us, attainment: 0.5, value: 0.001}\n").defaults
+    assert (least.slo, least.attainment) == (100_000, 0.5)
+    assert loaded(tmp_path, "defaults: {max_queue_age: 24h}\n").defaults.max_queue_age > 0
+    low = "defaults: {priorities: {1: {attainment: 0.1}}}\n"
+    assert loaded(tmp_path, low).defaults.priorities[1].attainment == 0.1
 
 
 def test_a_model_can_do_without_the_objective_that_it_inherits(tmp_path: Path) -> None:
@@ -233,7 +241,31 @@ def test_an_objective_below_the_measured_floor_is_refused(tmp_path: Path) -> Non
     assert text.startswith("models.m.priorities.1.slo (infersched.yaml:2): 5ms is below the 6 ms")
 
 
-@pytest.mark.parametrize("keys", ["slo: 6001us", "value: 1", "batching: triton, slo: 1ms"])
+def test_a_wait_that_leaves_less_than_a_lone_request_takes_is_refused(tmp_path: Path) -> None:
+    assert profiled(tmp_path, "slo: 8ms, max_queue_delay: 7ms") == (
+        "models.m.max_queue_delay (infersched.yaml:2): 7ms leaves 1ms of slo 8ms, and a lone "
+        "request takes 6 ms at the model (measured, p.json): what waits so long is late; make it "
+        "less than 2ms"
+    )
+    assert "make it less than 2ms" in profiled(tmp_path, "slo: 8ms, max_queue_delay: 2ms")
+    levels = "slo: 90ms, max_queue_delay: 3ms, priority_levels: 2, priorities: {1: {slo: 8ms}}"
+    assert "leaves 5ms of priorities.1.slo 8ms" in profiled(tmp_path, levels)
+    impossible = profiled(tmp_path, "slo: 5ms, max_queue_delay: 3ms")
+    assert impossible.startswith("models.m.slo ")
+    assert "max_queue_delay" not in impossible
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        "slo: 6001us",
+        "value: 1",
+        "batching: triton, slo: 1ms",
+        "slo: 8ms, max_queue_delay: 1999us",
+        "max_queue_delay: 9ms",
+        "batching: triton, slo: 8ms, max_queue_delay: 7ms",
+    ],
+)
 def test_other_objectives_are_taken(tmp_path: Path, keys: str) -> None:
     assert profiled(tmp_path, keys) == ""
 

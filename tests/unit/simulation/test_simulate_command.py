@@ -30,7 +30,7 @@ models:
     arrivals: {kind: gamma, rate: 100, shape: 0.5}
     classes:
       - {share: 1, priority: 1, tenant: gold}
-      - {share: 3, priority: 2, tenant: free, slo: none}
+      - {share: 3, priority: 2, tenant: free, slo: none, name: patient}
   - name: large
     latency: {table: [8ms, 9ms, 11ms]}
     slo: 100ms
@@ -96,6 +96,11 @@ def test_a_file_with_classes_tenants_and_faults(runner: CliRunner, tmp_path: Pat
     small, large = found["points"][0]["models"]
     assert (small["name"], large["name"]) == ("small", "large")
     gold, free = small["classes"]
+    assert (gold["name"], gold["priority"], gold["tenant"]) == ("class 0", 1, "gold")
+    assert (free["name"], free["priority"], free["tenant"]) == ("patient", 2, "free")
+    for kind in (gold, free, *large["classes"]):
+        assert kind["attainment"] == pytest.approx(kind["in_time"] / kind["offered"], abs=1e-5)
+    assert [(kind["name"], kind["priority"]) for kind in large["classes"]] == [("class 0", 1)]
     assert gold["offered"] * 2 < free["offered"]
     assert small["offered"] > 3 * large["offered"] > 0
     assert found["goodput"][0]["goodput_per_s"] > 0
@@ -156,6 +161,32 @@ def test_a_picture_needs_nothing_else(runner: CliRunner, tmp_path: Path, name: s
     assert all(len(line.attrib["points"].split()) >= 2 for line in lines)
     assert "src=" not in text
     assert "href=" not in text
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (("name: a", "name: a, value: 2"), "value"),
+        (("name: a", "name: a, priority_levels: 2, aging: 1s"), "aging"),
+        (("name: a", "name: a, queue_requests_max: 9"), "queue_requests_max"),
+        (("name: a", "name: a, attainment: 0.9"), "attainment"),
+        (("name: a", "name: a, priority_levels: 2, levels: [{attainment: 0.5}]"), "levels"),
+        (("models:", "tenants: {gold: 3}\nmodels:"), "tenants"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_reference_policies_are_not_asked_for_what_they_do_not_know(
+    runner: CliRunner, tmp_path: Path, change: tuple[str, str], key: str
+) -> None:
+    plain = (
+        "models: [{name: a, slo: 40ms, latency: {alpha: 1ms, beta: 5ms}, arrivals: {rate: 100}}]"
+    )
+    for text, status in ((plain, 0), (plain.replace(*change), 2)):
+        (tmp_path / "w.yaml").write_text(text)
+        assert simulate(runner, "w.yaml", "--load", "1").exit_code == 0
+        result = simulate(runner, "w.yaml", "--load", "1", "--policy", "symphony")
+        assert result.exit_code == status
+    assert f"reference policies know nothing of: {key}" in result.output
 
 
 def test_a_picture_of_pixels(runner: CliRunner, tmp_path: Path) -> None:
@@ -245,6 +276,20 @@ def test_the_end_of_a_run_is_no_outage(runner: CliRunner) -> None:
         (("end: 700ms, ", ""), "down needs an end after its start"),
         (("kind: down", "kind: failing, factor: 2"), "a part, at most 1"),
         (("kind: down", "kind: slow, factor: 0"), "a factor above 0"),
+        (("kind: down", "kind: slow, factor: 1e-9"), "a factor above 0, at least 0.001"),
+        (("executors: [1]", "executors: [1, 1]"), "large: an executor is named twice"),
+        (("off: 50ms", "off: 277h"), "a rate of 20/s is 1.99e+08/s while requests come"),
+        (("slo: 100ms", "slo: 2h"), "models[1].slo (w.yaml:17): input should be less than or"),
+        (
+            ("slo: 100ms", "slo: 100ms\n    queue_requests_max: 99999999999999999999"),
+            "models[1].queue_requests_max (w.yaml:18): input should be less than or equal to 1000",
+        ),
+        (
+            ("priority_levels: 2", "priority_levels: 2\n    levels: [{slo: 0}]"),
+            "models[0].levels[0].slo",
+        ),
+        (("slo: 100ms", "slo: 100ms\n    attainment: 0.9999999"), "models[1].attainment"),
+        (("start: 500ms, end: 700ms", "start: 500ms, end: 2562047h"), "faults[0].end"),
         (("kind: down", "kind: removed"), "needs a model, one of small, large"),
         (("executor: 0", "executor: 7"), "executor 7 of 2"),
     ],

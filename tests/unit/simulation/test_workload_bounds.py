@@ -1,0 +1,137 @@
+"""Numbers of a workload file: what is taken can be simulated, all else is named with its key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scheduler.config.errors import ConfigError
+from scheduler.simulation.scenario import engine, simulate
+from scheduler.simulation.world import World, from_file
+
+pytestmark = pytest.mark.native
+
+REQUESTS = 60
+NUMBERS: tuple[object, ...] = (
+    0, -1, 0.5, 1, 2, 3, 1e-300, 1e-7, 0.9999999, 1e6, 1e9, 1e300, 2**31, 2**32, 2**63 - 1, 2**64,
+    99999999999999999999, float("inf"), float("nan"),
+)  # fmt: skip
+TIMES: tuple[object, ...] = (
+    0, "1ns", "5ms", "900ms", "2000000h", "2562047h", "9223372036854775807ns", "-5ms",
+    "999999999ms", "277h",
+)  # fmt: skip
+# Keys of a file that has everything, with what may stand there.
+MODEL = ("models", 0)
+CLASS, LEVEL, ARRIVALS = (*MODEL, "classes", 0), (*MODEL, "levels", 0), (*MODEL, "arrivals")
+KEYS: dict[tuple[str | int, ...], tuple[object, ...]] = {
+    ("executors",): NUMBERS,
+    ("speeds", 0): NUMBERS,
+    ("noise",): NUMBERS,
+    ("drift_per_s",): NUMBERS,
+    ("wire",): TIMES,
+    ("tenants", "gold"): NUMBERS,
+    (*MODEL, "latency", "alpha"): TIMES,
+    (*MODEL, "latency", "beta"): TIMES,
+    (*MODEL, "slo"): TIMES,
+    (*MODEL, "max_batch_size"): NUMBERS,
+    (*MODEL, "instances"): NUMBERS,
+    (*MODEL, "attainment"): NUMBERS,
+    (*MODEL, "value"): NUMBERS,
+    (*MODEL, "priority_levels"): NUMBERS,
+    (*MODEL, "aging"): TIMES,
+    (*MODEL, "queue_requests_max"): NUMBERS,
+    (*MODEL, "executors"): ([0], [1], [0, 0], [-1], [2**64]),
+    (*LEVEL, "slo"): TIMES,
+    (*LEVEL, "attainment"): NUMBERS,
+    (*CLASS, "share"): NUMBERS,
+    (*CLASS, "priority"): NUMBERS,
+    (*CLASS, "slo"): (*TIMES, "none"),
+    (*CLASS, "rows"): NUMBERS,
+    (*CLASS, "signatures"): NUMBERS,
+    (*ARRIVALS, "rate"): NUMBERS,
+    (*ARRIVALS, "shape"): NUMBERS,
+    ("models", 1, "arrivals", "on"): TIMES,
+    ("models", 1, "arrivals", "off"): TIMES,
+    ("models", 2, "arrivals", "rates", 0): NUMBERS,
+    ("models", 2, "arrivals", "step"): TIMES,
+    **{
+        ("faults", at, key): values
+        for at in range(5)
+        for key, values in {
+            "start": TIMES, "end": TIMES, "factor": NUMBERS, "code": NUMBERS,
+            "executor": NUMBERS, "shift": TIMES,
+        }.items()
+    },
+}  # fmt: skip
+
+
+def whole() -> dict[str, Any]:
+    latency = {"alpha": "1ms", "beta": "5ms"}
+    return {
+        "executors": 2,
+        "warm_up": "50ms",
+        "speeds": [1, 1],
+        "tenants": {"gold": 2},
+        "models": [
+            {
+                "name": "first", "latency": dict(latency), "slo": "60ms", "priority_levels": 2,
+                "arrivals": {"kind": "gamma", "rate": 100, "shape": 0.5},
+                "levels": [{}], "classes": [{"tenant": "gold"}, {"priority": 2}],
+            },
+            {
+                "name": "second", "latency": dict(latency), "slo": "60ms",
+                "arrivals": {"kind": "on_off", "rate": 50, "on": "100ms", "off": "50ms"},
+            },
+            {
+                "name": "third", "latency": dict(latency), "slo": "60ms",
+                "arrivals": {"kind": "series", "rates": [50, 20], "step": "500ms"},
+            },
+        ],
+        "faults": [
+            {"kind": kind, "start": "100ms", "end": "200ms"}
+            for kind in ("slow", "down", "failing", "clock_jump", "hang")
+        ],
+    }  # fmt: skip
+
+
+def world_of(path: Path, values: dict[tuple[str | int, ...], object]) -> World:
+    """Of the whole file with these values in place of its own. Raises ConfigError."""
+    content: Any = whole()
+    for key, value in values.items():
+        place = content
+        for step in key[:-1]:
+            place = place[step]
+        place[key[-1]] = value
+    path.write_text(yaml.safe_dump(content))
+    return from_file(path)
+
+
+def runs(path: Path, values: dict[tuple[str | int, ...], object]) -> bool:
+    """Whether the file is taken; it is simulated then."""
+    try:
+        world = world_of(path, values)
+    except ConfigError as error:
+        told = [problem.message for problem in error.problems]
+        assert "" not in told
+        return False
+    scenario = replace(world.at(1.0), requests=REQUESTS)
+    outcome = simulate(scenario, engine(world.settings))
+    for model in outcome.models:
+        assert model.offered == model.in_time + model.late + model.dropped
+    return True
+
+
+def test_the_file_has_every_key_and_is_taken(tmp_path: Path) -> None:
+    assert runs(tmp_path / "w.yaml", {})
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: ".".join(map(str, key)))
+def test_a_number_is_refused_or_can_be_simulated(
+    tmp_path: Path, key: tuple[str | int, ...]
+) -> None:
+    taken = [value for value in KEYS[key] if runs(tmp_path / "w.yaml", {key: value})]
+    assert 0 < len(taken) < len(KEYS[key]), taken
