@@ -37,12 +37,13 @@ bool is_refusal(const kserve::StreamReply& reply) {
 }
 
 // The error as a status, with the client's id in place of ours, which the reply has.
-Status failure_status(const kserve::StreamReply& reply, std::string_view id) {
+Status failure_status(const kserve::StreamReply& reply, std::string_view id,
+                      StatusCode code = StatusCode::kInternal) {
     std::string text(reply.error_message);
     const std::string ours = request_id_prefix(reply.id);
     const std::size_t at = text.find(ours);
     if (at != std::string::npos) text.replace(at, ours.size(), request_id_prefix(id));
-    return Status::error(StatusCode::kInternal, std::move(text));
+    return Status::error(code, std::move(text));
 }
 
 }  // namespace
@@ -215,14 +216,14 @@ void Gateway::State::stream_reply_arrived(BatchId id, BatchRecord* batch,
 void Gateway::State::stream_ended_by_reply(const BatchRecord& batch,
                                            const kserve::StreamReply& reply, Nanos now) {
     const ModelConfig* model = catalog.at(batch.model);
+    RequestRecord* request = requests.find(batch.members[0].user);
     if (model != nullptr && is_refusal(reply) && batch.replies_sent == 0 &&
         triton_says(reply.error_message, model->schema).word != TritonWord::kNone) {
-        reply_failed(batch,
-                     Status::error(StatusCode::kUnavailable, std::string(reply.error_message)),
-                     CallEnd::kAnswered, now);
+        const std::string_view id = request == nullptr ? reply.id : request->prepared.id();
+        reply_failed(batch, failure_status(reply, id, StatusCode::kUnavailable), CallEnd::kAnswered,
+                     now);
         return;
     }
-    RequestRecord* request = requests.find(batch.members[0].user);
     // Asked for by us, to learn of the end.
     const bool swallowed = reply.empty && request != nullptr && !request->ordered &&
                            !request->prepared.scheduling().wants_empty_final;

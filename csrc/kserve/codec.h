@@ -186,8 +186,8 @@ bool write_reply(const PreparedRequest& request, const ReplyRows* parts, std::si
 // -- ModelStreamInfer ----------------------------------------------------------------------------
 
 // The request alone, as it goes over a stream of the backend, where replies are told apart by their
-// id: `id` stands for the client's. Sequence parameters stay; an empty final response is asked for
-// when `empty_final`.
+// id: `id` stands for the client's. Priority and sequence parameters stay; an empty final response
+// is asked for when `empty_final`.
 void write_stream_request(const PreparedRequest& request, std::string_view id, bool empty_final,
                           Pieces* message);
 

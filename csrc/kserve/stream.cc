@@ -56,6 +56,16 @@ void append_flag(std::string_view key, bool flag, Pieces* message) {
                  message);
 }
 
+// Whether an entry of the parameters, with its tag, is that of `priority`.
+bool names_priority(Span field) {
+    WireReader reader(field);
+    std::uint32_t tag = 0;
+    Span entry;
+    Parameter parameter;
+    return reader.read_tag(&tag) && reader.read_bytes(&entry) &&
+           read_parameter(entry, 1, &parameter) && parameter.key == "priority";
+}
+
 void append_part(const BufferRef& owner, Span part, Pieces* message) {
     if (part.size <= kCopyMax) {
         message->append_copy(part);
@@ -132,6 +142,10 @@ void write_stream_request(const PreparedRequest& request, std::string_view id, b
                           Pieces* message) {
     const State& state = RequestAccess::state(request);
     forward_request(state, message);
+    // Triton's own batcher takes requests of decoupled models by it.
+    for (const Span& field : state.consumed_fields) {
+        if (names_priority(field)) append_part(state.message, field, message);
+    }
     // Of repeated fields and map entries the last one counts.
     if (id != state.whole_id) append_field(kId, id, message);
     if (state.scheduling.wants_empty_final != empty_final) {

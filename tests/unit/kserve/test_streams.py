@@ -228,6 +228,7 @@ def test_a_stream_request_is_the_request_under_another_id(
 ) -> None:
     request = sequence_request(9, sequence_start=True, sequence_end=False)
     request.parameters["priority"].int64_param = 1
+    request.parameters["timeout"].int64_param = 1_000_000
     if asked is not None:
         request.parameters["triton_enable_empty_final_response"].bool_param = asked
     prepared = prepare(request)
@@ -240,7 +241,7 @@ def test_a_stream_request_is_the_request_under_another_id(
     flag = sent.parameters.pop("triton_enable_empty_final_response", None)
     assert (flag is not None and flag.bool_param) == empty_final
     request.parameters.pop("triton_enable_empty_final_response", None)
-    del request.parameters["priority"]
+    del request.parameters["timeout"]
     request.id = "ours"
     assert sent == request
 
