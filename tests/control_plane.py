@@ -82,8 +82,23 @@ class FakeDataPlane:
         self, condition: Callable[[pb.Apply], Any], what: str, timeout_s: float = WAIT_TIMEOUT_S
     ) -> pb.Apply:
         """Waits until the newest Apply fulfils the condition."""
-        wait_until(lambda: self.applies and condition(self.applies[-1]), what, timeout_s)
-        return self.applies[-1]
+        return self.wait_apply_since(-1, condition, what, timeout_s)
+
+    def wait_apply_since(
+        self,
+        first: int,
+        condition: Callable[[pb.Apply], Any],
+        what: str,
+        timeout_s: float = WAIT_TIMEOUT_S,
+    ) -> pb.Apply:
+        """Waits for an Apply that fulfils the condition, of those from an index of `applies` on."""
+
+        def found() -> pb.Apply | None:
+            return next((apply for apply in self.applies[first:] if condition(apply)), None)
+
+        apply = wait_until(found, what, timeout_s)
+        assert apply is not None
+        return apply
 
     def send_event(self, event: pb.Event) -> None:
         assert self._peer is not None

@@ -15,6 +15,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from scheduler.backends.waiting import result_within
 from scheduler.telemetry.logs import log
 from scheduler.v1 import dataplane_pb2 as pb
 
@@ -55,7 +56,7 @@ async def open_steering(
     """Connects and reads the Hello. Raises OSError, EOFError or SteeringError."""
     reader, writer = await asyncio.open_unix_connection(str(path))
     try:
-        hello = (await asyncio.wait_for(read_frame(reader), ANSWER_TIMEOUT_S)).hello
+        hello = (await result_within(read_frame(reader), ANSWER_TIMEOUT_S)).hello
         if hello.interface_version != INTERFACE_VERSION:
             raise SteeringError(
                 f"the data plane speaks steering version {hello.interface_version}, "
@@ -182,7 +183,7 @@ class SteeringClient:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._settling.append((self._generation, future))
-        await asyncio.wait_for(future, timeout_s)
+        await result_within(future, timeout_s)
 
     async def _ask(self, kind: str, message: pb.ToDataPlane, timeout_s: float) -> Any:
         if self._writer is None:
@@ -190,7 +191,7 @@ class SteeringClient:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asked[kind].append(future)
         write_frame(self._writer, message)
-        return await asyncio.wait_for(future, timeout_s)
+        return await result_within(future, timeout_s)
 
     async def drain(self, deadline_ms: int) -> int:
         """Drains; returns the number of requests left unanswered. Raises ConnectionError."""
@@ -199,7 +200,7 @@ class SteeringClient:
         if self._drained is None or self._drained.done():
             self._drained = asyncio.get_running_loop().create_future()
         write_frame(self._writer, pb.ToDataPlane(drain=pb.Drain(deadline_ms=deadline_ms)))
-        return await asyncio.wait_for(asyncio.shield(self._drained), deadline_ms / 1000 + 2.0)
+        return await result_within(asyncio.shield(self._drained), deadline_ms / 1000 + 2.0)
 
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hello: pb.Hello

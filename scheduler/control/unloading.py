@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2
 from scheduler._native.counters import CountersPage
 from scheduler.backends.catalog import READY
 from scheduler.backends.probe import RpcError
+from scheduler.backends.waiting import result_within
 from scheduler.backends.watch import BackendStatus, BackendWatch
 from scheduler.control.cold.fan_out import UPDATE_TIMEOUT_S
 from scheduler.control.steering import SteeringClient
@@ -52,7 +53,7 @@ async def drained(
                     return
             await asyncio.sleep(POLL_PERIOD_S)
 
-    await asyncio.wait_for(until_idle(), timeout_s)
+    await result_within(until_idle(), timeout_s)
 
 
 def _in_flight(counters: CountersPage, models: Iterable[int]) -> bool:
@@ -105,7 +106,7 @@ async def until_unloaded(
             await asyncio.sleep(POLL_PERIOD_S)
 
     try:
-        await asyncio.wait_for(until_gone(), timeout_s)
+        await result_within(until_gone(), timeout_s)
     except RpcError as error:
         return error
     except asyncio.TimeoutError:

@@ -12,6 +12,7 @@ from tritonclient.grpc import service_pb2
 
 from scheduler.backends.catalog import LOADING, READY, UNLOADING
 from scheduler.backends.probe import RpcError
+from scheduler.backends.waiting import result_within
 from scheduler.backends.watch import BackendWatch
 from scheduler.control.cold.fan_out import READ_TIMEOUT_S, UPDATE_TIMEOUT_S
 from scheduler.control.unloading import until_unloaded
@@ -89,7 +90,7 @@ async def load_model(
         await watch.calls.rpc("RepositoryModelLoad", request, timeout_s)
 
     try:
-        await asyncio.wait_for(load(), timeout_s)
+        await result_within(load(), timeout_s)
     except (asyncio.TimeoutError, RpcError) as error:
         if isinstance(error, RpcError) and error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
             raise

@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 from scheduler.backends.probe import CallError, RpcError
-from scheduler.backends.waiting import set_within
+from scheduler.backends.waiting import result_within, set_within
 from scheduler.config.units import format_size
 from scheduler.control.residency.explicit_backends import ExplicitBackends
 from scheduler.control.residency.external import ExternalChanges
@@ -39,7 +39,7 @@ from scheduler.control.residency.residents import Residents
 from scheduler.control.residency.site_loads import SiteLoads
 from scheduler.control.residency.starved import Starved
 from scheduler.control.residency.unloads import STUCK, UnloadError, Unloads
-from scheduler.control.residency.wants import FORGOTTEN_S, Want, nobody_waits
+from scheduler.control.residency.wants import FORGOTTEN_S, Want, waited_for
 from scheduler.control.residency.weighing import Scale
 from scheduler.telemetry.logs import log
 from scheduler.telemetry.residency_metrics import ModelLoads
@@ -117,7 +117,7 @@ class Loader:
         waiting = self._waiting.setdefault(name, [])
         waiting.append(future)
         try:
-            await asyncio.wait_for(future, timeout_s)
+            await result_within(future, timeout_s)
         finally:
             waiting.remove(future)
 
@@ -197,7 +197,8 @@ class Loader:
             if backends and not left and not target:
                 self.failures.conclude(name, backends)
             if not left or is_served or (not target and self.failures.active(name)):
-                if not self._comes_back(name):
+                known = bool(backends or target or is_served)
+                if not self._comes_back(name) and (known or not self._may_come(name)):
                     self._end(name, target)
                 continue
             self._fail_stuck(name, target, [b for b in left if (name, b) in ending], now_s)
@@ -249,23 +250,37 @@ class Loader:
             if not target and name not in waits and now_s - want.told_s > FORGOTTEN_S
         }
         if old and (self._asking is None or self._asking.done()):
-            self._asking = asyncio.create_task(self._drop(old))
+            told_s = {name: self.wants[name, ""].told_s for name in old}
+            self._asking = asyncio.create_task(self._drop(told_s))
 
-    async def _drop(self, names: set[str]) -> None:
-        told_s = {name: self.wants[name, ""].told_s for name in names}
-        for name in await nobody_waits(self._plane.steering, names):
+    async def _drop(self, told_s: dict[str, float]) -> None:
+        waited = await waited_for(self._plane.steering)
+        for name in told_s:
             want = self.wants.get((name, ""))
-            again = want is None or want.told_s != told_s[name]  # told while we asked
-            if not again and name not in self.loading and not self._waiting.get(name):
+            if want is None or name in self.loading:
+                continue
+            again = want.told_s != told_s[name]  # told while we asked
+            if waited is None or name in waited or again or self._waiting.get(name):
+                if waited is not None and name in waited:
+                    want.tell_long(name)
+                self.want(name)  # it is looked again when it has waited for that long once more
+            else:
                 self._starved.forget(name)
                 self._end(name, "")
-        for name in names:
-            if (name, "") in self.wants:
-                self.want(name)  # it is looked again when it has waited for that long once more
 
     def _comes_back(self, name: str) -> bool:
         """Whether it is wanted while it leaves: it is loaded again then."""
         return any(name in (r.name, *r.steps) for r in self.leaving.values())
+
+    def _may_come(self, name: str) -> bool:
+        """Whether one that no backend has to load now waits for one that is away."""
+        if not self.residents.may_come(name, self.backends.others):
+            log(logger, logging.INFO, f"model {name} is not loaded though it was wanted: "
+                "no backend has it to load")  # fmt: skip
+            return False
+        self.wants[name, ""].tell_away(name)
+        self._tell_ended(name)  # who waits for it in a call is told that
+        return True
 
     def _begin(self, name: str, target: str, found: Plan) -> set[str]:
         """Returns the places that it holds now."""

@@ -66,11 +66,13 @@ class Residents:
         return known[name]
 
     def watches(self) -> dict[str, BackendWatch]:
-        """The backends that serve and load what they are told to."""
+        """The backends that serve and load what they are told to, and have told what they have."""
         return {
             address: watch
             for address, watch in self._plane.pool.watches.items()
-            if address in self._explicit and watch.status is BackendStatus.SERVING
+            if address in self._explicit
+            and watch.status is BackendStatus.SERVING
+            and watch.catalog_read
         }
 
     def absent(self) -> dict[str, list[str]]:
@@ -94,6 +96,15 @@ class Residents:
         there = self.watches()
         away = [names for address, names in self._last_absent.items() if address not in there]
         return {name for names in away for name in names if self.may_load(name)}
+
+    def may_come(self, name: str, others: Container[str]) -> bool:
+        """Whether a backend may have it to load that is away, or has not told yet what it has;
+        `others` load nothing that they are told to.
+        """
+        away = [a for a in self._plane.pool.watches.keys() - self.watches() if a not in others]
+        return self.may_load(name) and any(
+            name in self._last_absent.get(address, (name,)) for address in away
+        )
 
     def served(self, name: str) -> bool:
         """Whether a version of the model is ready somewhere."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from scheduler.control.residency.policy import Later
 from scheduler.control.steering import SteeringClient
@@ -26,6 +26,11 @@ class Want:
 
     told_s: float
     held_since_s: float = math.inf  # that others wait behind it
+    _since_s: float = field(init=False)
+    _told_away: bool = False
+
+    def __post_init__(self) -> None:
+        self._since_s = self.told_s
 
     def holds(
         self, found: Later, min_residency_s: float, load_timeout_s: float, now_s: float
@@ -43,13 +48,25 @@ class Want:
         self.held_since_s = min(self.held_since_s, now_s)
         return now_s - self.held_since_s < longest_s
 
+    def tell_away(self, name: str) -> None:
+        """In the log, once."""
+        if not self._told_away:
+            self._told_away = True
+            log(logger, logging.WARNING, f"model {name} is wanted, and no backend that can load it "
+                "is reachable: it is loaded when one is back")  # fmt: skip
 
-async def nobody_waits(steering: SteeringClient, names: Collection[str]) -> set[str]:
-    """For which of these no request waits in the data plane; none where it does not tell."""
+    def tell_long(self, name: str) -> None:
+        """In the log: requests have waited for long, and others had to stay."""
+        log(logger, logging.WARNING, f"requests wait for model {name}, which others leave no room "
+            "for", waited_s=round(time.monotonic() - self._since_s))  # fmt: skip
+
+
+async def waited_for(steering: SteeringClient) -> set[str] | None:
+    """For which models requests wait in the data plane; None where it does not tell."""
     try:
         snapshot = await steering.snapshot()
     except (ConnectionError, asyncio.TimeoutError) as error:
         log(logger, logging.DEBUG, "the data plane does not tell for which models requests wait",
             reason=repr(error))  # fmt: skip
-        return set()
-    return set(names) - {model.name for model in snapshot.loading if model.requests}
+        return None
+    return {model.name for model in snapshot.loading if model.requests}

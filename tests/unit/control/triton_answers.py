@@ -104,7 +104,7 @@ def pool_of(*backends: tuple[dict[str, object], dict[str, str]]) -> BackendPool:
             for name, groups in models.items()
         }
         watch.ready_models = set(watch.models)
-        watch.status, watch.settled = BackendStatus.SERVING, True
+        watch.status, watch.settled, watch.catalog_read = BackendStatus.SERVING, True, True
         pool.backends[address], pool.watches[address] = backend, watch
     pool.catalog = join_catalogs(pool.watches, {})
     return pool

@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2
 
 from scheduler.backends.pool import BackendPool, join_catalogs
 from scheduler.backends.probe import Answer, CallError, ProbeResult, RpcError
-from scheduler.backends.watch import BackendWatch
+from scheduler.backends.watch import BackendStatus, BackendWatch
 from scheduler.config import Backend, Settings
 from scheduler.config.schema import Discovery
 from scheduler.control.cold.loads import Loads
@@ -196,6 +196,7 @@ class World:
         self.residency = self.plane.residency = ModelResidency(self.plane, folder)
         self.loader = self.residency.loader
         self.moves = ModelMoves(self.pool, self.plane.turns)
+        self.hold_readings = False  # what the Tritons have is not read again meanwhile
 
     async def start(self) -> None:
         """The Tritons are found as they are."""
@@ -218,6 +219,8 @@ class World:
         while True:
             await asyncio.sleep(1)
             for watch in self.pool.watches.values():
+                if self.hold_readings or watch.status is BackendStatus.DOWN:
+                    continue
                 with contextlib.suppress(CallError):
                     await watch.refresh()
 
