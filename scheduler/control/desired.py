@@ -147,6 +147,8 @@ class DesiredState:
             return "decoupled"
         if spec.sequence:
             return "sequence"
+        if spec.config.response_cache.enable:
+            return "Triton's response cache knows requests, not batches"
         found = self.unmergeable.get(key)
         return found[1] if found is not None and found[0] == spec else ""
 
