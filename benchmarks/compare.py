@@ -1,5 +1,7 @@
 """`python -m benchmarks.compare OLD NEW`: two result files, figure by figure.
 
+Those of `python -m benchmarks`, of `benchmarks.goodput` or of `benchmarks.noise`.
+
 Exit status 0: no figure got worse by more than the tolerance, 3: one did, or is not verified any
 more, 2: a file cannot be read.
 """
@@ -65,10 +67,11 @@ def main() -> int:
     except (OSError, ValueError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
+    if old_head.get("benchmark") != new_head.get("benchmark"):
+        print("compare: the files are of different benchmarks", file=sys.stderr)
+        return 2
     for word, head in (("old", old_head), ("new", new_head)):
-        print(
-            f"{word}: {head.get('commit', '?')} {head.get('date', '?')} {head.get('machine', '')}"
-        )
+        print(f"{word}: {head.get('commit', '?')} {head.get('date', '')} {head.get('machine', '')}")
     if old_head.get("machine") != new_head.get("machine"):
         print("the machines differ: only ratios may be compared")
     lines, sound = compare(old, new, options.tolerance)

@@ -13,9 +13,11 @@ it learns, are not counted. Medians over `--rounds` seeds; the worst workload co
 * false refusals at the goodput load of A, C and F: 1,000 refused requests, each in a run of its own
   in which only it is admitted all the same; false when it then is in time and no other becomes late
   that arrived before its deadline. Where models share executors hardly any are refused: all those
-  of forty runs are taken then. What was admitted and is given up in the queue is no refusal; so
-  that the one is not had at the price of the other, it is told as well, with the part of it that
-  was wrong in the same sense: kept until its deadline, it is in time and no other becomes late
+  of forty runs are taken then. The figure is of all samples, the result says how many each workload
+  has: nearly all are of A
+* wrong give-ups: what was admitted and is given up in the queue is no refusal. So that the one is
+  not had at the price of the other: the part of all requests that is given up wrongly, by 200
+  samples, wrong in the same sense: kept until its deadline, it is in time and no other becomes late
 * requests that the simulator puts through the engine a second, the slowest of all workloads at 0.9
   and twice the known goodput; CPU time, the best of the rounds
 """
@@ -108,6 +110,11 @@ class Denied:
     offered: int = 0
     wrongly: list[bool] = field(default_factory=list)  # of each sampled one
 
+    @property
+    def wrong_part(self) -> float:
+        """Of all requests offered, by the samples."""
+        return self.total / max(self.offered, 1) * sum(self.wrongly) / max(len(self.wrongly), 1)
+
     def __str__(self) -> str:
         part = self.total / max(self.offered, 1)
         return f"{part:.2%}, of {len(self.wrongly)} sampled {sum(self.wrongly)} wrongly"
@@ -158,18 +165,26 @@ def denied_wrongly(
     return denied
 
 
-def false_refusals(goodputs: dict[str, float], size: Size) -> float:
-    """The part of the sampled refusals that was wrong; requests/s by workload."""
-    wrongly: list[bool] = []
+def wrong_denials(goodputs: dict[str, float], size: Size, problem: str) -> list[Figure]:
+    """False refusals and wrong give-ups at these requests/s by workload."""
+    refused, given_up = {}, {}
     for letter, rate in goodputs.items():
         if not rate:
             continue
         workload = WORKLOADS[letter]
-        refused = denied_wrongly(REFUSED, workload, rate, size)
-        given_up = denied_wrongly(EXPIRED, workload, rate, size, size.samples // 5)
-        say(f"{letter} at {rate:.0f}/s: refused {refused}; given up {given_up}")
-        wrongly += refused.wrongly
-    return sum(wrongly) / max(len(wrongly), 1)
+        refused[letter] = denied_wrongly(REFUSED, workload, rate, size)
+        samples = max(size.samples // 5, 1)
+        given_up[letter] = denied_wrongly(EXPIRED, workload, rate, size, samples)
+        say(f"{letter} at {rate:.0f}/s: refused {refused[letter]}; given up {given_up[letter]}")
+    wrongly = [wrong for denied in refused.values() for wrong in denied.wrongly]
+    worst = max((denied.wrong_part for denied in given_up.values()), default=0.0)
+    return [
+        Figure.of(name, value, problem, "; ".join(f"{at}: {found[at]}" for at in found))
+        for name, value, found in (
+            ("false_refusals", sum(wrongly) / max(len(wrongly), 1), refused),
+            ("wrong_give_ups", worst, given_up),
+        )
+    ]
 
 
 def simulated_per_s(letter: str, factor: float, size: Size) -> float:
@@ -210,7 +225,7 @@ def run(options: Options) -> list[Figure]:
             f"median wait at a fifth {found['wait'][-1]:.3f} ms"
         )
     problem = "" if all(base.values()) else "no goodput was found"
-    wrong = false_refusals(base, size)
+    wrong = wrong_denials(base, size, problem)
     simulated = min(
         (simulated_per_s(letter, factor, size), letter, factor)
         for letter in WORKLOADS
@@ -222,6 +237,6 @@ def run(options: Options) -> list[Figure]:
         Figure.of("overload_part_of_goodput", min(found["overload"]), problem),
         Figure.of("overload_top_class_in_time", min(found["top"]), problem),
         Figure.of("added_wait_median", max(found["wait"]), problem),
-        Figure.of("false_refusals", wrong, problem),
+        *wrong,
         Figure.of("simulated_requests", simulated[0] / 1e6),
     ]

@@ -54,6 +54,8 @@ GOALS: dict[str, Goal] = {
     "overload_top_class_in_time": Goal(0.99, 0.999, "part", "higher"),
     "added_wait_median": Goal(1.0, 0.1, "ms", "lower"),
     "false_refusals": Goal(0.005, 0.001, "part", "lower"),
+    # No more than may miss at all.
+    "wrong_give_ups": Goal(0.01, 0.001, "part", "lower"),
     "simulated_requests": Goal(0.3, 0.3, "M/s", "higher"),
     "decisions_slowest": Goal(1.0, 3.0, "M/s", "higher"),
     "decisions_queue_ratio": Goal(4, 4, "x", "lower"),
@@ -81,12 +83,13 @@ GOALS: dict[str, Goal] = {
     "slo_overload_ratio_timeout": Goal(0.98, 1.05, "x", "higher"),
     "slo_overload_ratio_queue_size": Goal(5, 10, "x", "higher"),
     "slo_shared_worst_class_ratio": Goal(1.2, 2, "x", "higher"),
+    "slo_shared_worst_class_ratio_tuned": Goal(1.2, 2, "x", "higher"),
 }
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of a result. `value` 0: not verified."""
+    """One line of a result. `value` 0: not verified. `note`: what the value rests on, if told."""
 
     figure: str
     value: float
@@ -94,13 +97,20 @@ class Figure:
     aim: float
     unit: str
     better: str
+    note: str = ""
 
     @classmethod
-    def of(cls, name: str, value: float, problem: str = "") -> Figure:
+    def of(cls, name: str, value: float, problem: str = "", note: str = "") -> Figure:
         """The figure `name` of the table; a `problem` found in its run makes it 0."""
         goal = GOALS[name]
         shown = 0.0 if problem else max(float(f"{value:.4g}"), SMALLEST_VALUE)
-        return cls(name, shown, goal.must, goal.aim, goal.unit, goal.better)
+        return cls(name, shown, goal.must, goal.aim, goal.unit, goal.better, note)
+
+    @classmethod
+    def of_study(cls, fields: dict[str, Any]) -> Figure:
+        """A line of benchmarks.goodput or benchmarks.noise, which have no goals."""
+        told = {key: fields[key] for key in ("figure", "value", "unit", "better")}
+        return cls(**told, must=0.0, aim=0.0)
 
     @property
     def verified(self) -> bool:
@@ -121,7 +131,7 @@ class Figure:
         return "must reached" if self.reaches(self.must) else "BELOW MUST"
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps({key: value for key, value in asdict(self).items() if value != ""})
 
 
 def header(seed: int, names: Iterable[str]) -> dict[str, Any]:
@@ -172,7 +182,10 @@ def write_results(path: Path, head: dict[str, Any], figures: Iterable[Figure]) -
 
 
 def read_results(path: Path) -> tuple[dict[str, Any], dict[str, Figure]]:
-    """Header (empty when there is none) and figures by name. Raises ValueError on other lines."""
+    """Header (empty when there is none) and figures by name. Raises ValueError on other lines.
+
+    The studies benchmarks.goodput and benchmarks.noise begin theirs with `benchmark`, its name.
+    """
     head: dict[str, Any] = {}
     figures: dict[str, Figure] = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -180,10 +193,15 @@ def read_results(path: Path) -> tuple[dict[str, Any], dict[str, Figure]]:
             continue
         try:
             fields = json.loads(line)
-            if isinstance(fields, dict) and "header" in fields:
+            if isinstance(fields, dict) and ("header" in fields or "benchmark" in fields):
                 head = fields
                 continue
-            figure = Figure(**fields)
+            figure = Figure.of_study(fields) if "benchmark" in head else Figure(**fields)
+        except KeyError as error:
+            raise ValueError(
+                f"{path}:{number}: not a result line: it has no {error}; files of `python -m "
+                "benchmarks`, benchmarks.goodput and benchmarks.noise can be compared"
+            ) from error
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}:{number}: not a result line: {error}") from error
         figures[figure.figure] = figure

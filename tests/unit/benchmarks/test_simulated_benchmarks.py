@@ -37,9 +37,22 @@ def test_overload_gives_every_figure() -> None:
         "overload_top_class_in_time",
         "added_wait_median",
         "false_refusals",
+        "wrong_give_ups",
         "simulated_requests",
     ]
     assert all(figure.verified for figure in figures.values())
+    # What the two rest on, by workload.
+    for name in ("false_refusals", "wrong_give_ups"):
+        told = figures[name].note.split("; ")
+        assert [each[0] for each in told] == ["A", "C", "F"]
+        assert all(" sampled " in each for each in told)
+
+
+def test_wrong_give_ups_are_a_part_of_all_requests() -> None:
+    denied = overload.Denied(overload.EXPIRED, total=20, offered=1000, wrongly=[True, False])
+    assert denied.wrong_part == 0.01
+    assert str(denied) == "2.00%, of 2 sampled 1 wrongly"
+    assert overload.Denied(overload.EXPIRED).wrong_part == 0
 
 
 def test_noise_is_told_by_workload_and_seed() -> None:

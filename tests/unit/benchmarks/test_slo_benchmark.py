@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from benchmarks.loading import LoadResult
 from benchmarks.slo_goodput import Contender, Load, compare, goodput, near_the_best
 from benchmarks.slo_servers import Batcher, Measured, measured
-from benchmarks.slo_shared import settings
+from benchmarks.slo_shared import TUNED, UNTUNED, settings, told_of
 from benchmarks.slo_triton import (
     GRID,
     QUEUE_SIZES,
@@ -122,6 +122,13 @@ def test_all_that_are_compared_are_searched_equally_often_and_in_turns() -> None
     assert asked == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
     for one, limit in ((ours, 1000), (theirs, 500), (other, 800)):
         assert 0.96 * limit < one.goodput_per_s <= limit
+
+
+def test_what_the_scheduler_was_told_is_said() -> None:
+    assert told_of(UNTUNED) == "slo and priority_levels only"
+    assert told_of(TUNED) == (
+        'slo and priority_levels, value 1, priorities {"1": {"attainment": 0.6}}'
+    )
 
 
 def test_sizes_between_measured_ones_are_interpolated() -> None:
