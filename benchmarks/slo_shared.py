@@ -53,6 +53,8 @@ UNTUNED: dict[str, Any] = {}
 TUNED: dict[str, Any] = {"value": 1, "priorities": {"1": {"attainment": 0.6}}}
 # What Triton's round trip and the lock add to a batch, for the prediction.
 OVERHEAD_MS = 0.7
+# Of Triton's worst class; a ratio to less would be one to nothing.
+LEAST_IN_TIME = 0.01
 FIGURES = ("slo_shared_worst_class_ratio", "slo_shared_worst_class_ratio_tuned")
 # Of the rate limiter: one resource, which an execution of either model takes.
 RESOURCES = [{"name": "device", "global": True, "count": 1}]
@@ -128,7 +130,7 @@ def run(options: Options) -> list[Figure]:
         worst = median(worst_class(loads) for loads in ours)
         note = f"worst class in time: {worst:.3f} with {told_of(keys)}; {triton}"
         say(f"{note} {problem}")
-        figures.append(Figure.of(name, worst / max(best, 0.001), problem, note))
+        figures.append(Figure.of(name, worst / max(best, LEAST_IN_TIME), problem, note))
     return figures
 
 
