@@ -171,7 +171,8 @@ class Server(Section):
     )
     state_directory: Path | None = Field(
         default=None,
-        description="where what was learned is kept over restarts; none keeps it while it runs",
+        description="where what was learned, and the shared memory that clients registered, are "
+        "kept over restarts; none keeps them while it runs",
     )
     scheduling_hints: bool = Field(
         default=True,

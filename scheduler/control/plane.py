@@ -16,6 +16,7 @@ from scheduler.backends.watch import BackendStatus
 from scheduler.config import Batching, ConfigError, LoadedSettings, Settings
 from scheduler.control.activity import Activity
 from scheduler.control.cold.loads import Loads
+from scheduler.control.cold.region_sync import RegionSync
 from scheduler.control.cold.regions import Regions
 from scheduler.control.desired import DesiredState, served_placements
 from scheduler.control.device_memory.devices import Devices
@@ -103,7 +104,8 @@ class ControlPlane:
             lambda: self.residency,
         )
         self.health = HealthServicer()
-        self.regions = Regions(parameters.runtime_directory)
+        self.regions = Regions(state_directory)
+        self.region_sync = RegionSync(self.pool, self.regions, self.refresh_state, self._steer)
         self.residency = ModelResidency(self, state_directory)
         self.memory = LearnedMemory(
             state_directory, self.pool, self.desired, lambda: self.devices.index
@@ -166,14 +168,17 @@ class ControlPlane:
     def refresh_state(self) -> None:
         """Computes the wanted state again and says it to the data plane if it changed.
 
-        Nothing is said before every backend has been looked at once, and every source of device
-        memory, if it does not hang: the data plane may serve with the state of a control plane that
-        died, and ignorance must not take that away.
+        Nothing is said before every backend has been looked at once, its shared memory too, and
+        every source of device memory, if it does not hang: the data plane may serve with the state
+        of a control plane that died, and ignorance must not take that away.
         """
-        self.looked_around = self.looked_around or (
-            self.pool.settled and self.devices.ready and self.residency.settled
-        )
         self._note_rejoins()
+        self.looked_around = self.looked_around or (
+            self.pool.settled
+            and self.devices.ready
+            and self.residency.settled
+            and self.region_sync.settled
+        )
         if self.looked_around:
             self.steering.want(
                 self.desired.build(
@@ -199,6 +204,12 @@ class ControlPlane:
         except (ConnectionError, asyncio.TimeoutError) as error:
             log(logger, logging.WARNING, "the data plane does not confirm its state",
                 reason=repr(error))  # fmt: skip
+
+    async def _steer(self) -> None:
+        """Says the wanted state, and waits until the data plane serves by it."""
+        self.refresh_state()
+        if self.looked_around:  # before, the data plane is told nothing
+            await self.confirmed()
 
     def publish_health(self) -> None:
         self.health.publish(self.readiness.by_name())
@@ -278,6 +289,7 @@ class ControlPlane:
             elif watch.status is BackendStatus.SERVING and address not in self._joined:
                 self._joined.add(address)
                 self.payload.look_at(address)
+                self.region_sync.look_at(address)
                 self._after_joining(self._rejoined(address))
         self._joined &= self.pool.watches.keys()
 
@@ -374,4 +386,5 @@ class ControlPlane:
         self.devices.stop()
         with contextlib.suppress(asyncio.CancelledError):
             await self.payload.close()
+            await self.region_sync.close()
             await self.pool.close()

@@ -7,6 +7,7 @@ no other, or with none at all. The data plane sends requests that name it only t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Any
 
@@ -17,7 +18,8 @@ from scheduler.backends.local import is_local
 from scheduler.backends.probe import RpcError
 from scheduler.backends.watch import BackendWatch
 from scheduler.control.cold.errors import ColdError
-from scheduler.control.cold.fan_out import READ_TIMEOUT_S, UPDATE_TIMEOUT_S, Outcome, ask_all
+from scheduler.control.cold.fan_out import READ_TIMEOUT_S, Outcome, ask_all
+from scheduler.control.cold.region_sync import KINDS, PASSING, unregister_leftover
 from scheduler.control.cold.regions import Kind
 from scheduler.control.payload_memory import PREFIX, is_payload_key, is_payload_region
 from scheduler.control.plane import ControlPlane
@@ -27,14 +29,12 @@ logger = logging.getLogger(__name__)
 
 
 class SharedMemory:
-    """Registers regions with the local backends, and again with one that comes back."""
+    """Registers regions with the local backends; RegionSync does with one that comes back."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
         self._regions = plane.regions
-        # Regions change one after the other, and not while a backend is told of them.
-        self._turn = asyncio.Lock()
-        plane.on_rejoin.append(self._rejoined)
+        self._sync = plane.region_sync
 
     async def has_local_backend(self) -> bool:
         """Whether any backend runs on this host."""
@@ -49,13 +49,14 @@ class SharedMemory:
                 f"failed to register shared memory region '{request.name}': names and keys that "
                 f"begin with '{PREFIX}' are the scheduler's own",
             )
-        async with self._turn:
-            if request.name in self._regions.by_name:
+        async with self._sync.turn:
+            if await self._is_somewhere(request.name):
                 raise ColdError(
                     grpc.StatusCode.ALREADY_EXISTS,
                     f"shared memory region '{request.name}' already in manager",
                 )
             watches = await self._reachable()
+            await self._make_room(request.name, watches)
             method = f"{kind}SharedMemoryRegister"
             outcome = await ask_all(self._plane.pool, watches, method, request)
             if outcome.failures:
@@ -67,8 +68,7 @@ class SharedMemory:
 
     async def unregister(self, kind: Kind, request: Any) -> Any:
         """One region, or all of the kind where no name is given. Raises ColdError."""
-        method = f"{kind}SharedMemoryUnregister"
-        async with self._turn:
+        async with self._sync.turn:
             removed = {
                 name: region
                 for name, region in self._regions.by_name.items()
@@ -77,13 +77,23 @@ class SharedMemory:
             self._regions.remove(removed)
             await self._tell_data_plane()
             watches = [watch for watch in await self._local() if watch.takes_calls]
-            outcome = await self._unregister_at(kind, request, watches)
-            for region in removed.values() if outcome.failures else ():
-                left = {failure.address for failure in outcome.failures}
-                self._regions.add(kind, region.request, region.backends & left)
+            outcome, names = Outcome({}, (), named=False), {request.name}
+            if not request.name:
+                outcome, listed = await self._listed(kind, watches)
+                names = listed | removed.keys()
+            failures = list(outcome.failures)
+            for name in sorted(names):
+                outcome = await self._unregister_one(kind, name, watches)
+                failures += outcome.failures
+                for address in outcome.answers if name in removed else ():
+                    self._regions.cleared(name, address)
+                refusing = {f.address for f in outcome.failures if f.code not in PASSING}
+                if name in removed and removed[name].backends & refusing:
+                    self._regions.restore(removed[name], removed[name].backends & refusing)
             await self._tell_data_plane()
-            outcome.raise_failures()
-        return getattr(service_pb2, f"{method}Response")()
+            self._look_at_unanswered(failures)
+            Outcome(outcome.answers, tuple(failures), outcome.named).raise_failures()
+        return getattr(service_pb2, f"{kind}SharedMemoryUnregisterResponse")()
 
     async def status(self, kind: Kind, request: Any) -> Any:
         """What the local backends have. Raises ColdError."""
@@ -91,65 +101,68 @@ class SharedMemory:
         merged = getattr(service_pb2, f"{method}Response")()
         watches = [watch for watch in await self._local() if watch.takes_calls]
         outcome = await ask_all(self._plane.pool, watches, method, request, READ_TIMEOUT_S)
-        for answer in outcome.answers.values():
+        for address, answer in outcome.answers.items():
             for name, region in answer.regions.items():
-                if not is_payload_region(name):
+                if not is_payload_region(name) and name not in self._regions.left_at(address):
                     merged.regions[name].CopyFrom(region)
         if watches:
             outcome.raise_unless_answered()
-        elif request.name:
+        if request.name and not merged.regions:
             raise ColdError(
                 grpc.StatusCode.NOT_FOUND,
                 f"Unable to find {kind.lower()} shared memory region: '{request.name}'",
             )
         return merged
 
-    async def _unregister_at(
-        self, kind: Kind, request: Any, watches: list[BackendWatch]
-    ) -> Outcome:
-        """As asked; all of a kind are all but those of the data plane itself."""
-        method = f"{kind}SharedMemoryUnregister"
-        if request.name or kind != "System":
-            return await ask_all(self._plane.pool, watches, method, request)
-        asked = service_pb2.SystemSharedMemoryStatusRequest()
-        outcome = await ask_all(
-            self._plane.pool, watches, "SystemSharedMemoryStatus", asked, READ_TIMEOUT_S
-        )
-        failures = list(outcome.failures)
+    async def _listed(self, kind: Kind, watches: list[BackendWatch]) -> tuple[Outcome, set[str]]:
+        """The names of all regions of the kind but those of data planes."""
+        asked = getattr(service_pb2, f"{kind}SharedMemoryStatusRequest")()
+        method = f"{kind}SharedMemoryStatus"
+        outcome = await ask_all(self._plane.pool, watches, method, asked, READ_TIMEOUT_S)
         names = {name for answer in outcome.answers.values() for name in answer.regions}
-        for name in sorted(names):
-            if not is_payload_region(name):
-                one = service_pb2.SystemSharedMemoryUnregisterRequest(name=name)
-                failures += (await ask_all(self._plane.pool, watches, method, one)).failures
-        return Outcome(outcome.answers, tuple(failures), outcome.named)
+        return outcome, {name for name in names if not is_payload_region(name)}
+
+    async def _unregister_one(self, kind: Kind, name: str, watches: list[BackendWatch]) -> Outcome:
+        request = getattr(service_pb2, f"{kind}SharedMemoryUnregisterRequest")(name=name)
+        method = f"{kind}SharedMemoryUnregister"
+        return await ask_all(self._plane.pool, watches, method, request)
+
+    async def _is_somewhere(self, name: str) -> bool:
+        """Whether a backend has the remembered region; one that does not answer does."""
+        region = self._regions.by_name.get(name)
+        if region is None or not region.backends:
+            return False
+        asked = [self._plane.pool.watches.get(address) for address in region.backends]
+        watches = [watch for watch in asked if watch is not None and watch.takes_calls]
+        outcome, names = await self._listed(region.kind, watches)
+        return name in names or bool(outcome.failures) or len(watches) < len(asked)
+
+    async def _make_room(self, name: str, watches: list[BackendWatch]) -> None:
+        """Where something is left by this name; what stays makes the registration fail."""
+        for watch in watches:
+            if name in self._regions.left_at(watch.address):
+                with contextlib.suppress(RpcError):
+                    for kind in KINDS:
+                        await unregister_leftover(watch, kind, name)
 
     async def _roll_back(
         self, kind: Kind, name: str, watches: list[BackendWatch], outcome: Outcome
     ) -> None:
         told = [watch for watch in watches if watch.address in outcome.answers]
-        request = getattr(service_pb2, f"{kind}SharedMemoryUnregisterRequest")(name=name)
-        undone = await ask_all(self._plane.pool, told, f"{kind}SharedMemoryUnregister", request)
+        undone = await self._unregister_one(kind, name, told)
         for failure in undone.failures:
             log(logger, logging.WARNING, "a region stays registered that others refused",
                 region=name, reason=failure)  # fmt: skip
+        unknown = (failure for failure in outcome.failures if failure.code in PASSING)
+        for failure in (*undone.failures, *unknown):
+            self._regions.leave(name, failure.address)
+        self._look_at_unanswered([*undone.failures, *outcome.failures])
 
-    async def _rejoined(self, address: str) -> None:
-        """The backend came (back), perhaps as another process."""
-        async with self._turn:
-            watch = self._plane.pool.watches.get(address)
-            if watch is None or not self._regions.by_name or watch not in await self._local():
-                return
-            for name, region in list(self._regions.by_name.items()):
-                method = f"{region.kind}SharedMemoryRegister"
-                try:
-                    await watch.calls.rpc(method, region.request, UPDATE_TIMEOUT_S)
-                except RpcError as error:
-                    if error.code is not grpc.StatusCode.ALREADY_EXISTS:
-                        log(logger, logging.WARNING, "a region cannot be registered again",
-                            region=name, backend=address, reason=error.text)  # fmt: skip
-                        continue
-                self._regions.gained(name, address)
-            self._plane.refresh_state()
+    def _look_at_unanswered(self, failures: list[RpcError]) -> None:
+        """What they missed they are told when they answer again."""
+        for address in {failure.address for failure in failures}:
+            if self._regions.is_behind(address):
+                self._sync.look_at(address)
 
     async def _local(self) -> list[BackendWatch]:
         pool = self._plane.pool

@@ -14,8 +14,10 @@ from scheduler.backends.embedded_triton import EmbeddedTriton
 from scheduler.v1 import control_pb2_grpc
 from tests import models
 from tests.control_plane import ControlPlane, FakeDataPlane, wait_until
+from tests.wire.control_plane.shared_regions import UnregisterRequest, shared_memory
 from tests.wire.control_plane.words import (
     START_TIMEOUT_S,
+    TIMEOUT_S,
     Cold,
     all_ready,
     model_ready,
@@ -124,3 +126,19 @@ def pair_control(
 def operator(control: ControlPlane) -> Iterator[control_pb2_grpc.ControlStub]:
     with ControlPlane.channel(control.control_address) as channel:
         yield control_pb2_grpc.ControlStub(channel)
+
+
+@pytest.fixture
+def memory(pair: list[Cold]) -> Iterator[str]:
+    """A key; no Triton knows a region before or after."""
+    with shared_memory("test") as key:
+        yield key
+    for stub in pair:
+        stub.SystemSharedMemoryUnregister(UnregisterRequest(), timeout=TIMEOUT_S)
+
+
+@pytest.fixture
+def other() -> Iterator[str]:
+    """Another key: Triton registers one only once."""
+    with shared_memory("other") as key:
+        yield key

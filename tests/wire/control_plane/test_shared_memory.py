@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -12,60 +9,27 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, service_pb2
 
 from scheduler.backends.embedded_triton import EmbeddedTriton
-from scheduler.v1 import dataplane_pb2 as pb
 from tests.control_plane import ControlPlane, FakeDataPlane, wait_until
+from tests.wire.control_plane.shared_regions import (
+    PAGE_BYTES,
+    REGION_BYTES,
+    RegisterRequest,
+    StatusRequest,
+    UnregisterRequest,
+    regions,
+    shared_memory,
+    told,
+)
 from tests.wire.control_plane.words import TIMEOUT_S, Cold, failure, outcome
 
 pytestmark = pytest.mark.e2e
 
 Pair = tuple[EmbeddedTriton, EmbeddedTriton]
-RegisterRequest = service_pb2.SystemSharedMemoryRegisterRequest
-UnregisterRequest = service_pb2.SystemSharedMemoryUnregisterRequest
-StatusRequest = service_pb2.SystemSharedMemoryStatusRequest
-# Triton maps regions, so offsets are whole pages.
-PAGE_BYTES = 4096
-REGION_BYTES = 2 * PAGE_BYTES
-
-
-@contextlib.contextmanager
-def shared_memory(name: str) -> Iterator[str]:
-    """The key of a new piece of shared memory."""
-    path = Path("/dev/shm") / f"infersched-{name}-{os.getpid()}"
-    path.write_bytes(bytes(REGION_BYTES))
-    try:
-        yield f"/{path.name}"
-    finally:
-        path.unlink(missing_ok=True)
-
-
-@pytest.fixture
-def memory(pair: list[Cold]) -> Iterator[str]:
-    """A key; no Triton knows a region before or after."""
-    with shared_memory("test") as key:
-        yield key
-    for stub in pair:
-        stub.SystemSharedMemoryUnregister(UnregisterRequest(), timeout=TIMEOUT_S)
-
-
-@pytest.fixture
-def other() -> Iterator[str]:
-    """Another key: Triton registers one only once."""
-    with shared_memory("other") as key:
-        yield key
 
 
 @pytest.fixture
 def cold(pair_control: ControlPlane) -> Cold:
     return Cold(pair_control.cold_channel)
-
-
-def regions(stub: Cold, name: str = "") -> dict[str, tuple[str, int, int]]:
-    answer = stub.SystemSharedMemoryStatus(StatusRequest(name=name), timeout=TIMEOUT_S)
-    return {n: (r.key, r.offset, r.byte_size) for n, r in answer.regions.items()}
-
-
-def told(apply: pb.Apply) -> dict[str, list[int]]:
-    return {region.name: list(region.backend_indices) for region in apply.regions}
 
 
 def test_a_region_is_registered_everywhere_and_the_data_plane_knows(
