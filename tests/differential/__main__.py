@@ -27,6 +27,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="default: another one every time")
     parser.add_argument("--models", type=int, default=MODELS, help="of one tritonserver")
     parser.add_argument("--batching", choices=BATCHINGS, default=DEFAULT_BATCHING)
+    parser.add_argument(
+        "--backends", type=int, default=1, help="tritonservers behind the scheduler"
+    )
     parser.add_argument("--only", type=int, metavar="N", help="the chunk of request N")
     parser.add_argument("--output", type=Path, help="keep the figure in a file of results")
     given = parser.parse_args()
@@ -48,13 +51,22 @@ def main() -> int:
     def tell(difference: Unlisted) -> None:
         print(difference.report(seed), file=sys.stderr, flush=True)
 
-    report = run(seed, numbers, models=given.models, batching=given.batching, say=say, tell=tell)
+    report = run(
+        seed,
+        numbers,
+        models=given.models,
+        batching=given.batching,
+        backends=given.backends,
+        say=say,
+        tell=tell,
+    )
     print(report.summary(), file=sys.stderr)
     figure = Figure.of("differential_unlisted", len(report.unlisted))
     print(figure.to_json(), flush=True)
     if given.output is not None:
         counted = {
             "batching": given.batching,
+            "backends": given.backends,
             "requests": report.requests,
             "executions": report.executions,
         }

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
 
-from tests.codec_messages import CONTENTS_FIELD, Request, Response
+from tests.codec_messages import Request
 from tests.differential.cases import Case
 from tests.differential.ways import TOLD, Answer
+from tests.differential.worlds import larger_name
 
 Straight = Callable[[list[bytes]], list[Answer]]
 
@@ -43,6 +43,9 @@ class Deliberate:
 
 
 REFUSED = ("INVALID_ARGUMENT", TOLD)
+TOO_MANY_ROWS = re.compile(r"\] inference request batch-size must be <= \d+ for '(\w+)'$")
+NO_CLASSES = "class result not available for output due to unsupported type '"
+TYPES_WITHOUT_CLASSES = ("BOOL", "FP16", "BF16", "BYTES")
 
 
 def _refused(answer: Answer | None, text: str) -> bool:
@@ -56,66 +59,36 @@ def _first_dimensions(request: Request) -> list[int]:
 # -- rows beyond the largest batch ----------------------------------------------------------------
 
 
-def _bytes_rows(data: bytes, rows: int, elements: int) -> list[bytes]:
-    """A BYTES tensor cut into rows of so many elements."""
-    cut, begin, at = [], 0, 0
-    for _ in range(rows):
-        for _ in range(elements):
-            at += 4 + int.from_bytes(data[at : at + 4], "little")
-        cut.append(data[begin:at])
-        begin = at
-    return cut
+def _oversized(answer: Answer | None) -> str:
+    """The model that has not the rows of a request, as Triton says; "" when that is not said."""
+    if answer is None or answer.code not in REFUSED:
+        return ""
+    told = TOO_MANY_ROWS.search(answer.text)
+    return told[1] if told is not None else ""
 
 
-def _in_batches(request: Request, rows_max: int) -> list[Request]:
-    """The same rows as requests of at most `rows_max`; the request must be valid otherwise."""
-    rows = request.inputs[0].shape[0]
-    batches = []
-    for begin in range(0, rows, rows_max):
-        count = min(rows_max, rows - begin)
-        batch = Request()
-        batch.CopyFrom(request)
-        for number, entry in enumerate(batch.inputs):
-            entry.shape[0] = count
-            elements = prod(entry.shape[1:])
-            if number < len(request.raw_input_contents):
-                raw = request.raw_input_contents[number]
-                if entry.datatype == "BYTES":
-                    cut = _bytes_rows(raw, rows, elements)
-                else:
-                    step = len(raw) // rows
-                    cut = [raw[i * step : (i + 1) * step] for i in range(rows)]
-                batch.raw_input_contents[number] = b"".join(cut[begin : begin + count])
-            elif entry.HasField("contents"):
-                values = getattr(entry.contents, CONTENTS_FIELD[entry.datatype])
-                values[:] = values[begin * elements : (begin + count) * elements]
-        batches.append(batch)
-    return batches
-
-
-def _joined(parts: list[Response]) -> Response:
-    whole = Response()
-    whole.CopyFrom(parts[0])
-    for part in parts[1:]:
-        for number, output in enumerate(part.outputs):
-            whole.outputs[number].shape[0] += output.shape[0]
-            whole.raw_output_contents[number] += part.raw_output_contents[number]
-    return whole
+def _of_larger(name: str, message: bytes, straight: Straight) -> Answer:
+    """What Triton answers where the model's batches are larger, with the model's own name."""
+    asked = larger_name(name)
+    # The last name in a message counts.
+    (answer,) = straight([message + Request(model_name=asked).SerializeToString()])
+    response = answer.response
+    if response.model_name == asked:
+        response.model_name = name
+    return Answer(answer.code, answer.text.replace(asked, name), response.SerializeToString())
 
 
 def _split(found: Difference, straight: Straight) -> bool:
-    if not _refused(found.straight, "] inference request batch-size must be <= "):
+    name = _oversized(found.straight)
+    if not name:
         return False
-    request, through = found.request, found.through
-    if request is None or through.code in REFUSED:
-        # The row count was not the only fault of it; the others are told now.
-        return request is not None
-    batches = _in_batches(request, found.case.model.max_batch_size)
-    answers = straight([batch.SerializeToString() for batch in batches])
-    failures = [answer for answer in answers if answer.code != "OK"]
-    if failures:
-        return through in failures
-    return through.code == "OK" and through.response == _joined([a.response for a in answers])
+    answer = _of_larger(name, found.case.message, straight)
+    if _oversized(answer):
+        return False
+    # The row count may be one of several things in which the request differs.
+    return (
+        answer.equals(found.through) or reason_for(replace(found, straight=answer), straight) != ""
+    )
 
 
 # -- the others -----------------------------------------------------------------------------------
@@ -136,10 +109,15 @@ def _empty(found: Difference, _: Straight) -> bool:
 
 
 def _impossible_classes(found: Difference, _: Straight) -> bool:
-    request = found.request
-    if request is None or not _refused(found.through, "class result not available for output"):
+    request, straight = found.request, found.straight
+    if request is None or (straight is not None and straight.code == "OK"):
         return False
-    return any("classification" in output.parameters for output in request.outputs)
+    wanted = {o.name for o in request.outputs if "classification" in o.parameters}
+    types = {o.datatype for o in found.case.model.outputs if o.name in wanted}
+    return any(
+        _refused(found.through, f"{NO_CLASSES}{datatype}'")
+        for datatype in types.intersection(TYPES_WITHOUT_CLASSES)
+    )
 
 
 PARAMETER_TEXT = re.compile(
@@ -166,7 +144,10 @@ def _cut_text(found: Difference, _: Straight) -> bool:
 
 
 def _whole_budget(found: Difference, _: Straight) -> bool:
-    if found.through.text != "Request timeout expired":
+    through = found.through
+    if through.text != "Request timeout expired":
+        return False
+    if through.code not in ("DEADLINE_EXCEEDED", TOLD):
         return False
     request = found.request
     return request is not None and 0 < request.parameters["timeout"].int64_param < 10_000_000
@@ -207,7 +188,7 @@ DELIBERATE = (
         "are refused with Triton's words before they are sent: those of BYTES end a tritonserver "
         "2.51.",
         _impossible_classes,
-        not_asked_after="class result not available for output due to unsupported type 'BYTES'",
+        not_asked_after=f"{NO_CLASSES}BYTES'",
     ),
     Deliberate(
         "told early",

@@ -40,14 +40,15 @@ class Unlisted:
     alone: bool
     smallest: bytes
     carrier: str
-    batching: str
+    # Of the run, in words of the command line.
+    options: str
 
     def report(self, seed: int) -> str:
         case, found = self.found.case, self.found
         lines = [
             f"request {case.number} ({case.kind}, {case.model.name}, {self.carrier}) differs",
             f"again: python -m tests.differential --seed {seed} --only {case.number} "
-            f"--batching {self.batching}",
+            f"{self.options}",
             f"straight: {found.straight}",
             f"through:  {found.through}",
             f"model: {case.model}",
@@ -67,15 +68,19 @@ class Report:
     """What a run found."""
 
     seed: int
-    batching: str = DEFAULT_BATCHING
+    options: str = ""
     requests: int = 0
     seconds: float = 0.0
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     deliberate: Counter[str] = field(default_factory=Counter)
     unlisted: list[Unlisted] = field(default_factory=list)
     # Executions for the good answers through the scheduler: as it merged, and if it had not.
-    executions: int = 0
+    executions_by_backend: Counter[int] = field(default_factory=Counter)
     executions_unmerged: int = 0
+
+    @property
+    def executions(self) -> int:
+        return self.executions_by_backend.total()
 
     def summary(self) -> str:
         outcomes = ", ".join(f"{k} {c}: {n}" for (k, c), n in sorted(self.outcomes.items()))
@@ -84,7 +89,8 @@ class Report:
             f"seed {self.seed}: {self.requests} requests, "
             f"{self.requests / max(self.seconds, 1e-9):.0f} a second; {outcomes}\n"
             f"deliberate differences: {deliberate or 'none'}; unlisted: {len(self.unlisted)}\n"
-            f"{self.executions} executions through the scheduler, "
+            f"{self.executions} executions through the scheduler "
+            f"(by backend {list(self.executions_by_backend.values())}), "
             f"{self.executions_unmerged} without merging"
         )
 
@@ -106,7 +112,8 @@ class Comparison:
         messages = [case.message for case in cases]
         before = self.ways.executions()
         through = self.ways.through.answers(messages, self.carrier)
-        self.report.executions += self.ways.executions() - before
+        for number, count in enumerate(self.ways.executions()):
+            self.report.executions_by_backend[number] += count - before[number]
         for case, answer in zip(cases, through, strict=True):
             if answer.code == "OK":
                 self.report.executions_unmerged += case.batches
@@ -145,7 +152,7 @@ class Comparison:
             alone = self.differs_alone(case)
             smallest = shrunk(case, self.differs_alone) if alone else case.message
             report.deliberate = deliberate
-            unlisted = Unlisted(found, alone, smallest, self.carrier, report.batching)
+            unlisted = Unlisted(found, alone, smallest, self.carrier, report.options)
             report.unlisted.append(unlisted)
             self.tell(report.unlisted[-1])
 
@@ -193,6 +200,7 @@ def run(
     *,
     models: int = MODELS,
     batching: str = DEFAULT_BATCHING,
+    backends: int = 1,
     say: Callable[[str], None] = lambda _: None,
     tell: Callable[[Unlisted], None] = lambda _: None,
 ) -> Report:
@@ -200,7 +208,8 @@ def run(
 
     `say` hears of the progress after each chunk, `tell` of each difference that is not meant.
     """
-    report = Report(seed, batching)
+    options = f"--models {models} --batching {batching} --backends {backends}"
+    report = Report(seed, options)
     begun = time.monotonic()
     step = WORLD_CHUNKS * CHUNK
     for number in range(numbers.start // step, -(-numbers.stop // step)):
@@ -209,7 +218,7 @@ def run(
         settings = model_settings(batching, random.Random(f"{seed}/{number}/settings"), chosen)
         with (
             tempfile.TemporaryDirectory(prefix="infersched-differential-") as directory,
-            world(Path(directory), chosen, settings) as servers,
+            world(Path(directory), chosen, settings, backends=backends) as servers,
             ways_of(servers, CHUNK) as ways,
         ):
             comparison = Comparison(ways, report, tell)

@@ -30,8 +30,8 @@ class FakeWay:
 
 
 class FakeWays(Ways):
-    def executions(self) -> int:
-        return 0
+    def executions(self) -> list[int]:
+        return [0]
 
 
 def compared(flaw: str) -> Report:

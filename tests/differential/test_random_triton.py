@@ -34,6 +34,15 @@ def test_random_requests_differ_no_more_where_batches_are_as_triton_forms_them(
     assert not report.unlisted, report.unlisted[0].report(seed)
 
 
+@pytest.mark.e2e
+def test_random_requests_differ_no_more_before_a_pool(needs_triton: None, seed: int) -> None:
+    """Plain calls, and those of a stream."""
+    report = run(seed, range(CHUNK, 3 * CHUNK), models=3, backends=2)
+    print(report.summary())
+    assert not report.unlisted, report.unlisted[0].report(seed)
+    assert min(report.executions_by_backend[number] for number in range(2)) > 0
+
+
 @pytest.mark.parametrize("entry", DELIBERATE, ids=lambda entry: entry.name)
 def test_the_readme_tells_of_every_difference(entry: object) -> None:
     told = " ".join(README.read_text().split())

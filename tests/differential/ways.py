@@ -68,7 +68,6 @@ class Way:
         ]
         self._infer: list[Any] = [channel.unary_unary(INFER_PATH) for channel in channels]
         self._stream: Any = channels[0].stream_stream(STREAM_PATH)
-        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(channels[0])
 
     def answers(self, messages: Sequence[bytes], carrier: str = PLAIN) -> list[Answer]:
         """What came back for each message, in their order."""
@@ -112,17 +111,20 @@ def answer_of(call: Any) -> Answer:
 class Ways:
     straight: Way
     through: Way
+    # Of each backend of the scheduler.
+    stubs: tuple[Any, ...] = ()
 
-    def executions(self) -> int:
-        """Executions of all models so far, as Triton counted them."""
-        answer = self.straight.stub.ModelStatistics(
-            service_pb2.ModelStatisticsRequest(), timeout=ANSWER_TIMEOUT_S
-        )
-        return sum(int(stats.execution_count) for stats in answer.model_stats)
+    def executions(self) -> list[int]:
+        """Executions of all models so far, as each Triton counted them."""
+        asked = service_pb2.ModelStatisticsRequest()
+        answers = [stub.ModelStatistics(asked, timeout=ANSWER_TIMEOUT_S) for stub in self.stubs]
+        return [sum(int(s.execution_count) for s in each.model_stats) for each in answers]
 
 
 @contextmanager
 def ways_of(world: World, in_flight: int) -> Iterator[Ways]:
     with ExitStack() as stack:
         straight = Way(world.straight, STRAIGHT_IN_FLIGHT, stack)
-        yield Ways(straight, Way(world.through, in_flight, stack))
+        channels = [stack.enter_context(grpc.insecure_channel(each)) for each in world.backends]
+        stubs = tuple(map(service_pb2_grpc.GRPCInferenceServiceStub, channels))
+        yield Ways(straight, Way(world.through, in_flight, stack), stubs)

@@ -1,12 +1,12 @@
-"""Random models, served by one tritonserver and by one scheduler in front of it."""
+"""Random models, served by tritonservers and by one scheduler in front of them."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -19,6 +19,8 @@ from tests.serving import ServedScheduler
 # What the scheduler batches by: its own policy, or as Triton's dynamic batcher does.
 DEFAULT_BATCHING = "default"
 BATCHINGS = (DEFAULT_BATCHING, "triton")
+# Of the models that tell what an oversize request is answered where it has not to be split.
+LARGER_ROWS_MAX = 2**31 - 1
 SOURCE = Path(__file__).parent / "models" / "generic.py"
 # The faults of tests.codec_messages name tensors after these, so that some hit.
 INPUT_NAMES = ("A", "B", "S", "AB", "T_FP32")
@@ -45,6 +47,19 @@ class WorldModel(Model):
     poison_code: str = "INTERNAL"
 
 
+def larger_name(name: str) -> str:
+    """Of the model that does as the model `name`, in larger batches."""
+    return f"larger_{name}"
+
+
+def larger_models(chosen: tuple[WorldModel, ...]) -> tuple[WorldModel, ...]:
+    return tuple(
+        replace(model, name=larger_name(model.name), max_batch_size=LARGER_ROWS_MAX)
+        for model in chosen
+        if model.max_batch_size > 0
+    )
+
+
 @dataclass(frozen=True)
 class World:
     """Where the two ways begin, and the models behind both."""
@@ -52,7 +67,8 @@ class World:
     models: tuple[WorldModel, ...]
     straight: str
     through: str
-    triton: EmbeddedTriton
+    # The first one is also asked straight.
+    backends: tuple[str, ...]
 
 
 def random_dims(rng: random.Random) -> tuple[int, ...]:
@@ -146,20 +162,26 @@ def model_settings(
 
 @contextmanager
 def world(
-    directory: Path, chosen: tuple[WorldModel, ...], settings: dict[str, dict[str, object]]
+    directory: Path,
+    chosen: tuple[WorldModel, ...],
+    settings: dict[str, dict[str, object]],
+    *,
+    backends: int = 1,
 ) -> Iterator[World]:
-    """Both servers, ready."""
+    """So many Tritons of the same models and the scheduler, ready."""
+    # One for all: texts of python models name their file.
     repository = directory / "models"
     repository.mkdir()
-    write_repository(repository, chosen)
+    write_repository(repository, chosen + larger_models(chosen))
     configuration = directory / "configuration.yaml"
     # Nobody has to learn that the end is near.
     drain = {"drain": {"propagation_wait": "0s"}}
     configuration.write_text(yaml.safe_dump({"server": drain, "models": settings}))
-    with (
-        EmbeddedTriton(repository) as triton,
-        ServedScheduler(
-            ["--backend", triton.grpc_address, "--config", str(configuration)]
-        ) as scheduler,
-    ):
-        yield World(chosen, triton.grpc_address, scheduler.address, triton)
+    with ExitStack() as stack:
+        tritons = [stack.enter_context(EmbeddedTriton(repository)) for _ in range(backends)]
+        addresses = tuple(triton.grpc_address for triton in tritons)
+        arguments = ["--config", str(configuration)]
+        for address in addresses:
+            arguments += ["--backend", address]
+        scheduler = stack.enter_context(ServedScheduler(arguments))
+        yield World(chosen, addresses[0], scheduler.address, addresses)
