@@ -79,7 +79,7 @@ def main() -> int:
         path = output or default_path(head)
         write_results(path, head, figures)
         say(f"kept in {path}")
-    return 0 if all(figure.reaches(figure.must) for figure in figures) else 3
+    return 0 if all(figure.sound for figure in figures) else 3
 
 
 if __name__ == "__main__":

@@ -68,7 +68,9 @@ def run(options: Options) -> list[Figure]:
         f"p50 {load.latency_ns['p50'] / 1e3:.0f} p99 {load.latency_ns['p99'] / 1e3:.0f} us; "
         f"{a_connection / 1000:.1f} KB each {problem}"
     )
-    return [Figure.of("rss_per_active_connection", a_connection / 1000, problem)]
+    return [
+        Figure.of("rss_per_active_connection", a_connection / 1000, problem, round_s=spec.seconds)
+    ]
 
 
 def most_resident(pid: int, load: Future[LoadResult]) -> int:

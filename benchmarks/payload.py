@@ -1,13 +1,16 @@
 """Bytes/s of 600 KB requests against straight to Triton; small requests beside 16 MB ones.
 
-Both ways go to one Triton in turn, rounds are interleaved. The tail of small requests is measured
+All ways go to one Triton in turn, rounds are interleaved: straight, through the scheduler as it is
+by default, which hands payloads to a Triton of the same host in shared memory, and through one that
+sends them over the wire, as it does to other hosts. The tail of small requests is measured
 on a connection of its own, alone and while another connection keeps a 16 MB request in flight to
-another model, whose answers are verified too. The same straight to Triton is printed beside it.
+another model, whose answers are verified too. The same straight to Triton stands beside it.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from statistics import median
 
@@ -15,7 +18,7 @@ from benchmarks.loading import LoadResult, Triton, first_problem
 from benchmarks.openloop.load import LoadSpec
 from benchmarks.options import Options, say
 from benchmarks.processes import process_tree
-from benchmarks.results import Figure
+from benchmarks.results import Figure, rounded
 from benchmarks.serving import (
     Variant,
     model_name,
@@ -23,7 +26,7 @@ from benchmarks.serving import (
     running_triton,
     scheduler_pids,
 )
-from benchmarks.throughput import Comparison, Side, best_variant
+from benchmarks.throughput import Comparison, Side, best_variant, ratio_figure
 from tests.models import DynamicBatching
 
 IN_FLIGHT = 8
@@ -37,6 +40,9 @@ SMALL_RATE_PER_S = 500.0
 OVERLAP_S = 5.0
 BEGIN_TIMEOUT_S = 30.0
 POLL_S = 0.01
+
+# What the scheduler sends to a Triton of another host.
+WIRE_ONLY = {"INFERSCHED_SERVER__SHARED_MEMORY_BYTES_MAX": "0"}
 
 _PLAIN = Variant("plain")
 # Either side has the choice of a model that batches and of one that does not.
@@ -66,20 +72,41 @@ def run(options: Options) -> list[Figure]:
         straight = Side("straight", server.grpc_address, _STRAIGHT, triton_pids)
         watch = {**triton_pids, **scheduler_pids(scheduler)}
         scheduled = Side("scheduled", scheduler.address, _SCHEDULED, watch)
-        images = compare_images(triton, straight, scheduled, options)
-        by_side = [tail_ratio(triton, side, options) for side in (scheduled, straight)]
-    (tail, problem), _ = by_side
+        with running_scheduler(server.grpc_address, WIRE_ONLY) as another:
+            watch = {**triton_pids, **scheduler_pids(another)}
+            wire = Side("scheduled by wire", another.address, _SCHEDULED, watch)
+            images = compare_images(triton, straight, (scheduled, wire), options)
+        tails = [tail_ratios(triton, side, options) for side in (scheduled, straight)]
+    return figures(images, tails, options)
+
+
+def figures(
+    images: list[Comparison], tails: list[tuple[list[float], str]], options: Options
+) -> list[Figure]:
+    """`images`: in shared memory and by the wire; `tails`: through the scheduler and straight."""
+    (tail, problem), (straight, _) = tails
+    names = ("payload_600kb_ratio", "payload_600kb_wire_ratio")
     return [
-        Figure.of("payload_600kb_ratio", images.ratio, images.problem),
-        Figure.of("small_p99_beside_16mb_ratio", tail, problem),
+        *(ratio_figure(*each, options) for each in zip(names, images, strict=True)),
+        Figure.of(
+            "small_p99_beside_16mb_ratio",
+            median(tail),
+            problem,
+            by_round=rounded(tail),
+            straight=rounded([median(straight)])[0],
+            straight_by_round=rounded(straight),
+            round_s=options.seconds,
+        ),
     ]
 
 
 # -- 600 KB requests -------------------------------------------------------------------------------
 
 
-def compare_images(triton: Triton, straight: Side, scheduled: Side, options: Options) -> Comparison:
-    """Every request has as many bytes as any other: the ratio of requests/s is that of bytes/s."""
+def compare_images(
+    triton: Triton, straight: Side, ways: Sequence[Side], options: Options
+) -> list[Comparison]:
+    """Each way with straight. All requests have as many bytes: requests/s stand for bytes/s."""
     base = LoadSpec(
         target="",
         workload="image",
@@ -89,14 +116,17 @@ def compare_images(triton: Triton, straight: Side, scheduled: Side, options: Opt
         in_flight=IN_FLIGHT,
         seconds=options.seconds,
     )
-    specs = [best_variant(triton, side, base) for side in (straight, scheduled)]
-    comparison = Comparison([], [])
+    sides = (straight, *ways)
+    specs = [best_variant(triton, side, base) for side in sides]
+    results: list[list[LoadResult]] = [[] for _ in sides]
     for _ in range(options.rounds):
-        for results, spec in zip((comparison.straight, comparison.scheduled), specs, strict=True):
-            results.append(triton.verified_load(spec))
-            say_images(spec.model, results[-1])
-    say(f"600 KB, {IN_FLIGHT} in flight: {comparison.ratio:.2f}x {comparison.problem}")
-    return comparison
+        for side, spec, kept in zip(sides, specs, results, strict=True):
+            kept.append(triton.verified_load(spec))
+            say_images(f"{side.word} {spec.model}", kept[-1])
+    compared = [Comparison(results[0], kept) for kept in results[1:]]
+    for side, found in zip(ways, compared, strict=True):
+        say(f"600 KB, {IN_FLIGHT} in flight, {side.word}: {found.ratio:.2f}x {found.problem}")
+    return compared
 
 
 def say_images(what: str, result: LoadResult) -> None:
@@ -113,8 +143,8 @@ def say_images(what: str, result: LoadResult) -> None:
 # -- small requests beside large ones --------------------------------------------------------------
 
 
-def tail_ratio(triton: Triton, side: Side, options: Options) -> tuple[float, str]:
-    """Median over rounds of the small requests' p99 beside 16 MB requests against alone."""
+def tail_ratios(triton: Triton, side: Side, options: Options) -> tuple[list[float], str]:
+    """By round, the small requests' p99 beside 16 MB requests against alone; what was wrong."""
     small = LoadSpec(
         target=side.address,
         model=model_name("simple", _PLAIN),
@@ -139,7 +169,7 @@ def tail_ratio(triton: Triton, side: Side, options: Options) -> tuple[float, str
             f"{rate:.0f} MB/s of 16 MB requests {tails[1]:.0f} us {problem}"
         )
     say(f"{side.word}: p99 of small requests {median(ratios):.2f}x {problem}")
-    return median(ratios), problem
+    return ratios, problem
 
 
 def beside_large(

@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ SMALLEST_VALUE = 0.0001
 
 @dataclass(frozen=True)
 class Goal:
-    """What a figure must reach and aims for. `better` is "higher" or "lower"."""
+    """What a figure must reach and aims for, None: it only informs. `better`: higher or lower."""
 
-    must: float
-    aim: float
+    must: float | None
+    aim: float | None
     unit: str
     better: str
 
@@ -46,6 +46,8 @@ GOALS: dict[str, Goal] = {
     "rss_per_idle_connection": Goal(64, 24, "KB", "lower"),
     "idle_cpu": Goal(1, 0.1, "%", "lower"),
     "payload_600kb_ratio": Goal(0.8, 1.0, "x", "higher"),
+    # Where payloads take the wire to Triton, as they do to one of another host.
+    "payload_600kb_wire_ratio": Goal(None, None, "x", "higher"),
     "small_p99_beside_16mb_ratio": Goal(3, 1.5, "x", "lower"),
     "decoupled_stream_ratio": Goal(0.8, 1.0, "x", "higher"),
     "rss_per_active_connection": Goal(64, 24, "KB", "lower"),
@@ -89,22 +91,35 @@ GOALS: dict[str, Goal] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of a result. `value` 0: not verified. `note`: what the value rests on, if told."""
+    """One line of a result. `value` 0: not verified. `note`: what the value rests on, if told.
+
+    `details` are further keys of the line, such as the values of its rounds.
+    """
 
     figure: str
     value: float
-    must: float
-    aim: float
+    must: float | None
+    aim: float | None
     unit: str
     better: str
     note: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, name: str, value: float, problem: str = "", note: str = "") -> Figure:
+    def of(
+        cls, name: str, value: float, problem: str = "", note: str = "", **details: Any
+    ) -> Figure:
         """The figure `name` of the table; a `problem` found in its run makes it 0."""
         goal = GOALS[name]
         shown = 0.0 if problem else max(float(f"{value:.4g}"), SMALLEST_VALUE)
-        return cls(name, shown, goal.must, goal.aim, goal.unit, goal.better, note)
+        return cls(name, shown, goal.must, goal.aim, goal.unit, goal.better, note, details)
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Figure:
+        """From what `to_json` wrote. Raises TypeError where an agreed key is missing."""
+        agreed = {key: value for key, value in fields.items() if key in AGREED_KEYS}
+        details = {key: value for key, value in fields.items() if key not in AGREED_KEYS}
+        return cls(**agreed, details=details)
 
     @classmethod
     def of_study(cls, fields: dict[str, Any]) -> Figure:
@@ -116,22 +131,38 @@ class Figure:
     def verified(self) -> bool:
         return self.value > 0
 
-    def reaches(self, bound: float) -> bool:
-        """Whether the value is verified and at `bound` or on its better side."""
-        if not self.verified:
-            return False
+    @property
+    def sound(self) -> bool:
+        """Whether it is verified and what it must be."""
+        return self.reaches(self.must)
+
+    def reaches(self, bound: float | None) -> bool:
+        """Whether the value is verified and at `bound`, where there is one, or beyond."""
+        if not self.verified or bound is None:
+            return self.verified
         return self.value >= bound if self.better == "higher" else self.value <= bound
 
     @property
     def grade(self) -> str:
         if not self.verified:
             return "NOT VERIFIED"
+        if self.must is None:
+            return "no goal"
         if self.reaches(self.aim):
             return "aim reached"
         return "must reached" if self.reaches(self.must) else "BELOW MUST"
 
     def to_json(self) -> str:
-        return json.dumps({key: value for key, value in asdict(self).items() if value != ""})
+        told = {key: value for key, value in asdict(self).items() if value != ""}
+        return json.dumps(told | told.pop("details"))
+
+
+AGREED_KEYS = frozenset(field.name for field in fields(Figure)) - {"details"}
+
+
+def rounded(values: Iterable[float]) -> list[float]:
+    """As a figure's value is, for its details."""
+    return [float(f"{value:.4g}") for value in values]
 
 
 def header(seed: int, names: Iterable[str]) -> dict[str, Any]:
@@ -192,17 +223,17 @@ def read_results(path: Path) -> tuple[dict[str, Any], dict[str, Figure]]:
         if not line.strip():
             continue
         try:
-            fields = json.loads(line)
-            if isinstance(fields, dict) and ("header" in fields or "benchmark" in fields):
-                head = fields
+            read = json.loads(line)
+            if isinstance(read, dict) and ("header" in read or "benchmark" in read):
+                head = read
                 continue
-            figure = Figure.of_study(fields) if "benchmark" in head else Figure(**fields)
+            figure = Figure.of_study(read) if "benchmark" in head else Figure.from_fields(read)
         except KeyError as error:
             raise ValueError(
                 f"{path}:{number}: not a result line: it has no {error}; files of `python -m "
                 "benchmarks`, benchmarks.goodput and benchmarks.noise can be compared"
             ) from error
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"{path}:{number}: not a result line: {error}") from error
         figures[figure.figure] = figure
     return head, figures

@@ -89,6 +89,8 @@ def scheduler_pids(scheduler: ServedScheduler) -> dict[str, list[int]]:
 
 
 @contextlib.contextmanager
-def running_scheduler(backend: str) -> Iterator[ServedScheduler]:
-    with ServedScheduler(["--backend", backend]) as scheduler:
+def running_scheduler(
+    backend: str, environment: Mapping[str, str] | None = None
+) -> Iterator[ServedScheduler]:
+    with ServedScheduler(["--backend", backend], environment=environment) as scheduler:
         yield scheduler

@@ -15,7 +15,7 @@ from statistics import median
 from benchmarks.loading import LoadFailed, Triton
 from benchmarks.options import Options, say
 from benchmarks.processes import cpu_seconds, process_tree
-from benchmarks.results import ROOT, Figure
+from benchmarks.results import ROOT, Figure, rounded
 from benchmarks.serving import (
     Variant,
     model_name,
@@ -59,12 +59,14 @@ def run(options: Options) -> list[Figure]:
             for (word, _, _), result in zip(sides, measured, strict=True):
                 say_result(word, result)
             rounds.append((measured[0], measured[1]))
-    ratio = median(
+    ratios = [
         through.replies_per_s / max(straight.replies_per_s, 1) for straight, through in rounds
-    )
+    ]
+    ratio = median(ratios)
     problem = next((each.problem for pair in rounds for each in pair if each.problem), "")
     say(f"decoupled stream: {ratio:.2f}x {problem}")
-    return [Figure.of("decoupled_stream_ratio", ratio, problem)]
+    details = {"by_round": rounded(ratios), "round_s": options.seconds}
+    return [Figure.of("decoupled_stream_ratio", ratio, problem, **details)]
 
 
 def load(

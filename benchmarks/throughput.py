@@ -13,7 +13,7 @@ from benchmarks.loading import LoadResult, Triton, first_problem
 from benchmarks.openloop.load import LoadSpec
 from benchmarks.options import Options, say
 from benchmarks.processes import process_tree
-from benchmarks.results import Figure
+from benchmarks.results import Figure, rounded
 from benchmarks.serving import (
     SCHEDULED,
     TRITON_BATCHING,
@@ -47,10 +47,15 @@ class Comparison:
     scheduled: list[LoadResult]
 
     @property
-    def ratio(self) -> float:
-        """Median over rounds of scheduled requests/s against straight ones."""
+    def ratios(self) -> list[float]:
+        """Scheduled requests/s against straight ones, by round."""
         pairs = zip(self.scheduled, self.straight, strict=True)
-        return median(a.requests_per_s / b.requests_per_s for a, b in pairs)
+        return [a.requests_per_s / b.requests_per_s for a, b in pairs]
+
+    @property
+    def ratio(self) -> float:
+        """The median round."""
+        return median(self.ratios)
 
     @property
     def problem(self) -> str:
@@ -71,7 +76,7 @@ def run(options: Options) -> list[Figure]:
         watch = {**triton_pids, **scheduler_pids(scheduler)}
         scheduled = Side("scheduled", scheduler.address, SCHEDULED, watch)
         compared = {load: compare(triton, straight, scheduled, *load, options) for load in LOADS}
-    return figures(compared)
+    return figures(compared, options)
 
 
 def compare(
@@ -126,7 +131,7 @@ def say_result(what: str, result: LoadResult) -> None:
     )
 
 
-def figures(compared: dict[tuple[str, int], Comparison]) -> list[Figure]:
+def figures(compared: dict[tuple[str, int], Comparison], options: Options) -> list[Figure]:
     at_64, at_256 = compared["simple", 64], compared["simple", 256]
     mixed = [compared["mixed", n].ratio / compared["simple", n].ratio for n in (64, 256)]
     pairs = list(zip(at_256.scheduled, at_256.straight, strict=True))
@@ -137,10 +142,20 @@ def figures(compared: dict[tuple[str, int], Comparison]) -> list[Figure]:
     data_plane_us = median(with_us.cpu_us("data_plane") for with_us, _ in pairs)
     problem = next((each.problem for each in compared.values() if each.problem), "")
     return [
-        Figure.of("throughput_ratio_64", at_64.ratio, at_64.problem),
-        Figure.of("throughput_ratio_256", at_256.ratio, at_256.problem),
+        ratio_figure("throughput_ratio_64", at_64, options),
+        ratio_figure("throughput_ratio_256", at_256, options),
         # The worse of both loads.
         Figure.of("mixed_part_of_simple_ratio", min(mixed), problem),
         Figure.of("cpu_per_request_part_of_triton", cpu_part, at_256.problem),
         Figure.of("data_plane_cpu_per_request", data_plane_us, at_256.problem),
     ]
+
+
+def ratio_figure(name: str, compared: Comparison, options: Options) -> Figure:
+    return Figure.of(
+        name,
+        compared.ratio,
+        compared.problem,
+        by_round=rounded(compared.ratios),
+        round_s=options.seconds,
+    )

@@ -59,6 +59,29 @@ def test_a_figure_is_one_json_object_with_the_agreed_keys(name: str) -> None:
     assert json.loads(line)["better"] in ("higher", "lower")
 
 
+def test_what_a_figure_comes_from_stands_behind_the_agreed_keys(tmp_path: Path) -> None:
+    figure = Figure.of("payload_600kb_ratio", 1.1, by_round=[1.2, 1.1, 0.9], round_s=3.0)
+    fields = json.loads(figure.to_json())
+    assert list(fields)[-2:] == ["by_round", "round_s"]
+    assert (fields["by_round"], fields["round_s"]) == ([1.2, 1.1, 0.9], 3.0)
+    write_results(tmp_path / "results.jsonl", {"header": 1}, [figure])
+    _, read = read_results(tmp_path / "results.jsonl")
+    assert read == {figure.figure: figure}
+
+
+@pytest.mark.parametrize("name", [name for name in GOALS if GOALS[name].must is None])
+def test_a_figure_without_a_goal_is_only_to_be_verified(name: str) -> None:
+    figure = Figure.of(name, 0.01)
+    assert (figure.grade, figure.sound) == ("no goal", True)
+    assert not Figure.of(name, 0.01, "rows differ").sound
+    assert Figure.of(name, 0.01, "rows differ").grade == "NOT VERIFIED"
+
+
+def test_a_figure_with_a_goal_is_to_reach_it() -> None:
+    assert Figure.of("payload_600kb_ratio", 0.8).sound
+    assert not Figure.of("payload_600kb_ratio", 0.79).sound
+
+
 @pytest.mark.parametrize("line", ["not JSON", '{"figure": "idle_cpu"}', "[1]", "null"])
 def test_a_line_that_is_no_result_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "results.jsonl"
