@@ -4,7 +4,8 @@ random worlds for the engine (tests.property.engine_swarm).
 Without `--seconds` it never ends. The targets take turns on one core. Corpora grow in
 build/fuzz/corpus; an input that breaks something is kept in build/fuzz/findings and belongs into
 tests/fuzz/regressions once it is understood. Prints how coverage went and one JSON line with the
-figure. Exit status 0: no finding, 3: some.
+figure; `--output FILE` keeps inputs and edges by target, and adds up runs of the same build. Exit
+status 0: no finding, 3: some.
 """
 
 from __future__ import annotations
@@ -12,15 +13,14 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.results import Figure, header, write_results
+from benchmarks.results import Figure
 from tests.fuzz.corpus import SEEDS, write_corpus, write_dictionary
+from tests.fuzz.figure import STATUS, Kept, Target, build_of
 from tests.property.engine_swarm import replay
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,45 +31,6 @@ SEED_INPUTS = 400
 INPUT_BYTES_MAX = 4_096
 WORLDS = "engine_worlds"
 TARGETS = (*SEEDS, WORLDS)
-
-# One status line of libFuzzer: "#2048  pulse  cov: 1168 ft: 3327 corp: 421/12Kb ... exec/s: 27341".
-STATUS = re.compile(r"^#(\d+)\s+(\w+)\s+cov: (\d+) ft: (\d+) corp: (\d+)")
-RUNS = re.compile(r"stat::number_of_executed_units:\s*(\d+)")
-
-
-@dataclass
-class Target:
-    """What the turns of one fuzzer have shown."""
-
-    name: str
-    runs: int = 0
-    seconds: float = 0.0
-    # (runs so far, edges covered), oldest first
-    coverage: list[tuple[int, int]] = field(default_factory=list)
-
-    def read(self, log: str) -> None:
-        """Adds what libFuzzer wrote in one turn."""
-        begun = self.runs
-        counted = 0
-        for line in log.splitlines():
-            status = STATUS.match(line)
-            if status is not None and status[2] != "INITED":
-                counted = max(counted, int(status[1]))
-                self.coverage.append((begun + int(status[1]), int(status[3])))
-            total = RUNS.match(line)
-            if total is not None:
-                counted = int(total[1])
-        self.runs = begun + counted
-
-    def edges_at(self, part: float) -> int:
-        """Edges covered after that part of all runs."""
-        seen = [edges for runs, edges in self.coverage if runs <= part * self.runs]
-        return max(seen or [edges for _, edges in self.coverage[:1]], default=0)
-
-    def report(self) -> str:
-        growth = ", ".join(f"{self.edges_at(p)} at {p:.0%}" for p in (0.01, 0.1, 0.5, 0.9, 1.0))
-        rate = self.runs / max(self.seconds, 1e-9)
-        return f"{self.name:14} {self.runs:>11,} inputs, {rate:>7,.0f} a second; edges: {growth}"
 
 
 def run_turn(target: Target, seconds: int, seed: int) -> bool:
@@ -129,7 +90,7 @@ def run_worlds(target: Target, seconds: int, seed: int) -> bool:
     )
     target.seconds += time.monotonic() - begun
     seeds = done.stdout.split()
-    target.runs += len(seeds)
+    target.inputs += len(seeds)
     if done.returncode != 0 and seeds:
         print(f"again by: {replay(int(seeds[-1]))}", file=sys.stderr, flush=True)
     return done.returncode == 0
@@ -140,36 +101,31 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=0, help="of all targets; 0: without end")
     parser.add_argument("--seed", type=int, default=None, help="default: another one every time")
     parser.add_argument("--target", choices=sorted(TARGETS), action="append", help="default: all")
-    parser.add_argument("--output", type=Path, help="keep the figure in a file of results")
+    parser.add_argument("--output", type=Path, help="a file of results to add this run to")
     given = parser.parse_args()
     build = [sys.executable, "setup.py", "--quiet", "build_fuzz"]
     if given.target != [WORLDS]:
         subprocess.run(build, cwd=ROOT, check=True, stdout=sys.stderr)
     seed = random.randrange(1, 2**31) if given.seed is None else given.seed
     print(f"seed {seed}", file=sys.stderr)
-    targets = [Target(name) for name in given.target or TARGETS]
+    targets = [Target(name, build_of(name)) for name in given.target or TARGETS]
+    kept = Kept(given.output, seed) if given.output is not None else None
     turns = -(-given.seconds // (TURN_S * len(targets))) if given.seconds else 0
     turn_s = max(given.seconds // (turns * len(targets)), 1) if turns else TURN_S
-    findings = 0
     turn = 0
     try:
-        while findings == 0 and (turns == 0 or turn < turns):
+        while not any(t.findings for t in targets) and (turns == 0 or turn < turns):
             for target in targets:
                 run = run_worlds if target.name == WORLDS else run_turn
-                findings += not run(target, turn_s, seed + turn)
+                target.findings += not run(target, turn_s, seed + turn)
                 print(target.report(), file=sys.stderr, flush=True)
+                if kept is not None:
+                    kept.write(targets)
             turn += 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-    figure = Figure.of("fuzz_findings", findings)
-    print(figure.to_json(), flush=True)
-    if given.output is not None:
-        counted = {
-            "inputs": {target.name: target.runs for target in targets},
-            "edges": {t.name: [t.edges_at(p) for p in (0.01, 0.5, 1.0)] for t in targets},
-        }
-        names = [f"fuzz {target.name}" for target in targets]
-        write_results(given.output, header(seed, names) | counted, [figure])
+    findings = sum(target.findings for target in targets)
+    print(Figure.of("fuzz_findings", findings).to_json(), flush=True)
     return 3 if findings else 0
 
 

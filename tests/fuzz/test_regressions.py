@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.corpus import SEEDS, write_corpus
+from tests.fuzz.figure import ROOMS
 
 pytestmark = pytest.mark.native
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-ROOMS = {"codec": ("kserve", "base"), "http2": ("http2", "base")}
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 FRESH_INPUTS = 200
 
