@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from google.protobuf.message import DecodeError, Message
@@ -26,10 +27,15 @@ FILE_PREFIX = "file:"
 
 @dataclass(frozen=True)
 class Wish:
-    """The last load of a model and the configuration it led to; None when it was unloaded since."""
+    """The last load of a model and the configuration it led to; None when it was unloaded since.
+
+    `missed`: the backends that were out of reach when it was loaded (again). What they have may be
+    of the time before.
+    """
 
     load: service_pb2.RepositoryModelLoadRequest | None
     config: model_config_pb2.ModelConfig | None = None
+    missed: frozenset[str] = frozenset()
 
     @property
     def has_files(self) -> bool:
@@ -50,19 +56,28 @@ class Loads:
         self,
         request: service_pb2.RepositoryModelLoadRequest,
         config: model_config_pb2.ModelConfig | None,
+        missed: Collection[str] = (),
     ) -> None:
         """A load without parameters leaves an earlier override as it is, as in Triton."""
         name = request.model_name
         known = self.by_name.get(name)
         if known is not None and known.load is not None and not request.parameters:
-            return
-        if request.ByteSize() > REQUEST_BYTES_MAX:
+            # Who missed the override does not have it by this load.
+            self.by_name[name] = replace(known, missed=known.missed | set(missed))
+        elif request.ByteSize() > REQUEST_BYTES_MAX:
             log(logger, logging.WARNING, "a load is too large to be repeated on a backend that "
                 "comes back", model=name, bytes=request.ByteSize())  # fmt: skip
             self.by_name.pop(name, None)
         else:
-            self.by_name[name] = Wish(request, config)
+            self.by_name[name] = Wish(request, config, frozenset(missed))
         self._store()
+
+    def made_up(self, name: str, address: str) -> None:
+        """The backend has what it missed."""
+        wish = self.by_name.get(name)
+        if wish is not None and address in wish.missed:
+            self.by_name[name] = replace(wish, missed=wish.missed - {address})
+            self._store()
 
     @property
     def with_files(self) -> set[str]:
@@ -83,7 +98,9 @@ class Loads:
 
     def _store(self) -> None:
         entries = {
-            name: None if wish.load is None else [_text(wish.load), _text(wish.config)]
+            name: None
+            if wish.load is None
+            else [_text(wish.load), _text(wish.config), sorted(wish.missed)]
             for name, wish in self.by_name.items()
         }
         temporary = self._path.with_suffix(".new")
@@ -91,10 +108,11 @@ class Loads:
         temporary.replace(self._path)
 
 
-def _wish(load: str, config: str | None) -> Wish:
+def _wish(load: str, config: str | None, missed: Collection[str]) -> Wish:
     return Wish(
         service_pb2.RepositoryModelLoadRequest.FromString(_bytes(load)),
         None if config is None else model_config_pb2.ModelConfig.FromString(_bytes(config)),
+        frozenset(missed),
     )
 
 

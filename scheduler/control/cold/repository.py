@@ -107,7 +107,9 @@ class Repository:
         await self._take_over(watches, [request.model_name])
         if outcome.answers:
             entry = pool.find(request.model_name)
-            self._loads.loaded(request, entry.spec.config if entry is not None else None)
+            config = entry.spec.config if entry is not None else None
+            told = {watch.address for watch in watches if not self._is_down(watch.address)}
+            self._loads.loaded(request, config, pool.watches.keys() - told - outcome.answers.keys())
         self._report("loaded", request.model_name, outcome)
         outcome.raise_failures()
         return service_pb2.RepositoryModelLoadResponse()
@@ -208,9 +210,9 @@ class Repository:
     async def _rejoined(self, address: str) -> None:
         """A backend that came (back) serves what clients loaded, and not what they unloaded.
 
-        One that was only out of reach has it all; nothing is done there. What it does not tell at
-        first is asked again, for nobody asks later: twice at least, however slow it is, and after
-        all other models. One that goes away meanwhile is told when it comes back once more.
+        One that was only out of reach is told what it missed. What it does not tell at first is
+        asked again, for nobody asks later: twice at least, however slow it is, and after all other
+        models. One that goes away meanwhile is told when it comes back once more.
         """
         names, end_s = sorted(self._loads.by_name), time.monotonic() + READ_TIMEOUT_S
         while True:
@@ -237,10 +239,13 @@ class Repository:
             wish = self._loads.by_name.get(name)
             if watch is None or wish is None:
                 return
-            if wish.load is not None and self._plane.residency.loads(name, address):
+            on_demand = wish.load is not None and self._plane.residency.loads(name, address)
+            if on_demand and address not in wish.missed:
                 return  # the first request for it does, by this wish
             try:
-                if await self._fulfil(watch, name, wish):
+                done = await self._fulfil(watch, name, wish, on_demand)
+                self._loads.made_up(name, address)
+                if done:
                     await self._take_over([watch], [name])
                     log(logger, logging.INFO, "told of a model again", backend=address,
                         model=name)  # fmt: skip
@@ -251,7 +256,7 @@ class Repository:
         watch = self._plane.pool.watches.get(address)
         return watch is None or watch.status is BackendStatus.DOWN
 
-    async def _fulfil(self, watch: BackendWatch, name: str, wish: Wish) -> bool:
+    async def _fulfil(self, watch: BackendWatch, name: str, wish: Wish, on_demand: bool) -> bool:
         """Whether anything had to be done. Raises RpcError, CatalogError, and CallError before
         anything was done.
         """
@@ -265,7 +270,10 @@ class Repository:
             if failure is not None:
                 raise failure
             return True
-        if ready and not await _differs(watch, name, ready[0], wish):
+        if not ready and on_demand:
+            return False
+        has_missed = watch.address in wish.missed
+        if ready and not has_missed and not await _differs(watch, name, ready[0], wish):
             return False
         await watch.calls.rpc("RepositoryModelLoad", wish.load, LOAD_TIMEOUT_S)
         return True

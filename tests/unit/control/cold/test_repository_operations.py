@@ -142,6 +142,35 @@ def test_a_backend_that_was_away_is_told_of_the_steps_that_went(tmp_path: Path) 
     assert away.unloaded == ["first", "own"]
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_backend_that_was_out_of_reach_loads_what_it_missed(
+    tmp_path: Path, restarted: bool
+) -> None:
+    """It has the model, of the time before: that looks no different."""
+    here, away = Triton({"own": "", "other": ""}), Triton({"own": "", "other": ""})
+
+    async def scenario() -> None:
+        world = World(tmp_path, here=here, away=away)
+        await world.read()
+        await world.load_with_files("other")
+        world.pool.watches[AWAY].take_probe(ProbeResult(Answer.UNREACHABLE))
+        await world.load_with_files("own")
+        # A plain load takes files that changed in the repository.
+        plain = service_pb2.RepositoryModelLoadRequest(model_name="other")
+        await world.repository.load(plain)
+        assert (here.loaded, away.loaded) == (["other", "own", "other"], ["other"])
+        if restarted:
+            world = World(tmp_path, here=here, away=away)
+            await world.read()
+        world.pool.watches[AWAY].take_probe(ProbeResult(Answer.READY))
+        await world.rejoin(AWAY)
+        assert away.loaded == ["other", "other", "own"]
+        await world.rejoin(AWAY)
+        assert away.loaded == ["other", "other", "own"], "that is made up for"
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(("steps_there", "is_wanted"), [(("own",), True), ((), False)])
 def test_a_step_that_a_backend_has_still_is_sent_to_it_again(
     tmp_path: Path, steps_there: tuple[str, ...], is_wanted: bool
