@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from tritonclient.utils import InferenceServerException
 
 from scheduler.backends.cpu_wait import CpuWait
 from scheduler.security.tls import ClientTls, LastGood, TlsError
+from scheduler.telemetry.logs import log
+
+logger = logging.getLogger(__name__)
 
 INT32_MAX = 2**31 - 1
 CATALOG_TIMEOUT_S = 2.0
@@ -52,6 +56,9 @@ class Answer(Enum):
     UNREACHABLE = "unreachable"
     TIMEOUT = "timeout"
     LATE = "late"  # our own lateness; says nothing
+
+
+_ANSWERED = (Answer.READY, Answer.NOT_READY, Answer.LEAVING)
 
 
 @dataclass(frozen=True)
@@ -95,23 +102,31 @@ class TritonCalls:
             lambda: _make_client(address, tls),
             f"backend {address}",
         )
-        self._last: triton_aio.InferenceServerClient | None = None
+        self._used: triton_aio.InferenceServerClient | None = None
         self._earlier: triton_aio.InferenceServerClient | None = None
+        self._unproved: triton_aio.InferenceServerClient | None = None
 
     @property
     def _client(self) -> triton_aio.InferenceServerClient:
-        """Made anew when a file of its credentials has changed. Raises CallError."""
+        """That of the files as they are, once it answered a probe; until then the one before, while
+        that is connected, as calls with tensors go on by open connections. Raises CallError.
+        """
         try:
             client = self._clients.get()
         except TlsError as error:
             raise CallError(str(error)) from error
-        if client is not self._last:
+        if self._used is None or not _connected(self._used):
+            self._use(client)
+        return self._used
+
+    def _use(self, client: triton_aio.InferenceServerClient) -> None:
+        if client is not self._used:
             # Calls that are out go on by the earlier one.
-            self._earlier, self._last = self._last, client
-        return client
+            self._earlier, self._used = self._used, client
+        self._unproved = None
 
     async def close(self) -> None:
-        for client in (self._earlier, self._last):
+        for client in (self._earlier, self._used, self._unproved):
             if client is not None:
                 await client.close()
 
@@ -132,17 +147,21 @@ class TritonCalls:
 
     async def ready(self, timeout_s: float) -> ProbeResult:
         """Never raises for a failed call."""
-        started_at = time.monotonic()
-        waiting = CpuWait()
         try:
-            ready = await self._client.is_server_ready(client_timeout=timeout_s)
-        except InferenceServerException as error:
-            late = time.monotonic() - started_at > timeout_s + LATE_LOOP_S
-            starved = waiting.longest_s() > timeout_s * STARVED_PART
-            return _failed_probe(error, late or starved)
+            used, newest = self._client, self._clients.get()
         except CallError as error:
             return ProbeResult(Answer.UNREACHABLE, str(error))
-        return ProbeResult(Answer.READY if ready else Answer.NOT_READY)
+        if newest is used:
+            return await _probe(used, timeout_s)
+        result = await _probe(newest, timeout_s)
+        if result.answer in _ANSWERED:
+            self._use(newest)
+            return result
+        if newest is not self._unproved:
+            log(logger, logging.WARNING, "renewed certificates open no connection; those that are "
+                "open go on", backend=self.address, reason=result.reason)  # fmt: skip
+            self._unproved = newest
+        return await _probe(used, timeout_s)
 
     async def server_metadata(self) -> service_pb2.ServerMetadataResponse:
         return await self._call(self._client.get_server_metadata(client_timeout=CATALOG_TIMEOUT_S))
@@ -178,6 +197,22 @@ class TritonCalls:
             return await call
         except InferenceServerException as error:
             raise CallError(f"{error.status()}: {error.message()}") from error
+
+
+def _connected(client: triton_aio.InferenceServerClient) -> bool:
+    return bool(client._channel.get_state() is grpc.ChannelConnectivity.READY)
+
+
+async def _probe(client: triton_aio.InferenceServerClient, timeout_s: float) -> ProbeResult:
+    started_at = time.monotonic()
+    waiting = CpuWait()
+    try:
+        ready = await client.is_server_ready(client_timeout=timeout_s)
+    except InferenceServerException as error:
+        late = time.monotonic() - started_at > timeout_s + LATE_LOOP_S
+        starved = waiting.longest_s() > timeout_s * STARVED_PART
+        return _failed_probe(error, late or starved)
+    return ProbeResult(Answer.READY if ready else Answer.NOT_READY)
 
 
 def _failed_probe(error: InferenceServerException, late: bool) -> ProbeResult:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_client
 import yaml
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from scheduler.backends.embedded_triton import EmbeddedTriton
@@ -226,6 +227,44 @@ def test_files_that_are_being_replaced_cost_no_backend(
             files.ca.write_bytes(good)
             wait_until(lambda: told("certificates reloaded") > 0, "the new ones are used", 30)
             assert answers(stub, 4)
+
+
+def test_an_authority_that_is_renewed_as_a_whole_costs_no_backend(
+    small_repository: Path, files: Files, config_file: Path
+) -> None:
+    """The Triton has its old certificate until it starts again."""
+    own = files.directory / "its-own-ca.pem"
+    shutil.copy(files.ca, own)
+    secure = [
+        "--grpc-use-ssl=true",
+        f"--grpc-server-cert={files.server_certificate}",
+        f"--grpc-server-key={files.server_key}",
+        f"--grpc-root-cert={own}",
+    ]
+    with EmbeddedTriton(small_repository, extra_arguments=secure) as triton:
+        trust = {"ca": str(files.ca), "server_name": "localhost"}
+        with (
+            serving(
+                config_file, {"backends": [{"address": triton.grpc_address, "tls": trust}]}
+            ) as served,
+            connected(served.address) as stub,
+        ):
+
+            def told(text: str) -> int:
+                return served.log_path.read_text().count(text)
+
+            assert answers(stub, 1)
+            files.renew()
+            wait_until(lambda: told("renewed certificates open no connection") > 0, "told", 30)
+            assert answers(stub, 2)
+            assert stub.TraceSetting(service_pb2.TraceSettingRequest(), timeout=30).settings
+            assert served.healthy()
+            assert told("backend is down") == 0
+            triton.kill()
+            wait_until(lambda: told("backend is down") > 0, "its end is noticed", 30)
+            triton.start_ready()
+            wait_until(served.healthy, "it is found again", 60)
+            assert answers(stub, 3)
 
 
 @pytest.mark.parametrize(
