@@ -160,7 +160,11 @@ class Server(Section):
         description="for large tensors on their way to and from a Triton of this host; 0 is none",
     )
     connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
-    streams_per_connection_max: Annotated[int, Field(ge=1, le=INT32_MAX)] = 1_000
+    streams_per_connection_max: Annotated[int, Field(ge=1, le=INT32_MAX)] = Field(
+        default=10_000,
+        description="calls and streams open at once, 2.4 KB each while idle; a client holds back "
+        "what is beyond, without a word",
+    )
     forward_metadata: ForwardedNames = ()
     response_compression: CompressionName = Field(
         default="none", description="of answers to clients that accept it"
