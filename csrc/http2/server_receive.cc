@@ -25,6 +25,22 @@ bool contains(const std::vector<std::string>& names, std::string_view name) {
     return std::find(names.begin(), names.end(), name) != names.end();
 }
 
+// `entries`: names, and what names begin with, with a '*' at the end; none that is the transport's.
+bool forwards(const std::vector<std::string>& entries, std::string_view name) {
+    for (const std::string& entry : entries) {
+        if (entry == name) return true;
+        if (entry.back() != '*') continue;
+        const std::string_view beginning(entry.data(), entry.size() - 1);
+        if (name.substr(0, beginning.size()) == beginning && is_custom_metadata(name) &&
+            name != kStreamErrorsHeader)
+            return true;
+    }
+    return false;
+}
+
+// As Triton says it of what is not one message.
+Status unparsable() { return Status::error(StatusCode::kInternal, "Unable to parse request"); }
+
 Status malformed_timeout(std::string_view value) {
     return Status::error(StatusCode::kInternal,
                          "malformed grpc-timeout: '" + std::string(value) + "'");
@@ -176,7 +192,7 @@ void ServerSession::State::receive_header(Stream* stream, std::string_view name,
             accepts_encoding(value, config->response_compression))
             stream->out_encoding = config->response_compression;
     } else {
-        if (!config->forward_metadata.empty() && contains(config->forward_metadata, name) &&
+        if (!config->forward_metadata.empty() && forwards(config->forward_metadata, name) &&
             !contains(config->internal_headers, name))
             stream->headers.emplace_back(name, value);
         if (!config->watched_headers.empty() && contains(config->watched_headers, name))
@@ -307,9 +323,14 @@ void ServerSession::State::credit_paced(Stream* stream) {
 }
 
 void ServerSession::State::refuse_framing(Stream* stream, FramingError error) {
-    refuse_received(stream, error == FramingError::kOutOfMemory
-                                ? host_memory_refusal()
-                                : framing_status(error, stream->in, config->message_bytes_max));
+    const bool unframed = error == FramingError::kBadFlag || error == FramingError::kCompressed;
+    if (error == FramingError::kOutOfMemory) {
+        refuse_received(stream, host_memory_refusal());
+    } else if (unframed && stream->kind == StreamKind::kUnary) {
+        refuse_received(stream, unparsable());
+    } else {
+        refuse_received(stream, framing_status(error, stream->in, config->message_bytes_max));
+    }
 }
 
 void ServerSession::State::receive_forward_data(Stream* stream, Span bytes) {
@@ -339,11 +360,7 @@ void ServerSession::State::remote_ended(Stream* stream) {
 
 void ServerSession::State::request_complete(Stream* stream) {
     if (!stream->in.complete()) {
-        refuse(stream,
-               Status::error(StatusCode::kInternal, stream->in.started()
-                                                        ? "the request message is truncated"
-                                                        : "Half-closed without a request"),
-               nullptr);
+        refuse(stream, unparsable(), nullptr);
         return;
     }
     const std::uint64_t window_bytes = close_window(stream, 0);

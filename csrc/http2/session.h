@@ -59,6 +59,9 @@ struct Route {
     std::string text;  // kUnimplemented: the grpc-message
 };
 
+// Acts on the client's own stream; what is forwarded by a beginning of its name has it not.
+inline constexpr std::string_view kStreamErrorsHeader = "triton_grpc_error";
+
 // Shared by all server sessions, outlives them; may be changed between feeds.
 struct ServerConfig {
     std::vector<Route> routes;  // any other path is forwarded
@@ -70,7 +73,8 @@ struct ServerConfig {
     std::uint32_t header_list_bytes_max = 64u << 10;
     // A reader slower than this stops being read; than an eighth of the budget's room as well.
     std::uint32_t unsent_answer_bytes_max = 64u << 20;
-    std::vector<std::string> forward_metadata;  // lower-case names
+    // Lower-case names, or beginnings of names with a '*' behind them.
+    std::vector<std::string> forward_metadata;
     // Lower-case names of headers that are told in Event::headers of kRequest and kStreamOpened.
     std::vector<std::string> watched_headers;
     // Of answers to clients that accept it (grpc-accept-encoding).

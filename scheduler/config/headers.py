@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 
 def listed(value: object) -> object:
@@ -38,13 +38,30 @@ def _header_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return lowered
 
 
-def _forwardable(names: tuple[str, ...]) -> tuple[str, ...]:
-    if "triton_grpc_error" in names:
+def _forwarded(entries: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_beginning(entry) if "*" in entry else _forwardable(entry) for entry in entries)
+
+
+def _beginning(entry: str) -> str:
+    beginning = entry.lower()[:-1]
+    if not entry.endswith("*") or "*" in beginning or beginning.endswith("."):
+        raise ValueError(
+            f"{entry!r}: write the beginning of the names and one '*' behind it (x-*), no other "
+            "pattern"
+        )
+    if beginning:
+        _header_names((beginning,))
+    return entry.lower()
+
+
+def _forwardable(name: str) -> str:
+    (lowered,) = _header_names((name,))
+    if lowered == "triton_grpc_error":
         raise ValueError(
             "triton_grpc_error acts here, on the client's own stream, and is not forwarded: a "
             "Triton may die of it; leave it out"
         )
-    return names
+    return lowered
 
 
 def _tenant_header(name: str) -> str:
@@ -61,4 +78,12 @@ def _tenant_header(name: str) -> str:
 
 TenantHeader = Annotated[str, AfterValidator(_tenant_header)]
 HeaderNames = Annotated[tuple[str, ...], BeforeValidator(listed), AfterValidator(_header_names)]
-ForwardedNames = Annotated[HeaderNames, AfterValidator(_forwardable)]
+ForwardedNames = Annotated[
+    tuple[str, ...],
+    BeforeValidator(listed),
+    AfterValidator(_forwarded),
+    Field(
+        description="names of request headers that reach Triton, or beginnings of names and a '*': "
+        "of x-* all that begin with x-, of * all"
+    ),
+]

@@ -71,7 +71,7 @@ def stubs(needs_triton: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with EmbeddedTriton(
         repository, extra_arguments=["--grpc-header-forward-pattern=x-.*"]
     ) as triton:
-        server = {"forward_metadata": ["x-a", "x-b"]}
+        server = {"forward_metadata": ["x-a", "x-b", "x-p*"]}
         settings = {"backends": [triton.grpc_address], "server": server, "models": waiting}
         config.write_text(yaml.safe_dump(settings))
         with (
@@ -134,7 +134,8 @@ def test_forwarded_headers_reach_the_model_and_keep_requests_apart(stubs: list[S
 
 
 def test_only_headers_that_are_named_are_forwarded(stubs: list[Stub]) -> None:
-    for metadata in ([("x-b", "1"), ("x-a", "2")], [("x-a", "")], [("y", "3")]):
+    named = [("x-b", "1"), ("x-a", "2")], [("x-a", "")], [("x-path", "4"), ("x-p", "5")]
+    for metadata in (*named, [("y", "3")]):
         straight, through = (
             stub.ModelInfer(request("parameters", 1), metadata=metadata, timeout=TIMEOUT_S)
             for stub in stubs

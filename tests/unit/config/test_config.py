@@ -148,6 +148,11 @@ def test_mistakes_of_models_are_reported_beside_the_others(tmp_path: Path) -> No
         ("backends: ['a:0']\n", "a backend needs a host and a port"),
         ("server: {forward_metadata: [grpc-timeout]}\n", "belongs to the transport"),
         ("server: {forward_metadata: [Triton_GRPC_Error]}\n", "leave it out"),
+        ("server: {forward_metadata: ['x-.*']}\n", "one '*' behind it (x-*)"),
+        ("server: {forward_metadata: ['*-x']}\n", "one '*' behind it (x-*)"),
+        ("server: {forward_metadata: ['x-**']}\n", "one '*' behind it (x-*)"),
+        ("server: {forward_metadata: ['x (*']}\n", "can be no name"),
+        ("server: {forward_metadata: ['grpc-*']}\n", "belongs to the transport"),
         ("defaults: {max_queue_requests: 0}\n", "defaults.max_queue_requests"),
     ],
 )
