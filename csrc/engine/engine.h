@@ -180,6 +180,9 @@ struct Admission {
     // model's floor when idle), and what there was until the deadline.
     Nanos predicted_ns = 0;
     Nanos budget_ns = 0;
+    // Where it was admitted, and with kDeadlineInfeasible: the earliest of the request's and of the
+    // model's objective.
+    Nanos deadline = kNever;
     // With kDeviceMemory: what the request takes, and what is free on the device of the most.
     std::uint64_t predicted_bytes = 0;
     std::uint64_t free_bytes = 0;

@@ -59,6 +59,11 @@ Nanos Arriving::deadline_within(Nanos budget) const {
     return std::min(deadline, add_saturating(event->arrival, budget));
 }
 
+// What `earliest`, of all its deadlines, comes from.
+LateBy Arriving::late_by(Nanos earliest) const {
+    return deadline != kNever && deadline <= earliest ? LateBy::kCall : LateBy::kBudget;
+}
+
 void Gateway::State::take_request(ConnectionId id, Connection* connection, http2::Event* event,
                                   Nanos now, bool waited) {
     gathering.other_request_came(now);
@@ -200,9 +205,10 @@ Status Gateway::State::submit(const ModelConfig& model, const Arriving& arriving
         request.path = arriving.client_stream;
     }
     const engine::Admission admission = engine.submit(request, now);
+    record->late_by = arriving.late_by(admission.deadline);
     if (admission.handle == 0)
         return refusal_status(admission, record->prepared.id(), model.schema.name,
-                              tenant_name(request.tenant));
+                              tenant_name(request.tenant), record->late_by);
     record->connection = arriving.connection;
     record->stream = arriving.stream;
     record->client_stream = arriving.client_stream;

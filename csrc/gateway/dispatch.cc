@@ -263,8 +263,11 @@ void Gateway::State::reply_failed(const BatchRecord& batch, Status status, CallE
         } else if (reset || kind == engine::FailureKind::kRejected) {
             kind = engine::FailureKind::kFinal;
         }
-        if (!stops || reset)
-            status = Status::error(StatusCode::kDeadlineExceeded, "Request timeout expired");
+        if (!stops || reset) {
+            note_late(batch);
+            engine.dispatch_failed(batch.handle, kind, StatusCode::kDeadlineExceeded, now);
+            return;
+        }
     }
     const StatusCode code = status.code;
     note_failure(batch, std::move(status));
@@ -284,6 +287,13 @@ void Gateway::State::note_failure(const BatchRecord& batch, Status status) {
     const auto failure = std::make_shared<const Status>(std::move(status));
     for (const engine::BatchMember& member : batch.members)
         if (RequestRecord* request = requests.find(member.user)) request->failure = failure;
+}
+
+void Gateway::State::note_late(const BatchRecord& batch) {
+    for (const engine::BatchMember& member : batch.members)
+        if (RequestRecord* request = requests.find(member.user))
+            request->failure = std::make_shared<const Status>(
+                Status::error(StatusCode::kDeadlineExceeded, late_text(request->late_by)));
 }
 
 void Gateway::State::reply_arrived(const BatchRecord& batch, const BufferRef& message, Nanos now) {

@@ -14,6 +14,7 @@ ParkedCall parked_call(const Arriving& arriving, std::uint64_t bytes, Nanos dead
     call.client_stream = arriving.client_stream;
     call.arrival = arriving.event->arrival;
     call.deadline = deadline;
+    call.late_by = arriving.late_by(deadline);
     call.overhead = sizeof(ParkedCall);
     call.bytes = bytes + call.overhead;
     return call;
@@ -79,7 +80,8 @@ Status Gateway::State::ask_to_park(const Arriving& arriving, Nanos now) {
         admission.reason = reason;
         admission.retry_after_ns = retry_after_ns;
         admission.predicted_ns = load_ns;
-        return refused(refusal_status(admission, arriving.id, name));
+        return refused(
+            refusal_status(admission, arriving.id, name, {}, arriving.late_by(deadline)));
     };
     if (draining) return refused_for(engine::Reason::kDraining, 0);
     if (model.missing() && !model.wanted.error.empty())
@@ -172,7 +174,8 @@ void Gateway::State::forget_parked(ParkedId id) {
 bool Gateway::State::settle_parked(Nanos now) {
     for (std::uint32_t settled = 0; settled < kRequestsPerTurnMax; ++settled) {
         if (const ParkedId late = parking.expired(now)) {
-            const Status status = expired_in_queue_status(now - parking.find(late)->arrival);
+            const ParkedCall& call = *parking.find(late);
+            const Status status = expired_in_queue_status(now - call.arrival, call.late_by);
             refuse_parked(late, status, &page->loading_expired_total, now);
         } else if (const ParkedId id = parking.due()) {
             settle_due(id, now);

@@ -60,6 +60,7 @@ struct ParkedCall {
     http2::Event event;                // of a unary call; a stream's stays with the stream
     Nanos arrival = 0;
     Nanos deadline = kNever;
+    LateBy late_by = LateBy::kBudget;
     std::uint64_t bytes = 0;     // held for it, with what waits behind it on its stream
     std::uint64_t overhead = 0;  // of them: charged to the budget besides the messages
     ParkedId before = 0;         // in the queue of its model

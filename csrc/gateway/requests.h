@@ -41,6 +41,13 @@ struct ReplyPart {
     bool whole = false;                   // the reply answers this request alone, unsplit
 };
 
+// What is the earliest of all that bounds a request's time. Clients know the words that gRPC has
+// for the one and Triton for the other.
+enum class LateBy : std::uint8_t {
+    kCall,    // the deadline of its call
+    kBudget,  // its `timeout`, or the model's objective
+};
+
 // An admitted request, from submit to answer.
 struct RequestRecord {
     ConnectionId connection = 0;
@@ -51,6 +58,7 @@ struct RequestRecord {
     std::uint64_t window_bytes = 0;  // and closed of its window
     std::uint64_t overhead = 0;      // charged to the budget besides: records, converted contents
     Nanos arrival = 0;
+    LateBy late_by = LateBy::kBudget;
     kserve::PreparedRequest prepared;
     SharedText metadata;  // forwarded headers, canonical; of a message: its stream's
     // Of a message of a client's stream: that stream, where it stands in its list of requests, and
@@ -113,7 +121,8 @@ enum class CallEnd : std::uint8_t {
 // Statuses for what the engine decided; table of the README.
 // `tenant`: its name; empty for everybody else.
 Status refusal_status(const engine::Admission& admission, std::string_view request_id,
-                      std::string_view model, std::string_view tenant = {});
+                      std::string_view model, std::string_view tenant = {},
+                      LateBy late_by = LateBy::kBudget);
 Status answer_status(const engine::Action& action, const RequestRecord& request,
                      std::string_view model);
 // The model is not loaded: it will be only after the deadline,
@@ -121,7 +130,8 @@ Status loading_status(std::string_view request_id, std::string_view model, Nanos
                       Nanos budget_ns);
 // or it cannot be loaded now.
 Status load_failed_status(std::string_view request_id, const LoadableModel& model, Nanos now);
-Status expired_in_queue_status(Nanos queued_ns);
+Status expired_in_queue_status(Nanos queued_ns, LateBy late_by);
+std::string late_text(LateBy late_by);
 // `[request id: ...] ` as Triton puts it before many texts.
 std::string request_id_prefix(std::string_view request_id);
 

@@ -23,7 +23,7 @@
 namespace infersched::gateway {
 
 // Of a client's stream: "true" ends it at the first failed execution, with a status.
-inline constexpr std::string_view kErrorHeader = "triton_grpc_error";
+inline constexpr std::string_view kErrorHeader = http2::kStreamErrorsHeader;
 // Requests that one connection may start in one loop turn.
 inline constexpr std::uint32_t kRequestsPerTurnMax = 256;
 // A backend connection with work out is probed when nothing came from it for this long,
@@ -78,6 +78,7 @@ struct Arriving {
 
     static Nanos budget_ns(std::int64_t timeout_us);
     Nanos deadline_within(Nanos budget) const;
+    LateBy late_by(Nanos earliest) const;
 };
 
 // A placement whose backend said that it does not serve the model, while the catalog still says it
@@ -221,6 +222,7 @@ struct Gateway::State {
     void reply_arrived(const BatchRecord& batch, const BufferRef& message, Nanos now);
     void note_metadata(const BatchRecord& batch, http2::AnswerMetadata&& answer);
     void note_failure(const BatchRecord& batch, Status status);
+    void note_late(const BatchRecord& batch);
     void stay_awake(const BatchRecord& batch, Nanos now);
     void close_batch(BatchId id, BatchRecord* batch);
 

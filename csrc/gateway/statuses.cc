@@ -77,8 +77,9 @@ Status over_quota(const std::string& prefix, std::string_view tenant, Nanos retr
                     retry_after_ns);
 }
 
-Status expired(StatusCode code, std::string_view reason, std::string_view key, Nanos duration) {
-    Status status = Status::error(code, "Request timeout expired");
+Status expired(StatusCode code, LateBy late_by, std::string_view reason, std::string_view key,
+               Nanos duration) {
+    Status status = Status::error(code, late_text(late_by));
     const std::string duration_ms = whole_ms(duration);
     status.details = ErrorDetails()
                          .error_info(reason, {{key, duration_ms}})
@@ -143,6 +144,10 @@ Status for_reason(engine::Reason reason, std::string_view request_id, std::strin
 
 }  // namespace
 
+std::string late_text(LateBy late_by) {
+    return late_by == LateBy::kCall ? "Deadline Exceeded" : "Request timeout expired";
+}
+
 std::string request_id_prefix(std::string_view request_id) {
     std::string prefix = "[request id: ";
     prefix.append(request_id.empty() ? "<id_unknown>" : request_id).append("] ");
@@ -150,10 +155,10 @@ std::string request_id_prefix(std::string_view request_id) {
 }
 
 Status refusal_status(const engine::Admission& admission, std::string_view request_id,
-                      std::string_view model, std::string_view tenant) {
+                      std::string_view model, std::string_view tenant, LateBy late_by) {
     switch (admission.reason) {
         case engine::Reason::kDeadlineInfeasible:
-            return expired(StatusCode::kDeadlineExceeded, "DEADLINE_INFEASIBLE", "floorMs",
+            return expired(StatusCode::kDeadlineExceeded, late_by, "DEADLINE_INFEASIBLE", "floorMs",
                            admission.predicted_ns);
         case engine::Reason::kPredictedLate:
             return predicted_late(admission, request_id_prefix(request_id));
@@ -190,17 +195,22 @@ Status load_failed_status(std::string_view request_id, const LoadableModel& mode
                     "MODEL_LOAD_FAILED", retry_after_ns);
 }
 
-Status expired_in_queue_status(Nanos queued_ns) {
-    return expired(StatusCode::kDeadlineExceeded, "EXPIRED_IN_QUEUE", "queuedMs", queued_ns);
+Status expired_in_queue_status(Nanos queued_ns, LateBy late_by) {
+    return expired(StatusCode::kDeadlineExceeded, late_by, "EXPIRED_IN_QUEUE", "queuedMs",
+                   queued_ns);
 }
 
 Status answer_status(const engine::Action& action, const RequestRecord& request,
                      std::string_view model) {
+    // Triton's batcher ends what has waited too long in its queue, with a code of its own.
+    const LateBy late_by =
+        action.code == StatusCode::kDeadlineExceeded ? request.late_by : LateBy::kBudget;
     switch (action.reason) {
         case engine::Reason::kExpiredInQueue:
-            return expired(action.code, "EXPIRED_IN_QUEUE", "queuedMs", action.queued_ns);
+            return expired(action.code, late_by, "EXPIRED_IN_QUEUE", "queuedMs", action.queued_ns);
         case engine::Reason::kExpiredInFlight:
-            return expired(action.code, "EXPIRED_IN_FLIGHT", "elapsedMs", action.queued_ns);
+            return expired(action.code, late_by, "EXPIRED_IN_FLIGHT", "elapsedMs",
+                           action.queued_ns);
         case engine::Reason::kDeviceMemory:
             return too_large_for_devices(request_id_prefix(request.prepared.id()),
                                          action.predicted_bytes, action.free_bytes,

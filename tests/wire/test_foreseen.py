@@ -49,13 +49,28 @@ def busy(plane: DataPlane, fake: FakeTriton, **call: object) -> Iterator[Stub]:
         running.result()
 
 
-def test_a_deadline_below_the_floor_is_refused_at_once(plane: DataPlane, fake: FakeTriton) -> None:
-    plane.apply([slow_model()], [fake.address])
+@pytest.mark.parametrize(
+    ("call_s", "budget_s", "slo_s", "text"),
+    [
+        (60, 2, 0, "Request timeout expired"),
+        (60, 0, 2, "Request timeout expired"),
+        (5, 2, 0, "Request timeout expired"),
+        (5, 0, 2, "Request timeout expired"),
+        (5, 8, 7, "Deadline Exceeded"),
+        (5, 0, 0, "Deadline Exceeded"),
+    ],
+)
+def test_a_deadline_below_the_floor_is_refused_at_once(
+    plane: DataPlane, fake: FakeTriton, call_s: int, budget_s: int, slo_s: int, text: str
+) -> None:
+    """In the words that clients know of what is the earliest: gRPC's deadline, or a budget."""
+    plane.apply([slow_model(slo_ns=slo_s * 1_000_000_000)], [fake.address])
     with connected(plane.address) as stub:
-        hasty = infer_request(rows(1), parameters={"timeout": 2 * US_PER_S})
-        error = infer_error(stub, hasty)
+        parameters = {"timeout": budget_s * US_PER_S} if budget_s else {}
+        hasty = infer_request(rows(1), parameters=parameters)
+        error = infer_error(stub, hasty, timeout=call_s)
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert error.details() == "Request timeout expired"
+    assert error.details() == text
     assert error_info(error).reason == "DEADLINE_INFEASIBLE"
     assert dict(error_info(error).metadata) == {"floorMs": str(1000 * BATCH_S)}
     assert pushback_ms(error) is None, "a retry would find the same"

@@ -142,6 +142,7 @@ Admission Core::submit(const Request& request, Nanos now) {
     }
     if (reason != Reason::kNone) {
         Admission refused = refuse(model, request.model, reason);
+        refused.deadline = arrival.deadline;
         if (queue_refuses(reason)) {
             refused.retry_after_ns = retry_full(model, request, arrival, now);
         }
@@ -190,7 +191,10 @@ Admission Core::submit(const Request& request, Nanos now) {
         meter(model, request, arrival, now);
     }
     if (!record.grouped()) time_alone(slot);
-    return {requests_.handle(slot), Reason::kNone, 0};
+    Admission admitted;
+    admitted.handle = requests_.handle(slot);
+    admitted.deadline = arrival.deadline;
+    return admitted;
 }
 
 // Takes a request out of its batches; those that nobody waits for any more end here.

@@ -392,6 +392,7 @@ Admission Core::refuse_foreseen(ModelState& model, const Request& request, const
     refused.retry_after_ns = forecast.retry_after_ns;
     refused.predicted_ns = forecast.predicted_ns;
     refused.budget_ns = forecast.budget_ns;
+    refused.deadline = arrival.deadline;
     return refused;
 }
 
