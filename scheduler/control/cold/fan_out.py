@@ -16,6 +16,8 @@ from scheduler.control.cold.errors import ColdError
 
 READ_TIMEOUT_S = 2.0
 UPDATE_TIMEOUT_S = 10.0
+# Of a call that may have come too late or not at all: nothing was refused.
+PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,6 @@ async def ask_any(
         try:
             return await watch.calls.rpc(method, request, timeout_s)
         except RpcError as error:
-            lost = error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-            if not lost or position == len(watches):
+            if error.code not in PASSING or position == len(watches):
                 raise ColdError(error.code, error.text) from error
     raise ColdError(grpc.StatusCode.UNAVAILABLE, "no backend can be reached")

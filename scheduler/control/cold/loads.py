@@ -56,14 +56,17 @@ class Loads:
         self,
         request: service_pb2.RepositoryModelLoadRequest,
         config: model_config_pb2.ModelConfig | None,
+        answered: Collection[str] = (),
         missed: Collection[str] = (),
     ) -> None:
         """A load without parameters leaves an earlier override as it is, as in Triton."""
         name = request.model_name
         known = self.by_name.get(name)
         if known is not None and known.load is not None and not request.parameters:
-            # Who missed the override does not have it by this load.
-            self.by_name[name] = replace(known, missed=known.missed | set(missed))
+            # Who missed an override does not have it by this load.
+            made_up = () if known.load.parameters else answered
+            missed = known.missed.difference(made_up).union(missed)
+            self.by_name[name] = replace(known, missed=missed)
         elif request.ByteSize() > REQUEST_BYTES_MAX:
             log(logger, logging.WARNING, "a load is too large to be repeated on a backend that "
                 "comes back", model=name, bytes=request.ByteSize())  # fmt: skip
@@ -108,7 +111,7 @@ class Loads:
         temporary.replace(self._path)
 
 
-def _wish(load: str, config: str | None, missed: Collection[str]) -> Wish:
+def _wish(load: str, config: str | None, missed: Collection[str] = ()) -> Wish:
     return Wish(
         service_pb2.RepositoryModelLoadRequest.FromString(_bytes(load)),
         None if config is None else model_config_pb2.ModelConfig.FromString(_bytes(config)),

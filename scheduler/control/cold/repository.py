@@ -24,6 +24,7 @@ from scheduler.backends.remembered import ModelKey
 from scheduler.backends.watch import RETRY_PERIOD_S, BackendStatus, BackendWatch
 from scheduler.control.cold.errors import ColdError
 from scheduler.control.cold.fan_out import (
+    PASSING,
     READ_TIMEOUT_S,
     UPDATE_TIMEOUT_S,
     Outcome,
@@ -93,6 +94,11 @@ class Repository:
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
 
+    async def finished(self) -> None:
+        """Returns when no operation is under way, nor what follows one."""
+        while self._operations:
+            await asyncio.wait(set(self._operations))
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._operations.discard(task)
         if not task.cancelled():
@@ -108,8 +114,9 @@ class Repository:
         if outcome.answers:
             entry = pool.find(request.model_name)
             config = entry.spec.config if entry is not None else None
-            told = {watch.address for watch in watches if not self._is_down(watch.address)}
-            self._loads.loaded(request, config, pool.watches.keys() - told - outcome.answers.keys())
+            missed = self._unasked(watches, outcome)
+            self._loads.loaded(request, config, outcome.answers, missed)
+            self._tell_later(request.model_name, missed)
         self._report("loaded", request.model_name, outcome)
         outcome.raise_failures()
         return service_pb2.RepositoryModelLoadResponse()
@@ -138,8 +145,11 @@ class Repository:
                     for watch in watches
                     if watch.address in outcome.answers or not self._is_down(watch.address)
                 ]
-                for name in _gone(dependents, there):
+                gone = _gone(dependents, there)
+                for name in gone:
                     self._loads.unloaded(name)
+                for name in (request.model_name, *gone):
+                    self._tell_later(name, self._unasked(watches, outcome))
         finally:
             plane.desired.refusing.difference_update(names)
             plane.residency.held_back.difference_update(names)
@@ -207,14 +217,29 @@ class Repository:
         self._plane.refresh_state()
         await self._plane.confirmed()
 
-    async def _rejoined(self, address: str) -> None:
+    def _unasked(self, watches: Sequence[BackendWatch], outcome: Outcome) -> set[str]:
+        """The backends that have neither done it nor refused to."""
+        refused = {failure.address for failure in outcome.failures if failure.code not in PASSING}
+        return self._plane.pool.watches.keys() - refused - outcome.answers.keys()
+
+    def _tell_later(self, name: str, addresses: Collection[str]) -> None:
+        """Tells those that are back already; the others are told when they come back."""
+        for address in addresses:
+            if not self._is_down(address):
+                task = asyncio.create_task(self._rejoined(address, [name]))
+                self._operations.add(task)
+                task.add_done_callback(self._ended)
+
+    async def _rejoined(self, address: str, names: Collection[str] | None = None) -> None:
         """A backend that came (back) serves what clients loaded, and not what they unloaded.
 
         One that was only out of reach is told what it missed. What it does not tell at first is
         asked again, for nobody asks later: twice at least, however slow it is, and after all other
-        models. One that goes away meanwhile is told when it comes back once more.
+        models. One that goes away meanwhile is told when it comes back once more. `names`: only of
+        these models.
         """
-        names, end_s = sorted(self._loads.by_name), time.monotonic() + READ_TIMEOUT_S
+        names = sorted(self._loads.by_name if names is None else names)
+        end_s = time.monotonic() + READ_TIMEOUT_S
         while True:
             began_s = time.monotonic()
             untold: dict[str, CallError] = {}

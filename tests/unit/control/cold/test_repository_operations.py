@@ -49,12 +49,16 @@ class Triton(ScriptedCalls):
         self.unloaded: list[str] = []
         self.refuses: set[str] = set()  # to unload these
         self.on_refusal: Callable[[], None] = lambda: None
+        self.before_load: Callable[[], Coroutine[Any, Any, None]] | None = None
 
     async def rpc(self, method: str, request: Any, timeout_s: float) -> Any:
         if method == "RepositoryIndex":
             return await self.index()
         name = request.model_name
         if method == "RepositoryModelLoad":
+            before, self.before_load = self.before_load, None
+            if before is not None:
+                await before()
             self.loaded.append(name)
             self.states[name, "1"] = "READY"
             return service_pb2.RepositoryModelLoadResponse()
@@ -167,6 +171,48 @@ def test_a_backend_that_was_out_of_reach_loads_what_it_missed(
         assert away.loaded == ["other", "other", "own"]
         await world.rejoin(AWAY)
         assert away.loaded == ["other", "other", "own"], "that is made up for"
+
+    asyncio.run(scenario())
+
+
+def test_a_backend_that_comes_back_during_a_load_is_told_of_it(tmp_path: Path) -> None:
+    """When it came back nothing was known yet of what it missed."""
+    here, away = Triton({"own": ""}), Triton({"own": ""})
+
+    async def scenario() -> None:
+        world = World(tmp_path, here=here, away=away)
+        await world.read()
+        watch = world.pool.watches[AWAY]
+        watch.take_probe(ProbeResult(Answer.UNREACHABLE))
+
+        async def back() -> None:
+            watch.take_probe(ProbeResult(Answer.READY))
+            await world.rejoin(AWAY)
+
+        here.before_load = back
+        await world.load_with_files("own")
+        await world.repository.finished()
+        assert away.loaded == ["own"]
+
+    asyncio.run(scenario())
+
+
+def test_a_backend_that_was_cut_off_in_a_load_is_told_of_it(tmp_path: Path) -> None:
+    """It is back before the others have loaded."""
+    here, cut = Triton({"own": ""}), Triton({"own": ""})
+
+    async def scenario() -> None:
+        world = World(tmp_path, here=here, cut=cut)
+        await world.read()
+
+        async def fail() -> None:
+            raise RpcError(AWAY, grpc.StatusCode.UNAVAILABLE, "connection reset")
+
+        cut.before_load = fail
+        with pytest.raises(ColdError, match="connection reset"):
+            await world.load_with_files("own")
+        await world.repository.finished()
+        assert cut.loaded == ["own"]
 
     asyncio.run(scenario())
 
