@@ -78,9 +78,8 @@ Status over_quota(const std::string& prefix, std::string_view tenant, Nanos retr
 }
 
 Status expired(StatusCode code, LateBy late_by, std::string_view reason, std::string_view key,
-               Nanos duration) {
+               const std::string& duration_ms) {
     Status status = Status::error(code, late_text(late_by));
-    const std::string duration_ms = whole_ms(duration);
     status.details = ErrorDetails()
                          .error_info(reason, {{key, duration_ms}})
                          .serialise(status.code, status.message);
@@ -159,7 +158,7 @@ Status refusal_status(const engine::Admission& admission, std::string_view reque
     switch (admission.reason) {
         case engine::Reason::kDeadlineInfeasible:
             return expired(StatusCode::kDeadlineExceeded, late_by, "DEADLINE_INFEASIBLE", "floorMs",
-                           admission.predicted_ns);
+                           std::to_string(rounded_up_ms(admission.predicted_ns)));
         case engine::Reason::kPredictedLate:
             return predicted_late(admission, request_id_prefix(request_id));
         case engine::Reason::kTenantQuota:
@@ -197,7 +196,7 @@ Status load_failed_status(std::string_view request_id, const LoadableModel& mode
 
 Status expired_in_queue_status(Nanos queued_ns, LateBy late_by) {
     return expired(StatusCode::kDeadlineExceeded, late_by, "EXPIRED_IN_QUEUE", "queuedMs",
-                   queued_ns);
+                   whole_ms(queued_ns));
 }
 
 Status answer_status(const engine::Action& action, const RequestRecord& request,
@@ -207,10 +206,11 @@ Status answer_status(const engine::Action& action, const RequestRecord& request,
         action.code == StatusCode::kDeadlineExceeded ? request.late_by : LateBy::kBudget;
     switch (action.reason) {
         case engine::Reason::kExpiredInQueue:
-            return expired(action.code, late_by, "EXPIRED_IN_QUEUE", "queuedMs", action.queued_ns);
+            return expired(action.code, late_by, "EXPIRED_IN_QUEUE", "queuedMs",
+                           whole_ms(action.queued_ns));
         case engine::Reason::kExpiredInFlight:
             return expired(action.code, late_by, "EXPIRED_IN_FLIGHT", "elapsedMs",
-                           action.queued_ns);
+                           whole_ms(action.queued_ns));
         case engine::Reason::kDeviceMemory:
             return too_large_for_devices(request_id_prefix(request.prepared.id()),
                                          action.predicted_bytes, action.free_bytes,

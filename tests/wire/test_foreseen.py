@@ -78,6 +78,22 @@ def test_a_deadline_below_the_floor_is_refused_at_once(
     assert plane.counters()["outcomes"]["refused", "deadline_infeasible"] == 1
 
 
+@pytest.mark.parametrize(("floor_us", "said_ms"), [(400, 1), (5_900, 6), (6_000, 6)])
+def test_a_floor_is_rounded_up(
+    floor_us: int, said_ms: int, plane: DataPlane, fake: FakeTriton
+) -> None:
+    model = identity_model(staged_batches_max=0)
+    for count in (1, 2, 4):
+        model.placements[0].latency_prior.add(
+            rows=count, batches=20, backend_ns=20 * floor_us * 1_000
+        )
+    plane.apply([model], [fake.address])
+    with connected(plane.address) as stub:
+        error = infer_error(stub, infer_request(rows(1), parameters={"timeout": floor_us // 2}))
+    assert error_info(error).reason == "DEADLINE_INFEASIBLE"
+    assert dict(error_info(error).metadata) == {"floorMs": str(said_ms)}
+
+
 @pytest.mark.parametrize("level", [False, True])
 def test_what_would_be_late_is_told_when_to_come_again(
     level: bool, plane: DataPlane, fake: FakeTriton
