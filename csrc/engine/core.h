@@ -143,7 +143,9 @@ class Core : private CoreState {
     bool merges(const ModelState& model, const Group& group, Nanos now) const;
 
     // queues/aging.cc
-    void age(ModelState& model, Nanos now);
+    Nanos comes_of_age(ModelState& model, Nanos now);
+    void list_aged(ModelState& model, std::uint32_t index, Nanos now);
+    void age(std::uint32_t index, Nanos now);
     void make_first(ModelState& model, std::uint32_t slot, Nanos now);
     Nanos aging_moment(const ModelState& model, Nanos now) const;
 
@@ -172,6 +174,7 @@ class Core : private CoreState {
     bool slot_free(const PlacementState& placement) const;
     Nanos stage_moment(const ModelState& model, const PlacementState& placement) const;
     void run_model(std::uint32_t index, Nanos now);
+    void offer_work(std::uint32_t index, Nanos now);
     void run_own(ModelState& model, Nanos now);
     bool dispatch_retry(ModelState& model, Nanos now);
     bool dispatch_next(ModelState& model, Nanos now);

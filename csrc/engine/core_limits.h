@@ -27,7 +27,8 @@ inline constexpr std::uint32_t kMemoryTriesMax = 3;
 inline constexpr Nanos kHoldMaxNs = kSecond;
 // Groups that are to have their devices for themselves come behind the others that are sent again.
 inline constexpr std::uint64_t kAloneSequence = std::uint64_t{1} << 63;
-// Of these batches of a model one may be led by a request of a low level that has aged.
+// Of these batches of the models that share executors one may be led by a request of a low level
+// that has aged.
 inline constexpr std::uint32_t kBatchesPerAged = 8;
 inline constexpr std::int32_t kBisectCostTenths = 10;
 

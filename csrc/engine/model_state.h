@@ -70,7 +70,7 @@ struct ModelState {
     TritonQueue triton;  // empty without policy.triton
     RequestList by_age;
     std::uint32_t young = kNoSlot;  // the oldest of them that has not come of age
-    std::uint32_t batches_since_aged = kBatchesPerAged;
+    bool listed_aged = false;       // in Component::aged
     // By key; looked up, never walked.
     std::unordered_map<std::uint64_t, std::uint32_t, SequenceHash> sequences;
     std::vector<std::uint32_t> doomed;  // sequences whose queued requests are to be failed

@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x4a656e69676e65;  // "engineJ"
+constexpr std::uint64_t kStateMagic = 0x4b656e69676e65;  // "engineK"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {
@@ -163,7 +163,7 @@ void archive_model(Archive& archive, ModelState& m) {
     archive(m.sooner);
     m.size_probes.archive(archive);
     archive(m.more_tried_until);
-    archive(m.batches_since_aged);
+    archive(m.listed_aged);
     archive.require(m.reference == kNoSlot || m.reference < m.placements.size());
     archive(m.bisect_tenths);
     archive.vector_size(m.suspects, 20);

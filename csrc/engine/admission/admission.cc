@@ -294,6 +294,7 @@ void Core::step(Nanos now) {
         moments_.erase(moments_.top().slot);
     }
     std::sort(dirty_.begin(), dirty_.end());
+    for (const std::uint32_t index : dirty_) list_aged(models_[index], index, now);
     // By index: a model that fails its queue marks itself dirty again, but is done here.
     for (std::size_t i = 0; i < dirty_.size(); ++i) {
         const std::uint32_t index = dirty_[i];

@@ -318,7 +318,9 @@ void Core::send(ModelState& model, std::uint32_t batch_slot, PlacementState& pla
         start_first(executors_[batch.executor], now);
     }
     ++model.inflight_batches;
-    ++model.batches_since_aged;
+    if (model.component != kNoSlot && !rearrange_) {
+        ++components_[model.component].batches_since_aged;
+    }
     if (!batch.retried && model.bisect_tenths < kBisectTenthsMax) ++model.bisect_tenths;
     count_dispatch(model, batch);
     if (!batch.retried) charge_batch(model, batch);
@@ -356,10 +358,15 @@ void Core::run_model(std::uint32_t index, Nanos now) {
         if (given_up(p.pinned)) fail_pool(model, p.pinned, p.backend, now);
     }
     fail_doomed(model, now);
-    age(model, now);
+    age(index, now);
     ripen(model, now);
-    plan_stale(model, now);
     model.holding = model.holding && model.queued_requests < model.policy.hold_requests;
+    offer_work(index, now);
+}
+
+void Core::offer_work(std::uint32_t index, Nanos now) {
+    ModelState& model = models_[index];
+    plan_stale(model, now);
     if (!model.holding) run_own(model, now);
     if (!model.shares) return;
     offer_all(model, index);

@@ -169,6 +169,7 @@ void Core::carry_over(std::deque<Component>& former, const std::vector<std::uint
         component.batch_ns = former[from].batch_ns;
         component.holds = former[from].holds;
         component.look_credit = former[from].look_credit;
+        component.batches_since_aged = former[from].batches_since_aged;
         component.shares = std::move(former[from].shares);
         component.shares.leave_all();
     }
@@ -253,6 +254,8 @@ void Core::arrange_component(ModelState& model, std::uint32_t index) {
     Component& component = components_[model.component];
     component.levels |= model.policy.priority_levels > 1;
     if (model.metered) component.metered.push_back(index);
+    // Since when at the latest is found out when it has its turn.
+    if (model.listed_aged) component.aged.push({0, index});
 }
 
 void Core::touch_component(std::uint32_t component) {

@@ -13,6 +13,8 @@
 
 #include "engine/admission/backlog.h"
 #include "engine/batching/blocking.h"
+#include "engine/core_limits.h"
+#include "engine/queues/aged_models.h"
 #include "engine/queues/fair_shares.h"
 #include "engine/queues/priority_cursor.h"
 #include "engine/queues/queue.h"
@@ -61,6 +63,8 @@ struct Component {
     // The lowest of those that miss their part, for what yields to it; 0: none does.
     std::uint32_t missing_level = 0;
     FairShares shares;
+    AgedModels aged;  // that wait for one of their requests to lead a batch
+    std::uint32_t batches_since_aged = kBatchesPerAged;
     Nanos batch_ns = 0;  // moving average of the time that its batches take
     // Effort that close looks at what would be refused may take (admission/feasibility.cc).
     std::int64_t look_credit = 0;

@@ -249,6 +249,11 @@ void Core::archive_components(Archive& archive) {
         component.cursor.archive(archive);
         archive(component.missing_level);
         component.shares.archive(archive);
+        archive(component.batches_since_aged);
+        component.aged.archive(archive);
+        for (const AgedModels::Entry& aged : component.aged.entries()) {
+            if (!archive.require(aged.model < models_.size())) return;
+        }
         for (const std::uint32_t model : component.metered) {
             if (!archive.require(model < models_.size())) return;
         }
