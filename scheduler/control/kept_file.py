@@ -69,8 +69,8 @@ class KeptFile(Generic[File]):
         log(
             logger,
             logging.WARNING,
-            f"{self._what} are ignored: the file cannot be used, and is replaced by what is "
-            "learned from now on",
+            f"{self._what} are ignored: the file cannot be used, and is replaced at the "
+            "next change",
             file=self._path,
             reason=reason,
         )

@@ -2,8 +2,8 @@
 
 It may be another process, which has none, or the one that was out of reach, which has what it had
 then: a region that was taken away or given to other memory since must not be read there. Requests
-that name a region go to no backend that is not known to have it, so they wait for this and the
-others need not.
+that name a region go to no backend that is not known to have it, and are refused where none is:
+the other requests need not wait for this.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-from scheduler.backends.local import is_local
+from scheduler.backends.local import told_local
 from scheduler.backends.pool import BackendPool
 from scheduler.backends.probe import RpcError
+from scheduler.backends.waiting import set_within
 from scheduler.backends.watch import BackendWatch
-from scheduler.control.cold.fan_out import READ_TIMEOUT_S, UPDATE_TIMEOUT_S
+from scheduler.control.cold.fan_out import PASSING, READ_TIMEOUT_S, UPDATE_TIMEOUT_S
 from scheduler.control.cold.regions import Kind, Region, Regions
 from scheduler.control.payload_memory import is_payload_key, is_payload_region
 from scheduler.telemetry.logs import log
@@ -28,8 +29,8 @@ from scheduler.telemetry.logs import log
 logger = logging.getLogger(__name__)
 
 KINDS: tuple[Kind, ...] = ("System", "Cuda")
-# Nothing was said about the region: the backend did not answer.
-PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+# Triton's words of a call that --grpc-restricted-protocol keeps for others.
+RESTRICTED = "This protocol is restricted"
 # Between tries; a request may use a region for long, and Triton keeps it for so long.
 RETRY_PAUSE_S = 1.0
 RETRY_PAUSE_MAX_S = 32.0
@@ -60,7 +61,7 @@ class RegionSync:
         # Regions change one after the other, and not while a backend is told of them.
         self.turn = asyncio.Lock()
         self._seen: set[str] = set()
-        self._due: set[str] = set()
+        self._due: dict[str, asyncio.Event] = {}
         self._first: set[str] = set()
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -71,7 +72,7 @@ class RegionSync:
 
     def look_at(self, address: str) -> None:
         """The backend came (back), or did not answer a call about a region."""
-        self._due.add(address)
+        self._due.setdefault(address, asyncio.Event()).set()
         if address not in self._seen:
             self._first.add(address)
         self._seen.add(address)
@@ -87,15 +88,18 @@ class RegionSync:
 
     async def _look(self, address: str) -> None:
         timer = asyncio.get_running_loop().call_later(START_WAIT_S, self._looked, address)
-        pause_s = RETRY_PAUSE_S
+        due, pause_s = self._due[address], RETRY_PAUSE_S
         try:
-            while address in self._due:
-                self._due.discard(address)
-                if not await self._brought(address):
-                    self._due.add(address)
-                    self._looked(address)
-                    await asyncio.sleep(pause_s)
+            while due.is_set():
+                due.clear()
+                if await self._brought(address):
+                    continue
+                self._looked(address)
+                if await set_within(due, pause_s):  # it may be another process by now
+                    pause_s = RETRY_PAUSE_S
+                else:
                     pause_s = min(2 * pause_s, RETRY_PAUSE_MAX_S)
+                    due.set()
         finally:
             timer.cancel()
             del self._tasks[address]
@@ -109,8 +113,11 @@ class RegionSync:
         """False: to be tried again."""
         try:
             backend = self._pool.backends.get(address)
-            if backend is None or not await is_local(backend.address.host):
+            if backend is None:
                 return True
+            local = await told_local(backend.address.host)
+            if not local:
+                return local is not None  # a name server may be away for now
             async with self.turn:
                 watch = self._pool.watches.get(address)
                 # One that is down is looked at when it is back.
@@ -126,7 +133,9 @@ class RegionSync:
         except RpcError as error:
             log(logger, logging.DEBUG, "a backend does not answer about its regions",
                 backend=watch.address, reason=error.text)  # fmt: skip
-            # A Triton may be set up to refuse all such calls, which is no matter where none is due.
+            if not is_restricted(error):
+                return False
+            # It refuses all such calls, which is no matter where none is due.
             registered = (not region.adopted for region in self._regions.by_name.values())
             return not self._regions.left_at(watch.address) and not any(registered)
 
@@ -214,6 +223,11 @@ class RegionSync:
         else:
             log(logger, logging.WARNING, "a region is not used where it is other memory than "
                 "elsewhere", region=name, key=listed.key, backend=address)  # fmt: skip
+
+
+def is_restricted(error: RpcError) -> bool:
+    """Whether Triton is set up to refuse such calls: the code alone is that of a lost one."""
+    return error.code is grpc.StatusCode.UNAVAILABLE and RESTRICTED in error.text
 
 
 async def unregister_leftover(watch: BackendWatch, kind: Kind, name: str) -> None:

@@ -75,9 +75,6 @@ class Regions:
         self.leftovers: dict[str, set[str]] = {}
         self._load()
 
-    def names(self, kind: Kind) -> list[str]:
-        return [name for name, region in self.by_name.items() if region.kind == kind]
-
     def left_at(self, address: str) -> set[str]:
         """The leftovers of the backend."""
         return set(self.leftovers.get(address, ()))

@@ -39,8 +39,8 @@ class ColdServicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._pool = plane.pool
         self._readiness = plane.readiness
         self._statistics = Statistics(plane)
-        # A backend that comes back is told in this order: models load for long, and have settings.
         self._shared_memory = SharedMemory(plane)
+        # A backend that comes back is told in this order: models have settings.
         self._repository = Repository(plane)
         self._trace_and_log = TraceAndLog(plane)
 

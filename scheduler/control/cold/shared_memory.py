@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import grpc
@@ -18,8 +19,8 @@ from scheduler.backends.local import is_local
 from scheduler.backends.probe import RpcError
 from scheduler.backends.watch import BackendWatch
 from scheduler.control.cold.errors import ColdError
-from scheduler.control.cold.fan_out import READ_TIMEOUT_S, Outcome, ask_all
-from scheduler.control.cold.region_sync import KINDS, PASSING, unregister_leftover
+from scheduler.control.cold.fan_out import PASSING, READ_TIMEOUT_S, Outcome, ask_all
+from scheduler.control.cold.region_sync import KINDS, unregister_leftover
 from scheduler.control.cold.regions import Kind
 from scheduler.control.payload_memory import PREFIX, is_payload_key, is_payload_region
 from scheduler.control.plane import ControlPlane
@@ -35,6 +36,7 @@ class SharedMemory:
         self._plane = plane
         self._regions = plane.regions
         self._sync = plane.region_sync
+        self._operations: set[asyncio.Task[None]] = set()
 
     async def has_local_backend(self) -> bool:
         """Whether any backend runs on this host."""
@@ -49,50 +51,12 @@ class SharedMemory:
                 f"failed to register shared memory region '{request.name}': names and keys that "
                 f"begin with '{PREFIX}' are the scheduler's own",
             )
-        async with self._sync.turn:
-            if await self._is_somewhere(request.name):
-                raise ColdError(
-                    grpc.StatusCode.ALREADY_EXISTS,
-                    f"shared memory region '{request.name}' already in manager",
-                )
-            watches = await self._reachable()
-            await self._make_room(request.name, watches)
-            method = f"{kind}SharedMemoryRegister"
-            outcome = await ask_all(self._plane.pool, watches, method, request)
-            if outcome.failures:
-                await self._roll_back(kind, request.name, watches, outcome)
-                Outcome({}, outcome.failures, outcome.named).raise_failures()
-            self._regions.add(kind, request, outcome.answers)
-            await self._tell_data_plane()
-        return getattr(service_pb2, f"{method}Response")()
+        await self._in_turn(lambda: self._register(kind, request))
+        return getattr(service_pb2, f"{kind}SharedMemoryRegisterResponse")()
 
     async def unregister(self, kind: Kind, request: Any) -> Any:
         """One region, or all of the kind where no name is given. Raises ColdError."""
-        async with self._sync.turn:
-            removed = {
-                name: region
-                for name, region in self._regions.by_name.items()
-                if region.kind == kind and request.name in ("", name)
-            }
-            self._regions.remove(removed)
-            await self._tell_data_plane()
-            watches = [watch for watch in await self._local() if watch.takes_calls]
-            outcome, names = Outcome({}, (), named=False), {request.name}
-            if not request.name:
-                outcome, listed = await self._listed(kind, watches)
-                names = listed | removed.keys()
-            failures = list(outcome.failures)
-            for name in sorted(names):
-                outcome = await self._unregister_one(kind, name, watches)
-                failures += outcome.failures
-                for address in outcome.answers if name in removed else ():
-                    self._regions.cleared(name, address)
-                refusing = {f.address for f in outcome.failures if f.code not in PASSING}
-                if name in removed and removed[name].backends & refusing:
-                    self._regions.restore(removed[name], removed[name].backends & refusing)
-            await self._tell_data_plane()
-            self._look_at_unanswered(failures)
-            Outcome(outcome.answers, tuple(failures), outcome.named).raise_failures()
+        await self._in_turn(lambda: self._unregister(kind, request.name))
         return getattr(service_pb2, f"{kind}SharedMemoryUnregisterResponse")()
 
     async def status(self, kind: Kind, request: Any) -> Any:
@@ -114,6 +78,65 @@ class SharedMemory:
             )
         return merged
 
+    async def _in_turn(self, operation: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Once begun it goes on to its end, also where the client is gone: what backends have and
+        what is known of it must agree."""
+        await self._sync.turn.acquire()
+        task = asyncio.create_task(operation())
+        self._operations.add(task)
+        task.add_done_callback(self._ended)
+        await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._sync.turn.release()
+        self._operations.discard(task)
+        if not task.cancelled():
+            task.exception()  # fetched, for the client may not be there to get it
+
+    async def _register(self, kind: Kind, request: Any) -> None:
+        if await self._is_somewhere(request.name):
+            raise ColdError(
+                grpc.StatusCode.ALREADY_EXISTS,
+                f"shared memory region '{request.name}' already in manager",
+            )
+        watches = await self._reachable()
+        await self._make_room(request.name, watches)
+        method = f"{kind}SharedMemoryRegister"
+        outcome = await ask_all(self._plane.pool, watches, method, request)
+        if outcome.failures:
+            await self._roll_back(kind, request.name, watches, outcome)
+            Outcome({}, outcome.failures, outcome.named).raise_failures()
+        self._regions.add(kind, request, outcome.answers)
+        await self._tell_data_plane()
+
+    async def _unregister(self, kind: Kind, only: str) -> None:
+        removed = {
+            name: region
+            for name, region in self._regions.by_name.items()
+            if region.kind == kind and only in ("", name)
+        }
+        self._regions.remove(removed)
+        await self._tell_data_plane()
+        watches = [watch for watch in await self._local() if watch.takes_calls]
+        told = {watch.address for watch in watches}
+        outcome, names = Outcome({}, (), named=False), {only}
+        if not only:
+            outcome, listed = await self._listed(kind, watches)
+            names = listed | removed.keys()
+        failures = list(outcome.failures)
+        for name in sorted(names):
+            outcome = await self._unregister_one(kind, name, _answering(watches, failures))
+            failures += outcome.failures
+            for address in outcome.answers if name in removed else ():
+                self._regions.cleared(name, address)
+            refusing = {f.address for f in outcome.failures if f.code not in PASSING}
+            if name in removed and removed[name].backends & refusing:
+                self._regions.restore(removed[name], removed[name].backends & refusing)
+        await self._tell_data_plane()
+        # One that answers may have let go of a leftover: its Status shows which kind that was.
+        self._look_at_behind(told)
+        Outcome(outcome.answers, tuple(failures), outcome.named).raise_failures()
+
     async def _listed(self, kind: Kind, watches: list[BackendWatch]) -> tuple[Outcome, set[str]]:
         """The names of all regions of the kind but those of data planes."""
         asked = getattr(service_pb2, f"{kind}SharedMemoryStatusRequest")()
@@ -132,10 +155,11 @@ class SharedMemory:
         region = self._regions.by_name.get(name)
         if region is None or not region.backends:
             return False
-        asked = [self._plane.pool.watches.get(address) for address in region.backends]
-        watches = [watch for watch in asked if watch is not None and watch.takes_calls]
+        # One that is no backend any more is asked nothing.
+        having = [w for a, w in self._plane.pool.watches.items() if a in region.backends]
+        watches = [watch for watch in having if watch.takes_calls]
         outcome, names = await self._listed(region.kind, watches)
-        return name in names or bool(outcome.failures) or len(watches) < len(asked)
+        return name in names or bool(outcome.failures) or len(watches) < len(having)
 
     async def _make_room(self, name: str, watches: list[BackendWatch]) -> None:
         """Where something is left by this name; what stays makes the registration fail."""
@@ -156,11 +180,11 @@ class SharedMemory:
         unknown = (failure for failure in outcome.failures if failure.code in PASSING)
         for failure in (*undone.failures, *unknown):
             self._regions.leave(name, failure.address)
-        self._look_at_unanswered([*undone.failures, *outcome.failures])
+        self._look_at_behind({f.address for f in (*undone.failures, *outcome.failures)})
 
-    def _look_at_unanswered(self, failures: list[RpcError]) -> None:
+    def _look_at_behind(self, addresses: set[str]) -> None:
         """What they missed they are told when they answer again."""
-        for address in {failure.address for failure in failures}:
+        for address in addresses:
             if self._regions.is_behind(address):
                 self._sync.look_at(address)
 
@@ -191,3 +215,9 @@ class SharedMemory:
     async def _tell_data_plane(self) -> None:
         self._plane.refresh_state()
         await self._plane.confirmed()
+
+
+def _answering(watches: list[BackendWatch], failures: Iterable[RpcError]) -> list[BackendWatch]:
+    """Without those that did not answer: each further call would wait for them anew."""
+    silent = {failure.address for failure in failures if failure.code in PASSING}
+    return [watch for watch in watches if watch.address not in silent]

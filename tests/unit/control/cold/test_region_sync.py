@@ -4,113 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import grpc
 import pytest
-from tritonclient.grpc import service_pb2
 
-from scheduler.backends.probe import RpcError
+from scheduler.backends import waiting
 from scheduler.control.cold import region_sync
+from scheduler.control.cold.fan_out import PASSING
 from scheduler.control.cold.region_sync import RegionSync
 from scheduler.control.cold.regions import Regions
+from tests.unit.control.cold.region_world import ADDRESS, OTHER, World, cuda, system
 
-ADDRESS, OTHER = "127.0.0.1:8001", "127.0.0.1:8003"
-
-
-class Triton:
-    """Its regions by name; it lets go of those in use when it was asked once more than `in_use`."""
-
-    def __init__(self) -> None:
-        self.regions: dict[str, Any] = {}
-        self.in_use: dict[str, int] = {}
-        self.silent: dict[str, int] = {}  # how often by method
-        self.gone: set[str] = set()  # keys of memory
-        self.called: list[str] = []
-
-    async def rpc(self, method: str, request: Any, _timeout_s: float) -> Any:
-        self.called.append(method)
-        if self.silent.get(method, 0) > 0:
-            self.silent[method] -= 1
-            raise RpcError(ADDRESS, grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-        kind = "Cuda" if method.startswith("Cuda") else "System"
-        if method.endswith("Status"):
-            return self._status(kind)
-        if method.endswith("Unregister"):
-            return self._unregister(kind, request.name)
-        if request.name in self.regions:
-            raise RpcError(ADDRESS, grpc.StatusCode.ALREADY_EXISTS, "already in manager")
-        if getattr(request, "key", "") in self.gone:
-            raise RpcError(ADDRESS, grpc.StatusCode.INTERNAL, "Unable to open")
-        self.regions[request.name] = request
-        return None
-
-    def _unregister(self, kind: str, name: str) -> None:
-        known = self.regions.get(name)
-        if known is None or not type(known).__name__.startswith(kind):
-            return
-        if self.in_use.get(name, 0) > 0:
-            self.in_use[name] -= 1
-            raise RpcError(ADDRESS, grpc.StatusCode.INTERNAL, "it is currently in use")
-        del self.regions[name]
-
-    def _status(self, kind: str) -> Any:
-        answer = getattr(service_pb2, f"{kind}SharedMemoryStatusResponse")()
-        for name, request in self.regions.items():
-            if type(request).__name__.startswith(kind):
-                fields = {"name": name, "byte_size": request.byte_size}
-                if kind == "System":
-                    fields |= {"key": request.key, "offset": request.offset}
-                else:
-                    fields["device_id"] = request.device_id
-                answer.regions[name].CopyFrom(type(answer).RegionStatus(**fields))
-        return answer
-
-
-def system(name: str, key: str) -> Any:
-    return service_pb2.SystemSharedMemoryRegisterRequest(name=name, key=key, byte_size=64)
-
-
-def cuda(name: str, handle: bytes) -> Any:
-    return service_pb2.CudaSharedMemoryRegisterRequest(
-        name=name, raw_handle=handle, device_id=1, byte_size=64
-    )
-
-
-class World:
-    """Regions, and one backend that is there."""
-
-    def __init__(self, directory: Path) -> None:
-        self.regions, self.triton = Regions(directory), Triton()
-        self.watch = SimpleNamespace(address=ADDRESS, takes_calls=True, calls=self.triton)
-        backend = SimpleNamespace(address=SimpleNamespace(host="127.0.0.1"))
-        self.pool: Any = SimpleNamespace(watches={ADDRESS: self.watch}, backends={ADDRESS: backend})
-        # What the data plane was told while the backend still had its regions.
-        self.told: list[set[str]] = []
-
-    def come_back(self) -> None:
-        async def look() -> None:
-            settled = asyncio.Event()
-
-            def changed() -> None:
-                if sync.settled:
-                    settled.set()
-
-            sync = RegionSync(self.pool, self.regions, changed, self._tell)
-            sync.look_at(ADDRESS)
-            while not settled.is_set() or sync._tasks:
-                await asyncio.sleep(0)
-            await sync.close()
-
-        asyncio.run(asyncio.wait_for(look(), 60))
-
-    async def _tell(self) -> None:
-        having = {n for n, r in self.regions.by_name.items() if ADDRESS in r.backends}
-        self.told.append(having)
-
-    def backends(self, name: str) -> set[str]:
-        return self.regions.by_name[name].backends
+RESTRICTED_TEXT = "This protocol is restricted, expecting header 'triton-grpc-protocol-key'"
 
 
 @pytest.fixture
@@ -179,10 +84,74 @@ def test_a_backend_that_does_not_answer_is_asked_again(world: World) -> None:
     assert world.backends("r") == {OTHER, ADDRESS}
 
 
-def test_one_that_never_tells_is_left_alone_where_nothing_is_due(world: World) -> None:
+def test_one_that_is_set_up_not_to_tell_is_left_alone_where_nothing_is_due(world: World) -> None:
     world.triton.silent = {"SystemSharedMemoryStatus": 1}
+    world.triton.silence = (grpc.StatusCode.UNAVAILABLE, RESTRICTED_TEXT)
     world.come_back()
     assert world.triton.called == ["SystemSharedMemoryStatus"]
+
+
+@pytest.mark.parametrize("code", PASSING)
+def test_one_that_was_slow_is_asked_for_what_others_put_there(
+    world: World, code: grpc.StatusCode
+) -> None:
+    world.triton.regions["r"] = system("r", "/theirs")
+    world.triton.silent = {"SystemSharedMemoryStatus": 1}
+    world.triton.silence = (code, "no answer")
+    world.come_back()
+    assert world.backends("r") == {ADDRESS}
+
+
+def test_one_whose_name_cannot_be_resolved_just_now_is_looked_at_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [True, None]
+
+    async def told_local(_host: str) -> bool | None:
+        return answers.pop()
+
+    monkeypatch.setattr(region_sync, "told_local", told_local)
+    world.regions.add("System", system("r", "/new"), [OTHER])
+    world.come_back()
+    assert not answers
+    assert world.backends("r") == {OTHER, ADDRESS}
+
+
+def test_a_backend_that_comes_back_is_not_kept_waiting_by_its_last_try(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is another process, which has nothing."""
+    pauses_s: list[float] = []
+    monkeypatch.setattr(region_sync, "RETRY_PAUSE_S", 600.0)
+    monkeypatch.setattr(region_sync, "RETRY_PAUSE_MAX_S", 3600.0)
+
+    async def set_within(event: asyncio.Event, timeout_s: float) -> bool:
+        pauses_s.append(timeout_s)
+        if len(pauses_s) == 1:
+            return False
+        if len(pauses_s) == 2:
+            sync.look_at(ADDRESS)
+            return await waiting.set_within(event, timeout_s)
+        world.triton.regions.clear()
+        sync.look_at(ADDRESS)
+        return await waiting.set_within(event, timeout_s)
+
+    monkeypatch.setattr(region_sync, "set_within", set_within)
+    world.regions.add("System", system("left", "/left"), [ADDRESS])
+    world.regions.remove(["left"])
+    world.triton.regions["left"] = system("left", "/left")
+    world.triton.in_use["left"] = 1000
+    world.regions.add("System", system("r", "/key"), [OTHER])
+    sync = RegionSync(world.pool, world.regions, lambda: None, world.tell)
+
+    async def look() -> None:
+        sync.look_at(ADDRESS)
+        await asyncio.gather(*sync._tasks.values())
+
+    asyncio.run(asyncio.wait_for(look(), 60))
+    assert pauses_s == [600.0, 1200.0, 600.0]
+    assert world.backends("r") == {OTHER, ADDRESS}
+    assert not world.regions.leftovers
 
 
 def test_what_no_backend_has_and_none_can_get_is_forgotten(world: World) -> None:
