@@ -263,7 +263,7 @@ void Gateway::State::reply_failed(const BatchRecord& batch, Status status, CallE
         } else if (reset || kind == engine::FailureKind::kRejected) {
             kind = engine::FailureKind::kFinal;
         }
-        if (!stops || reset) {
+        if (!stops || reset || status.code == StatusCode::kDeadlineExceeded) {
             note_late(batch);
             engine.dispatch_failed(batch.handle, kind, StatusCode::kDeadlineExceeded, now);
             return;

@@ -4,7 +4,8 @@
 // model's aging time. Of all models that share executors, the one that came of age first leads the
 // next batch that it can be in. At most one batch in kBatchesPerAged is led so, or a flood of low
 // levels would, aged, displace the high ones. So the n-th of them leads a batch no later than when
-// kBatchesPerAged * n batches of these models have gone after it came of age.
+// kBatchesPerAged * n batches of these models have gone after it came of age, and those that one
+// step sent to executors that were free together.
 #include <algorithm>
 
 #include "engine/core.h"
