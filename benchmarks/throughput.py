@@ -24,7 +24,8 @@ from benchmarks.serving import (
     scheduler_pids,
 )
 
-PROBE_S = 1.0
+PROBE_S = 0.5
+PROBES = 3  # of each variant
 # Workload and requests in flight of each comparison.
 LOADS = (("simple", 64), ("simple", 256), ("mixed", 64), ("mixed", 256))
 
@@ -103,21 +104,30 @@ def compare(
 
 
 def best_variant(triton: Triton, side: Side, base: LoadSpec) -> LoadSpec:
-    """The load on the variant that answered the most requests in a short probe."""
-    best: tuple[float, LoadSpec] | None = None
-    for variant in side.variants:
-        spec = replace(
+    """The load on the variant that answered the most requests, by the median of short probes.
+
+    They take turns: the machine's speed swings by more than variants differ.
+    """
+    specs = [
+        replace(
             base,
             target=side.address,
             model=model_name(base.workload, variant),
             watch=side.watch,
         )
-        probe = triton.verified_load(replace(spec, seconds=PROBE_S))
-        say(f"  probe {spec.model}: {probe.requests_per_s:.0f} requests/s {probe.problem}")
-        if best is None or probe.requests_per_s > best[0]:
-            best = (probe.requests_per_s, spec)
-    assert best is not None
-    return best[1]
+        for variant in side.variants
+    ]
+    rates: list[list[float]] = [[] for _ in specs]
+    for _ in range(PROBES):
+        for spec, its_rates in zip(specs, rates, strict=True):
+            probe = triton.verified_load(replace(spec, seconds=PROBE_S))
+            its_rates.append(probe.requests_per_s)
+            if probe.problem:
+                say(f"  probe {spec.model}: {probe.problem}")
+    medians = [median(its_rates) for its_rates in rates]
+    for spec, rate in zip(specs, medians, strict=True):
+        say(f"  probes {spec.model}: {rate:.0f} requests/s")
+    return specs[medians.index(max(medians))]
 
 
 def say_result(what: str, result: LoadResult) -> None:
