@@ -43,7 +43,9 @@ class Deliberate:
 
 
 REFUSED = ("INVALID_ARGUMENT", TOLD)
-TOO_MANY_ROWS = re.compile(r"\] inference request batch-size must be <= \d+ for '(\w+)'$")
+TOO_MANY_ROWS = re.compile(r"\] inference request batch-size must be <= (\d+) for '(\w+)'$")
+# What one request may be split into.
+BATCHES_MAX = 1024
 NO_CLASSES = "class result not available for output due to unsupported type '"
 TYPES_WITHOUT_CLASSES = ("BOOL", "FP16", "BF16", "BYTES")
 
@@ -64,7 +66,20 @@ def _oversized(answer: Answer | None) -> str:
     if answer is None or answer.code not in REFUSED:
         return ""
     told = TOO_MANY_ROWS.search(answer.text)
-    return told[1] if told is not None else ""
+    return told[2] if told is not None else ""
+
+
+def _beyond_all_batches(found: Difference) -> bool:
+    """Refused in Triton's words, with the rows of all the batches that it could be split into."""
+    straight, through, request = found.straight, found.through, found.request
+    told = TOO_MANY_ROWS.search(straight.text) if straight is not None else None
+    if straight is None or told is None or through.code != straight.code:
+        return False
+    limit = BATCHES_MAX * int(told[1])
+    ours = straight.text.replace(f"<= {told[1]} for", f"<= {limit} for")
+    # What Python cannot read has no rows to look at.
+    beyond = request is None or any(rows > limit for rows in _first_dimensions(request))
+    return through.text == ours and beyond
 
 
 def _of_larger(name: str, message: bytes, straight: Straight) -> Answer:
@@ -82,6 +97,8 @@ def _split(found: Difference, straight: Straight) -> bool:
     name = _oversized(found.straight)
     if not name:
         return False
+    if _beyond_all_batches(found):
+        return True
     answer = _of_larger(name, found.case.message, straight)
     if _oversized(answer):
         return False

@@ -75,6 +75,22 @@ def test_the_answer_to_an_oversize_request_is_that_of_a_model_with_larger_batche
         assert split_reason(larger, Answer("OK", "", other)) == ""
 
 
+def test_a_request_beyond_all_batches_is_refused_with_their_rows() -> None:
+    def told(rows: int) -> Answer:
+        return replace(TOO_MANY, text=TOO_MANY.text.replace("<= 4 ", f"<= {rows} "))
+
+    larger = larger_answers(Answer("INVALID_ARGUMENT", "[request id: r] other"))
+    beyond = case(rows=9)
+    request = Request.FromString(beyond.message)
+    request.inputs[0].shape[0] = 4 * 1024 + 1
+    beyond = replace(beyond, message=request.SerializeToString())
+    assert reason_for(Difference(beyond, TOO_MANY, told(4096)), not_asked) == "split"
+    # Not with fewer rows, nor with another limit.
+    assert reason_for(Difference(case(), TOO_MANY, told(4096)), larger) == ""
+    with pytest.raises(AssertionError):
+        reason_for(Difference(beyond, TOO_MANY, told(4095)), not_asked)
+
+
 def test_an_oversize_request_that_only_triton_can_read_is_asked_as_it_was_sent() -> None:
     """Python's protobuf takes no field number of 30 bits; Triton's does."""
     unknown = bytes.fromhex("fdffffff2f") + b"\0\0\0\0"
