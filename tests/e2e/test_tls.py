@@ -186,18 +186,22 @@ def test_connections_to_triton_are_encrypted_and_authenticated(
             assert not served.healthy()
 
 
-def test_files_that_are_being_replaced_cost_no_backend(
-    small_repository: Path, files: Files, config_file: Path
-) -> None:
+def with_own_ca(files: Files) -> list[str]:
+    """A tritonserver's arguments that what happens to the scheduler's `ca` does not touch."""
     own = files.directory / "its-own-ca.pem"
     shutil.copy(files.ca, own)
-    secure = [
+    return [
         "--grpc-use-ssl=true",
         f"--grpc-server-cert={files.server_certificate}",
         f"--grpc-server-key={files.server_key}",
         f"--grpc-root-cert={own}",
     ]
-    with EmbeddedTriton(small_repository, extra_arguments=secure) as triton:
+
+
+def test_files_that_are_being_replaced_cost_no_backend(
+    small_repository: Path, files: Files, config_file: Path
+) -> None:
+    with EmbeddedTriton(small_repository, extra_arguments=with_own_ca(files)) as triton:
         trust = {"ca": str(files.ca), "server_name": "localhost"}
         backend = {"address": triton.grpc_address, "tls": trust}
         with (
@@ -233,15 +237,7 @@ def test_an_authority_that_is_renewed_as_a_whole_costs_no_backend(
     small_repository: Path, files: Files, config_file: Path
 ) -> None:
     """The Triton has its old certificate until it starts again."""
-    own = files.directory / "its-own-ca.pem"
-    shutil.copy(files.ca, own)
-    secure = [
-        "--grpc-use-ssl=true",
-        f"--grpc-server-cert={files.server_certificate}",
-        f"--grpc-server-key={files.server_key}",
-        f"--grpc-root-cert={own}",
-    ]
-    with EmbeddedTriton(small_repository, extra_arguments=secure) as triton:
+    with EmbeddedTriton(small_repository, extra_arguments=with_own_ca(files)) as triton:
         trust = {"ca": str(files.ca), "server_name": "localhost"}
         with (
             serving(
