@@ -134,10 +134,14 @@ class Repository:
             plane.refresh_state()
             await self._drain(names)
             outcome = await ask_all(pool, watches, "RepositoryModelUnload", request)
-            if outcome.answers:
+            wished = bool(outcome.answers)
+            if wished:
                 self._loads.unloaded(request.model_name)
             outcome = await self._until_gone(outcome, watches, request.model_name, dependents)
             await self._take_over(watches, names)
+            missed = self._unasked(watches, outcome)
+            if wished:
+                self._tell_later(request.model_name, missed)
             if outcome.answers:
                 # What one that went down has is ended when it comes back.
                 there = [
@@ -145,11 +149,9 @@ class Repository:
                     for watch in watches
                     if watch.address in outcome.answers or not self._is_down(watch.address)
                 ]
-                gone = _gone(dependents, there)
-                for name in gone:
+                for name in _gone(dependents, there):
                     self._loads.unloaded(name)
-                for name in (request.model_name, *gone):
-                    self._tell_later(name, self._unasked(watches, outcome))
+                    self._tell_later(name, missed)
         finally:
             plane.desired.refusing.difference_update(names)
             plane.residency.held_back.difference_update(names)

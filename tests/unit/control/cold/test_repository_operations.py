@@ -13,7 +13,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from scheduler.backends.pool import BackendPool, join_catalogs
-from scheduler.backends.probe import Answer, ProbeResult, RpcError, TritonCalls
+from scheduler.backends.probe import Answer, CallError, ProbeResult, RpcError, TritonCalls
 from scheduler.backends.watch import BackendStatus, BackendWatch
 from scheduler.config import Settings
 from scheduler.config.schema import Discovery
@@ -45,15 +45,20 @@ class Triton(ScriptedCalls):
     def __init__(self, models: dict[str, str], ends: tuple[str, ...] = ()) -> None:
         super().__init__(**{n: f'name: "{n}" max_batch_size: 8 {its}' for n, its in models.items()})
         self.ends = ends
+        self.address = ""
         self.loaded: list[str] = []
         self.unloaded: list[str] = []
         self.refuses: set[str] = set()  # to unload these
         self.on_refusal: Callable[[], None] = lambda: None
         self.before_load: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self.before_unload: Callable[[], Coroutine[Any, Any, None]] | None = None
 
     async def rpc(self, method: str, request: Any, timeout_s: float) -> Any:
         if method == "RepositoryIndex":
-            return await self.index()
+            try:
+                return await self.index()
+            except CallError as error:
+                raise RpcError(self.address, grpc.StatusCode.UNAVAILABLE, str(error)) from error
         name = request.model_name
         if method == "RepositoryModelLoad":
             before, self.before_load = self.before_load, None
@@ -66,6 +71,9 @@ class Triton(ScriptedCalls):
             self.on_refusal()
             raise RpcError("", grpc.StatusCode.INTERNAL, "no")
         if name:
+            before, self.before_unload = self.before_unload, None
+            if before is not None:
+                await before()
             self.unloaded.append(name)
             for ended in (name, *self.ends):
                 self.states[ended, "1"] = "UNAVAILABLE"
@@ -193,6 +201,32 @@ def test_a_backend_that_comes_back_during_a_load_is_told_of_it(tmp_path: Path) -
         await world.load_with_files("own")
         await world.repository.finished()
         assert away.loaded == ["own"]
+
+    asyncio.run(scenario())
+
+
+def test_a_backend_that_comes_back_during_an_unload_is_told_of_it(tmp_path: Path) -> None:
+    """Also where the one that was asked goes down before it is done."""
+    here, away = Triton({"own": ""}), Triton({"own": ""})
+    here.address = HERE
+
+    async def scenario() -> None:
+        world = World(tmp_path, here=here, away=away)
+        await world.read()
+        watch = world.pool.watches[AWAY]
+        watch.take_probe(ProbeResult(Answer.UNREACHABLE))
+
+        async def back() -> None:
+            watch.take_probe(ProbeResult(Answer.READY))
+            await world.rejoin(AWAY)
+            here.answer = ProbeResult(Answer.UNREACHABLE)
+            world.pool.watches[HERE].take_probe(here.answer)
+
+        here.before_unload = back
+        with pytest.raises(ColdError):
+            await world.unload("own")
+        await world.repository.finished()
+        assert (here.unloaded, away.unloaded) == (["own"], ["own"])
 
     asyncio.run(scenario())
 
