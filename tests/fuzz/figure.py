@@ -135,8 +135,9 @@ class Kept:
             self._seeds = head.get("seeds", [])
 
     def write(self, targets: list[Target]) -> None:
-        """What was kept, with the targets as they are now."""
-        together = self._earlier | {t.name: t.after(self._earlier.get(t.name)) for t in targets}
+        """What was kept, with the targets as they are now; those whose turn has come."""
+        begun = [target for target in targets if target.inputs or target.findings]
+        together = self._earlier | {t.name: t.after(self._earlier.get(t.name)) for t in begun}
         head = header(self._seed, [f"fuzz {name}" for name in together])
         head["seeds"] = [*self._seeds, self._seed]
         head["targets"] = {name: target.to_fields() for name, target in together.items()}
