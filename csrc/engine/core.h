@@ -82,6 +82,7 @@ class Core : private CoreState {
     Admission refuse(ModelState& model, std::uint32_t index, Reason reason);
     void finish(std::uint32_t slot, const Ending& ending, Nanos now);
     void leave_batches(std::uint32_t slot, Nanos now);
+    void watch_clock(Nanos now);
     void expire(Nanos now);
     void expire_sequences(Nanos now);
     void mark_dirty(std::uint32_t model);

@@ -60,6 +60,7 @@ class CoreState {
     std::uint64_t retry_sequence_ = 0;
     Lookahead lookahead_;                                    // of one question; kept for its memory
     Nanos wake_ = kNever;                                    // as last told to the caller
+    Nanos stepped_at_ = std::numeric_limits<Nanos>::min();   // the last step
     Nanos rests_until_ = std::numeric_limits<Nanos>::min();  // of all placements, at most
 };
 

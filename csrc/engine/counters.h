@@ -150,7 +150,10 @@ struct CountersPage {
     std::uint64_t loading_failed_total;
     std::uint64_t loading_refused_total;  // at arrival
     std::uint64_t loop_gathering_ns;      // time between turns in which replies were left to gather
-    std::uint64_t reserved[7];
+    // Steps of the engine before the one before, by the clock, and long after they were due.
+    std::uint64_t clock_back_total;
+    std::uint64_t clock_ahead_total;
+    std::uint64_t reserved[5];
     DeviceCounters devices[kDevicesMax];
     BackendCounters backends[kCountersBackendsMax];
     ModelCounters models[kCountersModelsMax];

@@ -278,17 +278,26 @@ struct QueueStatus {
     bool merging;
 };
 
+// Times that cannot be, which nothing is learned from: how many there were.
+struct IgnoredTimes {
+    std::uint64_t backward = 0;  // of batches that ended before they began: the clock went back
+    std::uint64_t zero = 0;      // of batches that took none
+    std::uint64_t too_long = 0;  // of batches that took more than an hour
+    std::uint64_t prior = 0;     // that were said before anything ran
+};
+
 // What has been learned of how long batches of a model take on a backend.
 struct LatencyStatus {
     bool known = false;
     std::uint64_t observations = 0;  // of this backend; the rest may be of those like it, too
     Nanos alpha_ns = 0;              // of a row, and of a batch: the affine backbone
     Nanos beta_ns = 0;
-    double margin = 1.0;                // by which deadlines are kept beyond the expected time
-    double error_mean = 0.0;            // mean of observed/expected - 1 of late
-    double beyond_margin = 0.0;         // part of the observations beyond expected * margin
-    std::uint32_t rows_target = 0;      // the batch size that the present load asks for
-    double rate_per_s = 0.0;            // of requests, as metered
+    double margin = 1.0;            // by which deadlines are kept beyond the expected time
+    double error_mean = 0.0;        // mean of observed/expected - 1 of late
+    double beyond_margin = 0.0;     // part of the observations beyond expected * margin
+    std::uint32_t rows_target = 0;  // the batch size that the present load asks for
+    double rate_per_s = 0.0;        // of requests, as metered
+    IgnoredTimes ignored;
     std::vector<BatchSizeStats> sizes;  // expected time in backend_ns, observations in batches
 };
 

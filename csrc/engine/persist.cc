@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x4b656e69676e65;  // "engineK"
+constexpr std::uint64_t kStateMagic = 0x4c656e69676e65;  // "engineL"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {
@@ -92,6 +92,10 @@ void archive_placement(Archive& archive, PlacementState& p) {
     archive(p.executor);
     p.likeness.archive(archive);
     archive(p.batches_learned);
+    archive(p.ignored_times.backward);
+    archive(p.ignored_times.zero);
+    archive(p.ignored_times.too_long);
+    archive(p.ignored_times.prior);
     archive(p.rows_alike);
     bool own = p.own_latency != nullptr;
     archive(own);

@@ -99,6 +99,8 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
         uint64_t loading_failed_total
         uint64_t loading_refused_total
         uint64_t loop_gathering_ns
+        uint64_t clock_back_total
+        uint64_t clock_ahead_total
         DeviceCounters *devices
         BackendCounters *backends
         ModelCounters *models

@@ -83,6 +83,8 @@ cdef class CountersPage:
             "loading_failed_total": page.loading_failed_total,
             "loading_refused_total": page.loading_refused_total,
             "loop_gathering_ns": page.loop_gathering_ns,
+            "clock_back_total": page.clock_back_total,
+            "clock_ahead_total": page.clock_ahead_total,
         }
 
     def backend(self, size_t index):

@@ -44,6 +44,7 @@ cdef extern from "engine/counters.h" namespace "infersched::engine" nogil:
         uint64_t batches, rows, failed_batches, inflight_batches, inflight_rows
 
     cdef struct CountersPage:
+        uint64_t clock_back_total, clock_ahead_total
         BackendCounters backends[256]
         ModelCounters models[16384]
 
@@ -138,12 +139,16 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         uint32_t inflight_batches
         cbool merging
 
+    cdef struct CppIgnoredTimes "infersched::engine::IgnoredTimes":
+        uint64_t backward, zero, too_long, prior
+
     cdef cppclass LatencyStatus:
         cbool known
         uint64_t observations
         int64_t alpha_ns, beta_ns
         double margin, error_mean, beyond_margin, rate_per_s
         uint32_t rows_target
+        CppIgnoredTimes ignored
         vector[BatchSizeStats] sizes
 
     cdef cppclass DeviceMemory:

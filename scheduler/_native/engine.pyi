@@ -90,6 +90,13 @@ class LatencyState(NamedTuple):
     rows_target: int
     rate_per_s: float
     sizes: tuple[BatchSize, ...]
+    ignored: IgnoredTimes
+
+class IgnoredTimes(NamedTuple):
+    backward: int
+    zero: int
+    too_long: int
+    prior: int
 
 class MemoryState(NamedTuple):
     known: bool
@@ -233,6 +240,8 @@ class Engine:
     def counters(self, model: int) -> dict[str, Any]:
         """The model's counters; `outcomes` by (outcome, reason), only those not zero."""
     def backend_counters(self, backend: int) -> dict[str, int]: ...
+    def clock_jumps(self) -> tuple[int, int]:
+        """How often the clock went back, and far ahead of what was due."""
     def run_closed_loop(
         self, requests: int, queue_length: int, signatures: int, budget_ns: int
     ) -> int:

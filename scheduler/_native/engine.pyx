@@ -39,8 +39,9 @@ TritonBlock = namedtuple(
 BatchSize = namedtuple("BatchSize", "rows batches backend_ns")
 LatencyState = namedtuple(
     "LatencyState", "known observations alpha_ns beta_ns margin error_mean beyond_margin "
-    "rows_target rate_per_s sizes",
+    "rows_target rate_per_s sizes ignored",
 )
+IgnoredTimes = namedtuple("IgnoredTimes", "backward zero too_long prior")
 MemoryState = namedtuple(
     "MemoryState", "known base_bytes bytes_per_row samples error rows_high rows_limit rows_cap "
     "added_bytes out_of_memory",
@@ -287,6 +288,7 @@ cdef class Engine:
             status.known, status.observations, status.alpha_ns, status.beta_ns, status.margin,
             status.error_mean, status.beyond_margin, status.rows_target, status.rate_per_s,
             tuple([BatchSize(s.rows, s.batches, s.backend_ns) for s in status.sizes]),
+            IgnoredTimes(**dict(status.ignored)),
         )
 
     @property
@@ -334,6 +336,9 @@ cdef class Engine:
         if not 0 <= backend < 256:
             raise IndexError(backend)
         return dict(self._page.backends[backend])
+
+    def clock_jumps(self):
+        return self._page.clock_back_total, self._page.clock_ahead_total
 
     def run_closed_loop(
         self, uint64_t requests, uint32_t queue_length, uint32_t signatures, int64_t budget_ns

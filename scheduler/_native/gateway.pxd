@@ -146,6 +146,9 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         Nanos last_answer
         vector[BatchSizeStats] batch_sizes
 
+    cdef struct IgnoredTimes:
+        uint64_t backward, zero, too_long, prior
+
     cdef cppclass LatencyStatus:
         cbool known
         uint64_t observations
@@ -156,6 +159,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         double beyond_margin
         uint32_t rows_target
         double rate_per_s
+        IgnoredTimes ignored
         vector[BatchSizeStats] sizes
 
     cdef enum: kDevicesMax

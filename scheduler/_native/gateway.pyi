@@ -51,7 +51,19 @@ class Gateway:
     def latencies(
         self, model: int
     ) -> list[
-        tuple[int, int, int, int, float, float, float, int, float, list[tuple[int, int, int]]]
+        tuple[
+            int,
+            int,
+            int,
+            int,
+            float,
+            float,
+            float,
+            int,
+            float,
+            list[tuple[int, int, int]],
+            dict[str, int],
+        ]
     ]: ...
     def memory(self, model: int) -> list[dict[str, Any]]: ...
     def devices(self) -> list[tuple[int, bool, int, int, int, int, bool, int, int, int]]: ...

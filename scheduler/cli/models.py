@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import click
 
 from scheduler.cli.client import TIMEOUT_S, control_option, control_stub
@@ -115,6 +117,7 @@ def _describe_placement(placement: pb.ModelPlacement) -> None:
             ("mean error", f"{learned.error_mean:+.1%}"),
             ("b* at present", learned.rows_target or "-"),
             ("requests/s", f"{learned.rate_per_s:.1f}"),
+            ("times ignored", _ignored(learned.ignored)),
         ],
     )
     rows = [(s.rows, s.batches, f"{s.backend_ns / s.batches / 1e6:.3f}") for s in learned.sizes
@@ -159,6 +162,11 @@ def _line(learned: dataplane_pb2.LatencySnapshot) -> str:
 
 def _line_ms(learned: dataplane_pb2.LatencySnapshot) -> str:
     return f"{learned.alpha_ns / 1e6:.3f} b + {learned.beta_ns / 1e6:.3f}"
+
+
+def _ignored(times: Mapping[str, int]) -> str:
+    kinds = [f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(times.items())]
+    return ", ".join(kinds) or "none"
 
 
 def _part(good: int, total: int) -> str:

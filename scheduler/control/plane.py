@@ -160,6 +160,7 @@ class ControlPlane:
             config_reload_failures=self.reload_failures,
             ready=self.readiness.ready,
             learned=self.latencies.figures(),
+            ignored_times=self.latencies.ignored_times(),
             shared_memory={key: getattr(shared, key) for key in SHARED_MEMORY_GAUGES},
             devices=self.devices.metrics_scope(self.needs.current, self.counters),
             residency=self.residency.scope,

@@ -268,6 +268,7 @@ def _add_latencies(model: pb.ModelSnapshot, gateway: Gateway) -> None:
         rows_target,
         rate_per_s,
         sizes,
+        ignored,
     ) in gateway.latencies(model.index):
         latency = model.latencies.add(
             backend_index=backend,
@@ -279,6 +280,7 @@ def _add_latencies(model: pb.ModelSnapshot, gateway: Gateway) -> None:
             beyond_margin=beyond_margin,
             rows_target=rows_target,
             rate_per_s=rate_per_s,
+            ignored={kind: count for kind, count in ignored.items() if count},
         )
         for rows, times, expected_ns in sizes:
             latency.sizes.add(rows=rows, batches=times, backend_ns=times * expected_ns)

@@ -125,6 +125,8 @@ _LEARNED_GAUGES = {
     "rows_target": ("batch_rows_target", "Batch size that the present load asks for."),
 }
 
+_CLOCK_JUMPS = {"clock_back_total": "back", "clock_ahead_total": "ahead"}
+
 # Field of the data plane's snapshot, as last read -> (name without prefix, help).
 SHARED_MEMORY_GAUGES = {
     "used_bytes": ("used_bytes", "Of the segment, in blocks that are held."),
@@ -145,6 +147,8 @@ class Scope:
     ready: bool
     learned: Mapping[tuple[str, str, str], LearnedFigures] = field(default_factory=dict)
     shared_memory: Mapping[str, int] = field(default_factory=dict)
+    # By model, version, backend and kind.
+    ignored_times: Mapping[tuple[str, str, str, str], int] = field(default_factory=dict)
     devices: DeviceScope = field(default_factory=DeviceScope)
     residency: ResidencyScope = field(default_factory=ResidencyScope)
 
@@ -191,6 +195,14 @@ class CountersCollector(Collector):
         yield from _model_families(models)
         yield from _objective_families(models)
         yield from _learned_families(scope.learned)
+        ignored = CounterMetricFamily(
+            "infersched_ignored_batch_times",
+            "Times of batches that cannot be, which nothing is learned from.",
+            labels=[*MODEL, "backend", "kind"],
+        )
+        for place, count in scope.ignored_times.items():
+            ignored.add_metric(place, count)
+        yield ignored
         yield from self._backend_families(scope)
         yield from device_families(scope.devices)
         yield from residency_families(scope.residency)
@@ -210,6 +222,14 @@ class CountersCollector(Collector):
             yield GaugeMetricFamily(f"infersched_{name}", text, page[key] * scale)
         for key, (name, text, scale) in _PAGE_COUNTERS.items():
             yield CounterMetricFamily(f"infersched_{name}", text, page[key] * scale)
+        jumps = CounterMetricFamily(
+            "infersched_clock_jumps",
+            "Times that the clock of the data plane went back, or far ahead of what was due.",
+            labels=["direction"],
+        )
+        for key, direction in _CLOCK_JUMPS.items():
+            jumps.add_metric([direction], page[key])
+        yield jumps
 
     def _backend_families(self, scope: Scope) -> Iterator[Metric]:
         up = GaugeMetricFamily(

@@ -72,5 +72,6 @@ def test_a_prior_that_makes_no_sense_is_ignored(plane: DataPlane, fake: FakeTrit
     prior.add(rows=3, batches=1, backend_ns=2**63 - 1)
     assert plane.apply([model], [fake.address]) == ""
     assert (learned(plane).alpha_ns, learned(plane).beta_ns) == (0, 0)
+    assert learned(plane).ignored == {"prior": 3}
     with connected(plane.address) as stub:
         stub.ModelInfer(infer_request(rows(1)), timeout=30)

@@ -9,6 +9,8 @@ namespace infersched::engine {
 namespace {
 
 constexpr Nanos kRetryAfterUnavailableNs = kSecond;
+// A step that is due is not later than this, unless the clock jumped or the process stood still.
+constexpr Nanos kStillMaxNs = 10 * kSecond;
 // A request that is said to have come longer ago than this came this long ago.
 constexpr Nanos kArrivalAgeMaxNs = 24 * 3600 * kSecond;
 
@@ -282,7 +284,16 @@ void Core::expire(Nanos now) {
     }
 }
 
+// What is timed across a jump is wrong, and more is not: it is counted. One ahead shows only where
+// something was due: without work there is no next step.
+void Core::watch_clock(Nanos now) {
+    if (now < stepped_at_) ++page_->clock_back_total;
+    if (now > add_saturating(wake_, kStillMaxNs)) ++page_->clock_ahead_total;
+    stepped_at_ = now;
+}
+
 void Core::step(Nanos now) {
+    watch_clock(now);
     arrange(now);
     run_ticks(now);
     expire(now);

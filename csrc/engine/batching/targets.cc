@@ -273,6 +273,7 @@ LatencyStatus Core::latency_status(std::uint32_t index, std::uint32_t backend) c
     const LatencyAccuracy accuracy = latency.accuracy();
     status.known = latency.known();
     status.observations = placement->batches_learned;
+    status.ignored = placement->ignored_times;
     status.alpha_ns = static_cast<Nanos>(latency.alpha_ns());
     status.beta_ns = static_cast<Nanos>(latency.beta_ns());
     status.margin = latency.margin();

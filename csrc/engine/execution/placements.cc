@@ -4,7 +4,6 @@
 
 namespace infersched::engine {
 namespace {
-constexpr Nanos kLongestSampleNs = 3600 * kSecond;
 constexpr std::uint32_t kRestDoublingsMax = 7;
 }  // namespace
 
@@ -26,9 +25,8 @@ void PlacementState::note_doubt(Nanos now) {
 }
 
 void PlacementState::observe(Nanos ran_ns, std::uint32_t rows) {
-    const Nanos sample = std::clamp<Nanos>(ran_ns, 1, kLongestSampleNs);
-    batch_ns = averaged(batch_ns, sample);
-    ns_per_row = std::max<Nanos>(averaged(ns_per_row, sample / std::max(rows, 1u)), 1);
+    batch_ns = averaged(batch_ns, ran_ns);
+    ns_per_row = std::max<Nanos>(averaged(ns_per_row, ran_ns / std::max(rows, 1u)), 1);
 }
 
 bool share_devices(const PlacementState& a, const PlacementState& b) {

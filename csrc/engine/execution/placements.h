@@ -25,6 +25,9 @@ inline constexpr Nanos kRestMaxNs = kSecond;
 // fewer may be meant for the requests.
 inline constexpr std::uint32_t kDoubtsMax = 3;
 
+// A batch that is said to have run for longer has not.
+inline constexpr Nanos kBatchNsMax = 3600 * kSecond;
+
 // Rows of a batch that device memory allows.
 struct RowsAllowed {
     std::uint32_t single = 0xffffffff;  // where requests are cut
@@ -61,6 +64,7 @@ struct PlacementState {
     LatencyLikeness likeness;                   // to the model's other backends
     std::unique_ptr<LatencyModel> own_latency;  // of one that is new, or unlike the others
     std::uint64_t batches_learned = 0;          // that it ran itself
+    IgnoredTimes ignored_times;
     // Sizes of which a prior said what is known of the others; while it has run nothing.
     std::vector<std::uint32_t> rows_alike;
     std::uint32_t failures = 0;  // in a row, of those that make it rest, at once or later
@@ -87,7 +91,7 @@ struct PlacementState {
         failures = 0;
         rest_until = std::numeric_limits<Nanos>::min();
     }
-    // Accounts a reply after `ran_ns` of execution.
+    // Accounts a reply after `ran_ns` of execution, up to kBatchNsMax.
     void observe(Nanos ran_ns, std::uint32_t rows);
 };
 

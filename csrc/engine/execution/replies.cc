@@ -19,6 +19,23 @@ bool may_go_again(const ModelState& model, const BatchRecord& failed, FailureKin
     return model.policy.idempotent && failed.tries < kTriesOfDoubt && there;
 }
 
+// Whether the time that a batch ran for can be learned from. Not that of one that was still thought
+// to be staged, nor of one whose reply came in one reading with that of the batch before it: they
+// tell nothing. What no clock that goes forward gives, and what no batch takes, is counted.
+bool timed(IgnoredTimes& ignored, const BatchRecord& batch, Nanos now) {
+    const bool staged = batch.started_at == kNever;
+    if (now < batch.dispatched_at || (!staged && now < batch.started_at)) {
+        ++ignored.backward;
+    } else if (now == batch.dispatched_at) {
+        ++ignored.zero;
+    } else if (!staged && now - batch.started_at > kBatchNsMax) {
+        ++ignored.too_long;
+    } else {
+        return !staged && now > batch.started_at;
+    }
+    return false;
+}
+
 }  // namespace
 
 // The first `slots` batches out there run; the others are staged.
@@ -66,13 +83,11 @@ void Core::leave_placement(std::uint32_t batch_slot, Nanos now) {
     mark_dirty(batch.model);
 }
 
-// A batch that was still thought to be staged tells nothing about the time of a batch, and neither
-// does one whose reply came in one reading with that of the batch before it.
 void Core::observe(ModelState& model, const BatchRecord& batch, Nanos now) {
     PlacementState& placement = *model.placement(batch.backend);
     if (placement.resting(now)) recount_pauses(model);
     placement.recover();
-    if (batch.started_at == kNever || now <= batch.started_at) return;
+    if (!timed(placement.ignored_times, batch, now)) return;
     const Nanos ran = now - batch.started_at;
     placement.observe(ran, batch.rows);
     if (model.learns) {
@@ -214,8 +229,8 @@ void Core::dispatch_failed(BatchHandle handle, FailureKind kind, StatusCode code
 // A batch that was given up has run for so long at least. Without this, one that always takes
 // longer than the objective would never be known.
 void Core::observe_unfinished(ModelState& model, const BatchRecord& batch, Nanos now) {
-    if (!model.learns || batch.started_at == kNever || now <= batch.started_at) return;
     PlacementState& placement = *model.placement(batch.backend);
+    if (!timed(placement.ignored_times, batch, now) || !model.learns) return;
     const LatencyModel& latency = latency_of(model, placement);
     const Nanos ran_ns = now - batch.started_at;
     const std::uint32_t rows = rows_sent(model, batch);

@@ -167,10 +167,14 @@ void Core::learn_latency(ModelState& model, PlacementState& placement, std::uint
 
 bool Core::prime_latency(std::uint32_t index, std::uint32_t backend, std::uint32_t rows,
                          Nanos mean_ns, std::uint64_t count) {
-    if (index >= models_.size() || rows == 0 || mean_ns <= 0 || count == 0) return false;
+    if (index >= models_.size()) return false;
     ModelState& model = models_[index];
     PlacementState* placement = model.placement(backend);
     if (placement == nullptr) return false;
+    if (rows == 0 || mean_ns <= 0 || count == 0) {
+        ++placement->ignored_times.prior;
+        return false;
+    }
     const auto mean = static_cast<double>(mean_ns);
     const bool sensible = LatencyModel::sensible_prior(rows, mean, count);
     if (sensible && !placement->own_latency && placement->batches_learned == 0) {
@@ -192,7 +196,9 @@ bool Core::prime_latency(std::uint32_t index, std::uint32_t backend, std::uint32
     const std::uint64_t ignored = latency.ignored();
     latency.prime(rows, mean, count);
     update_reference(model);
-    return latency.ignored() == ignored;
+    if (latency.ignored() == ignored) return true;
+    ++placement->ignored_times.prior;
+    return false;
 }
 
 }  // namespace infersched::engine

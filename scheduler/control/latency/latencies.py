@@ -20,6 +20,7 @@ from scheduler.config import Batching, Settings
 from scheduler.config.objectives import objectives
 from scheduler.config.profile import lone_request_ns, objective_below_floor
 from scheduler.control.desired import DesiredState
+from scheduler.control.latency.ignored_times import IgnoredTimes
 from scheduler.control.latency.learned import LearnedLatencies, LearnedLatency, learned_latency
 from scheduler.control.latency.priors import OBSERVATIONS_MIN, Priors
 from scheduler.control.steering import SteeringClient
@@ -68,6 +69,7 @@ class Latencies:
         self.current: dict[tuple[ModelKey, str], pb.LatencySnapshot] = {}
         self.shared_memory = pb.SharedMemorySnapshot()
         self._floors_ns: dict[ModelKey, int] = {}
+        self._ignored = IgnoredTimes()
         self._pool = pool
         self._steering = steering
         self._counters = counters
@@ -107,6 +109,9 @@ class Latencies:
             if self._beside is not None:
                 self._beside.take(snapshot)
             self._read_at.update((index, ran[index]) for index in asked if index in ran)
+        if self._counters.valid:
+            self._ignored.take_clock(self._counters.page())
+        self._ignored.tell(desired.model_index)
 
     def keep(self) -> None:
         """Writes what was learned to the state directory."""
@@ -132,6 +137,7 @@ class Latencies:
         self.current = {**kept, **new}
         self.shared_memory = snapshot.shared_memory
         self._floors_ns = _floors_ns(self.current)
+        self._ignored.take(new)
         self.learned.update(self._observed(new))
         self.priors.forget_others(self._pool.watches)
         self._tell({key for key, _ in new})
@@ -202,6 +208,18 @@ class Latencies:
             for (key, address), latency in list(self.current.items())
             if latency.observations
         }
+
+    def ignored_times(self) -> dict[tuple[str, str, str, str], int]:
+        """For the metrics, by model, version, backend and kind; those that there were."""
+        found = {
+            (*key, address, kind): count
+            for (key, address), latency in list(self.current.items())
+            for kind, count in latency.ignored.items()
+        }
+        for (key, address), count in list(self.priors.ignored.items()):
+            at = (*key, address, "prior")
+            found[at] = found.get(at, 0) + count
+        return found
 
     def _observed(
         self, new: Mapping[tuple[ModelKey, str], pb.LatencySnapshot]

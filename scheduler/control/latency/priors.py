@@ -80,6 +80,8 @@ class Priors:
     def __init__(self, learned: LearnedLatencies) -> None:
         self._learned = learned
         self._statistics: dict[tuple[ModelKey, str], Prior] = {}
+        # Batch sizes whose statistics made no sense, by placement.
+        self.ignored: dict[tuple[ModelKey, str], int] = {}
         self._said: dict[tuple[ModelKey, str], tuple[object, Prior]] = {}
         self._reported: set[tuple[ModelKey, str]] = set()
         self._said_now: set[ModelKey] = set()
@@ -112,9 +114,11 @@ class Priors:
         lacking = False
         for model in models:
             placement = ((model.name, model.version), backend)
-            if not all(_sensible(*size) for size in _counted(model)):
+            absurd = sum(not _sensible(*size) for size in _counted(model))
+            if absurd:
+                self.ignored[placement] = self.ignored.get(placement, 0) + absurd
                 self._report(placement[0], "batch statistics of Triton that make no sense are "
-                             f"ignored (backend {backend})")  # fmt: skip
+                             f"ignored (backend {backend})", sizes=absurd)  # fmt: skip
             self._statistics[placement] = statistics_prior(model)
             said = self._said.get(placement)
             if self._statistics[placement] and said is not None and not said[1]:
@@ -124,7 +128,7 @@ class Priors:
 
     def forget_others(self, backends: Container[str]) -> None:
         """What was said and counted of backends that are no more."""
-        for known in (self._said, self._statistics):
+        for known in (self._said, self._statistics, self.ignored):
             for placement in [p for p in known if p[1] not in backends]:
                 del known[placement]
         kept = {
@@ -170,7 +174,7 @@ class Priors:
             return ()
         return _prior((size.rows, size.batches, size.mean_ns) for size in profile.sizes)
 
-    def _report(self, key: ModelKey, problem: str) -> None:
+    def _report(self, key: ModelKey, problem: str, **fields: int) -> None:
         if (key, problem) not in self._reported:
             self._reported.add((key, problem))
-            log(logger, logging.WARNING, f"model {key[0]}: {problem}", version=key[1])
+            log(logger, logging.WARNING, f"model {key[0]}: {problem}", version=key[1], **fields)

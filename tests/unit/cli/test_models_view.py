@@ -9,7 +9,7 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
-from scheduler.cli.models import _line, models
+from scheduler.cli.models import _ignored, _line, models
 from scheduler.cli.status import status
 from scheduler.v1 import control_pb2 as pb
 from scheduler.v1 import control_pb2_grpc
@@ -91,3 +91,8 @@ def test_a_latency_that_was_only_told_is_shown_as_that() -> None:
     told.observations = 1
     assert _line(told) == "1.000 b + 5.000 ms"
     assert _line(LatencySnapshot()) == "not known yet"
+
+
+def test_times_that_were_ignored_are_shown_by_kind() -> None:
+    assert _ignored({"too_long": 1, "backward": 2}) == "2 backward, 1 too long"
+    assert _ignored({}) == "none"

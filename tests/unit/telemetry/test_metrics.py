@@ -35,7 +35,8 @@ def written() -> Iterator[WrittenPage]:
 def registry(written: WrittenPage) -> CollectorRegistry:
     learned = {("m", "3", "t:1"): LearnedFigures(-0.0005, 1.25, 0.008, 12)}
     scope = Scope({("m", "3"): 5}, {"t:1": 2}, {"t:1": True, "u:1": False}, 4, True, learned,
-                  {"used_bytes": 4096, "quarantined_calls": 2})  # fmt: skip
+                  {"used_bytes": 4096, "quarantined_calls": 2},
+                  {("m", "3", "t:1", "backward"): 7})  # fmt: skip
     registry = CollectorRegistry(auto_describe=False)
     registry.register(CountersCollector(native.CountersPage(written.fd), lambda: scope))
     return registry
@@ -189,6 +190,16 @@ def test_what_was_learned_is_shown_by_backend(sample: Sample) -> None:
     assert sample("infersched_batch_rows_target", **labels) == 12
 
 
+def test_times_that_cannot_be_are_counted_by_kind(written: WrittenPage, sample: Sample) -> None:
+    labels = {**LABELS, "backend": "t:1"}
+    name = "infersched_ignored_batch_times_total"
+    assert sample(name, **labels, kind="backward") == 7
+    assert sample(name, **labels, kind="zero") is None
+    written.page.clock_back_total, written.page.clock_ahead_total = 2, 3
+    assert sample("infersched_clock_jumps_total", direction="back") == 2
+    assert sample("infersched_clock_jumps_total", direction="ahead") == 3
+
+
 def test_every_family_of_the_operators_page_is_there(
     written: WrittenPage, registry: CollectorRegistry
 ) -> None:
@@ -198,7 +209,7 @@ def test_every_family_of_the_operators_page_is_there(
     wanted = """requests admission_decisions queue_depth queue_bytes queue_oldest_age_seconds
         queue_wait_seconds batch_rows batch_fill_ratio backend_request_seconds request_seconds
         slo_good slo prediction_error_seconds batch_rows_target inflight_batches retries
-        config_reload_failures loop_lag_seconds
+        config_reload_failures loop_lag_seconds ignored_batch_times clock_jumps
         ledger_imbalance client_connections backend_up build_info"""
     assert {f"infersched_{name}" for name in wanted.split()} <= names
 

@@ -186,6 +186,8 @@ def test_statistics_that_make_no_sense_are_said_and_left_out(
         priors.offer_statistics("a:1", [found])
     (record,) = caplog.records
     assert "batch statistics of Triton that make no sense are ignored" in record.getMessage()
+    assert vars(record)["fields"] == {"version": "1", "sizes": 5}
+    assert priors.ignored == {(KEY, "a:1"): 10}
     assert milliseconds(priors.of(spec(), "a:1", Batching())) == {4: 9.0}
 
 

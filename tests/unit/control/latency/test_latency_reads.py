@@ -27,6 +27,9 @@ class Asked:
     def batches_returned(self, index: int) -> int:
         return 0
 
+    def page(self) -> dict[str, int]:
+        return {"clock_back_total": 0, "clock_ahead_total": 0}
+
     async def snapshot(self, indices: list[int]) -> pb.Snapshot:
         self.indices.append(list(indices))
         if self.late:
