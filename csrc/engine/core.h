@@ -114,6 +114,7 @@ class Core : private CoreState {
                      Nanos now) const;
     Nanos retry_late(const ModelState& model, const Arrival& arrival, std::uint32_t rows, Nanos end,
                      Nanos now) const;
+    Nanos retry_given_up(const RequestRecord& request, Nanos now) const;
 
     // queues/tenancy.cc
     FairShares* shares_of(const ModelState& model);

@@ -220,8 +220,10 @@ struct Action {
     std::uint32_t rows;         // kDispatch: sum of the members' rows
     std::uint32_t rows_padded;  // kDispatch: rows to send (mandatory sizes), else = rows
     bool memory_limited;        // kDispatch: device memory kept the batch smaller
-    Nanos at;         // kWake; kDispatch: the batch's deadline (latest of its members', kNever)
+    Nanos at;         // kWake; kDispatch: the batch's deadline (latest of its members', kNever);
+                      // kAnswer: the request's
     Nanos queued_ns;  // kAnswer: time from arrival to now, for expired requests
+    Nanos retry_after_ns;  // kAnswer of what the load made late in the queue: as Admission's
     // kAnswer with kDeviceMemory.
     std::uint64_t predicted_bytes;
     std::uint64_t free_bytes;

@@ -217,6 +217,7 @@ Status Gateway::State::submit(const ModelConfig& model, const Arriving& arriving
     record->bytes = arriving.event->bytes;
     record->window_bytes = arriving.event->window_bytes;
     record->arrival = arriving.event->arrival;
+    record->call_deadline = arriving.deadline;
     record->streamed =
         arriving.client_stream != 0 && (model.schema.decoupled || model.schema.sequence);
     record->ordered = arriving.client_stream != 0 && !model.schema.decoupled;

@@ -58,6 +58,7 @@ struct RequestRecord {
     std::uint64_t window_bytes = 0;  // and closed of its window
     std::uint64_t overhead = 0;      // charged to the budget besides: records, converted contents
     Nanos arrival = 0;
+    Nanos call_deadline = kNever;
     LateBy late_by = LateBy::kBudget;
     kserve::PreparedRequest prepared;
     SharedText metadata;  // forwarded headers, canonical; of a message: its stream's

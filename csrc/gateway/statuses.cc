@@ -78,11 +78,24 @@ Status over_quota(const std::string& prefix, std::string_view tenant, Nanos retr
 }
 
 Status expired(StatusCode code, LateBy late_by, std::string_view reason, std::string_view key,
-               const std::string& duration_ms) {
+               const std::string& duration_ms, Nanos retry_after_ns = 0) {
     Status status = Status::error(code, late_text(late_by));
-    status.details = ErrorDetails()
-                         .error_info(reason, {{key, duration_ms}})
-                         .serialise(status.code, status.message);
+    ErrorDetails details = ErrorDetails().error_info(reason, {{key, duration_ms}});
+    if (retry_after_ns > 0) details.retry_info(retry_after_ns);
+    status.details = details.serialise(status.code, status.message);
+    return status;
+}
+
+// The load made it late. Of a call that has time left for all of it again the client's library is
+// told, too: some of them (grpc-java) try again whatever comes with a pushback, whether or not they
+// may for its code, and what is left of the others would only be waited for.
+Status given_up(const engine::Action& action, const RequestRecord& request, LateBy late_by) {
+    Status status = expired(action.code, late_by, "EXPIRED_IN_QUEUE", "queuedMs",
+                            whole_ms(action.queued_ns), action.retry_after_ns);
+    const Nanos again = add_saturating(action.queued_ns, action.retry_after_ns);
+    const bool has_time = add_saturating(action.at, again) <= request.call_deadline;
+    if (action.retry_after_ns > 0 && has_time && request.client_stream == 0)
+        status.retry_pushback_ms = rounded_up_ms(action.retry_after_ns);
     return status;
 }
 
@@ -206,8 +219,7 @@ Status answer_status(const engine::Action& action, const RequestRecord& request,
         action.code == StatusCode::kDeadlineExceeded ? request.late_by : LateBy::kBudget;
     switch (action.reason) {
         case engine::Reason::kExpiredInQueue:
-            return expired(action.code, late_by, "EXPIRED_IN_QUEUE", "queuedMs",
-                           whole_ms(action.queued_ns));
+            return given_up(action, request, late_by);
         case engine::Reason::kExpiredInFlight:
             return expired(action.code, late_by, "EXPIRED_IN_FLIGHT", "elapsedMs",
                            whole_ms(action.queued_ns));

@@ -117,7 +117,7 @@ cdef extern from "engine/engine.h" namespace "infersched::engine" nogil:
         StatusCode code
         uint32_t model, backend, member_begin, member_count, rows, rows_padded
         uint64_t request, user, batch
-        int64_t at, queued_ns
+        int64_t at, queued_ns, retry_after_ns
         uint64_t predicted_bytes, free_bytes
 
     cdef enum class FailureKind(uint8_t):

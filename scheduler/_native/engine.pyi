@@ -37,6 +37,7 @@ class Answer(NamedTuple):
     queued_ns: int
     predicted_bytes: int = 0
     free_bytes: int = 0
+    retry_after_ns: int = 0
 
 class Abandon(NamedTuple):
     batch: int

@@ -19,7 +19,7 @@ Member = namedtuple("Member", "request user row_begin rows")
 Dispatch = namedtuple("Dispatch", "batch model backend rows rows_padded deadline_ns members")
 Answer = namedtuple(
     "Answer", "request user model outcome reason code batch backend queued_ns predicted_bytes "
-    "free_bytes", defaults=(0, 0),
+    "free_bytes retry_after_ns", defaults=(0, 0, 0),
 )
 Abandon = namedtuple("Abandon", "batch model backend")
 Wake = namedtuple("Wake", "at")
@@ -251,7 +251,7 @@ cdef class Engine:
                                     OUTCOMES[<int>action.outcome], REASONS[<int>action.reason],
                                     <int>action.code, action.batch, action.backend,
                                     action.queued_ns, action.predicted_bytes,
-                                    action.free_bytes))
+                                    action.free_bytes, action.retry_after_ns))
             elif action.kind == ActionKind.kAbandon:
                 taken.append(Abandon(action.batch, action.model, action.backend))
             else:

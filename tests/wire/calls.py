@@ -97,6 +97,10 @@ def retry_delay_ms(error: grpc.RpcError) -> float:
     return float(delay.ToTimedelta().total_seconds()) * 1000
 
 
+def has_retry_delay(error: grpc.RpcError) -> bool:
+    return _find_detail(error, error_details_pb2.RetryInfo) is not None
+
+
 def pushback_ms(error: grpc.RpcError) -> int | None:
     """The trailer that tells clients when to retry."""
     trailers = dict(error.trailing_metadata() or ())
@@ -105,6 +109,12 @@ def pushback_ms(error: grpc.RpcError) -> int | None:
 
 
 def _detail(error: grpc.RpcError, kind: Any) -> Any:
+    found = _find_detail(error, kind)
+    assert found is not None, f"no {kind.DESCRIPTOR.name} in {rpc_status.from_call(error)}"
+    return found
+
+
+def _find_detail(error: grpc.RpcError, kind: Any) -> Any:
     status = rpc_status.from_call(error)
     assert status is not None, f"{error.code()} carries no details"
     assert (status.code, status.message) == (error.code().value[0], error.details())
@@ -112,7 +122,7 @@ def _detail(error: grpc.RpcError, kind: Any) -> Any:
         message = kind()
         if packed.Unpack(message):
             return message
-    raise AssertionError(f"no {kind.DESCRIPTOR.name} in {status.details}")
+    return None
 
 
 def quota_subject(error: grpc.RpcError) -> str:

@@ -17,8 +17,10 @@ from tests.wire.calls import (
     connected,
     error_info,
     error_of,
+    has_retry_delay,
     infer_request,
     output,
+    pushback_ms,
     rows,
 )
 from tests.wire.fake_triton import FakeTriton, Request, Response, identity
@@ -106,6 +108,8 @@ def test_a_request_that_expires_in_the_queue_says_so(
     assert "Request timeout expired" in error.details()
     info = error_info(error)
     assert info.reason == "EXPIRED_IN_QUEUE"
+    assert not has_retry_delay(error), "nothing is known of the model yet"
+    assert pushback_ms(error) is None
     assert 150 <= int(info.metadata["queuedMs"]) < 20_000
     snapshot = plane.model_snapshot()
     assert (snapshot.queued_requests, snapshot.queued_bytes) == (0, 0)

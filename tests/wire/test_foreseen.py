@@ -27,14 +27,18 @@ BATCH_S = 10
 US_PER_S = 1_000_000
 
 
-def slow_model(**batching: object) -> pb.Model:
-    """Batches of which are known to take ten seconds, whatever the backend of the test does."""
+def model_of(batch_s: float, **batching: object) -> pb.Model:
+    """Batches of which are known to take so long, whatever the backend of the test does."""
     model = identity_model(staged_batches_max=0, **batching)
     for count in (1, 2, 4):
         model.placements[0].latency_prior.add(
-            rows=count, batches=20, backend_ns=20 * BATCH_S * 1_000_000_000
+            rows=count, batches=20, backend_ns=round(20 * batch_s * 1e9)
         )
     return model
+
+
+def slow_model(**batching: object) -> pb.Model:
+    return model_of(BATCH_S, **batching)
 
 
 @contextmanager
@@ -82,12 +86,7 @@ def test_a_deadline_below_the_floor_is_refused_at_once(
 def test_a_floor_is_rounded_up(
     floor_us: int, said_ms: int, plane: DataPlane, fake: FakeTriton
 ) -> None:
-    model = identity_model(staged_batches_max=0)
-    for count in (1, 2, 4):
-        model.placements[0].latency_prior.add(
-            rows=count, batches=20, backend_ns=20 * floor_us * 1_000
-        )
-    plane.apply([model], [fake.address])
+    plane.apply([model_of(floor_us / US_PER_S)], [fake.address])
     with connected(plane.address) as stub:
         error = infer_error(stub, infer_request(rows(1), parameters={"timeout": floor_us // 2}))
     assert error_info(error).reason == "DEADLINE_INFEASIBLE"
@@ -112,6 +111,24 @@ def test_what_would_be_late_is_told_when_to_come_again(
     assert 0 < retry_delay_ms(error) <= 5_001
     assert (pushback_ms(error) or 0) >= retry_delay_ms(error)
     assert plane.counters()["outcomes"]["refused", "predicted_late"] == 1
+
+
+@pytest.mark.parametrize(("call_s", "again"), [(60, True), (2, False)])
+def test_what_the_load_makes_late_in_the_queue_is_told_when_to_come_again(
+    plane: DataPlane, fake: FakeTriton, call_s: int, again: bool
+) -> None:
+    """In the details. In the trailer, too, if the call has time left for another try: a client that
+    waits for one although its own deadline comes before has its answer later."""
+    plane.apply([model_of(0.5)], [fake.address])
+    with busy(plane, fake) as stub:
+        request = infer_request(rows(1), parameters={"timeout": round(1.2 * US_PER_S)})
+        error = infer_error(stub, request, timeout=call_s)
+    assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert error.details() == "Request timeout expired"
+    assert error_info(error).reason == "EXPIRED_IN_QUEUE"
+    assert retry_delay_ms(error) == 500
+    assert pushback_ms(error) == (500 if again else None)
+    assert plane.counters()["outcomes"]["expired", "expired_in_queue"] == 1
 
 
 def test_best_effort_is_not_refused_for_being_late(plane: DataPlane, fake: FakeTriton) -> None:

@@ -246,7 +246,11 @@ void Core::finish(std::uint32_t slot, const Ending& ending, Nanos now) {
     action.user = request.user;
     action.batch = ending.batch;
     action.rows = request.rows;
+    action.at = request.deadline;
     action.queued_ns = std::max<Nanos>(now - request.arrival, 0);
+    if (ending.reason == Reason::kExpiredInQueue) {
+        action.retry_after_ns = retry_given_up(request, now);
+    }
     action.predicted_bytes = ending.predicted_bytes;
     action.free_bytes = ending.free_bytes;
     requests_.remove(slot);

@@ -105,4 +105,32 @@ Nanos Core::retry_late(const ModelState& model, const Arrival& arrival, std::uin
     return std::clamp(at - now, kRetryMinNs, kRetryMaxNs);
 }
 
+// Of a request that was given up in its queue, or was there at its deadline: as one like it would
+// be told that came now and was refused, but not before a batch more may be done, since it was
+// foreseen to be in time. 0: it had no time for the model even alone, or nothing is known.
+Nanos Core::retry_given_up(const RequestRecord& request, Nanos now) const {
+    const ModelState& model = models_[request.model];
+    const bool foreseen = model.learns && model.reference != kNoSlot &&
+                          model.component != kNoSlot && !rearrange_ && !request.sequential;
+    if (!foreseen || components_[model.component].slots == 0) return 0;
+    Arrival again;
+    again.at = now;
+    again.group = request.group;
+    again.key = model.groups[request.group].key;
+    if (again.key.pin != kNoBackend) return 0;
+    const bool splits = model.splits(again.key.mergeable);
+    const std::uint32_t rows =
+        std::max(splits ? std::min(request.rows, rows_limit(model.policy)) : request.rows, 1u);
+    const Nanos budget_ns = request.deadline - request.arrival;
+    const Nanos alone = reference_latency(model).expected(padded_rows(model.policy, rows));
+    if (alone > budget_ns) return 0;
+    again.deadline = add_saturating(now, budget_ns);
+    again.level = again.asked_level = request.asked_level;
+    again.over_share = request.over_share;
+    const bool queued = components_[model.component].backlog.queued() > 0;
+    const Nanos end = queued ? kNever : foreseen_end(model, again, rows, now);
+    const Nanos retry_ns = retry_late(model, again, rows, end, now);
+    return std::min(std::max(retry_ns, alone), kRetryMaxNs);
+}
+
 }  // namespace infersched::engine
