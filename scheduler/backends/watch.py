@@ -37,8 +37,11 @@ from scheduler.telemetry.logs import log
 logger = logging.getLogger(__name__)
 
 TIMEOUTS_UNTIL_DOWN = 2
-# Between refreshes that somebody waits for.
+# Between refreshes that somebody waits for, and of one that did not tell all to the next: this is
+# doubled up to the usual period.
 RETRY_PERIOD_S = 0.1
+# Looks that come to nothing before what is there is taken to be unknown for longer.
+FIRST_LOOKS_MAX = 6
 FAILURE_PAUSE_S = 1.0
 PARALLEL_MODEL_READS = 4
 # Names that are asked for until the backend has told of them.
@@ -101,6 +104,9 @@ class BackendWatch:
         self.models = model_specs(self._described)
         # Whether a first look has shown what is there; until then "down" is only ignorance.
         self.settled = False
+        self._first_looks = 0  # that came to nothing
+        self._all_read = True  # of what was ready at the last refresh
+        self._untold = 0  # refreshes in a row that did not tell all
         self._timeouts_in_a_row = 0
         self._suspected = False  # it disowned a model; the next good refresh clears it
         self._suspicions = 0
@@ -182,15 +188,25 @@ class BackendWatch:
 
     async def _refresh_loop(self) -> None:
         while True:
-            await set_within(self._refresh_now, self.discovery.refresh_period / 1e9)
+            await set_within(self._refresh_now, self._pause_s())
             self._refresh_now.clear()
             if self.status is BackendStatus.DOWN:
+                self._untold = 0
                 continue
             try:
                 await self.refresh()
             except CallError as error:
                 log(logger, logging.DEBUG, "refresh failed", backend=self.address, reason=error)
-                self._settle()
+                self._count_first_look()
+            told_all = self.catalog_read and self._all_read
+            self._untold = 0 if told_all else self._untold + 1
+
+    def _pause_s(self) -> float:
+        """Until the next refresh: soon where nothing is known yet, or not all of it."""
+        period_s = self.discovery.refresh_period / 1e9
+        if not self._untold:
+            return period_s
+        return min(RETRY_PERIOD_S * 2.0 ** min(self._untold - 1, 32), period_s)
 
     async def refresh(self, reread: Collection[str] = ()) -> bool:
         """Reads the index, and the models that are new, were reloaded, or have their turn.
@@ -233,7 +249,9 @@ class BackendWatch:
         stale |= self._next_in_turn(ready)
         stale |= {key for key in ready if key[0] in reread}
         described = {key: d for key, d in self._described.items() if key in kept}
-        described.update(await self._read_models(stale))
+        read = await self._read_models(stale)
+        self._all_read = read.keys() == stale
+        described.update(read)
         # A Triton that began to leave meanwhile lists models it will not serve, or none at all.
         result = await self.calls.ready(self.discovery.probe_timeout / 1e9)
         if result.answer not in (Answer.READY, Answer.NOT_READY):
@@ -342,8 +360,11 @@ class BackendWatch:
         if changed or settling:
             self._on_change()
 
-    def _settle(self) -> None:
-        if not self.settled:
+    def _count_first_look(self) -> None:
+        """One failed call does not tell that there are no models; who never tells its models must
+        not keep those of other backends from being served."""
+        self._first_looks += 1
+        if not self.settled and self._first_looks >= FIRST_LOOKS_MAX:
             self.settled = True
             self._on_change()
 
