@@ -55,6 +55,7 @@ void Core::configure_placements(std::uint32_t index, const std::vector<Placement
     ModelState& model = models_[index];
     std::vector<PlacementState> next;
     next.reserve(placements.size());
+    bool moved = false;
     for (const Placement& wanted : placements) {
         PlacementState* known = model.placement(wanted.backend);
         PlacementState state;
@@ -72,7 +73,9 @@ void Core::configure_placements(std::uint32_t index, const std::vector<Placement
         state.ready = wanted.ready;
         const bool own = model.policy.direct_max > 0 || model.policy.triton != nullptr;
         state.executor = executor_of(own ? kOwnExecutors : wanted.executor_group);
+        const std::vector<std::uint32_t> before = state.devices;
         place_on_devices(index, state, wanted.devices, now);
+        moved |= state.devices != before;
         state.configured = true;
         if (state.executor == kNoExecutor) promote(state, now);
         next.push_back(std::move(state));
@@ -81,12 +84,14 @@ void Core::configure_placements(std::uint32_t index, const std::vector<Placement
     for (PlacementState& old : model.placements) {
         if (named(placements, old.backend)) continue;
         old.configured = false;
+        moved |= !old.devices.empty();
         memory_.forget(old);
         if (!old.out.empty() || old.pinned.has_work()) next.push_back(std::move(old));
     }
     model.placements = std::move(next);
     model.reference = kNoSlot;  // named one of those before
     memory_.list(index, model.placements);
+    if (moved) places_.arrange(models_);
 }
 
 void Core::configure_model(std::uint32_t index, const ModelPolicy& policy,

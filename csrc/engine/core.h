@@ -226,7 +226,7 @@ class Core : private CoreState {
     void update_reference(ModelState& model);
     void trust_rows(ModelState& model, const PlacementState& placement);
     const LatencyModel& planning_latency(const ModelState& model, const Group& group) const;
-    void learn_latency(ModelState& model, PlacementState& place, std::uint32_t rows, Nanos ran_ns);
+    void learn_latency(ModelState& model, const BatchRecord& batch, std::uint32_t rows, Nanos now);
 
     // batching/targets.cc
     void meter(ModelState& model, const Request& request, const Arrival& arrival, Nanos now);
@@ -341,6 +341,8 @@ class Core : private CoreState {
     // persist.cc, invariants.cc
     template <class Archive>
     void archive_records(Archive& archive);
+    template <class Archive>
+    void archive_places(Archive& archive);
     template <class Archive>
     void archive_sequences(Archive& archive);
     template <class Archive>

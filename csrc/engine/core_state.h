@@ -10,6 +10,7 @@
 #include "engine/admission/lookahead.h"
 #include "engine/engine.h"
 #include "engine/execution/executors.h"
+#include "engine/execution/shared_places.h"
 #include "engine/memory/ledger.h"
 #include "engine/model_state.h"
 #include "engine/queues/queue.h"
@@ -33,6 +34,7 @@ class CoreState {
 
     CountersPage* page_;
     MemoryLedger memory_;
+    SharedPlaces places_;
     std::deque<ModelCounters> unpublished_;  // of models kCountersModelsMax, ...
     std::deque<ModelState> models_;
     std::vector<bool> backends_available_;

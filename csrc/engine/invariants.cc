@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 
 #include "engine/core.h"
 
@@ -182,12 +183,17 @@ void Core::check_ledger() const {
 void Core::check_backlogs() const {
     if (rearrange_) return;
     std::vector<Backlog> running(components_.size());
+    std::map<std::uint32_t, std::uint32_t> beside;
     for (std::uint32_t slot = 0; slot < batches_.slots(); ++slot) {
         if (!batches_.live(slot) || batches_[slot].backend == kNoBackend) continue;
         const BatchRecord& batch = batches_[slot];
         const std::uint32_t component = models_[batch.model].component;
-        if (batch.started_at == kNever || component == kNoSlot) continue;
-        running[component].start(batch.running());
+        if (batch.started_at == kNever) continue;
+        ++beside[batch.place];
+        if (component != kNoSlot) running[component].start(batch.running());
+    }
+    for (const auto& [place, batches] : beside) {
+        must(places_.running(place) == batches, "a place knows how many batches run there");
     }
     for (std::size_t i = 0; i < components_.size(); ++i) {
         must(components_[i].backlog.runs_as(running[i]), "a backlog knows the batches that run");

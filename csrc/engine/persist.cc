@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x4c656e69676e65;  // "engineL"
+constexpr std::uint64_t kStateMagic = 0x4d656e69676e65;  // "engineM"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {
@@ -246,6 +246,8 @@ void archive_batch(Archive& archive, BatchRecord& b) {
     archive(b.dispatched_at);
     archive(b.reserve);
     archive(b.started_at);
+    archive(b.place);
+    archive(b.ran_before);
     archive(b.ends_at);
     archive(b.release_at);
     archive.vector_size(b.members, 24);
@@ -359,6 +361,16 @@ void Core::archive_records(Archive& archive) {
 }
 
 template <class Archive>
+void Core::archive_places(Archive& archive) {
+    places_.archive(archive);
+    if constexpr (!Archive::kReads) return;
+    for (std::uint32_t slot = 0; slot < batches_.slots(); ++slot) {
+        if (!batches_.live(slot) || !batches_[slot].runs()) continue;
+        if (!archive.require(places_.found_running(batches_[slot].place))) return;
+    }
+}
+
+template <class Archive>
 void Core::archive(Archive& archive) {
     std::uint64_t magic = kStateMagic;
     archive(magic);
@@ -382,6 +394,7 @@ void Core::archive(Archive& archive) {
     archive_records(archive);
     archive_executors(archive);
     memory_.archive(archive);
+    archive_places(archive);
     if constexpr (Archive::kReads) restore_devices();
     archive_sequences(archive);
     archive_queued(archive);

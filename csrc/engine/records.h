@@ -142,13 +142,16 @@ struct BatchRecord {
     std::uint32_t others_out = 0;    // on the devices that are held free for it
     Nanos held_since = kNever;       // they are; kNever: they are not
     Nanos dispatched_at = 0;
-    Nanos ends_at = kNever;     // once started: when its reply is expected
-    Nanos started_at = kNever;  // when an instance was free for it; kNever: still staged
+    Nanos ends_at = kNever;         // once started: when its reply is expected
+    Nanos started_at = kNever;      // when an instance was free for it; kNever: still staged
+    std::uint32_t place = kNoSlot;  // of SharedPlaces, once started
+    std::uint64_t ran_before = 0;   // SharedPlaces::ran_ns then
     // Answered while its execution goes on: when its slot is free again. Its handle is stale.
     Nanos release_at = kNever;
     std::vector<BatchMember> members;
     std::uint32_t taken = 0;  // members that left their queue, while it is formed
 
+    bool runs() const { return backend != kNoBackend && started_at != kNever; }
     Nanos hold_end() const { return add_saturating(held_since, kHoldMaxNs); }
     // Once started. It hangs when it has taken twice as long as it was expected to.
     RunningBatch running() const {
@@ -163,7 +166,7 @@ struct BatchRecord {
 
     void recycle() {
         backend = pin = avoid = kNoBackend;
-        executor = kNoSlot;
+        executor = place = kNoSlot;
         cut_backend = kNoBackend;
         rows = live = tries = taken = memory_tries = others_out = reserve = 0;
         retry_sequence = 0;

@@ -1,4 +1,5 @@
-// The last `capacity` values, in the order they came and sorted: their quantiles at no cost.
+// The last `capacity` values, in the order they came and sorted: their quantiles at no cost. Each
+// may have a tag, which costs memory from the first one that is not 0 on.
 #pragma once
 
 #include <algorithm>
@@ -24,42 +25,40 @@ class SortedWindow {
     // As they came, up to the first push() of a full window.
     const std::vector<float>& in_order() const { return values_; }
 
-    void push(float value) {
-        value += 0.0f;  // one zero only, or a loaded window would not equal the saved one
-        if (values_.size() < capacity_) {
-            values_.push_back(value);
-            sorted_.insert(std::upper_bound(sorted_.begin(), sorted_.end(), value), value);
-            return;
-        }
-        replace(values_[next_], value);
-        values_[next_] = value;
-        next_ = next_ + 1 == capacity_ ? 0 : next_ + 1;
+    void push(float value, std::uint8_t tag = 0);
+    // Every value becomes changed(value, its tag), where any has a tag.
+    template <class Changed>
+    void change(const Changed& changed) {
+        if (tags_.empty()) return;
+        for (std::size_t i = 0; i < values_.size(); ++i) values_[i] = changed(values_[i], tags_[i]);
+        sorted_ = values_;
+        std::sort(sorted_.begin(), sorted_.end());
     }
-
     void clear() {
         values_.clear();
+        tags_.clear();
         sorted_.clear();
         next_ = 0;
     }
     // Forgets all but the newest `count`, less the newest `less` of them.
     void keep(std::size_t count, std::size_t less) {
-        std::rotate(values_.begin(), values_.begin() + next_, values_.end());
+        keep_of(values_, count, less);
+        keep_of(tags_, count, less);
         next_ = 0;
-        values_.resize(values_.size() - std::min(less, values_.size()));
-        const std::size_t kept = std::min(count, values_.size());
-        values_.erase(values_.begin(), values_.end() - static_cast<std::ptrdiff_t>(kept));
         sorted_ = values_;
         std::sort(sorted_.begin(), sorted_.end());
     }
     std::size_t memory_bytes() const {
-        return (values_.capacity() + sorted_.capacity()) * sizeof(float);
+        return (values_.capacity() + sorted_.capacity()) * sizeof(float) + tags_.capacity();
     }
 
     template <class Archive>
     void archive(Archive& archive) {
         archive(values_);
+        archive(tags_);
         archive(next_);
-        if (!archive.require(values_.size() <= capacity_ && next_ < capacity_)) clear();
+        const bool tags_fit = tags_.empty() || tags_.size() == values_.size();
+        if (!archive.require(values_.size() <= capacity_ && next_ < capacity_ && tags_fit)) clear();
         if constexpr (Archive::kReads) {
             sorted_ = values_;
             std::sort(sorted_.begin(), sorted_.end());
@@ -67,6 +66,14 @@ class SortedWindow {
     }
 
   private:
+    template <class Value>
+    void keep_of(std::vector<Value>& ring, std::size_t count, std::size_t less) {
+        if (ring.empty()) return;
+        std::rotate(ring.begin(), ring.begin() + next_, ring.end());
+        ring.resize(ring.size() - std::min(less, ring.size()));
+        const std::size_t kept = std::min(count, ring.size());
+        ring.erase(ring.begin(), ring.end() - static_cast<std::ptrdiff_t>(kept));
+    }
     // Takes `old` out of the sorted values and puts `value` in, moving what lies between.
     void replace(float old, float value) {
         const auto from = std::lower_bound(sorted_.begin(), sorted_.end(), old);
@@ -85,6 +92,23 @@ class SortedWindow {
     std::uint32_t next_ = 0;     // the oldest value's place when full
     std::vector<float> values_;  // a ring
     std::vector<float> sorted_;
+    std::vector<std::uint8_t> tags_;  // of values_; none: all of them 0
 };
+
+inline void SortedWindow::push(float value, std::uint8_t tag) {
+    value += 0.0f;  // one zero only, or a loaded window would not equal the saved one
+    if (tag != 0 && tags_.empty()) tags_.assign(values_.size(), 0);
+    const bool tagged = tag != 0 || !tags_.empty();
+    if (values_.size() < capacity_) {
+        values_.push_back(value);
+        if (tagged) tags_.push_back(tag);
+        sorted_.insert(std::upper_bound(sorted_.begin(), sorted_.end(), value), value);
+        return;
+    }
+    replace(values_[next_], value);
+    values_[next_] = value;
+    if (tagged) tags_[next_] = tag;
+    next_ = next_ + 1 == capacity_ ? 0 : next_ + 1;
+}
 
 }  // namespace infersched::engine

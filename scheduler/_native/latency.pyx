@@ -35,17 +35,17 @@ cdef extern from "engine/latency/model.h" namespace "infersched::engine" nogil:
         double attainment()
         void set_attainment(double)
         void prime(uint32_t, double, uint64_t) except +
-        void observe(uint32_t, int64_t, uint32_t) except +
+        void observe(uint32_t, int64_t, double) except +
         cbool known()
-        int64_t expected(uint32_t, uint32_t)
-        int64_t bound(uint32_t, uint32_t)
-        uint32_t largest_within(int64_t, uint32_t, uint32_t)
+        int64_t expected(uint32_t, double)
+        int64_t bound(uint32_t)
+        uint32_t largest_within(int64_t, uint32_t)
         double margin()
         uint32_t rows_trusted(uint32_t, uint32_t)
         uint32_t rows_measured()
         double alpha_ns()
         double beta_ns()
-        double slowdown(uint32_t)
+        double slowdown(double)
         LatencyAccuracy accuracy()
         vector[LatencySize] sizes() except +
         size_t memory_bytes()
@@ -82,7 +82,7 @@ cdef class LatencyModel:
     def prime(self, uint32_t rows, double mean_ns, uint64_t count):
         self._model.prime(rows, mean_ns, count)
 
-    def observe(self, uint32_t rows, int64_t ran_ns, uint32_t running=1):
+    def observe(self, uint32_t rows, int64_t ran_ns, double running=1):
         self._model.observe(rows, ran_ns, running)
 
     def observe_all(self, rows, ran_ns):
@@ -100,14 +100,14 @@ cdef class LatencyModel:
     def known(self):
         return self._model.known()
 
-    def expected(self, uint32_t rows, uint32_t running=0):
+    def expected(self, uint32_t rows, double running=0):
         return self._model.expected(rows, running)
 
-    def bound(self, uint32_t rows, uint32_t running=0):
-        return self._model.bound(rows, running)
+    def bound(self, uint32_t rows):
+        return self._model.bound(rows)
 
-    def largest_within(self, int64_t budget_ns, uint32_t rows_max, uint32_t running=0):
-        return self._model.largest_within(budget_ns, rows_max, running)
+    def largest_within(self, int64_t budget_ns, uint32_t rows_max):
+        return self._model.largest_within(budget_ns, rows_max)
 
     def decide_all(self, budgets_ns, uint32_t rows_max):
         """The sum of largest_within over many budgets, without Python in between."""
@@ -116,7 +116,7 @@ cdef class LatencyModel:
         cdef uint64_t total = 0
         with nogil:
             for i in range(budgets.size()):
-                total += self._model.largest_within(budgets[i], rows_max, 0)
+                total += self._model.largest_within(budgets[i], rows_max)
         return total
 
     @property
@@ -138,7 +138,7 @@ cdef class LatencyModel:
     def beta_ns(self):
         return self._model.beta_ns()
 
-    def slowdown(self, uint32_t running):
+    def slowdown(self, double running):
         return self._model.slowdown(running)
 
     @property

@@ -92,7 +92,11 @@ void Core::count_out(ModelState& model, Group& group, const RequestRecord& reque
 
 void Core::note_started(BatchRecord& batch, Nanos now) {
     ModelState& model = models_[batch.model];
-    const LatencyModel& latency = latency_of(model, *model.placement(batch.backend));
+    const PlacementState& placement = *model.placement(batch.backend);
+    const LatencyModel& latency = latency_of(model, placement);
+    batch.place = places_.place_of(placement);
+    batch.ran_before = places_.ran_ns(batch.place, now);
+    places_.start(batch.place, now);
     const Nanos expected =
         latency.known() ? latency.expected(rows_sent(model, batch)) : model.batch_ns;
     batch.started_at = now;

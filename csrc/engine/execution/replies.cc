@@ -64,6 +64,7 @@ void Core::leave_placement(std::uint32_t batch_slot, Nanos now) {
     placement.out.erase(place);
     placement.rows_out -= batch.rows;
     note_left(batch);
+    if (batch.started_at != kNever) places_.end(batch.place, now);
     if (batch.held_since != kNever) {
         release_hold(batch_slot, now);
     } else if (placement.held_for != 0) {
@@ -90,9 +91,7 @@ void Core::observe(ModelState& model, const BatchRecord& batch, Nanos now) {
     if (!timed(placement.ignored_times, batch, now)) return;
     const Nanos ran = now - batch.started_at;
     placement.observe(ran, batch.rows);
-    if (model.learns) {
-        learn_latency(model, placement, rows_sent(model, batch), ran);
-    }
+    if (model.learns) learn_latency(model, batch, rows_sent(model, batch), now);
     model.batch_ns = averaged(model.batch_ns, ran);
     model.sooner = ran < (batch.ends_at - batch.started_at) / 2;
     if (model.sooner) model.size_probes.refuted(batch.rows);
@@ -235,7 +234,7 @@ void Core::observe_unfinished(ModelState& model, const BatchRecord& batch, Nanos
     const Nanos ran_ns = now - batch.started_at;
     const std::uint32_t rows = rows_sent(model, batch);
     if (latency.known() && ran_ns <= latency.expected(rows)) return;
-    learn_latency(model, placement, rows, ran_ns);
+    learn_latency(model, batch, rows, now);
 }
 
 // The members have their answer; the slot is taken until the execution should be over.

@@ -98,6 +98,7 @@ void LatencyModel::State::review(LatencySizeRecord& size, double ns) {
 void LatencyModel::State::refresh(double attainment) {
     // A long curve is made anew less often: its cost stays a fraction of what observing costs.
     const std::size_t patience = std::max({kPatienceMin, sizes.size() / 4, curve_ns.size() / 16});
+    if (slowdown.changing()) return;
     if (stale || unseen >= patience) make_curve(attainment);
 }
 

@@ -12,6 +12,7 @@ class LatencyDrift {
   public:
     struct Sample {
         std::uint32_t rows = 0;
+        std::uint8_t beside = 0;  // LatencySlowdown::Beside
         float ns = 0;
         float log_ratio = 0;
     };
@@ -31,6 +32,7 @@ class LatencyDrift {
     void archive(Archive& archive) {
         for (Sample& sample : recent_) {
             archive(sample.rows);
+            archive(sample.beside);
             archive(sample.ns);
             archive(sample.log_ratio);
         }

@@ -4,7 +4,7 @@
 //     observation ─▶ ring of its size ─ median ─┬─▶ table (sizes with enough observations)
 //                                               └─▶ affine backbone (recursive least squares)
 //     expected(b) = backbone corrected by the table    non-decreasing; expected(b)/b non-increasing
-//                                                      but where well measured sizes deny it
+//                 * usual slow-down by others          but where well measured sizes deny it
 //     bound(b)    = expected(b) * margin               margin: quantile of observed / expected
 //
 // A model that nothing is known of takes a few words and no memory besides. Equal calls in equal
@@ -63,9 +63,9 @@ class LatencyModel {
     // all priors to be off by a factor. A mean of fewer than kPriorBatchesMin is not taken.
     void prime(std::uint32_t rows, double mean_ns, std::uint64_t count);
     // A batch of `rows` rows ran for `ran_ns`, while `running` batches (itself included) ran on its
-    // device; 0 and 1: nothing is known of others. Rows of 0, times that are not within
-    // (0, 1 h]: counted as ignored.
-    void observe(std::uint32_t rows, Nanos ran_ns, std::uint32_t running = 1);
+    // device, in the mean over its life; up to 1: nothing is known of others. Rows of 0, times that
+    // are not within (0, 1 h]: counted as ignored.
+    void observe(std::uint32_t rows, Nanos ran_ns, double running = 1);
 
     // Whether predictions mean something: there is a prior, or three observations (the first one of
     // a model is often many times too long). Otherwise expected() and bound() are 0.
@@ -73,14 +73,14 @@ class LatencyModel {
     // then where it refuses everything, or one bad spell lasts for ever.
     bool known() const;
     // The usual time of a batch of `rows` rows when `running` batches run on its device; 0: as many
-    // as slow it most of those seen.
-    Nanos expected(std::uint32_t rows, std::uint32_t running = 0) const;
+    // as did beside those of late. How many run when a batch starts says little of how many will
+    // over its life: others join it, and some leave it. The margin covers the difference.
+    Nanos expected(std::uint32_t rows, double running = 0) const;
     // What a batch takes at most, with the probability asked for: for the arithmetic of deadlines.
     // Non-decreasing in rows, not below expected().
-    Nanos bound(std::uint32_t rows, std::uint32_t running = 0) const;
+    Nanos bound(std::uint32_t rows) const;
     // The largest batch up to `rows_max` whose bound() is at most `budget_ns`; 0: none.
-    std::uint32_t largest_within(Nanos budget_ns, std::uint32_t rows_max,
-                                 std::uint32_t running = 0) const;
+    std::uint32_t largest_within(Nanos budget_ns, std::uint32_t rows_max) const;
     // bound / expected of the sizes that are well known, >= 1.
     double margin() const;
     // The largest batch to risk now: at most max(`step` rows, 10 %) above the largest one measured
@@ -91,8 +91,8 @@ class LatencyModel {
     // The backbone alpha * rows + beta, neither negative; both 0 when nothing is known.
     double alpha_ns() const;
     double beta_ns() const;
-    // Factor on l(b) while `running` batches share the device, relative to the number first seen.
-    double slowdown(std::uint32_t running) const;
+    // Factor on l(b) while `running` batches share the device; 0: as in expected().
+    double slowdown(double running) const;
 
     // The usual size of log(observed / expected).
     double scale() const;

@@ -94,10 +94,11 @@ bool joined(ModelState& model, PlacementState& placement, double ran_ns, double 
 }
 
 // What those who learn together take for such a batch; 0: that is not known.
-double foretold(const ModelState& model, const PlacementState& placement, std::uint32_t rows) {
+double foretold(const ModelState& model, const PlacementState& placement, std::uint32_t rows,
+                double running) {
     const LatencyModel& common = model.latency;
     const bool usable = placement.own_latency ? common.known() : common.well_known(rows);
-    return usable ? static_cast<double>(common.expected(rows)) : 0;
+    return usable ? static_cast<double>(common.expected(rows, running)) : 0;
 }
 
 // Of a backend of which nothing is known.
@@ -133,20 +134,26 @@ const LatencyModel& Core::planning_latency(const ModelState& model, const Group&
     return pinned != nullptr ? latency_of(model, *pinned) : reference_latency(model);
 }
 
-void Core::learn_latency(ModelState& model, PlacementState& placement, std::uint32_t rows,
-                         Nanos ran_ns) {
+void Core::learn_latency(ModelState& model, const BatchRecord& batch, std::uint32_t rows,
+                         Nanos now) {
+    PlacementState& placement = *model.placement(batch.backend);
+    const Nanos ran_ns = now - batch.started_at;
+    const std::uint64_t beside_ns = places_.ran_ns(batch.place, now) - batch.ran_before;
+    const double running = static_cast<double>(beside_ns) / static_cast<double>(ran_ns);
     // The last replies of one that was removed: it is compared with nobody any more.
     if (!placement.configured) return;
     if (placement.batches_learned == 0) placement.rows_alike.clear();
     if (placement.batches_learned == 0 && !placement.own_latency) set_out(model, placement);
     // As long as nothing is known of any of them, what all ran is better than nothing: many of them
     // would each run their first batches blindly.
-    if (model.reference == kNoSlot && placement.own_latency) model.latency.observe(rows, ran_ns);
+    if (model.reference == kNoSlot && placement.own_latency) {
+        model.latency.observe(rows, ran_ns, running);
+    }
     LatencyModel& latency = learned_by(model, placement);
-    const double expected = foretold(model, placement, rows);
+    const double expected = foretold(model, placement, rows, running);
     const std::uint64_t drifts = latency.drifts();
     const std::uint64_t observations = latency.observations();
-    latency.observe(rows, ran_ns);
+    latency.observe(rows, ran_ns, running);
     if (latency.observations() == observations) return;
     ++placement.batches_learned;
     const auto ran = static_cast<double>(ran_ns);

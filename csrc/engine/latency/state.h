@@ -1,6 +1,7 @@
 // What a latency model keeps of a model that ran or was primed.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -14,6 +15,13 @@
 
 namespace infersched::engine {
 
+inline constexpr Nanos kLatencyRanMax = 3600 * kSecond;
+
+inline Nanos whole_nanos(double ns) {
+    constexpr double kMax = 9e18;
+    return ns < kMax ? static_cast<Nanos>(std::ceil(ns)) : kNever;
+}
+
 struct LatencySizeRecord {
     static constexpr std::uint32_t kWindow = 64;
 
@@ -23,7 +31,12 @@ struct LatencySizeRecord {
     std::uint64_t observations = 0;
     std::uint64_t last_seen = 0;
     std::uint64_t confirmed_at = 0;  // when it last took what it was thought to, or more
-    SortedWindow window{kWindow};    // ns, without the slow-down by others
+    // What it took at last, and beside how many (LatencySlowdown::Beside); 0: nothing yet.
+    double last_ns = 0;
+    std::uint8_t last_beside = 0;
+    std::uint32_t slowdown_version = 0;  // that was taken out of the window
+    // ns, without the slow-down by others, with LatencySlowdown::Beside as tags.
+    SortedWindow window{kWindow};
 
     bool backed() const;
     // Seen often, and confirmed lately, as observations of all sizes go: so many up to now.
@@ -31,12 +44,18 @@ struct LatencySizeRecord {
 };
 
 struct LatencyModel::State {
-    // -- learning (latency/model.cc) -------------------------------------------------------------
+    // -- learning (latency/learning.cc) ----------------------------------------------------------
     void prime(std::uint32_t rows, double mean_ns);
-    void observe(std::uint32_t rows, Nanos ran_ns, std::uint32_t running, double attainment);
-    void judge(const LatencySizeRecord* size, std::uint32_t rows, Nanos ran_ns,
-               std::uint32_t running, double attainment);
-    void add(LatencySizeRecord* size, std::uint32_t rows, double ns);
+    void observe(std::uint32_t rows, Nanos ran_ns, LatencySlowdown::Beside beside,
+                 double attainment);
+    void judge(const LatencySizeRecord* size, std::uint32_t rows, Nanos ran_ns, double attainment);
+    void add(LatencySizeRecord* size, std::uint32_t rows, double ns,
+             LatencySlowdown::Beside beside);
+    // Brings the window to the factors that are taken out now.
+    void bring(LatencySizeRecord& size) const;
+    // So with a few sizes more, of those that are left.
+    void bring_some();
+    void end_change();
     // The weight of a size in the backbone.
     double tail_weight(std::uint32_t rows) const;
     void drifted(const LatencyDrift::Change& change, double attainment);
@@ -58,11 +77,14 @@ struct LatencyModel::State {
     void place_sizes();
     void join_sizes();
     void raise_curve();
-    double factor(std::uint32_t running) const {
-        return slowdown.factor(running == 0 ? 0 : LatencySlowdown::held(running));
+    double factor(double running) const {
+        return running == 0 ? slowdown.usual() : slowdown.former(LatencySlowdown::beside(running));
     }
     // Of the curve as it is, without slow-down.
     double expected_ns(std::uint32_t rows) const;
+    double bound_ns(std::uint32_t rows) const {
+        return expected_ns(rows) * slowdown.usual() * margin_factor;
+    }
 
     template <class Archive>
     void archive(Archive& archive);
@@ -72,6 +94,7 @@ struct LatencyModel::State {
     LatencyMargin margin;
     LatencyDrift drift;
     LatencySlowdown slowdown;
+    std::size_t brought = 0;  // while it is changing: sizes
     LatencyAccuracy accuracy;
     std::uint32_t rows_measured = 0;
     bool primed = false;

@@ -275,10 +275,12 @@ def test_batches_that_share_a_device_have_a_factor_per_number_of_them() -> None:
     for running, factor in slowdowns.items():
         assert model.expected(8, running) == pytest.approx(affine(8) * factor, rel=0.05)
         assert model.slowdown(running) / model.slowdown(1) == pytest.approx(factor, rel=0.05)
-    # Not told how many: as with the most. More than seen: the same.
-    assert model.expected(8) == model.expected(8, 4) == model.expected(8, 9)
-    assert model.margin < 1.2
-    assert model.largest_within(affine(8) * 2, 64, 1) > model.largest_within(affine(8) * 2, 64, 4)
+    # More than seen: the same.
+    assert model.expected(8, 4) == model.expected(8, 9)
+    # Not told how many: as many as usually, and the margin covers more of them.
+    usual = (2 * 1.0 + 1.3 + 1.7 + 2.2) / 5
+    assert model.expected(8) == pytest.approx(affine(8) * usual, rel=0.06)
+    assert affine(8) * 2.1 < model.bound(8) < affine(8) * 2.5
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.1])
