@@ -159,10 +159,10 @@ void PriorityCursor::place() {
         const auto offered = static_cast<double>(offered_[i]);
         if (offered > left && !top) {
             level_partly_ = static_cast<std::uint32_t>(i);
-            part_ = std::max(left, 0.0) / offered;
+            part_ = left / offered;
             return;
         }
-        left -= offered;
+        left = std::max(left - offered, 0.0);
         top = top && offered_[i] == 0;
     }
 }
