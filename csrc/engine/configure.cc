@@ -91,7 +91,7 @@ void Core::configure_placements(std::uint32_t index, const std::vector<Placement
     model.placements = std::move(next);
     model.reference = kNoSlot;  // named one of those before
     memory_.list(index, model.placements);
-    if (moved) places_.arrange(models_);
+    places_moved_ |= moved;
 }
 
 void Core::configure_model(std::uint32_t index, const ModelPolicy& policy,

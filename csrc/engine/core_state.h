@@ -35,6 +35,7 @@ class CoreState {
     CountersPage* page_;
     MemoryLedger memory_;
     SharedPlaces places_;
+    bool places_moved_ = false;  // they are to be arranged anew, for all models together
     std::deque<ModelCounters> unpublished_;  // of models kCountersModelsMax, ...
     std::deque<ModelState> models_;
     std::vector<bool> backends_available_;

@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x4d656e69676e65;  // "engineM"
+constexpr std::uint64_t kStateMagic = 0x4e656e69676e65;  // "engineN"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {
@@ -363,6 +363,7 @@ void Core::archive_records(Archive& archive) {
 template <class Archive>
 void Core::archive_places(Archive& archive) {
     places_.archive(archive);
+    archive(places_moved_);
     if constexpr (!Archive::kReads) return;
     for (std::uint32_t slot = 0; slot < batches_.slots(); ++slot) {
         if (!batches_.live(slot) || !batches_[slot].runs()) continue;

@@ -105,7 +105,8 @@ class BackendWatch:
         # Whether a first look has shown what is there; until then "down" is only ignorance.
         self.settled = False
         self._first_looks = 0  # that came to nothing
-        self._all_read = True  # of what was ready at the last refresh
+        # Of what was ready at the last refresh.
+        self._unread: set[tuple[str, str]] = set()
         self._untold = 0  # refreshes in a row that did not tell all
         self._timeouts_in_a_row = 0
         self._suspected = False  # it disowned a model; the next good refresh clears it
@@ -198,7 +199,7 @@ class BackendWatch:
             except CallError as error:
                 log(logger, logging.DEBUG, "refresh failed", backend=self.address, reason=error)
                 self._count_first_look()
-            told_all = self.catalog_read and self._all_read
+            told_all = self.catalog_read and not self._unread
             self._untold = 0 if told_all else self._untold + 1
 
     def _pause_s(self) -> float:
@@ -247,10 +248,10 @@ class BackendWatch:
         self.unavailable = listed.keys() - kept
         stale = {key for key in ready if key not in self.ready_models or key not in self.models}
         stale |= self._next_in_turn(ready)
-        stale |= {key for key in ready if key[0] in reread}
+        stale |= {key for key in ready if key[0] in reread or key in self._unread}
         described = {key: d for key, d in self._described.items() if key in kept}
         read = await self._read_models(stale)
-        self._all_read = read.keys() == stale
+        self._unread = stale - read.keys()
         described.update(read)
         # A Triton that began to leave meanwhile lists models it will not serve, or none at all.
         result = await self.calls.ready(self.discovery.probe_timeout / 1e9)

@@ -113,9 +113,9 @@ def test_what_would_be_late_is_told_when_to_come_again(
     assert plane.counters()["outcomes"]["refused", "predicted_late"] == 1
 
 
-@pytest.mark.parametrize(("call_s", "again"), [(60, True), (2, False)])
+@pytest.mark.parametrize(("call_s", "again"), [(60, True), (2.5, False)])
 def test_what_the_load_makes_late_in_the_queue_is_told_when_to_come_again(
-    plane: DataPlane, fake: FakeTriton, call_s: int, again: bool
+    plane: DataPlane, fake: FakeTriton, call_s: float, again: bool
 ) -> None:
     """In the details. In the trailer, too, if the call has time left for another try: a client that
     waits for one although its own deadline comes before has its answer later."""

@@ -102,6 +102,8 @@ std::uint32_t Core::domain_of(std::vector<std::uint32_t> wanted) {
 // Makes domains and components anew. Offers follow from the pools. A component of the same models
 // as before goes on with what it has learned and its control ticks.
 void Core::arrange(Nanos now) {
+    if (places_moved_) places_.arrange(models_);
+    places_moved_ = false;
     if (!rearrange_) return;
     rearrange_ = false;
     for (std::uint32_t c = 0; c < components_.size(); ++c) ticks_.erase(c);

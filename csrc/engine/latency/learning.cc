@@ -112,7 +112,8 @@ void LatencyModel::State::observe(std::uint32_t rows, Nanos ran_ns, LatencySlowd
     }
     add(size, rows, ns, beside);
     if (change.batches > 0) drifted(change, attainment);
-    if (slowdown.changing() || slowdown.begin_change()) bring_some();
+    // After a drift the curve is made anew first: as long as factors change, it stays as it is.
+    if (slowdown.changing() || (change.batches == 0 && slowdown.begin_change())) bring_some();
 }
 
 void LatencyModel::State::bring(LatencySizeRecord& size) const {
@@ -198,6 +199,8 @@ void LatencyModel::State::shift(double log_shift) {
         size.prior_ns = std::min(now_ns, static_cast<double>(kLatencyRanMax));
         size.prior_drifts = seen ? 1 : size.prior_drifts + 1;
         size.window.clear();
+        // With what comes now it would tell of the drift once more.
+        size.last_ns = 0;
         size.slowdown_version = slowdown.version();
     }
     if (slowdown.changing()) end_change();

@@ -175,3 +175,25 @@ def test_a_model_that_cannot_be_read_is_asked_for_ever_more_rarely(
         running.cancel()
 
     run_virtually(scenario(), monkeypatch)
+
+
+def test_a_model_that_came_back_as_another_is_read_again_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is known of it is of the one before: with many models, its turn comes much later."""
+    others = {f"other_{number}": IDENTITY for number in range(8)}
+    calls = UnreadyCalls(step=STEP, **others)
+    watch = watch_of(calls, [], period="60s")
+
+    async def scenario() -> None:
+        await watch.refresh()
+        calls.states["step", "1"] = "LOADING"
+        await watch.refresh()
+        calls.configs["step"] = STEP.replace("max_batch_size: 8", "max_batch_size: 4")
+        calls.states["step", "1"] = "READY"
+        calls.read_failures = 1
+        await watch.refresh()
+        await watch.refresh()
+        assert watch.models["step", "1"].config.max_batch_size == 4
+
+    run_virtually(scenario(), monkeypatch)

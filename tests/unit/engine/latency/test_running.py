@@ -361,3 +361,30 @@ def test_new_factors_leave_no_gap_in_what_is_foretold() -> None:
             assert 0.8 * 240 * MS < model.expected(200, 1) < 1.6 * 240 * MS
     assert changes >= 2
     assert model.slowdown(2) == pytest.approx(2, rel=0.03)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_load_that_comes_all_at_once_is_known_after_a_few_batches(seed: int) -> None:
+    """Sizes known of batches that ran alone, then others run beside nearly all: what a drift made
+    of every size was taken for what others cost once more, and the sizes followed much later."""
+    random = Random(seed)
+    model = LatencyModel()
+    sizes = range(1, 65)
+
+    def ran(rows: int, factor: float) -> int:
+        return round((5 + rows) * MS * factor * math.exp(0.03 * random.gauss(0, 1)))
+
+    def told() -> float:
+        return sum(model.expected(rows) / ((5 + rows) * MS * 1.8) for rows in sizes) / len(sizes)
+
+    for _ in range(12 * len(sizes)):
+        rows = random.choice(sizes)
+        model.observe(rows, ran(rows, 1), 1)
+    parts = []
+    for _ in range(600):
+        running = 2 if random.random() < 0.95 else 1
+        rows = random.choice(sizes)
+        model.observe(rows, ran(rows, 1.8 if running == 2 else 1), running)
+        parts.append(told())
+    assert min(parts[8:]) > 0.85
+    assert max(parts) < 1.25
