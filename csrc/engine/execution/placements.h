@@ -25,9 +25,6 @@ inline constexpr Nanos kRestMaxNs = kSecond;
 // fewer may be meant for the requests.
 inline constexpr std::uint32_t kDoubtsMax = 3;
 
-// A batch that is said to have run for longer has not.
-inline constexpr Nanos kBatchNsMax = 3600 * kSecond;
-
 // Rows of a batch that device memory allows.
 struct RowsAllowed {
     std::uint32_t single = 0xffffffff;  // where requests are cut
@@ -91,7 +88,7 @@ struct PlacementState {
         failures = 0;
         rest_until = std::numeric_limits<Nanos>::min();
     }
-    // Accounts a reply after `ran_ns` of execution, up to kBatchNsMax.
+    // Accounts a reply after `ran_ns` of execution, up to kLatencyRanMax.
     void observe(Nanos ran_ns, std::uint32_t rows);
 };
 

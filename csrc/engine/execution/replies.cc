@@ -28,7 +28,7 @@ bool timed(IgnoredTimes& ignored, const BatchRecord& batch, Nanos now) {
         ++ignored.backward;
     } else if (now == batch.dispatched_at) {
         ++ignored.zero;
-    } else if (!staged && now - batch.started_at > kBatchNsMax) {
+    } else if (!staged && now - batch.started_at > kLatencyRanMax) {
         ++ignored.too_long;
     } else {
         return !staged && now > batch.started_at;

@@ -23,6 +23,9 @@ namespace infersched::engine {
 // Sizes up to here have values of their own; beyond it the curve goes on as a straight line.
 inline constexpr std::uint32_t kLatencyRowsMax = 4096;
 
+// A batch that is said to have run for longer has not.
+inline constexpr Nanos kLatencyRanMax = 3600 * kSecond;
+
 // How good the predictions were. Counts since the model was made.
 struct LatencyAccuracy {
     std::uint64_t observations = 0;  // that made sense

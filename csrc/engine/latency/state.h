@@ -15,8 +15,6 @@
 
 namespace infersched::engine {
 
-inline constexpr Nanos kLatencyRanMax = 3600 * kSecond;
-
 inline Nanos whole_nanos(double ns) {
     constexpr double kMax = 9e18;
     return ns < kMax ? static_cast<Nanos>(std::ceil(ns)) : kNever;

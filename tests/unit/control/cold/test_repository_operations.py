@@ -126,6 +126,13 @@ class World:
     async def load_with_files(self, name: str) -> None:
         await self.repository.load(files_of(name))
 
+    def lose(self, address: str) -> None:
+        self.pool.watches[address].take_probe(ProbeResult(Answer.UNREACHABLE))
+
+    async def back(self, address: str) -> None:
+        self.pool.watches[address].take_probe(ProbeResult(Answer.READY))
+        await self.rejoin(address)
+
     async def rejoin(self, address: str) -> None:
         (rejoined,) = self.rejoined
         await rejoined(address)
@@ -143,12 +150,10 @@ def test_a_backend_that_was_away_is_told_of_the_steps_that_went(tmp_path: Path) 
     async def scenario() -> None:
         world = World(tmp_path, here=here, away=away)
         await world.read()
-        away_watch = world.pool.watches[AWAY]
-        away_watch.take_probe(ProbeResult(Answer.UNREACHABLE))
+        world.lose(AWAY)
         await world.unload("first", dependents=True)
         assert world.loads.by_name.keys() == {"first", "own"}
-        away_watch.take_probe(ProbeResult(Answer.READY))
-        await world.rejoin(AWAY)
+        await world.back(AWAY)
 
     asyncio.run(scenario())
     assert away.unloaded == ["first", "own"]
@@ -165,7 +170,7 @@ def test_a_backend_that_was_out_of_reach_loads_what_it_missed(
         world = World(tmp_path, here=here, away=away)
         await world.read()
         await world.load_with_files("other")
-        world.pool.watches[AWAY].take_probe(ProbeResult(Answer.UNREACHABLE))
+        world.lose(AWAY)
         await world.load_with_files("own")
         # A plain load takes files that changed in the repository.
         plain = service_pb2.RepositoryModelLoadRequest(model_name="other")
@@ -174,8 +179,7 @@ def test_a_backend_that_was_out_of_reach_loads_what_it_missed(
         if restarted:
             world = World(tmp_path, here=here, away=away)
             await world.read()
-        world.pool.watches[AWAY].take_probe(ProbeResult(Answer.READY))
-        await world.rejoin(AWAY)
+        await world.back(AWAY)
         assert away.loaded == ["other", "other", "own"]
         await world.rejoin(AWAY)
         assert away.loaded == ["other", "other", "own"], "that is made up for"
@@ -190,12 +194,10 @@ def test_a_backend_that_comes_back_during_a_load_is_told_of_it(tmp_path: Path) -
     async def scenario() -> None:
         world = World(tmp_path, here=here, away=away)
         await world.read()
-        watch = world.pool.watches[AWAY]
-        watch.take_probe(ProbeResult(Answer.UNREACHABLE))
+        world.lose(AWAY)
 
         async def back() -> None:
-            watch.take_probe(ProbeResult(Answer.READY))
-            await world.rejoin(AWAY)
+            await world.back(AWAY)
 
         here.before_load = back
         await world.load_with_files("own")
@@ -213,12 +215,10 @@ def test_a_backend_that_comes_back_during_an_unload_is_told_of_it(tmp_path: Path
     async def scenario() -> None:
         world = World(tmp_path, here=here, away=away)
         await world.read()
-        watch = world.pool.watches[AWAY]
-        watch.take_probe(ProbeResult(Answer.UNREACHABLE))
+        world.lose(AWAY)
 
         async def back() -> None:
-            watch.take_probe(ProbeResult(Answer.READY))
-            await world.rejoin(AWAY)
+            await world.back(AWAY)
             here.answer = ProbeResult(Answer.UNREACHABLE)
             world.pool.watches[HERE].take_probe(here.answer)
 
