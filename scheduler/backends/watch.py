@@ -250,8 +250,9 @@ class BackendWatch:
         stale |= self._next_in_turn(ready)
         stale |= {key for key in ready if key[0] in reread or key in self._unread}
         described = {key: d for key, d in self._described.items() if key in kept}
+        # Until what is read now is taken below.
+        self._unread |= stale
         read = await self._read_models(stale)
-        self._unread = stale - read.keys()
         described.update(read)
         # A Triton that began to leave meanwhile lists models it will not serve, or none at all.
         result = await self.calls.ready(self.discovery.probe_timeout / 1e9)
@@ -260,6 +261,7 @@ class BackendWatch:
             return False
         if suspicions == self._suspicions:
             self._suspected = False
+        self._unread = stale - read.keys()
         self.unlisted = served | untold
         self._told_all, self._to_ask = "" not in silent, {*self._to_ask, *reread} & silent
         absent = names - {name for name, _ in described}

@@ -75,12 +75,19 @@ class UnreadyCalls(ScriptedCalls):
         super().__init__(**configs)
         self.index_failures = index_failures
         self.read_failures = read_failures  # of the model that is named `step`
+        self.ready_failures = 0
 
     async def index(self) -> service_pb2.RepositoryIndexResponse:
         if self.index_failures:
             self.index_failures -= 1
             raise CallError("UNAVAILABLE")
         return await super().index()
+
+    async def ready(self, timeout_s: float) -> ProbeResult:
+        if self.ready_failures:
+            self.ready_failures -= 1
+            return ProbeResult(Answer.TIMEOUT)
+        return await super().ready(timeout_s)
 
     async def model(
         self, name: str, version: str
@@ -193,6 +200,9 @@ def test_a_model_that_came_back_as_another_is_read_again_soon(
         calls.states["step", "1"] = "READY"
         calls.read_failures = 1
         await watch.refresh()
+        # Read, but not taken: it may be leaving.
+        calls.ready_failures = 1
+        assert not await watch.refresh()
         await watch.refresh()
         assert watch.models["step", "1"].config.max_batch_size == 4
 
