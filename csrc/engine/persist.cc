@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x4e656e69676e65;  // "engineN"
+constexpr std::uint64_t kStateMagic = 0x4f656e69676e65;  // "engineO"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {

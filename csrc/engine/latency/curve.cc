@@ -28,8 +28,12 @@ constexpr std::size_t kWellKnown = 16;
 constexpr std::uint64_t kFresh = 2000;
 // Two observations this far below the prior refute it: nothing runs faster than it can.
 constexpr double kRefuted = 0.7;
-// A size unseen since a drift takes so many times its part of what a smaller one does, at the most.
-constexpr double kUnseenSteeper = 2;
+// A size that is not trusted takes at the most its part of what a smaller one does and so much of
+// that more, as padding may have it. Half of it goes with each drift after the first, for that is
+// where errors come from, and with so many observations of others: what is thought to be too slow
+// for every deadline is not run to show that it is not.
+constexpr double kUnseenSteeper = 1;
+constexpr double kSteeperHalved = 1024;
 // For each of its last observations the time of a size stands against those of others for so many
 // of theirs.
 constexpr std::uint64_t kBelievedFor = 32;
@@ -54,6 +58,14 @@ bool LatencySizeRecord::backed() const { return window.size() >= kBacked; }
 
 bool LatencySizeRecord::trusted(std::uint64_t observed) const {
     return backed() && observed - confirmed_at <= kBelievedFor * window.size();
+}
+
+double LatencySizeRecord::steepness(std::uint64_t observed) const {
+    const auto unseen = static_cast<double>(observed - confirmed_at);
+    const auto believed = static_cast<double>(kBelievedFor * window.size());
+    const double drifts = std::max(prior_drifts, 1u) - 1;
+    const double halved = drifts + std::max(unseen - believed, 0.0) / kSteeperHalved;
+    return 1 + kUnseenSteeper * std::exp2(-halved);
 }
 
 double LatencyModel::State::size_ns(const LatencySizeRecord& size,
@@ -154,7 +166,7 @@ void LatencyModel::State::place_sizes() {
         if (trusted(*size)) {
             row_ns = std::min(row_ns, ns / size->rows);
         } else if (size->prior_drifts > 0 || size->backed()) {
-            ns = std::min(ns, kUnseenSteeper * row_ns * size->rows);
+            ns = std::min(ns, size->steepness(now) * row_ns * size->rows);
         }
     }
     double larger_ns = kUnknown;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/latency/slowdown.h"
+
 namespace infersched::engine {
 namespace {
 
@@ -15,8 +17,8 @@ constexpr double kAlarm = 11;
 
 }  // namespace
 
-bool LatencyDrift::Sum::add(double z) {
-    value = std::max(0.0, value + std::min(z, kBatchMax) - kAllowance);
+bool LatencyDrift::Sum::add(double z, double weight) {
+    value = std::max(0.0, value + weight * (std::min(z, kBatchMax) - kAllowance));
     batches = value > 0 ? batches + 1 : 0;
     return value > kAlarm;
 }
@@ -25,8 +27,9 @@ LatencyDrift::Change LatencyDrift::learn(const Sample& sample, double scale) {
     recent_[count_ % recent_.size()] = sample;
     ++count_;
     const double z = sample.log_ratio / std::max(scale, kScaleMin);
-    const bool slower = slower_.add(z);
-    const bool faster = faster_.add(-z);
+    const double weight = 1 / LatencySlowdown::running(sample.beside);
+    const bool slower = slower_.add(z, weight);
+    const bool faster = faster_.add(-z, weight);
     if (!slower && !faster) return {};
     Change change;
     const std::uint64_t began = slower ? slower_.batches : faster_.batches;

@@ -1,5 +1,6 @@
 // Finds out that batches take longer, or shorter, than they used to: a cumulative sum (CUSUM) of
-// the log ratios to the median of their own size, in both directions.
+// the log ratios to the median of their own size, in both directions. Batches that run at one time
+// meet the same stall: together they count as one.
 #pragma once
 
 #include <array>
@@ -47,7 +48,7 @@ class LatencyDrift {
     struct Sum {
         double value = 0;
         std::uint64_t batches = 0;  // since it was 0
-        bool add(double z);
+        bool add(double z, double weight);
     };
 
     std::array<Sample, 16> recent_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace infersched::engine {
 namespace {
@@ -32,8 +33,36 @@ constexpr std::size_t kScaleRatios = 16;
 // What of the past is kept over a drift, and when one drift is the continuation of the last.
 constexpr std::size_t kKeptOverDrift = 256;
 constexpr std::uint64_t kDriftsTogether = 300;
+// Batches of which so many may outlast the margin and none does: by chance once in exp(10) times.
+constexpr double kCalmBatches = 10;
+// How far below the margin the largest of them is, as a logarithm, to be worth it.
+constexpr double kCalmer = 0.05;
+// When it is waited for as long as at first again.
+constexpr std::uint64_t kCalmKept = 4096;
+constexpr std::uint32_t kCalmTimesMax = 16;
 
 }  // namespace
+
+bool LatencyCalm::add(double log_ratio, double attainment) {
+    largest_ = std::max(largest_, log_ratio);
+    return ++count_ >= times_ * kCalmBatches / 2 / (1 - attainment);
+}
+
+void LatencyCalm::next() {
+    largest_before_ = std::exchange(largest_, 0);
+    count_before_ = std::exchange(count_, 0);
+}
+
+void LatencyCalm::begin() {
+    next();
+    largest_before_ = std::numeric_limits<double>::infinity();
+}
+
+void LatencyCalm::took(std::uint64_t aged) {
+    const bool again = took_at_ != 0 && aged - took_at_ < kCalmKept;
+    times_ = again ? std::min(2 * times_, kCalmTimesMax) : 1;
+    took_at_ = aged;
+}
 
 void LatencyMargin::learn(double log_ratio, bool beyond, double attainment) {
     const double wanted = 1 - attainment;
@@ -44,8 +73,19 @@ void LatencyMargin::learn(double log_ratio, bool beyond, double attainment) {
     if (log_ratio <= stalled_log()) {
         miss_share_ += kConformalStep * (wanted - (beyond ? 1.0 : 0.0));
         miss_share_ = std::min(std::max(miss_share_, kMissShareMin), 3 * wanted);
+        if (calm_.add(log_ratio, attainment)) calm_down(attainment);
     }
     learn_spread(log_ratio);
+}
+
+void LatencyMargin::calm_down(double attainment) {
+    const bool fewer = calm_.batches() < ratios_.size();
+    if (fewer && quantile_log(attainment) > calm_.largest() + kCalmer) {
+        ratios_.keep(calm_.batches(), 0);
+        miss_share_ = 1 - attainment;
+        calm_.took(aged_);
+    }
+    calm_.next();
 }
 
 void LatencyMargin::learn_spread(double log_ratio) {
@@ -69,6 +109,7 @@ void LatencyMargin::drifted(double log_shift, std::size_t batches, double attain
     const bool alone = drifted_at_ == 0 || aged_ - drifted_at_ > kDriftsTogether;
     ratios_.keep(kKeptOverDrift, alone ? batches : 0);
     drifted_at_ = aged_;
+    calm_.begin();
     miss_share_ = 1 - attainment;
     widened_ = 0;
     widen(std::max(0.0, log_shift) / 4 + scale());
@@ -89,18 +130,21 @@ std::size_t LatencyMargin::regular() const {
     return ratios.size() - count > most ? ratios.size() : count;
 }
 
-double LatencyMargin::log_margin(double attainment) const {
-    double log_margin = 0;
+// Of the ratios; 0 where there are none.
+double LatencyMargin::quantile_log(double attainment) const {
     const std::size_t count = regular();
-    if (count > 0) {
-        const double share = started_ ? miss_share_ : 1 - attainment;
-        const double rank = std::ceil((1 - std::max(0.0, share)) * static_cast<double>(count + 1));
-        const auto index = std::min(static_cast<std::size_t>(rank), count) - 1;
-        log_margin = ratios_.at_rank(index);
-        if (share < 0) log_margin += -share / kConformalStep * kBeyondLargest * scale();
-    }
+    if (count == 0) return 0;
+    const double share = started_ ? miss_share_ : 1 - attainment;
+    const double rank = std::ceil((1 - std::max(0.0, share)) * static_cast<double>(count + 1));
+    const auto index = std::min(static_cast<std::size_t>(rank), count) - 1;
+    const double beyond = std::max(0.0, -share) / kConformalStep * kBeyondLargest * scale();
+    return ratios_.at_rank(index) + beyond;
+}
+
+double LatencyMargin::log_margin(double attainment) const {
     const double cold = std::max(0.0, 1 - static_cast<double>(aged_) / kColdBatches);
-    const double whole = std::max(0.0, log_margin) + kColdLog * cold * cold + widened_;
+    const double whole =
+        std::max(0.0, quantile_log(attainment)) + kColdLog * cold * cold + widened_;
     return std::min(whole, kMarginLogMax);
 }
 

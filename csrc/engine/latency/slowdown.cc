@@ -55,6 +55,10 @@ LatencySlowdown::Beside LatencySlowdown::beside(double running) {
     return static_cast<Beside>(std::lround(others * kSixteenths));
 }
 
+double LatencySlowdown::running(Beside beside) {
+    return 1 + beside / static_cast<double>(kSixteenths);
+}
+
 double LatencySlowdown::speed(const Speeds& speeds, Beside beside) {
     const std::uint32_t running = 1 + beside / kSixteenths;
     const double part = beside % kSixteenths / static_cast<double>(kSixteenths);

@@ -19,6 +19,7 @@ class LatencySlowdown {
     // Others that ran, in the mean, in sixteenths of a batch.
     using Beside = std::uint8_t;
     static Beside beside(double running);
+    static double running(Beside beside);
 
     LatencySlowdown();
 

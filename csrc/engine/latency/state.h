@@ -39,6 +39,8 @@ struct LatencySizeRecord {
     bool backed() const;
     // Seen often, and confirmed lately, as observations of all sizes go: so many up to now.
     bool trusted(std::uint64_t observed) const;
+    // What one that is not takes at most, relative to its part of what a smaller one does.
+    double steepness(std::uint64_t observed) const;
 };
 
 struct LatencyModel::State {

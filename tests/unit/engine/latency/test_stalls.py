@@ -146,7 +146,9 @@ def test_a_size_that_is_slow_by_itself_is_tried_seldom() -> None:
     assert 5 < tried < 60
 
 
-def test_sizes_that_are_padded_stay_so_however_long_they_are_not_seen() -> None:
+def test_sizes_that_are_padded_are_known_again_by_one_batch_however_long_they_were_not_seen() -> (
+    None
+):
     random = Random(4)
 
     def padded_ns(rows: int) -> float:
@@ -159,6 +161,7 @@ def test_sizes_that_are_padded_stay_so_however_long_they_are_not_seen() -> None:
         rows = random.choice((1, 2, 4))
         model.observe(rows, noisy(random, padded_ns(rows)))
     for rows in (1, 2, 4, 8, 16, 32, 5, 9, 17, 33, 40, 64):
+        model.observe(rows, noisy(random, padded_ns(rows)))
         assert padded_ns(rows) / 1.25 < model.expected(rows) < 1.25 * padded_ns(rows), rows
 
 
