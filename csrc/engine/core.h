@@ -237,6 +237,11 @@ class Core : private CoreState {
     double fit_rows(const Component& component, double deviations);
     void retarget(Component& component);
 
+    // batching/coverage.cc
+    void cover_batches(const Component& component);
+    double best_coverage(ModelState& model, double capacity);
+    double busy_of(ModelState& model, double margin);
+
     // admission/class_shares.cc
     ClassShare* class_share(ModelState& model, std::uint32_t level);
     std::uint32_t served_level(ModelState& model, const Arrival& arrival);

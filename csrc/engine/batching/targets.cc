@@ -8,6 +8,7 @@
 #include <cmath>
 #include <vector>
 
+#include "engine/batching/staggering.h"
 #include "engine/core.h"
 
 namespace infersched::engine {
@@ -22,33 +23,6 @@ constexpr Nanos kTicksMissedMax = 100;
 // however far the deadline is: clients may all be waiting for an answer.
 constexpr double kGatherTurns = 4;
 constexpr double kGatherMaxNs = 60e9;
-
-// The largest batch of which the first row is in time if it has waited for the last: until the rows
-// have come, with so many deviations of their mean time, or, if that is sooner, for as long as the
-// batch before it runs. The margin belongs to the batch itself; how many executors are busy is a
-// matter of the mean.
-std::uint32_t staggered_rows(const LatencyModel& latency, const Group& group, double request_rows,
-                             double deviations, std::uint32_t cap) {
-    const auto budget = static_cast<double>(group.budget_ns);
-    const double per_ns = group.rate.per_s() / 1e9;
-    const auto in_time = [&](std::uint32_t rows) {
-        const double spread = deviations * std::sqrt(rows * request_rows);
-        const auto holds = static_cast<double>(latency.expected(rows));
-        const double gathering = std::min((rows + spread) / per_ns, holds);
-        return static_cast<double>(latency.bound(rows)) + gathering <= budget;
-    };
-    std::uint32_t low = 1;
-    std::uint32_t high = std::max(latency.largest_within(group.budget_ns, cap), 1u);
-    while (low < high) {
-        const std::uint32_t middle = low + (high - low + 1) / 2;
-        if (in_time(middle)) {
-            low = middle;
-        } else {
-            high = middle - 1;
-        }
-    }
-    return low;
-}
 
 // Of a group: sqrt(rate * beta), and the largest size.
 struct Share {
@@ -149,6 +123,7 @@ void Core::tick(std::uint32_t index, Nanos now) {
     }
     component.metered.resize(kept);
     component.backlog.recount();
+    cover_batches(component);
     retarget(component);
     plan_levels(component);
     balance_classes(component);
@@ -180,7 +155,10 @@ double Core::fit_rows(const Component& component, double deviations) {
         ModelState& model = models_[index];
         Group& group = model.groups[g];
         const std::uint32_t risked = rows_risked(model, &group);
-        group.rows_fit = staggered_rows(latency, group, model.request_rows, deviations, risked);
+        const std::uint32_t most = std::max(latency.largest_within(group.budget_ns, risked), 1u);
+        const auto bound = [&](std::uint32_t rows) { return latency.bound(rows); };
+        group.rows_fit =
+            staggered_rows(latency, bound, group, model.request_rows, deviations, most);
         busy += per_ns * (latency.alpha_ns() + latency.beta_ns() / group.rows_fit);
     });
     return busy;

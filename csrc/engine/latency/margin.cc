@@ -30,11 +30,13 @@ constexpr std::size_t kStalledEvery = 6;
 constexpr std::size_t kStalledFew = 8;
 constexpr double kUnknownScale = 0.1;
 constexpr std::size_t kScaleRatios = 16;
+constexpr std::size_t kMeanRanks = 16;
 // What of the past is kept over a drift, and when one drift is the continuation of the last.
 constexpr std::size_t kKeptOverDrift = 256;
 constexpr std::uint64_t kDriftsTogether = 300;
 // Batches of which so many may outlast the margin and none does: by chance once in exp(10) times.
 constexpr double kCalmBatches = 10;
+constexpr double kCalmShareMax = 0.03;
 // How far below the margin the largest of them is, as a logarithm, to be worth it.
 constexpr double kCalmer = 0.05;
 // When it is waited for as long as at first again.
@@ -45,7 +47,8 @@ constexpr std::uint32_t kCalmTimesMax = 16;
 
 bool LatencyCalm::add(double log_ratio, double attainment) {
     largest_ = std::max(largest_, log_ratio);
-    return ++count_ >= times_ * kCalmBatches / 2 / (1 - attainment);
+    const double share = std::min(1 - attainment, kCalmShareMax);
+    return ++count_ >= times_ * kCalmBatches / 2 / share;
 }
 
 void LatencyCalm::next() {
@@ -130,15 +133,22 @@ std::size_t LatencyMargin::regular() const {
     return ratios.size() - count > most ? ratios.size() : count;
 }
 
-// Of the ratios; 0 where there are none.
-double LatencyMargin::quantile_log(double attainment) const {
+// The ratio that no more than `share` of the batches go beyond; 0 where there are none.
+double LatencyMargin::ratio_beyond(double share) const {
     const std::size_t count = regular();
     if (count == 0) return 0;
-    const double share = started_ ? miss_share_ : 1 - attainment;
     const double rank = std::ceil((1 - std::max(0.0, share)) * static_cast<double>(count + 1));
-    const auto index = std::min(static_cast<std::size_t>(rank), count) - 1;
+    return ratios_.at_rank(std::min(static_cast<std::size_t>(rank), count) - 1);
+}
+
+double LatencyMargin::quantile_log(double attainment) const {
+    const double share = started_ ? miss_share_ : 1 - attainment;
     const double beyond = std::max(0.0, -share) / kConformalStep * kBeyondLargest * scale();
-    return ratios_.at_rank(index) + beyond;
+    return ratio_beyond(share) + beyond;
+}
+
+double LatencyMargin::log_margin_of(double attainment) const {
+    return std::max(0.0, ratio_beyond(1 - attainment));
 }
 
 double LatencyMargin::log_margin(double attainment) const {
@@ -146,6 +156,16 @@ double LatencyMargin::log_margin(double attainment) const {
     const double whole =
         std::max(0.0, quantile_log(attainment)) + kColdLog * cold * cold + widened_;
     return std::min(whole, kMarginLogMax);
+}
+
+double LatencyMargin::mean() const {
+    const std::size_t count = ratios_.size();
+    if (count == 0) return 0;
+    double sum = 0;
+    for (std::size_t i = 0; i < kMeanRanks; ++i) {
+        sum += ratios_.at_rank((2 * i + 1) * count / (2 * kMeanRanks));
+    }
+    return sum / kMeanRanks;
 }
 
 double LatencyMargin::scale() const {

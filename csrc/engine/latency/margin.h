@@ -73,8 +73,12 @@ class LatencyMargin {
 
     // The logarithm of the margin, >= 0 and bounded.
     double log_margin(double attainment) const;
+    // What it is about if another share is asked for.
+    double log_margin_of(double attainment) const;
     // The usual size of a log ratio's deviation, by its quantiles.
     double scale() const;
+    // The mean of the log ratios, about.
+    double mean() const;
     const SortedWindow& ratios() const { return ratios_; }
 
     template <class Archive>
@@ -91,6 +95,7 @@ class LatencyMargin {
   private:
     static constexpr std::uint32_t kRatios = 1024;
 
+    double ratio_beyond(double share) const;
     double quantile_log(double attainment) const;
     void calm_down(double attainment);
     double stalled_log() const;

@@ -71,10 +71,13 @@ const LatencyModel::State* LatencyModel::predicting() const {
     return state_.get();
 }
 
-void LatencyModel::set_attainment(double attainment) {
+double LatencyModel::held(double attainment) {
     // Also of what is no number.
-    const double held = attainment >= kAttainmentMin ? attainment : kAttainmentMin;
-    const double before = std::exchange(attainment_, std::min(held, kAttainmentMax));
+    return attainment >= kAttainmentMin ? std::min(attainment, kAttainmentMax) : kAttainmentMin;
+}
+
+void LatencyModel::set_attainment(double attainment) {
+    const double before = std::exchange(attainment_, held(attainment));
     if (!state_ || before == attainment_) return;
     state_->margin.retarget();
     state_->stale = true;
@@ -129,6 +132,12 @@ std::uint32_t LatencyModel::largest_within(Nanos budget_ns, std::uint32_t rows_m
 double LatencyModel::margin() const {
     const State* known = predicting();
     return known == nullptr ? 1 : known->margin_factor;
+}
+
+double LatencyModel::mean_ratio() const { return state_ ? std::exp(state_->margin.mean()) : 1; }
+
+double LatencyModel::margin_of(double attainment) const {
+    return state_ ? std::exp(state_->margin.log_margin_of(attainment)) : 1;
 }
 
 std::uint32_t LatencyModel::rows_measured() const { return state_ ? state_->rows_measured : 0; }

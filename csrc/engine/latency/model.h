@@ -52,6 +52,7 @@ class LatencyModel {
   public:
     // `attainment`: the share of batches that bound() is to cover, held to [0.5, 0.9999].
     explicit LatencyModel(double attainment = 0.99);
+    static double held(double attainment);
     ~LatencyModel();
     LatencyModel(LatencyModel&&) noexcept;
     LatencyModel& operator=(LatencyModel&&) noexcept;
@@ -86,6 +87,10 @@ class LatencyModel {
     std::uint32_t largest_within(Nanos budget_ns, std::uint32_t rows_max) const;
     // bound / expected of the sizes that are well known, >= 1.
     double margin() const;
+    // The mean of observed / expected of late, about.
+    double mean_ratio() const;
+    // What margin() is about if this share is to be covered.
+    double margin_of(double attainment) const;
     // The largest batch to risk now: at most max(`step` rows, 10 %) above the largest one measured
     // since the last slow-down; batches grow by `step`. At least 1 unless `rows_max` is 0.
     std::uint32_t rows_trusted(std::uint32_t rows_max, std::uint32_t step = 1) const;
