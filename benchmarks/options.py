@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 
 # Of the benchmark slo_triton: all but the sweep have figures.
-SLO_PARTS = ("prediction", "goodput", "overload", "sweep", "two")
+SLO_PARTS = ("prediction", "goodput", "overload", "stalls", "sweep", "two")
 
 
 @dataclass(frozen=True)

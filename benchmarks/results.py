@@ -84,6 +84,8 @@ GOALS: dict[str, Goal] = {
     "slo_goodput_ratio_grid": Goal(1.0, 1.1, "x", "higher"),
     "slo_overload_ratio_timeout": Goal(0.98, 1.05, "x", "higher"),
     "slo_overload_ratio_queue_size": Goal(5, 10, "x", "higher"),
+    "slo_stalls_in_time_ratio": Goal(None, None, "x", "higher"),
+    "slo_after_stalls_in_time": Goal(None, None, "part", "higher"),
     "slo_shared_worst_class_ratio": Goal(1.2, 2, "x", "higher"),
     "slo_shared_worst_class_ratio_tuned": Goal(1.2, 2, "x", "higher"),
 }

@@ -104,6 +104,8 @@ class TunableTriton:
         self.address = triton.grpc_address
         self.asked = Triton(self.address)
         self.repository = triton.model_repository
+        # With its python backend's processes.
+        self.process_group = os.getpgid(triton.pid or 0)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(self.address))
 
     def load(

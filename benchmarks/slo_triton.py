@@ -16,7 +16,7 @@ from math import log
 from pathlib import Path
 from statistics import NormalDist, median
 
-from benchmarks import slo_shared
+from benchmarks import slo_shared, slo_stalls
 from benchmarks.options import SLO_PARTS, Options, say
 from benchmarks.results import Figure
 from benchmarks.slo_goodput import (
@@ -122,7 +122,8 @@ def run(options: Options) -> list[Figure]:
     if "two" in parts:
         figures += slo_shared.run(options)
     for figure in figures:
-        say(f"  {figure.figure:32} {figure.value:>8g} {figure.unit:6} must {figure.must:g}")
+        must = "" if figure.must is None else f"must {figure.must:g}"
+        say(f"  {figure.figure:32} {figure.value:>8g} {figure.unit:6} {must}")
     return figures
 
 
@@ -148,6 +149,8 @@ def one_model(options: Options, parts: Sequence[str]) -> list[Figure]:
                     figures += goodputs(bench)
                 if "overload" in parts:
                     figures += overload(bench)
+                if "stalls" in parts:
+                    figures += stalled(bench)
                 if "sweep" in parts:
                     sweep(bench)
     return figures
@@ -331,6 +334,24 @@ def overload(bench: Bench) -> list[Figure]:
         Figure.of(f"slo_overload_ratio_{kind}", ratio(in_time, found), problem)
         for kind, found in best.items()
     ]
+
+
+def stalled(bench: Bench) -> list[Figure]:
+    """In time while Triton's host stalls now and then, and once it is over."""
+    rate = slo_stalls.LOAD_PART * bench.capacity_per_s
+
+    def batched(batcher: Batcher, turn: int) -> Measured:
+        bench.set_batcher(batcher)
+        return bench.batched(rate, turn)
+
+    say(f"stalls of the host, {rate:.0f} requests/s are offered:")
+    return slo_stalls.figures(
+        bench.triton.process_group,
+        lambda turn: bench.scheduled(rate, turn),
+        batched,
+        [AS_IT_COMES, *bench.extent.timeouts],
+        bench.extent.rounds,
+    )
 
 
 def ratio(ours: float, theirs: float) -> float:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -14,6 +19,7 @@ from benchmarks.loading import LoadResult
 from benchmarks.slo_goodput import Contender, Load, compare, goodput, near_the_best
 from benchmarks.slo_servers import Batcher, Measured, measured
 from benchmarks.slo_shared import TUNED, UNTUNED, settings, told_of
+from benchmarks.slo_stalls import stalls
 from benchmarks.slo_triton import (
     GRID,
     QUEUE_SIZES,
@@ -129,6 +135,24 @@ def test_what_the_scheduler_was_told_is_said() -> None:
     assert told_of(TUNED) == (
         'slo and priority_levels, value 1, priorities {"1": {"attainment": 0.6}}'
     )
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_stalls_stop_all_processes_of_a_group_and_leave_them_running() -> None:
+    with subprocess.Popen(["sh", "-c", "sleep 60 & wait"], start_new_session=True) as process:
+        try:
+            with stalls(process.pid, seed=1):
+                seen = set()
+                deadline = time.monotonic() + 20
+                while not seen >= {"T", "S"} and time.monotonic() < deadline:
+                    seen.add(state(process.pid))
+                assert seen >= {"T", "S"}
+            assert state(process.pid) == "S"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_sizes_between_measured_ones_are_interpolated() -> None:
