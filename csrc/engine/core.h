@@ -93,8 +93,7 @@ class Core : private CoreState {
     void count_in(ModelState& model, Group& group, std::uint32_t slot, Nanos now);
     void count_rows_out(Group& group, const RequestRecord& request, std::uint32_t rows);
     void count_out(ModelState& model, Group& group, const RequestRecord& request);
-    void note_started(BatchRecord& batch, Nanos now);
-    void note_left(const BatchRecord& batch);
+    Nanos expected_ns(const BatchRecord& batch);
     void rebuild_backlogs(Nanos now);
     std::uint32_t rows_before(const Group& group, std::size_t level, Nanos deadline,
                               Nanos now) const;
@@ -175,13 +174,15 @@ class Core : private CoreState {
     bool usable(const PlacementState& placement) const;
     bool slot_free(const PlacementState& placement) const;
     Nanos stage_moment(const ModelState& model, const PlacementState& placement) const;
+    Departure departure_to(const ModelState& model, const PlacementState& placement,
+                           const Load& load, Nanos now) const;
     void run_model(std::uint32_t index, Nanos now);
     void offer_work(std::uint32_t index, Nanos now);
     void run_own(ModelState& model, Nanos now);
     bool dispatch_retry(ModelState& model, Nanos now);
     bool dispatch_next(ModelState& model, Nanos now);
-    void send_retry(ModelState& model, Pool& pool, PlacementState& placement, Nanos now);
-    void send_next(ModelState& model, Pool& pool, PlacementState& placement, Nanos now);
+    void send_retry(ModelState& model, Pool& pool, const Choice& choice, Nanos now);
+    void send_next(ModelState& model, Pool& pool, const Choice& choice, Nanos now);
     Choice choose(ModelState& model, const Pool& pool, const Load& load, Nanos now);
     Choice choose_for_group(ModelState& model, const Pool& pool, Executors executors, Nanos now);
     Choice choose_for_retry(ModelState& model, const Pool& pool, Executors executors, Nanos now);
@@ -196,8 +197,24 @@ class Core : private CoreState {
     void join_batch(std::uint32_t batch, std::uint32_t request, std::uint32_t rows);
     void mark_dispatched(std::uint32_t request, Nanos now);
     void drop_stale(BatchRecord& batch) const;
-    void send(ModelState& model, std::uint32_t batch, PlacementState& placement, Nanos now);
+    void send(ModelState& model, std::uint32_t batch, const Choice& choice, Nanos now);
     Nanos next_moment(ModelState& model, Nanos now);
+
+    // execution/early.cc
+    std::uint32_t first_to_end(const PlacementState& placement) const;
+    Departure early_departure(const ModelState& model, const PlacementState& placement,
+                              Nanos start_by, Nanos now) const;
+    static bool overtakes(const ModelState& model, const Pool& pool, const Choice& choice);
+    Nanos starts_at(const Choice& choice, Nanos now) const;
+    void note_head_start(BatchRecord& batch, const Choice& choice, Nanos now);
+    void follow(BatchRecord& batch, std::uint32_t before, Nanos now);
+    void unfollow(const BatchRecord& batch);
+    void follow_another(PlacementState& placement, BatchHandle left, Nanos now);
+    void note_started(BatchRecord& batch, Nanos now);
+    void note_left(BatchRecord& batch);
+    void count_running(BatchRecord& batch, Nanos free_at, Nanos overdue_at);
+    void uncount_running(BatchRecord& batch);
+    void learn_head_start(PlacementState& placement, const BatchRecord& batch, Nanos now) const;
 
     // batching/load_aware.cc, latency/sharing.cc
     bool planned(const ModelState& model, const Group& group) const;
@@ -221,7 +238,7 @@ class Core : private CoreState {
     bool take_try(ModelState& model, const LatencyModel& latency, std::uint32_t rows,
                   Nanos deadline, Nanos now) const;
     void form_planned(ModelState& model, std::uint32_t group, std::uint32_t batch,
-                      const PlacementState& placement, Nanos now);
+                      const PlacementState& placement, Nanos starts_at, Nanos now);
     std::uint32_t fastest_placement(const ModelState& model, std::uint32_t rows, bool sure) const;
     void update_reference(ModelState& model);
     void trust_rows(ModelState& model, const PlacementState& placement);
@@ -367,6 +384,7 @@ class Core : private CoreState {
     void restore_devices();
     void check_ledger() const;
     void check_backlogs() const;
+    void check_counted(const PlacementState& placement) const;
     void check_devices() const;
     void check_model(std::uint32_t index) const;
     void check_sequence(std::uint32_t index) const;

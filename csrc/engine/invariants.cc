@@ -188,9 +188,13 @@ void Core::check_backlogs() const {
         if (!batches_.live(slot) || batches_[slot].backend == kNoBackend) continue;
         const BatchRecord& batch = batches_[slot];
         const std::uint32_t component = models_[batch.model].component;
-        if (batch.started_at == kNever) continue;
-        ++beside[batch.place];
-        if (component != kNoSlot) running[component].start(batch.running());
+        must(batch.counted != (batch.followed || (batch.started_at == kNever && !batch.early())),
+             "what runs or is about to is counted, unless what follows it is");
+        if (batch.counted && component != kNoSlot) running[component].start(batch.counted_as);
+        if (batch.started_at != kNever) ++beside[batch.place];
+    }
+    for (const ModelState& model : models_) {
+        for (const PlacementState& p : model.placements) check_counted(p);
     }
     for (const auto& [place, batches] : beside) {
         must(places_.running(place) == batches, "a place knows how many batches run there");
@@ -198,6 +202,18 @@ void Core::check_backlogs() const {
     for (std::size_t i = 0; i < components_.size(); ++i) {
         must(components_[i].backlog.runs_as(running[i]), "a backlog knows the batches that run");
     }
+}
+
+// Where there are fewer instances than there were, more batches may still run.
+void Core::check_counted(const PlacementState& placement) const {
+    std::size_t counted = 0;
+    std::size_t running = 0;
+    for (const std::uint32_t slot : placement.out) {
+        counted += batches_[slot].counted ? 1 : 0;
+        running += batches_[slot].started_at != kNever ? 1 : 0;
+    }
+    must(counted <= std::max<std::size_t>(running, placement.slots),
+         "no more batches are counted than run, or have an instance to run on");
 }
 
 void Core::check_devices() const {

@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x4f656e69676e65;  // "engineO"
+constexpr std::uint64_t kStateMagic = 0x50656e69676e65;  // "engineP"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {
@@ -90,6 +90,7 @@ void archive_placement(Archive& archive, PlacementState& p) {
     archive(p.ns_per_row);
     archive(p.batch_ns);
     archive(p.executor);
+    p.head_start.archive(archive);
     p.likeness.archive(archive);
     archive(p.batches_learned);
     archive(p.ignored_times.backward);
@@ -249,6 +250,13 @@ void archive_batch(Archive& archive, BatchRecord& b) {
     archive(b.place);
     archive(b.ran_before);
     archive(b.ends_at);
+    archive(b.follows);
+    archive(b.freed_at);
+    archive(b.counted);
+    archive(b.followed);
+    archive(b.counted_as.end);
+    archive(b.counted_as.reserve);
+    archive(b.counted_as.overdue_at);
     archive(b.release_at);
     archive.vector_size(b.members, 24);
     for (BatchMember& member : b.members) {

@@ -146,17 +146,23 @@ struct BatchRecord {
     Nanos started_at = kNever;      // when an instance was free for it; kNever: still staged
     std::uint32_t place = kNoSlot;  // of SharedPlaces, once started
     std::uint64_t ran_before = 0;   // SharedPlaces::ran_ns then
+    // Sent before an instance was free (execution/early.cc): the batch whose instance it was
+    // expected to take, and since when one is free. 0: not early.
+    BatchHandle follows = 0;
+    Nanos freed_at = kNever;
+    // As what it is counted in the backlog, if it is: not what an early one follows, which is
+    // counted in its place.
+    bool counted = false;
+    bool followed = false;
+    RunningBatch counted_as;
     // Answered while its execution goes on: when its slot is free again. Its handle is stale.
     Nanos release_at = kNever;
     std::vector<BatchMember> members;
     std::uint32_t taken = 0;  // members that left their queue, while it is formed
 
+    bool early() const { return follows != 0; }
     bool runs() const { return backend != kNoBackend && started_at != kNever; }
     Nanos hold_end() const { return add_saturating(held_since, kHoldMaxNs); }
-    // Once started. It hangs when it has taken twice as long as it was expected to.
-    RunningBatch running() const {
-        return {ends_at, reserve, add_saturating(ends_at, ends_at - started_at)};
-    }
     // It has not got its devices for itself: the next attempt is the last.
     void go_beside() {
         if (!alone) return;
@@ -173,7 +179,9 @@ struct BatchRecord {
         row_size = 1;
         cap_before = 0;
         retried = half = memory_limited = alone = formed = sealed = grows = false;
-        started_at = ends_at = release_at = held_since = kNever;
+        counted = followed = false;
+        follows = 0;
+        started_at = ends_at = freed_at = release_at = held_since = kNever;
         members.clear();
     }
 };

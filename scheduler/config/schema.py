@@ -305,7 +305,9 @@ class Batching(Section):
         description="refuse new requests while the oldest queued one is older; 0 = no bound",
     )
     staged_batches: Annotated[int, Field(ge=0, le=64)] = Field(
-        default=2, description="batches sent to a backend beyond its instances"
+        default=2,
+        description="batches sent to a backend beyond its instances; 0 = also none that would be "
+        "there just as an instance becomes free",
     )
     max_inflight: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=1024,

@@ -90,28 +90,11 @@ void Core::count_out(ModelState& model, Group& group, const RequestRecord& reque
     }
 }
 
-void Core::note_started(BatchRecord& batch, Nanos now) {
+// What a batch at a backend is expected to take.
+Nanos Core::expected_ns(const BatchRecord& batch) {
     ModelState& model = models_[batch.model];
-    const PlacementState& placement = *model.placement(batch.backend);
-    const LatencyModel& latency = latency_of(model, placement);
-    batch.place = places_.place_of(placement);
-    batch.ran_before = places_.ran_ns(batch.place, now);
-    places_.start(batch.place, now);
-    const Nanos expected =
-        latency.known() ? latency.expected(rows_sent(model, batch)) : model.batch_ns;
-    batch.started_at = now;
-    batch.ends_at = now + expected;
-    Backlog* backlog = backlog_of(model);
-    if (backlog == nullptr) return;
-    backlog->start(batch.running());
-    Component& component = components_[model.component];
-    component.batch_ns = averaged(component.batch_ns, std::max<Nanos>(expected, 1));
-}
-
-void Core::note_left(const BatchRecord& batch) {
-    if (batch.started_at == kNever) return;
-    Backlog* backlog = backlog_of(models_[batch.model]);
-    if (backlog != nullptr) backlog->end(batch.running());
+    const LatencyModel& latency = latency_of(model, *model.placement(batch.backend));
+    return latency.known() ? latency.expected(rows_sent(model, batch)) : model.batch_ns;
 }
 
 // After components were made anew.
@@ -120,9 +103,9 @@ void Core::rebuild_backlogs(Nanos now) {
     for (std::uint32_t slot = 0; slot < batches_.slots(); ++slot) {
         if (!batches_.live(slot)) continue;
         const BatchRecord& batch = batches_[slot];
-        if (batch.backend == kNoBackend || batch.started_at == kNever) continue;
+        if (batch.backend == kNoBackend || !batch.counted) continue;
         Backlog* backlog = backlog_of(models_[batch.model]);
-        if (backlog != nullptr) backlog->start(batch.running());
+        if (backlog != nullptr) backlog->start(batch.counted_as);
     }
     for (std::uint32_t slot = 0; slot < requests_.slots(); ++slot) {
         if (!requests_.live(slot)) continue;

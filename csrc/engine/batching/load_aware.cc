@@ -321,9 +321,9 @@ bool Core::take_try(ModelState& model, const LatencyModel& latency, std::uint32_
     return true;
 }
 
-// The lead, and behind it what does not make any member late.
+// The lead, and behind it what does not make any member late of a batch that starts then.
 void Core::form_planned(ModelState& model, std::uint32_t index, std::uint32_t batch_slot,
-                        const PlacementState& placement, Nanos now) {
+                        const PlacementState& placement, Nanos starts_at, Nanos now) {
     Group& group = model.groups[index];
     const LatencyModel& latency = latency_of(model, placement);
     const RowsAllowed allowed = rows_allowed(model, group, placement);
@@ -362,7 +362,8 @@ void Core::form_planned(ModelState& model, std::uint32_t index, std::uint32_t ba
                 hold == kNever || bound_ns(model.policy, latency, rows + part) <= hold;
             const bool fits = part <= cap - rows && holds;
             const Nanos deadline = std::min(earliest, key.deadline);
-            const Nanos end = add_saturating(now, bound_ns(model.policy, latency, rows + part));
+            const Nanos ran = bound_ns(model.policy, latency, rows + part);
+            const Nanos end = add_saturating(starts_at, ran);
             if (!fits || (end > deadline && !take_try(model, latency, rows, deadline, now))) {
                 if (++passed_over > kPassedOverMax) break;
                 continue;

@@ -1,6 +1,7 @@
 // Which batch goes where: late binding, one batch at a time while a slot is free for it.
 #include <algorithm>
 
+#include "engine/batching/load_rules.h"
 #include "engine/core.h"
 
 namespace infersched::engine {
@@ -8,6 +9,7 @@ namespace {
 
 // Of a batch with an objective, of a model of which no latency is known.
 constexpr std::uint32_t kRowsBlind = 32;
+constexpr Nanos kAnyTime = std::numeric_limits<Nanos>::min();
 
 }  // namespace
 
@@ -30,6 +32,16 @@ Nanos Core::stage_moment(const ModelState& model, const PlacementState& placemen
     return stage_at(placement, model.policy.staged_batches_max, oldest_start);
 }
 
+Departure Core::departure_to(const ModelState& model, const PlacementState& placement,
+                             const Load& load, Nanos now) const {
+    if (slot_free(placement)) return {kAnyTime};
+    if (load.early) return early_departure(model, placement, load.start_by, now);
+    if (!load.stage || model.policy.direct_max > 0) return {};
+    const std::uint32_t full = rows_full(model.policy);
+    if (load.merging && !worth_staging(load.rows_waiting, full, placement.rows_out)) return {};
+    return {stage_moment(model, placement)};
+}
+
 // The placement of least expected completion among those with a slot for this batch; of a direct
 // model, which the backend runs side by side, the one with the fewest out. Equal ones: fewer rows
 // out, then the order of configuration.
@@ -46,6 +58,7 @@ Choice Core::choose(ModelState& model, const Pool& pool, const Load& load, Nanos
     const bool direct = model.policy.direct_max > 0;
     Choice choice;
     std::uint64_t least = 0;
+    Nanos ready_at = kAnyTime;
     for (PlacementState& p : model.placements) {
         if (!eligible(p) || (alternative && p.backend == load.avoid)) continue;
         if (load.executors == Executors::kOwn && p.executor != kNoExecutor) continue;
@@ -56,15 +69,10 @@ Choice Core::choose(ModelState& model, const Pool& pool, const Load& load, Nanos
             choice.blocked_until = std::min(choice.blocked_until, p.rest_until);
             continue;
         }
-        if (!slot_free(p)) {
-            if (!load.stage || direct) continue;
-            const std::uint32_t full = rows_full(model.policy);
-            if (load.merging && !worth_staging(load.rows_waiting, full, p.rows_out)) continue;
-            const Nanos at = stage_moment(model, p);
-            if (at > now) {
-                choice.blocked_until = std::min(choice.blocked_until, at);
-                continue;
-            }
+        const Departure departure = departure_to(model, p, load, now);
+        if (departure.at > now) {
+            choice.blocked_until = std::min(choice.blocked_until, departure.at);
+            continue;
         }
         const PlacementState* best = choice.placement;
         if (load.spread && best != nullptr && p.sequence_count != best->sequence_count) {
@@ -75,10 +83,20 @@ Choice Core::choose(ModelState& model, const Pool& pool, const Load& load, Nanos
         if (load.planned) {
             expected = static_cast<std::uint64_t>(latency_of(model, p).expected(load.rows));
         }
-        if (best == nullptr || expected < least ||
-            (expected == least && p.rows_out < best->rows_out)) {
+        const bool early = departure.follows != kNoSlot;
+        // What should have ended by now may take as long again: it may hang.
+        if (early) {
+            const Nanos overdue = now - batches_[departure.follows].ends_at;
+            expected += static_cast<std::uint64_t>(std::max<Nanos>(overdue, 0));
+        }
+        const Nanos ready = early ? departure.at : kAnyTime;
+        const bool sooner =
+            best != nullptr && (ready != ready_at ? ready < ready_at : p.rows_out < best->rows_out);
+        if (best == nullptr || expected < least || (expected == least && sooner)) {
             choice.placement = &p;
+            choice.follows = departure.follows;
             least = expected;
+            ready_at = ready;
         }
     }
     return choice;
@@ -117,6 +135,13 @@ Choice Core::choose_for_group(ModelState& model, const Pool& pool, Executors exe
     const bool late_bound = load.planned || yields(model, group.head().level);
     load.stage =
         !late_bound || planning_latency(model, group).expected(load.rows) <= kPlannedStageMaxNs;
+    load.early = load.planned && !load.stage && model.policy.direct_max == 0;
+    if (load.early) {
+        const QueueKey& head = group.head();
+        const std::uint32_t lead = lead_rows(model, group, head.slot);
+        load.start_by =
+            head.deadline - bound_ns(model.policy, planning_latency(model, group), lead);
+    }
     load.spread = requests_[group.head().slot].sequential;
     return choose(model, pool, load, now);
 }
@@ -139,27 +164,30 @@ Choice Core::choose_for_retry(ModelState& model, const Pool& pool, Executors exe
         load.hold = batches_.handle(pool.retries.begin()->second);
         load.others_out = batch.others_out;
     }
+    // Else what leaves early would always be there before it. Trials are for others.
+    load.early = model.reference != kNoSlot && model.policy.direct_max == 0 && load.hold == 0;
+    load.start_by = kAnyTime;
     return choose(model, pool, load, now);
 }
 
 // Groups that failed go before other work, the first failed first.
 bool Core::dispatch_retry(ModelState& model, Nanos now) {
     Pool* first = nullptr;
-    PlacementState* placement = nullptr;
+    Choice chosen;
     model.each_pool([&](Pool& pool) {
         if (pool.retries.empty()) return;
         if (first != nullptr && *first->retries.begin() < *pool.retries.begin()) return;
         const Choice choice = choose_for_retry(model, pool, Executors::kOwn, now);
         if (choice.placement == nullptr) return;
         first = &pool;
-        placement = choice.placement;
+        chosen = choice;
     });
     if (first == nullptr) return false;
-    send_retry(model, *first, *placement, now);
+    send_retry(model, *first, chosen, now);
     return true;
 }
 
-void Core::send_retry(ModelState& model, Pool& pool, PlacementState& placement, Nanos now) {
+void Core::send_retry(ModelState& model, Pool& pool, const Choice& choice, Nanos now) {
     const std::uint32_t batch_slot = pool.retries.begin()->second;
     pool.retries.erase(pool.retries.begin());
     BatchRecord& batch = batches_[batch_slot];
@@ -170,27 +198,28 @@ void Core::send_retry(ModelState& model, Pool& pool, PlacementState& placement, 
     for (const BatchMember& member : batch.members) {
         mark_dispatched(static_cast<std::uint32_t>(member.request), now);
     }
-    send(model, batch_slot, placement, now);
+    send(model, batch_slot, choice, now);
 }
 
 // The most urgent request for which a slot is free leads the next batch.
 bool Core::dispatch_next(ModelState& model, Nanos now) {
     Pool* first = nullptr;
-    PlacementState* placement = nullptr;
+    Choice chosen;
     model.each_pool([&](Pool& pool) {
         if (!settle(model, pool, now)) return;
         if (first != nullptr && *first->ready.begin() < *pool.ready.begin()) return;
         const Choice choice = choose_for_group(model, pool, Executors::kOwn, now);
         if (choice.placement == nullptr) return;
         first = &pool;
-        placement = choice.placement;
+        chosen = choice;
     });
-    if (first == nullptr) return false;
-    send_next(model, *first, *placement, now);
+    if (first == nullptr || overtakes(model, *first, chosen)) return false;
+    send_next(model, *first, chosen, now);
     return true;
 }
 
-void Core::send_next(ModelState& model, Pool& pool, PlacementState& placement, Nanos now) {
+void Core::send_next(ModelState& model, Pool& pool, const Choice& choice, Nanos now) {
+    PlacementState& placement = *choice.placement;
     const std::uint32_t index = pool.ready.begin()->group;
     const Group& group = model.groups[index];
     const std::uint32_t batch_slot = batches_.add();
@@ -204,11 +233,11 @@ void Core::send_next(ModelState& model, Pool& pool, PlacementState& placement, N
     batch.reserve = group.reserve.executors;
     const bool aged = model.reference != kNoSlot && group.head().level == 0;
     if (planned(model, group) || aged) {
-        form_planned(model, index, batch_slot, placement, now);
+        form_planned(model, index, batch_slot, placement, starts_at(choice, now), now);
     } else {
         form(model, index, batch_slot, placement, now);
     }
-    send(model, batch_slot, placement, now);
+    send(model, batch_slot, choice, now);
     plan_stale(model, now);
 }
 
@@ -294,7 +323,8 @@ void Core::drop_stale(BatchRecord& batch) const {
                         batch.members.end());
 }
 
-void Core::send(ModelState& model, std::uint32_t batch_slot, PlacementState& placement, Nanos now) {
+void Core::send(ModelState& model, std::uint32_t batch_slot, const Choice& choice, Nanos now) {
+    PlacementState& placement = *choice.placement;
     BatchRecord& batch = batches_[batch_slot];
     Action action{};
     action.kind = ActionKind::kDispatch;
@@ -307,6 +337,7 @@ void Core::send(ModelState& model, std::uint32_t batch_slot, PlacementState& pla
     batch.backend = placement.backend;
     batch.rows = action.rows;
     batch.dispatched_at = now;
+    note_head_start(batch, choice, now);
     if (placement.held_for != 0) note_sent_beside(batch_slot, placement);
     placement.out.push_back(batch_slot);
     placement.rows_out += batch.rows;

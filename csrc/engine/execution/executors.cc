@@ -323,13 +323,13 @@ bool Core::serve_offer(const Offer& offered, Nanos now) {
     ModelState& model = models_[offered.model];
     Pool& pool = model.pool(offered.pin);
     if (pool.offers_retry()) {
-        PlacementState* placement = choose_for_retry(model, pool, Executors::kAll, now).placement;
-        if (placement == nullptr) return false;
-        send_retry(model, pool, *placement, now);
+        const Choice choice = choose_for_retry(model, pool, Executors::kAll, now);
+        if (choice.placement == nullptr) return false;
+        send_retry(model, pool, choice, now);
     } else {
-        PlacementState* placement = choose_for_group(model, pool, Executors::kAll, now).placement;
-        if (placement == nullptr) return false;
-        send_next(model, pool, *placement, now);
+        const Choice choice = choose_for_group(model, pool, Executors::kAll, now);
+        if (choice.placement == nullptr) return false;
+        send_next(model, pool, choice, now);
     }
     mark_dirty(offered.model);
     plan_stale(model, now);

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "engine/execution/head_start.h"
 #include "engine/latency/likeness.h"
 #include "engine/latency/model.h"
 #include "engine/memory/need.h"
@@ -58,6 +59,7 @@ struct PlacementState {
     std::uint64_t rows_out = 0;
     Nanos ns_per_row = 0;  // moving averages of start to reply; 0 = nothing seen yet
     Nanos batch_ns = 0;
+    HeadStart head_start;
     LatencyLikeness likeness;                   // to the model's other backends
     std::unique_ptr<LatencyModel> own_latency;  // of one that is new, or unlike the others
     std::uint64_t batches_learned = 0;          // that it ran itself
@@ -99,6 +101,14 @@ bool share_devices(const PlacementState& a, const PlacementState& b);
 struct Choice {
     PlacementState* placement = nullptr;
     Nanos blocked_until = kNever;  // when a rest or the staging rule may let it go
+    // Of one that leaves before an instance is free: the batch whose instance will be.
+    std::uint32_t follows = kNoSlot;
+};
+
+// From when on a batch may leave for a placement; kNever: not before a reply.
+struct Departure {
+    Nanos at = kNever;
+    std::uint32_t follows = kNoSlot;  // as of its choice
 };
 
 enum class Executors : std::uint8_t { kAll, kOwn };
@@ -110,8 +120,10 @@ struct Load {
     std::uint64_t rows_waiting = 0;  // that could still join it
     bool merging = false;
     bool stage = false;
-    bool planned = false;  // of a batch that learned latency formed
-    bool spread = false;   // of a sequence that is to be pinned: the fewest sequences count
+    bool early = false;       // may leave for an instance that is about to be free
+    Nanos start_by = kNever;  // its lead would be late else
+    bool planned = false;     // of a batch that learned latency formed
+    bool spread = false;      // of a sequence that is to be pinned: the fewest sequences count
     std::uint32_t avoid = kNoBackend;
     bool again = false;  // after a failure
     bool alone = false;  // behind others that have devices for themselves

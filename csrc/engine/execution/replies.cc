@@ -31,7 +31,7 @@ bool timed(IgnoredTimes& ignored, const BatchRecord& batch, Nanos now) {
     } else if (!staged && now - batch.started_at > kLatencyRanMax) {
         ++ignored.too_long;
     } else {
-        return !staged && now > batch.started_at;
+        return !staged && now > (batch.early() ? batch.freed_at : batch.started_at);
     }
     return false;
 }
@@ -63,6 +63,7 @@ void Core::leave_placement(std::uint32_t batch_slot, Nanos now) {
     const auto place = std::find(placement.out.begin(), placement.out.end(), batch_slot);
     placement.out.erase(place);
     placement.rows_out -= batch.rows;
+    const bool followed = batch.followed;
     note_left(batch);
     if (batch.started_at != kNever) places_.end(batch.place, now);
     if (batch.held_since != kNever) {
@@ -78,6 +79,7 @@ void Core::leave_placement(std::uint32_t batch_slot, Nanos now) {
         start_first(executor, now);
         touch_component(executor.component);
     }
+    if (followed) follow_another(placement, batches_.handle(batch_slot), now);
     if (placement.resting(now)) recount_pauses(model);
     --model.inflight_batches;
     count_departure(batch);
@@ -91,7 +93,10 @@ void Core::observe(ModelState& model, const BatchRecord& batch, Nanos now) {
     if (!timed(placement.ignored_times, batch, now)) return;
     const Nanos ran = now - batch.started_at;
     placement.observe(ran, batch.rows);
-    if (model.learns) learn_latency(model, batch, rows_sent(model, batch), now);
+    if (model.learns) {
+        if (latency_of(model, placement).known()) learn_head_start(placement, batch, now);
+        learn_latency(model, batch, rows_sent(model, batch), now);
+    }
     model.batch_ns = averaged(model.batch_ns, ran);
     model.sooner = ran < (batch.ends_at - batch.started_at) / 2;
     if (model.sooner) model.size_probes.refuted(batch.rows);

@@ -122,6 +122,7 @@ void forget_latencies(ModelState& model) {
         each.likeness.forget();
         each.rows_alike.clear();
         each.batches_learned = 0;
+        each.head_start = HeadStart();
     }
 }
 

@@ -260,12 +260,12 @@ bool Core::triton_take(ModelState& model, Nanos now) {
     const std::uint32_t batch_slot = queue.formed.front();
     Load load;
     load.rows = batches_[batch_slot].rows;
-    PlacementState* placement = choose(model, model.shared, load, now).placement;
-    if (placement == nullptr) return false;
+    const Choice choice = choose(model, model.shared, load, now);
+    if (choice.placement == nullptr) return false;
     const bool grew = queue.growing && queue.formed.size() == 1;
     queue.formed.erase(queue.formed.begin());
     batches_[batch_slot].formed = false;
-    triton_fit(model, batch_slot, *placement, now);
+    triton_fit(model, batch_slot, *choice.placement, now);
     // Of the one that grew, what was put back does.
     if (queue.formed.empty() || (grew && batches_[queue.formed.back()].sealed)) {
         queue.growing = false;
@@ -286,7 +286,7 @@ bool Core::triton_take(ModelState& model, Nanos now) {
     for (const BatchMember& member : batch.members) {
         mark_dispatched(static_cast<std::uint32_t>(member.request), now);
     }
-    send(model, batch_slot, *placement, now);
+    send(model, batch_slot, choice, now);
     return true;
 }
 
