@@ -204,7 +204,8 @@ class Core : private CoreState {
     std::uint32_t first_to_end(const PlacementState& placement) const;
     Departure early_departure(const ModelState& model, const PlacementState& placement,
                               Nanos start_by, Nanos now) const;
-    static bool overtakes(const ModelState& model, const Pool& pool, const Choice& choice);
+    static bool overtakes(const ModelState& model, const Pool& pool,
+                          const PlacementState& placement);
     Nanos starts_at(const Choice& choice, Nanos now) const;
     void note_head_start(BatchRecord& batch, const Choice& choice, Nanos now);
     void follow(BatchRecord& batch, std::uint32_t before, Nanos now);
@@ -257,7 +258,7 @@ class Core : private CoreState {
     // batching/coverage.cc
     void cover_batches(const Component& component);
     double best_coverage(ModelState& model, double capacity);
-    double busy_of(ModelState& model, double margin);
+    double busy_of(ModelState& model, double margin, std::size_t level);
 
     // admission/class_shares.cc
     ClassShare* class_share(ModelState& model, std::uint32_t level);

@@ -4,7 +4,8 @@
 // another tenant of the host lengthen more batches than may be late, bounds that cover them leave
 // time for small batches only, and what small batches have no room for is late as well. Then bounds
 // cover the part of which most requests are in time: q of those that executors have room for, with
-// batches as large as the margin of q allows.
+// batches as large as the margin of q allows. Not for the sake of lower priorities, though: as long
+// as there is room for the highest one, bounds are what that asks for.
 #include <algorithm>
 #include <array>
 #include <vector>
@@ -35,10 +36,23 @@ bool covers_wide(const ModelState& model) {
     return latency.margin() >= kWideMargin || latency.attainment() != covered_asked(model);
 }
 
+// Of the requests of its groups; kMeteredLevels where they are not told apart.
+std::size_t highest_level(ModelState& model) {
+    std::size_t highest = kMeteredLevels;
+    for (const std::uint32_t g : model.groups.metered()) {
+        const LevelMix& mix = model.groups[g].mix;
+        for (std::size_t level = 0; level < highest; ++level) {
+            if (mix.part(level) > 0) highest = level;
+        }
+    }
+    return highest;
+}
+
 }  // namespace
 
-// Executors that the model keeps busy with batches as large as this margin leaves time for.
-double Core::busy_of(ModelState& model, double margin) {
+// Executors that the model keeps busy with batches as large as this margin leaves time for; with
+// its requests of this level alone unless that is kMeteredLevels.
+double Core::busy_of(ModelState& model, double margin, std::size_t level) {
     const LatencyModel& latency = reference_latency(model);
     const auto bound_ns = [&](std::uint32_t rows) {
         return margin * static_cast<double>(latency.expected(rows));
@@ -46,10 +60,11 @@ double Core::busy_of(ModelState& model, double margin) {
     double busy = 0;
     for (const std::uint32_t g : model.groups.metered()) {
         const Group& group = model.groups[g];
+        const double part = level < kMeteredLevels ? group.mix.part(level) : 1;
         const std::uint32_t most = rows_risked(model, &group);
         const std::uint32_t rows =
             staggered_rows(latency, bound_ns, group, model.request_rows, 0, most);
-        busy += group.rate.per_s() / 1e9 * (latency.alpha_ns() + latency.beta_ns() / rows);
+        busy += part * group.rate.per_s() / 1e9 * (latency.alpha_ns() + latency.beta_ns() / rows);
     }
     return busy * latency.mean_ratio();
 }
@@ -58,9 +73,15 @@ double Core::best_coverage(ModelState& model, double capacity) {
     const LatencyModel& latency = reference_latency(model);
     const double asked = covered_asked(model);
     const double now = latency.attainment();
-    const auto in_time = [&](double covered) {
+    const auto busy = [&](double covered, std::size_t level) {
         const double margin = covered == now ? latency.margin() : latency.margin_of(covered);
-        return covered * std::min(1.0, kRoom * capacity / busy_of(model, margin));
+        return busy_of(model, margin, level);
+    };
+    const double room = kRoom * capacity;
+    const std::size_t highest = highest_level(model);
+    if (highest < kMeteredLevels && busy(asked, highest) <= room) return asked;
+    const auto in_time = [&](double covered) {
+        return covered * std::min(1.0, room / busy(covered, kMeteredLevels));
     };
     const double as_asked = in_time(asked);
     double best = now;
@@ -83,12 +104,18 @@ void Core::cover_batches(const Component& component) {
     }
     if (wide.empty()) return;
     const auto busy_now = [this](ModelState& model) {
-        return busy_of(model, reference_latency(model).margin());
+        return busy_of(model, reference_latency(model).margin(), kMeteredLevels);
     };
     double all = 0;
     for (const std::uint32_t index : component.metered) {
         if (models_[index].reference != kNoSlot) all += busy_now(models_[index]);
     }
+    // Where there is room for all, all cover what they are asked to.
+    const auto as_asked = [this](std::uint32_t index) {
+        const ModelState& model = models_[index];
+        return reference_latency(model).attainment() == covered_asked(model);
+    };
+    if (all <= kRoom * component.slots && std::all_of(wide.begin(), wide.end(), as_asked)) return;
     for (const std::uint32_t index : wide) {
         ModelState& model = models_[index];
         // What others leave, or its part where all of them want more than there is.

@@ -43,8 +43,8 @@ Departure Core::departure_to(const ModelState& model, const PlacementState& plac
 }
 
 // The placement of least expected completion among those with a slot for this batch; of a direct
-// model, which the backend runs side by side, the one with the fewest out. Equal ones: fewer rows
-// out, then the order of configuration.
+// model, which the backend runs side by side, the one with the fewest out. Equal ones: free ones
+// first, then what leaves sooner, fewer rows out, the order of configuration.
 Choice Core::choose(ModelState& model, const Pool& pool, const Load& load, Nanos now) {
     const auto eligible = [&](const PlacementState& p) {
         return usable(p) && (&pool == &model.shared || &pool == &p.pinned);
@@ -74,6 +74,8 @@ Choice Core::choose(ModelState& model, const Pool& pool, const Load& load, Nanos
             choice.blocked_until = std::min(choice.blocked_until, departure.at);
             continue;
         }
+        const bool early = departure.follows != kNoSlot;
+        if (early && !load.again && overtakes(model, pool, p)) continue;
         const PlacementState* best = choice.placement;
         if (load.spread && best != nullptr && p.sequence_count != best->sequence_count) {
             if (p.sequence_count > best->sequence_count) continue;
@@ -83,7 +85,6 @@ Choice Core::choose(ModelState& model, const Pool& pool, const Load& load, Nanos
         if (load.planned) {
             expected = static_cast<std::uint64_t>(latency_of(model, p).expected(load.rows));
         }
-        const bool early = departure.follows != kNoSlot;
         // What should have ended by now may take as long again: it may hang.
         if (early) {
             const Nanos overdue = now - batches_[departure.follows].ends_at;
@@ -130,8 +131,8 @@ Choice Core::choose_for_group(ModelState& model, const Pool& pool, Executors exe
     load.rows_waiting = group.rows;
     load.planned = planned(model, group);
     // What a planned batch is made of changes until it leaves, and what has levels above it may
-    // have to wait: only where the way to the backend and back takes as long as running it does it
-    // leave early.
+    // have to wait: only where the way to the backend and back takes as long as running it is it
+    // staged, whenever an instance is to be free.
     const bool late_bound = load.planned || yields(model, group.head().level);
     load.stage =
         !late_bound || planning_latency(model, group).expected(load.rows) <= kPlannedStageMaxNs;
@@ -213,7 +214,7 @@ bool Core::dispatch_next(ModelState& model, Nanos now) {
         first = &pool;
         chosen = choice;
     });
-    if (first == nullptr || overtakes(model, *first, chosen)) return false;
+    if (first == nullptr) return false;
     send_next(model, *first, chosen, now);
     return true;
 }

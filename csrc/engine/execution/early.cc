@@ -53,14 +53,13 @@ Departure Core::early_departure(const ModelState& model, const PlacementState& p
     return {ends_at - usual_ns, first};
 }
 
-// Whether a batch of this pool would leave early for an instance that something more urgent waits
-// for, which does not leave early.
-bool Core::overtakes(const ModelState& model, const Pool& pool, const Choice& choice) {
-    if (choice.follows == kNoSlot) return false;
+// Whether a batch of this pool that leaves early would take an instance that something more urgent
+// waits for, which does not leave early.
+bool Core::overtakes(const ModelState& model, const Pool& pool, const PlacementState& placement) {
     const auto waits = [&](const Pool& other) {
         return !other.ready.empty() && *other.ready.begin() < *pool.ready.begin();
     };
-    return waits(model.shared) || waits(choice.placement->pinned);
+    return waits(model.shared) || waits(placement.pinned);
 }
 
 // From when on the time of a batch is what it would be at a free instance.

@@ -14,6 +14,9 @@ constexpr double kScaleMin = 0.01;
 constexpr double kBatchMax = 4;
 constexpr double kAllowance = 1;
 constexpr double kAlarm = 11;
+// So many at the most count as one: an alarm must come before half a size's window is of the new
+// speed, and a stall that sixteen meet is still none.
+constexpr double kTogetherMax = 6;
 
 }  // namespace
 
@@ -27,7 +30,7 @@ LatencyDrift::Change LatencyDrift::learn(const Sample& sample, double scale) {
     recent_[count_ % recent_.size()] = sample;
     ++count_;
     const double z = sample.log_ratio / std::max(scale, kScaleMin);
-    const double weight = 1 / LatencySlowdown::running(sample.beside);
+    const double weight = 1 / std::min(LatencySlowdown::running(sample.beside), kTogetherMax);
     const bool slower = slower_.add(z, weight);
     const bool faster = faster_.add(-z, weight);
     if (!slower && !faster) return {};

@@ -1,6 +1,6 @@
 // Finds out that batches take longer, or shorter, than they used to: a cumulative sum (CUSUM) of
 // the log ratios to the median of their own size, in both directions. Batches that run at one time
-// meet the same stall: together they count as one.
+// meet the same stall: together they count about as one.
 #pragma once
 
 #include <array>

@@ -7,7 +7,13 @@ from statistics import median
 
 import pytest
 
-from scheduler.simulation.engine import EngineSettings, Fault, ModelSetup, Placement
+from scheduler.simulation.engine import (
+    EngineSettings,
+    Fault,
+    ModelSetup,
+    Placement,
+    RequestClass,
+)
 from scheduler.simulation.scenario import Arrivals, Latency, Model, Outcome, Scenario, engine
 from scheduler.simulation.scenario import simulate as simulated
 
@@ -53,6 +59,25 @@ def test_one_batch_in_ten_that_takes_three_times_as_long_costs_little(
     """Bounds that cover 97 % of the batches would have .46, .35, .27 and .20 in time."""
     runs = [stalled(rate, 200, 20, 3, FROM_MS + SECONDS * 1000, seed) for seed in range(3)]
     assert median(outcome.attainment for outcome in runs) > least
+
+
+@pytest.mark.parametrize("sigma", [0.3, 0.4])
+def test_the_highest_priority_is_covered_as_long_as_there_is_room_for_it(sigma: float) -> None:
+    """However much of a lower one there is no room for then."""
+    low = 2
+    classes = (RequestClass(share=0.05, priority=1), RequestClass(share=0.95, priority=low))
+    setup = ModelSetup(
+        (Placement(0, 4),), classes, slo_ms=SLO_MS, priority_levels=low, default_priority=low
+    )
+    in_time = []
+    for seed in range(3):
+        model = Model(Latency(1.053, 5.9), SLO_MS, Arrivals(rate_per_s=2600))
+        scenario = Scenario([model], 1, seed=seed, requests=26_000, noise_sigma=sigma)
+        found = simulated(scenario, engine(EngineSettings(models=(setup,)))).engine
+        assert found is not None
+        top = found.classes[0][0]
+        in_time.append(top.in_time / top.offered)
+    assert median(in_time) > 0.978
 
 
 def test_stalls_that_leave_room_are_covered() -> None:

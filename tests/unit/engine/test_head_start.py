@@ -136,6 +136,24 @@ def test_what_is_more_urgent_and_cannot_leave_early_is_not_overtaken() -> None:
     assert [member.request for member in driver.step()[0].members] == [urgent]
 
 
+def test_what_may_not_overtake_goes_to_an_instance_that_is_free() -> None:
+    policy = {"rows_max": 16, "load_aware": True, "priority_levels": 2, "default_priority": 2}
+    far = Far(Driver([(0, 1, True), (1, 1, True)], **policy), 1 * MS)
+    far.takes = lambda batch, start: holds(batch.rows) * (100 + 20 * batch.backend) // 100
+    far.run(2 * PER_S, 14 * SECOND)
+    assert far.early
+    driver = far.driver
+    driver.now += 200 * MS
+    (running,) = sent_until(far, 1)
+    assert running.backend == 0
+    driver.submit(priority=1, pinned_backend=0, signature=1)
+    assert driver.step() == []
+    driver.now += holds(running.rows) + 2 * far.wire - 1 * MS
+    for _ in range(20):
+        driver.engine.submit(driver.now, deadline=driver.now + SLO)
+    assert [batch.backend for batch in driver.step()] == [1]
+
+
 def test_a_hung_instance_is_not_preferred_to_a_free_one() -> None:
     far = Far(Driver([(0, 1, True), (1, 1, True)], rows_max=16, load_aware=True), 2 * MS)
     far.takes = lambda batch, start: holds(batch.rows) * (100 + 15 * batch.backend) // 100
