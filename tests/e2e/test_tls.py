@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +233,13 @@ def test_files_that_are_being_replaced_cost_no_backend(
             assert answers(stub, 4)
 
 
+def traced(stub: Stub) -> bool:
+    """Whether Triton's trace settings come, by way of the control plane."""
+    with suppress(grpc.RpcError):
+        return bool(stub.TraceSetting(service_pb2.TraceSettingRequest(), timeout=30).settings)
+    return False
+
+
 def test_an_authority_that_is_renewed_as_a_whole_costs_no_backend(
     small_repository: Path, files: Files, config_file: Path
 ) -> None:
@@ -250,10 +257,11 @@ def test_an_authority_that_is_renewed_as_a_whole_costs_no_backend(
                 return served.log_path.read_text().count(text)
 
             assert answers(stub, 1)
+            wait_until(lambda: traced(stub), "the control plane answers", 30)
             files.renew()
             wait_until(lambda: told("renewed certificates open no connection") > 0, "told", 30)
             assert answers(stub, 2)
-            assert stub.TraceSetting(service_pb2.TraceSettingRequest(), timeout=30).settings
+            assert traced(stub)
             assert served.healthy()
             assert told("backend is down") == 0
             triton.kill()
