@@ -8,10 +8,10 @@ the best of Triton's batcher with priority levels, queue time-outs and its rate 
 Room for the top classes at every moment and for the worst class is not to be had at once: a fluid
 model of one executor, its batch sizes and their order tried out, gives the worst class at most .86
 without precedence, .72 with nine tenths of the top classes in time, .54 with 99 %. So there are two
-figures. Untuned, ours is told objectives and priority levels and nothing else: nearly all of the
-top classes are in time then. Tuned, it is also told that the models are worth the same and how much
-of the top classes must be in time before anything else is. Both are compared with the best of
-Triton's settings; the lines of the result name all of them.
+figures. Untuned, ours is told objectives and priority levels and nothing else: more than nine
+tenths of the top classes are in time then. Tuned, it is also told that the models are worth the
+same and how much of the top classes must be in time before anything else is. Both are compared with
+the best of Triton's settings; the lines of the result name all of them.
 """
 
 from __future__ import annotations
