@@ -104,8 +104,9 @@ class TunableTriton:
         self.address = triton.grpc_address
         self.asked = Triton(self.address)
         self.repository = triton.model_repository
-        # With its python backend's processes.
-        self.process_group = os.getpgid(triton.pid or 0)
+        # With its python backend's processes; 0 would be our own.
+        assert triton.pid is not None
+        self.process_group = os.getpgid(triton.pid)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(self.address))
 
     def load(

@@ -11,7 +11,7 @@ without precedence, .72 with nine tenths of the top classes in time, .54 with 99
 figures. Untuned, ours is told objectives and priority levels and nothing else: more than nine
 tenths of the top classes are in time then. Tuned, it is also told that the models are worth the
 same and how much of the top classes must be in time before anything else is. Both are compared with
-the best of Triton's settings; the lines of the result name all of them.
+the best of Triton's settings; the output tells the classes of all of them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """What is in time while Triton's host stalls now and then, and once it is over.
 
-All processes of the Triton are stopped for 20 ms every 60 ms, both in the mean and at random, as a
-host does that others use. The load is nine tenths of the goodput that the simulator predicts for a
-host without stalls. Ours is compared with the best queue time-out of Triton's batcher, under stalls
-of the same seeds.
+All processes of the Triton are stopped for 20 ms after every 60 ms, both in the mean and at random,
+as a host does that others use. The load is nine tenths of the goodput that the simulator predicts
+for a host without stalls. Ours, the median of its rounds, is compared with the best queue time-out
+of Triton's batcher, each run once under the stalls of the first round. What comes after the stalls
+is measured from the end of the load's warm-up, 1.5 s, on.
 """
 
 from __future__ import annotations

@@ -150,6 +150,8 @@ def test_stalls_stop_all_processes_of_a_group_and_leave_them_running() -> None:
                 while not seen >= {"T", "S"} and time.monotonic() < deadline:
                     seen.add(state(process.pid))
                 assert seen >= {"T", "S"}
+            while state(process.pid) != "S" and time.monotonic() < deadline + 20:
+                pass
             assert state(process.pid) == "S"
         finally:
             os.killpg(process.pid, signal.SIGKILL)
