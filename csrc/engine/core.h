@@ -289,6 +289,13 @@ class Core : private CoreState {
     void count_pauses(Component& component, Nanos now);
     void arrange_component(ModelState& model, std::uint32_t index);
     void touch_component(std::uint32_t component);
+    // execution/waits.cc
+    Upcoming upcoming(const ModelState& model, const Pool& pool, Nanos now);
+    bool plan_waits(ModelState& model, const Pool& pool, const Upcoming& next, Nanos now);
+    bool end_wait(ModelState& model, Pool& pool, Nanos now);
+    void list_wait(std::uint32_t index, Pool& pool, std::uint32_t pin, Nanos ready_at);
+    bool end_wait_before(const Offer& offered, std::uint32_t barred, Nanos now);
+    // execution/offers.cc
     void offer(std::uint32_t index, Pool& pool, std::uint32_t pin);
     void offer_all(ModelState& model, std::uint32_t index);
     void withdraw(std::uint32_t index, Pool& pool, std::uint32_t pin);

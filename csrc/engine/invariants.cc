@@ -24,6 +24,33 @@ void check_offer(const ModelState& model, const Pool& pool) {
          "an offer is held back for what it has to leave to others");
 }
 
+// What waits for more rows, as the domains know it, and when it is looked at again.
+template <class Models, class Domains>
+void check_waits(const Models& models, const Domains& domains, const TimerHeap& moments) {
+    std::vector<std::size_t> listed(domains.size());
+    for (std::uint32_t index = 0; index < models.size(); ++index) {
+        const ModelState& model = models[index];
+        const auto check = [&](const Pool& pool, std::uint32_t pin) {
+            const Nanos first = pool.waiting.empty() ? kNever : pool.waiting.begin()->first;
+            const bool known = pool.domain != kNoSlot && model.policy.in_use && !model.holding;
+            must(model.dirty || pool.wait_listed == (known ? first : kNever),
+                 "a domain knows until when the first group of a pool waits");
+            const bool served = first != kNever && pool.unserved_since == kNever;
+            must(model.dirty || !served || (moments.contains(index) && moments.at(index) <= first),
+                 "a model has its turn by the time that a group of it has waited");
+            if (pool.wait_listed == kNever) return;
+            must(domains[pool.domain].waits.count({pool.wait_listed, index, pin}) == 1,
+                 "a domain lists the pools that have groups that wait");
+            ++listed[pool.domain];
+        };
+        check(model.shared, kNoBackend);
+        for (const PlacementState& p : model.placements) check(p.pinned, p.backend);
+    }
+    for (std::size_t i = 0; i < listed.size(); ++i) {
+        must(domains[i].waits.size() == listed[i], "a domain lists nothing else as waiting");
+    }
+}
+
 }  // namespace
 
 void Core::check_group(const ModelState& model, const Group& group) const {
@@ -270,6 +297,7 @@ void Core::check_invariants() const {
     check_ledger();
     check_backlogs();
     check_devices();
+    if (!rearrange_) check_waits(models_, domains_, moments_);
     for (std::uint32_t index = 0; index < models_.size(); ++index) check_model(index);
     check_sequences();
     must(deadlines_.consistent() && moments_.consistent() && idle_.consistent() &&

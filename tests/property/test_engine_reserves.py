@@ -30,17 +30,12 @@ class World:
     """
 
     def __init__(self, seed: int) -> None:
-        self.random = random = Random(seed)
+        self.random = Random(seed)
         self.engines = [Engine()]
         self.now = 1_000 * MS
-        self.executors = random.randint(2, 5)
-        # Where nothing fails, is waited for or has priority, all that does not go is held back.
-        self.plain = random.random() < 0.3
-        self.levels = 1 if self.plain else random.choice([1, 1, 3])
-        self.rows_max = 1 if self.plain else random.choice([1, ROWS_MAX])
+        self.plain = False
         self.latency_ms = [(0.5, 2.0)]
-        for _ in range(random.choice([1, 2, 5, 20])):
-            self.latency_ms.append((random.choice([0.5, 10.0]), random.choice([60.0, 100.0])))
+        self.plan_mix()
         self.events: list[tuple[int, int, tuple[Any, ...]]] = []
         self.requests: set[int] = set()
         self.queued: dict[int, int] = {}  # handle of a request of a slow model that was not sent
@@ -54,6 +49,16 @@ class World:
             self.do("set_backend", backend, True, self.now)
         self.plan_arrivals()
         self.plan_faults()
+
+    def plan_mix(self) -> None:
+        random = self.random
+        self.executors = random.randint(2, 5)
+        # Where nothing fails, is waited for or has priority, all that does not go is held back.
+        self.plain = random.random() < 0.3
+        self.levels = 1 if self.plain else random.choice([1, 1, 3])
+        self.rows_max = 1 if self.plain else random.choice([1, ROWS_MAX])
+        for _ in range(random.choice([1, 2, 5, 20])):
+            self.latency_ms.append((random.choice([0.5, 10.0]), random.choice([60.0, 100.0])))
 
     def do(self, call: str, *arguments: Any, **named: Any) -> Any:
         results = [getattr(engine, call)(*arguments, **named) for engine in self.engines]

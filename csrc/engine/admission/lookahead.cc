@@ -136,6 +136,8 @@ Lookahead::State Lookahead::look(Group& group, Nanos at, Nanos& ready_at) {
     const Nanos budget_ns = head.key.deadline - at;
     const std::uint32_t rows =
         std::max(lead_rows(group), rows_within(*group.policy, *group.latency, budget_ns, queued));
+    group.key = head.key;
+    group.key.deadline -= bound_ns(*group.policy, *group.latency, rows);
     const std::uint32_t full = target(group.target, at);
     if (rows < std::min(full, most)) {
         const Nanos slack = (head.key.deadline - head.arrival) / kSlackShare;
@@ -149,8 +151,6 @@ Lookahead::State Lookahead::look(Group& group, Nanos at, Nanos& ready_at) {
             return State::kWaiting;
         }
     }
-    group.key = head.key;
-    group.key.deadline -= bound_ns(*group.policy, *group.latency, rows);
     return State::kReady;
 }
 
@@ -160,6 +160,21 @@ Nanos Lookahead::left_from(const Group& group, Nanos at) {
     if (!reserve.binds(waiting_[group.next].key.level)) return at;
     effort_ += static_cast<std::int64_t>(held_.size()) / kCopiedAtOnce;
     return held_.place_at(reserve.executors, slots_, 0, 0, at);
+}
+
+// What goes first at the executor that `best` would get: of what still waits for more rows, the
+// most urgent group that goes before it and must start before one is free again; else `best`.
+Lookahead::Group* Lookahead::urgent_wait(Group& best, Nanos at) {
+    const Nanos batch_ns = waiting_[best.next].key.deadline - best.key.deadline;
+    Nanos free_at = add_saturating(at, batch_ns);
+    if (free_.size() > 1) free_at = std::min(free_at, std::max(free_.front(), at));
+    Group* first = &best;
+    effort_ += static_cast<std::int64_t>(groups_.size());
+    for (Group& group : groups_) {
+        if (!group.waits || group.key.deadline >= free_at || !(group.key < first->key)) continue;
+        if (left_from(group, at) <= at) first = &group;
+    }
+    return first;
 }
 
 // As Core::form_planned, but for its tries; when the batch is expected to end.
@@ -299,17 +314,22 @@ Lookahead::Verdict Lookahead::run(Coming coming) {
         effort_ += static_cast<std::int64_t>(held_.size()) / kCopiedAtOnce;
         held_.remove_ended(at);
         Group* best = nullptr;
+        bool waits = false;
         Nanos ready_at = comes_at_;
         effort_ += kLookEffort * static_cast<std::int64_t>(groups_.size());
         for (Group& group : groups_) {
             if (!give_up_late(group, at)) return Verdict::kLate;
-            if (look(group, at, ready_at) != State::kReady) continue;
+            const State state = look(group, at, ready_at);
+            group.waits = state == State::kWaiting;
+            waits |= group.waits;
+            if (state != State::kReady) continue;
             if (const Nanos from = left_from(group, at); from > at) {
                 ready_at = std::min(ready_at, from);
                 continue;
             }
             if (best == nullptr || group.key < best->key) best = &group;
         }
+        if (best != nullptr && waits) best = urgent_wait(*best, at);
         if (best == nullptr && ready_at == kNever) return Verdict::kUnknown;
         free_.back() = best == nullptr ? ready_at : form(*best, at);
         if (reached_) return Verdict::kInTime;

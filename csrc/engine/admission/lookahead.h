@@ -53,7 +53,8 @@ class Lookahead {
         std::size_t next = 0;
         std::size_t end = 0;
         std::uint64_t rows = 0;
-        QueueKey key;  // as it is ready now
+        QueueKey key;        // as it is ready now, or would be
+        bool waits = false;  // for more rows
     };
     struct Waiting {
         QueueKey key;
@@ -105,6 +106,7 @@ class Lookahead {
     bool give_up_late(Group& group, Nanos at);
     State look(Group& group, Nanos at, Nanos& ready_at);
     Nanos left_from(const Group& group, Nanos at);
+    Group* urgent_wait(Group& best, Nanos at);
     Nanos form(Group& group, Nanos at);
 
     Nanos now_ = 0;

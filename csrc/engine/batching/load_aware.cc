@@ -234,6 +234,8 @@ void Core::plan(ModelState& model, std::uint32_t index, Nanos now) {
     const std::uint32_t rows =
         std::max(lead, rows_within(model.policy, latency, head.deadline - now, queued));
     group.rows_planned = group.rows;
+    QueueKey key = head;
+    key.deadline = head.deadline - bound_ns(model.policy, latency, rows);
     const std::uint32_t awaited = rows_awaited(model, group);
     if (rows < std::min(awaited, cap)) {
         const Nanos slack = (head.deadline - requests_[head.slot].arrival) / kSlackShare;
@@ -243,10 +245,12 @@ void Core::plan(ModelState& model, std::uint32_t index, Nanos now) {
         const Nanos patience = std::min(static_cast<Nanos>(awaited - rows) * group.gather_ns,
                                         latency.expected(padded_rows(model.policy, rows)));
         const Nanos go_at = std::min(must_go, add_saturating(last, patience));
-        if (go_at > now) return index_waiting(model, index, go_at);
+        if (go_at > now) {
+            index_waiting(model, index, go_at);
+            group.ready_key = key;
+            return;
+        }
     }
-    QueueKey key = head;
-    key.deadline = head.deadline - bound_ns(model.policy, latency, rows);
     index_ready(model, index, key);
 }
 

@@ -209,7 +209,11 @@ bool Core::dispatch_next(ModelState& model, Nanos now) {
     model.each_pool([&](Pool& pool) {
         if (!settle(model, pool, now)) return;
         if (first != nullptr && *first->ready.begin() < *pool.ready.begin()) return;
-        const Choice choice = choose_for_group(model, pool, Executors::kOwn, now);
+        Choice choice = choose_for_group(model, pool, Executors::kOwn, now);
+        if (choice.placement != nullptr && end_wait(model, pool, now)) {
+            if (!settle(model, pool, now)) return;
+            choice = choose_for_group(model, pool, Executors::kOwn, now);
+        }
         if (choice.placement == nullptr) return;
         first = &pool;
         chosen = choice;

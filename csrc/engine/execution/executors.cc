@@ -1,4 +1,4 @@
-// Models that share executors: which of them a free executor serves.
+// Models that share executors: who competes with whom.
 #include "engine/execution/executors.h"
 
 #include <algorithm>
@@ -7,44 +7,6 @@
 #include "engine/core.h"
 
 namespace infersched::engine {
-namespace {
-
-// Offers that are held back and late, looked at in one turn, and those passed over to find them.
-constexpr std::uint32_t kHeldLooksMax = 8;
-constexpr std::uint32_t kHeldPassedMax = 64;
-
-// Before all keys of this level.
-QueueKey first_of(std::uint32_t level) {
-    return {level, kNoSlot, std::numeric_limits<Nanos>::min(), 0};
-}
-
-bool any_free(const std::vector<Executor>& executors, const Domain& domain) {
-    return std::any_of(domain.executors.begin(), domain.executors.end(),
-                       [&](std::uint32_t e) { return executors[e].out.empty(); });
-}
-
-// Executors that the most urgent group of a pool leaves to others.
-std::uint32_t reserve_of(const ModelState& model, const Pool& pool) {
-    const Group& group = model.groups[pool.ready.begin()->group];
-    return group.reserve.binds(group.head().level) ? group.reserve.executors : 0;
-}
-
-// The most urgent offer of a domain, from this key on. What leaves `barred` executors or more to
-// others is passed over, however many such offers there are: as many of its batches run as may.
-const Offer* first_offer(const Domain& domain, std::uint32_t barred, const QueueKey& from) {
-    const Offer* first = nullptr;
-    for (auto at = domain.offers.begin(); at != domain.offers.end() && at->reserve < barred;) {
-        const std::uint32_t reserve = at->reserve;
-        if (at->key < from) at = domain.offers.lower_bound({from, 0, 0, reserve});
-        const bool found = at != domain.offers.end() && at->reserve == reserve;
-        if (found && (first == nullptr || at->more_urgent_than(*first))) first = &*at;
-        if (domain.offers.rbegin()->reserve == reserve) break;
-        at = domain.offers.lower_bound({first_of(0), 0, 0, reserve + 1});
-    }
-    return first;
-}
-
-}  // namespace
 
 std::uint32_t Core::executor_of(std::uint32_t group) {
     if (group == kOwnExecutors) return kNoExecutor;
@@ -119,11 +81,11 @@ void Core::arrange(Nanos now) {
         const bool served = model.policy.in_use;
         for (PlacementState& p : model.placements) {
             const bool shared = served && p.configured && p.executor != kNoExecutor;
-            p.pinned.offered = false;
+            p.pinned.leave_domain();
             p.pinned.domain = shared ? domain_of({p.executor}) : kNoSlot;
             if (shared) all.push_back(p.executor);
         }
-        model.shared.offered = false;
+        model.shared.leave_domain();
         model.shared.domain = domain_of(std::move(all));
     }
     for (std::uint32_t index = 0; index < models_.size(); ++index) {
@@ -264,181 +226,6 @@ void Core::touch_component(std::uint32_t component) {
     if (component == kNoSlot || rearrange_ || components_[component].dirty) return;
     components_[component].dirty = true;
     dirty_components_.push_back(component);
-}
-
-void Core::withdraw(std::uint32_t index, Pool& pool, std::uint32_t pin) {
-    if (!pool.offered) return;
-    domains_[pool.domain].offers.erase({pool.offer_key, index, pin, pool.offer_reserve});
-    pool.offered = false;
-}
-
-// Offers the most urgent work of a pool: what is sent again, then the most urgent group.
-void Core::offer(std::uint32_t index, Pool& pool, std::uint32_t pin) {
-    if (pool.domain == kNoSlot) return;
-    QueueKey key;
-    std::uint32_t reserve = 0;
-    if (pool.offers_retry()) {
-        key.deadline = std::numeric_limits<Nanos>::min();
-        key.sequence = pool.retries.begin()->first;
-    } else if (!pool.ready.empty()) {
-        key = pool.ready.begin()->key;
-        reserve = reserve_of(models_[index], pool);
-    } else {
-        return withdraw(index, pool, pin);
-    }
-    const bool same = !(key < pool.offer_key) && !(pool.offer_key < key);
-    if (pool.offered && same && reserve == pool.offer_reserve) return;
-    withdraw(index, pool, pin);
-    pool.offered = true;
-    pool.offer_key = key;
-    pool.offer_reserve = reserve;
-    domains_[pool.domain].offers.insert({key, index, pin, reserve});
-    touch_component(domains_[pool.domain].component);
-}
-
-void Core::offer_all(ModelState& model, std::uint32_t index) {
-    if (model.holding || !model.policy.in_use) {
-        withdraw(index, model.shared, kNoBackend);
-        for (PlacementState& p : model.placements) withdraw(index, p.pinned, p.backend);
-        return;
-    }
-    offer(index, model.shared, kNoBackend);
-    for (PlacementState& p : model.placements) offer(index, p.pinned, p.backend);
-}
-
-const Offer* Core::best_offer(const Component& component, std::uint32_t barred) const {
-    const Offer* best = nullptr;
-    for (const std::uint32_t index : component.domains) {
-        const Domain& domain = domains_[index];
-        if (domain.offers.empty()) continue;
-        const Offer* first = first_offer(domain, barred, first_of(0));
-        if (first == nullptr || (best != nullptr && !first->more_urgent_than(*best))) continue;
-        if (any_free(executors_, domain)) best = first;
-    }
-    return best;
-}
-
-// Sends the batch that is offered. False: no executor takes it now.
-bool Core::serve_offer(const Offer& offered, Nanos now) {
-    ModelState& model = models_[offered.model];
-    Pool& pool = model.pool(offered.pin);
-    if (pool.offers_retry()) {
-        const Choice choice = choose_for_retry(model, pool, Executors::kAll, now);
-        if (choice.placement == nullptr) return false;
-        send_retry(model, pool, choice, now);
-    } else {
-        const Choice choice = choose_for_group(model, pool, Executors::kAll, now);
-        if (choice.placement == nullptr) return false;
-        send_next(model, pool, choice, now);
-    }
-    mark_dirty(offered.model);
-    plan_stale(model, now);
-    return true;
-}
-
-// A batch of a lower level that would be late behind the first offer, which itself would not be
-// late behind that batch. nullptr: there is none, levels decide.
-const Offer* Core::urgent_below(const Domain& domain, const Offer& first, std::uint32_t barred,
-                                Nanos now) const {
-    const Nanos free_beside = components_[domain.component].backlog.free_beside(now);
-    const auto batch_ns = [&](const Offer& offer) -> Nanos {
-        const ModelState& model = models_[offer.model];
-        const Pool& pool = const_cast<ModelState&>(model).pool(offer.pin);
-        if (pool.offers_retry() || pool.ready.empty()) return kNever;
-        const Group& group = model.groups[pool.ready.begin()->group];
-        if (!planned(model, group)) return kNever;
-        return group.head().deadline - pool.ready.begin()->key.deadline;
-    };
-    const auto waits_for = [&](const Offer& other) {
-        return std::min(free_beside, add_saturating(now, batch_ns(other)));
-    };
-    if (batch_ns(first) == kNever) return nullptr;
-    const Nanos behind_first = waits_for(first);
-    const auto below = [&](const Offer& offer) {
-        return first_offer(domain, barred, first_of(offer.key.level + 1));
-    };
-    for (const Offer* at = below(first); at != nullptr; at = below(*at)) {
-        const bool urgent = at->key.deadline < behind_first && at->key.deadline >= now;
-        const Nanos ns = urgent ? batch_ns(*at) : kNever;
-        const bool holds = ns != kNever && waits_for(*at) <= first.key.deadline &&
-                           ns <= hold_limit(models_[at->model], at->key.level, now);
-        if (holds) return at;
-    }
-    return nullptr;
-}
-
-// False: what was offered is another batch now, or none.
-bool Core::brought_up_to_date(const Offer& offered, Nanos now) {
-    ModelState& model = models_[offered.model];
-    Pool& pool = model.pool(offered.pin);
-    settle(model, pool, now);
-    plan_stale(model, now);
-    offer(offered.model, pool, offered.pin);
-    return domains_[pool.domain].offers.count(offered) > 0;
-}
-
-// Gives up what became late while it was held back beside a free executor: before the time that it
-// is offered under, a group was planned to be in time.
-void Core::give_up_held(const Component& component, Nanos now) {
-    std::uint32_t looks = kHeldLooksMax;
-    std::uint32_t passed = kHeldPassedMax;
-    for (const std::uint32_t index : component.domains) {
-        if (!any_free(executors_, domains_[index])) continue;
-        const std::set<Offer>& offers = domains_[index].offers;
-        auto at = offers.lower_bound({first_of(0), 0, 0, 1});
-        while (at != offers.end() && looks > 0 && passed > 0) {
-            const Offer offered = *at;
-            if (offered.key.deadline < now) {
-                --looks;
-                brought_up_to_date(offered, now);
-                at = offers.upper_bound(offered);
-            } else {
-                --passed;
-                at = offers.lower_bound({first_of(offered.key.level + 1), 0, 0, offered.reserve});
-            }
-        }
-    }
-}
-
-// Gives free executors to the most urgent offers. An offer was made some time ago: it is brought up
-// to date before it is taken, and can only have become less urgent.
-void Core::serve(std::uint32_t index, Nanos now) {
-    Component& component = components_[index];
-    if (component.backlog.recount_at() <= now) count_pauses(component, now);
-    std::vector<Offer> blocked;
-    for (;;) {
-        const std::uint32_t barred = component.backlog.barred_from(now);
-        const Offer* best = best_offer(component, barred);
-        if (best == nullptr) break;
-        Offer offered = *best;
-        const Domain& domain = domains_[models_[offered.model].pool(offered.pin).domain];
-        if (!brought_up_to_date(offered, now)) continue;
-        const Offer* first = first_offer(domain, barred, first_of(0));
-        if (first == nullptr || first->more_urgent_than(offered)) continue;
-        const Offer* urgent =
-            component.levels ? urgent_below(domain, offered, barred, now) : nullptr;
-        if (urgent != nullptr) {
-            offered = *urgent;
-            if (!brought_up_to_date(offered, now)) continue;
-        }
-        Pool& pool = models_[offered.model].pool(offered.pin);
-        if (!serve_offer(offered, now)) {
-            blocked.push_back(offered);
-            if (!pool.offers_retry()) {
-                withdraw(offered.model, pool, offered.pin);
-                continue;
-            }
-            // What is held free for it is not all there is: the group takes its turn elsewhere.
-            pool.retry_waits = true;
-        }
-        offer(offered.model, pool, offered.pin);
-    }
-    give_up_held(component, now);
-    for (const Offer& offered : blocked) {
-        models_[offered.model].pool(offered.pin).retry_waits = false;
-        offer_all(models_[offered.model], offered.model);
-    }
-    component.dirty = false;
 }
 
 }  // namespace infersched::engine

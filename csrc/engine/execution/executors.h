@@ -2,9 +2,10 @@
 //
 // Placements of several models that name one executor group share an executor: one batch at a time.
 // A pool of a model that has such placements offers its most urgent work to its domain, the set of
-// executors that it may use; a free executor takes the most urgent offer of its domains. Domains
-// that have an executor in common make up a component, over which load is balanced. A model with
-// executors of its own is a component for itself and offers nothing.
+// executors that it may use; a free executor takes the most urgent offer of its domains, after what
+// still waits for more rows and would be late behind that. Domains that have an executor in common
+// make up a component, over which load is balanced. A model with executors of its own is a
+// component for itself and offers nothing.
 #pragma once
 
 #include <cstdint>
@@ -43,11 +44,30 @@ struct Offer {
     }
 };
 
+// A batch that an executor is about to be given.
+struct Upcoming {
+    QueueKey key;
+    Nanos free_at = 0;                       // when one is free behind it
+    std::uint32_t barred_from = 0xffffffff;  // what leaves so many to others has no place
+};
+
+// The first group of a pool that waits for more rows.
+struct Wait {
+    Nanos ready_at = kNever;
+    std::uint32_t model = 0;
+    std::uint32_t pin = kNoBackend;
+    bool operator<(const Wait& other) const {
+        if (ready_at != other.ready_at) return ready_at < other.ready_at;
+        return model != other.model ? model < other.model : pin < other.pin;
+    }
+};
+
 // Pools that may go to the same executors.
 struct Domain {
     std::vector<std::uint32_t> executors;
     std::uint32_t component = kNoSlot;
     std::set<Offer> offers;  // those that leave as much to others are side by side
+    std::set<Wait> waits;
 };
 
 struct Component {

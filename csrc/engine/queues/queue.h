@@ -52,7 +52,7 @@ struct Group {
     RequestList by_age;
     std::uint64_t rows = 0;
     Index index = Index::kNone;
-    QueueKey ready_key;       // under which it is in Pool::ready
+    QueueKey ready_key;       // under which it is in Pool::ready, or would be
     Nanos ready_at = kNever;  // under which it is in Pool::waiting
     // Where batches are formed by learned latency (batching/load_aware.cc).
     RateMeter rate;  // of arrivals with a deadline
@@ -100,9 +100,15 @@ struct Pool {
     bool offered = false;
     QueueKey offer_key;
     std::uint32_t offer_reserve = 0;
-    bool retry_waits = false;  // while executors are given out: none takes the first of retries
+    Nanos wait_listed = kNever;  // the first of waiting, as the domain knows it
+    bool retry_waits = false;    // while executors are given out: none takes the first of retries
 
     bool offers_retry() const { return !retries.empty() && !retry_waits; }
+    // As the domain is given up together with all that it knows.
+    void leave_domain() {
+        offered = false;
+        wait_listed = kNever;
+    }
     bool has_work() const { return !ready.empty() || !waiting.empty() || !retries.empty(); }
 };
 

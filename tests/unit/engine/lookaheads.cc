@@ -1,6 +1,8 @@
-// Looks ahead at executors of which none is free, and beside batches that leave some to others.
+// Looks ahead at executors of which none is free, beside batches that leave some to others, and at
+// groups that wait for rows beside others that do not.
 #include <cstdio>
 #include <cstdlib>
+#include <initializer_list>
 
 #include "engine/admission/lookahead.h"
 
@@ -62,10 +64,70 @@ std::int64_t effort_beside(std::uint32_t batches) {
     return world.lookahead.effort();
 }
 
+// A quick model whose rows wait for more beside a slow one whose batch is full.
+struct QuickAndSlow {
+    World world;
+    LatencyModel slow;
+
+    explicit QuickAndSlow(std::initializer_list<Nanos> free_in) : world(free_in.size()) {
+        world.policy.rows_max = 32;
+        for (std::uint32_t rows = 1; rows <= 32; ++rows) {
+            world.latency.prime(rows, (0.5 * rows + 3.5) * kMillisecond, 20);
+            slow.prime(rows, (2.5 * rows + 12.5) * kMillisecond, 20);
+        }
+        for (const Nanos in : free_in) world.lookahead.add_executor(kSecond + in);
+    }
+    // Of what is `asked` for, the last row is the question.
+    void add_quick(Nanos deadline_in, bool asked) {
+        Lookahead::Group& group = world.add_group();
+        group.target = 8;
+        group.gather_ns = 10 * kMillisecond;
+        add_rows(group, 3, 2, deadline_in, asked);
+    }
+    void add_slow(std::uint32_t rows, Nanos deadline_in, std::uint32_t level, bool asked) {
+        Lookahead::Group& group = world.add_group();
+        group.latency = &slow;
+        add_rows(group, rows, level, deadline_in, asked);
+    }
+
+  private:
+    void add_rows(Lookahead::Group& group, std::uint32_t rows, std::uint32_t level,
+                  Nanos deadline_in, bool asked) {
+        group.rows_trusted = 32;
+        group.last_arrival = kSecond;
+        for (std::uint32_t i = 0; i < rows; ++i) {
+            const QueueKey key{level, sequence, kSecond + deadline_in, sequence};
+            ++sequence;
+            world.lookahead.add({key, kSecond, 1, group.target, asked && i + 1 == rows});
+        }
+    }
+
+    std::uint32_t sequence = 1;
+};
+
+void check_what_waits_and_would_be_late_goes_first() {
+    constexpr Nanos kMs = kMillisecond;
+    QuickAndSlow quick({0});
+    quick.add_quick(30 * kMs, true);
+    quick.add_slow(12, 80 * kMs, 2, false);
+    must(quick.world.lookahead.run() == Lookahead::Verdict::kInTime, "it waits no longer");
+
+    const auto slow_beside_quick = [](std::initializer_list<Nanos> free_in) {
+        QuickAndSlow slow(free_in);
+        slow.add_slow(1, slow.slow.expected(1) + 2 * kMs, 4, true);
+        slow.add_quick(14 * kMs, false);
+        return slow.world.lookahead.run();
+    };
+    must(slow_beside_quick({0}) == Lookahead::Verdict::kLate, "it goes before a lower level");
+    must(slow_beside_quick({0, 4 * kMs}) == Lookahead::Verdict::kInTime,
+         "it goes on waiting where another executor is free in time");
+}
+
 }  // namespace
 
 int main() {
     check_never_free();
+    check_what_waits_and_would_be_late_goes_first();
     must(effort_beside(800) > effort_beside(0) + 100, "to look at what runs is effort");
     return 0;
 }
