@@ -203,7 +203,7 @@ class Core : private CoreState {
     // execution/early.cc
     std::uint32_t first_to_end(const PlacementState& placement) const;
     Departure early_departure(const ModelState& model, const PlacementState& placement,
-                              Nanos start_by, Nanos now) const;
+                              const Group* group, Nanos now) const;
     static bool overtakes(const ModelState& model, const Pool& pool,
                           const PlacementState& placement);
     Nanos starts_at(const Choice& choice, Nanos now) const;

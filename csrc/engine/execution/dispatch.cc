@@ -35,7 +35,7 @@ Nanos Core::stage_moment(const ModelState& model, const PlacementState& placemen
 Departure Core::departure_to(const ModelState& model, const PlacementState& placement,
                              const Load& load, Nanos now) const {
     if (slot_free(placement)) return {kAnyTime};
-    if (load.early) return early_departure(model, placement, load.start_by, now);
+    if (load.early) return early_departure(model, placement, load.group, now);
     if (!load.stage || model.policy.direct_max > 0) return {};
     const std::uint32_t full = rows_full(model.policy);
     if (load.merging && !worth_staging(load.rows_waiting, full, placement.rows_out)) return {};
@@ -137,12 +137,7 @@ Choice Core::choose_for_group(ModelState& model, const Pool& pool, Executors exe
     load.stage =
         !late_bound || planning_latency(model, group).expected(load.rows) <= kPlannedStageMaxNs;
     load.early = load.planned && !load.stage && model.policy.direct_max == 0;
-    if (load.early) {
-        const QueueKey& head = group.head();
-        const std::uint32_t lead = lead_rows(model, group, head.slot);
-        load.start_by =
-            head.deadline - bound_ns(model.policy, planning_latency(model, group), lead);
-    }
+    load.group = &group;
     load.spread = requests_[group.head().slot].sequential;
     return choose(model, pool, load, now);
 }
@@ -167,7 +162,6 @@ Choice Core::choose_for_retry(ModelState& model, const Pool& pool, Executors exe
     }
     // Else what leaves early would always be there before it. Trials are for others.
     load.early = model.reference != kNoSlot && model.policy.direct_max == 0 && load.hold == 0;
-    load.start_by = kAnyTime;
     return choose(model, pool, load, now);
 }
 

@@ -3,6 +3,7 @@
 // model shares: what is most urgent when an executor becomes free is not known before.
 #include <algorithm>
 
+#include "engine/batching/load_rules.h"
 #include "engine/core.h"
 
 namespace infersched::engine {
@@ -26,9 +27,9 @@ std::uint32_t Core::first_to_end(const PlacementState& placement) const {
 }
 
 // To a placement of which all instances are taken; not so early that the batch would wait there
-// beyond `start_by`.
+// until the lead of its group would be late. What is sent again (nullptr) is no trial.
 Departure Core::early_departure(const ModelState& model, const PlacementState& placement,
-                                Nanos start_by, Nanos now) const {
+                                const Group* group, Nanos now) const {
     const HeadStart& head_start = placement.head_start;
     const Nanos usual_ns = head_start.usual_ns(placement.batch_ns);
     const Nanos trial_ns = head_start.trial_ns(placement.batch_ns);
@@ -47,8 +48,17 @@ Departure Core::early_departure(const ModelState& model, const PlacementState& p
     const std::uint32_t place = batches_[first].place;
     if (latency_of(model, placement).slowdown(places_.running(place)) > kSlowdownMax) return {};
     const Nanos ends_at = batches_[first].ends_at;
-    const bool can_wait = trial_ns > usual_ns && ends_at - usual_ns <= start_by;
-    if (can_wait && HeadStart::in_time(trial_ns, ends_at - now)) return {ends_at - trial_ns, first};
+    // A trial is longer than usual: only of what could wait there.
+    const auto can_wait = [&] {
+        if (group == nullptr || trial_ns <= usual_ns) return false;
+        const QueueKey& head = group->head();
+        const Nanos least = bound_ns(model.policy, planning_latency(model, *group),
+                                     lead_rows(model, *group, head.slot));
+        return ends_at - usual_ns <= head.deadline - least;
+    };
+    if (HeadStart::in_time(trial_ns, ends_at - now) && can_wait()) {
+        return {ends_at - trial_ns, first};
+    }
     if (usual_ns == 0 || head_start.late_due()) return {};
     return {ends_at - usual_ns, first};
 }

@@ -120,10 +120,10 @@ struct Load {
     std::uint64_t rows_waiting = 0;  // that could still join it
     bool merging = false;
     bool stage = false;
-    bool early = false;       // may leave for an instance that is about to be free
-    Nanos start_by = kNever;  // its lead would be late else
-    bool planned = false;     // of a batch that learned latency formed
-    bool spread = false;      // of a sequence that is to be pinned: the fewest sequences count
+    bool early = false;            // may leave for an instance that is about to be free
+    const Group* group = nullptr;  // that it is of; nullptr: it is sent again
+    bool planned = false;          // of a batch that learned latency formed
+    bool spread = false;           // of a sequence that is to be pinned: the fewest sequences count
     std::uint32_t avoid = kNoBackend;
     bool again = false;  // after a failure
     bool alone = false;  // behind others that have devices for themselves
