@@ -62,6 +62,10 @@ class Line:
         self._closed = False
         self._task = asyncio.get_running_loop().create_task(self._keep_open())
 
+    @property
+    def connected(self) -> bool:
+        return self._protocol is not None
+
     def close(self) -> None:
         """Stops dialling. An open connection is closed when its calls are done."""
         self._closed = True
@@ -113,6 +117,10 @@ class Dialer:
             lambda make: loop.create_unix_connection(make, cold_socket),
             gateway.cold_protocol,
         )
+
+    @property
+    def cold_connected(self) -> bool:
+        return self._cold.connected
 
     def refresh(self, tls: Mapping[int, ClientTls | None]) -> None:
         """Opens and closes lines after an Apply; `tls` by backend index."""

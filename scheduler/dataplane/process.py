@@ -42,10 +42,12 @@ class Inherited:
     tls: ServerTls | None = None
 
 
-async def able_to_serve(gateway: Gateway, stopped: asyncio.Event) -> None:
-    """Returns once the first Apply has come and the backends it wants in rotation are connected."""
+async def able_to_serve(gateway: Gateway, dialer: Dialer, stopped: asyncio.Event) -> None:
+    """Returns once the first Apply has come, and the backends it wants in rotation and the control
+    plane's cold servicers are connected."""
     while not stopped.is_set() and (
         gateway.generation == 0
+        or not dialer.cold_connected
         or any(
             wanted > 0 and state == pb.BACKEND_STATE_DOWN
             for _, _, _, wanted, _, _, state in gateway.backends()
@@ -78,7 +80,7 @@ async def run(inherited: Inherited) -> None:
     steering_listener = socket.socket(fileno=inherited.steering_fd)
     servers.append(await loop.create_unix_server(steering.protocol, sock=steering_listener))
     with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(able_to_serve(gateway, stopped), ACCEPT_WITHIN_S)
+        await asyncio.wait_for(able_to_serve(gateway, dialer, stopped), ACCEPT_WITHIN_S)
     options: dict[str, Any] = {"backlog": LISTEN_BACKLOG}
     if inherited.tls is not None:
         options["ssl"] = reloading_server_context(inherited.tls)
