@@ -269,7 +269,7 @@ class Core : private CoreState {
     void balance_classes(Component& component);
     void reconsider(std::uint32_t model, std::uint32_t group);
     void set_target(std::uint32_t model, std::uint32_t group, std::uint32_t target,
-                    Nanos gather_ns);
+                    std::uint32_t awaited, Nanos gather_ns);
 
     // batching/blocking.cc
     template <class Visit>

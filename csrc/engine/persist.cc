@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x50656e69676e65;  // "engineP"
+constexpr std::uint64_t kStateMagic = 0x51656e69676e65;  // "engineQ"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {

@@ -202,7 +202,7 @@ bool Core::list_ahead(const ModelState& model, const Group& group, Lookahead::Wa
     ahead.rows_single = rows_limit(model.policy, rows_allowed(model, group).single);
     ahead.merges = splits(model, group);
     ahead.reserve = group.reserve;
-    ahead.target = group.order.empty() ? group.target : rows_awaited(model, group);
+    ahead.target = group.order.empty() ? group.awaited : rows_awaited(model, group);
     ahead.gather_ns = group.gather_ns;
     ahead.rate = group.rate;
     if (!group.order.empty()) ahead.last_arrival = requests_[group.by_age.last].arrival;

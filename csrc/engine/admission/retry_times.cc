@@ -58,7 +58,7 @@ Nanos Core::retry_full(const ModelState& model, const Request& request, const Ar
         const std::uint32_t rows = rows_queued(model, arrival.group);
         at = backlog.free_at(0, 0, now);
         // For which it may wait to fill.
-        if (rows < group->target) {
+        if (rows < group->awaited) {
             at = add_saturating(at, latency.expected(padded_rows(model.policy, rows)));
         }
     }

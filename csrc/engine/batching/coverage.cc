@@ -19,21 +19,15 @@ namespace {
 
 // Parts that are tried besides the one asked for.
 constexpr std::array<double, 5> kFewer = {0.95, 0.9, 0.8, 0.65, 0.5};
-// Of the executors: as many requests as that find room in time, where they come at random.
-constexpr double kRoom = 0.8;
 // Margins below this leave little to gain.
 constexpr double kWideMargin = 1.25;
+// Of the executors: as many requests as that find room in time, where they come at random.
+constexpr double kRoom = 0.8;
 // Another part than the present one must be worth it by so much; the one asked for need not.
 constexpr double kWorth = 1.05;
 
 double covered_asked(const ModelState& model) {
     return LatencyModel::held(batches_covered(model.policy.attainment));
-}
-
-// Whether another part may be better than the present one.
-bool covers_wide(const ModelState& model) {
-    const LatencyModel& latency = reference_latency(model);
-    return latency.margin() >= kWideMargin || latency.attainment() != covered_asked(model);
 }
 
 // Of the requests of its groups; kMeteredLevels where they are not told apart.
@@ -49,6 +43,11 @@ std::size_t highest_level(ModelState& model) {
 }
 
 }  // namespace
+
+bool covers_wide(const ModelState& model) {
+    const LatencyModel& latency = reference_latency(model);
+    return latency.margin() >= kWideMargin || latency.attainment() != covered_asked(model);
+}
 
 // Executors that the model keeps busy with batches as large as this margin leaves time for; with
 // its requests of this level alone unless that is kMeteredLevels.

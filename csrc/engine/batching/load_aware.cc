@@ -269,10 +269,10 @@ bool Core::settle(ModelState& model, Pool& pool, Nanos now) {
 // than those above it leave time for: to wait for more of them leaves executors idle.
 std::uint32_t Core::rows_awaited(const ModelState& model, const Group& group) const {
     const std::uint32_t level = group.order.back().level;
-    if (!yields(model, level)) return group.target;
+    if (!yields(model, level)) return group.awaited;
     const Hold& hold = components_[model.component].holds[metered_level(level)];
     const LatencyModel& latency = planning_latency(model, group);
-    return std::max(rows_within(model.policy, latency, hold.alone_ns, group.target), 1u);
+    return std::max(rows_within(model.policy, latency, hold.alone_ns, group.awaited), 1u);
 }
 
 // Of at most `limit` rows behind a lead without a deadline: as many as higher levels leave time

@@ -30,6 +30,7 @@ struct Demand {
     double row_ns = 0;        // a batch of one row
     double batch_ns = 0;      // of `rows` rows
     double rows = 1;          // the size that the whole load asks for
+    double rows_awaited = 1;  // what a batch waits for
     double rows_fit = 1;      // the largest one that staggered executors do in time
     double rows_busy = 0;     // executors busy with its rows, whatever the batches
     double root = 0;          // sqrt(rate * beta)

@@ -15,6 +15,12 @@ namespace infersched::engine {
 namespace {
 
 constexpr Nanos kBudgetShare = 16;
+// Rows are waited for as if so much of the executors were not there: sizes that keep all of them
+// busy with the mean load have nothing left for what comes at random.
+constexpr double kSpare = 0.05;
+// Waiting for one more row of b leaves an executor idle for 1 / rate, and saves beta / b. So much
+// of the idle time counts, as others may not need it.
+constexpr double kIdleLost = 0.3;
 constexpr double kRowsShare = 16;
 // Rows that arrive at random gather within their mean time and so many deviations of it, mostly.
 constexpr double kGatherDeviations = 1.5;
@@ -55,6 +61,13 @@ double fitting_factor(const std::vector<Share>& shares, double capacity) {
         (fits(middle) ? high : low) = middle;
     }
     return high;
+}
+
+// Rows that a batch waits for: none whose coming costs more than it saves.
+std::uint32_t rows_worth_waiting(const Demand& demand) {
+    const double rows = std::max(demand.rows_awaited, demand.rows_held);
+    const double worth = std::floor(demand.root * demand.root / kIdleLost);
+    return static_cast<std::uint32_t>(std::max(std::min(rows, worth), 1.0));
 }
 
 }  // namespace
@@ -112,7 +125,7 @@ void Core::tick(std::uint32_t index, Nanos now) {
             if (group.rate.idle()) {
                 group.rate.reset();
                 model.groups.unmeter(g);
-                set_target(metered, g, 1, 0);
+                set_target(metered, g, 1, 1, 0);
             } else {
                 idle = false;
             }
@@ -186,6 +199,10 @@ void Core::retarget(Component& component) {
         demands.push_back(demand);
     });
     const double factor = capacity > 0 ? fitting_factor(shares, capacity) : 0;
+    const double less = capacity - kSpare * component.slots;
+    // Where several compete, others need the executor that one of them would leave idle.
+    const bool spares = demands.size() == 1 && less > 0;
+    const double spare_factor = spares ? fitting_factor(shares, less) : 0;
     auto demand = demands.begin();
     auto share = shares.begin();
     std::uint32_t domain = kNoSlot;
@@ -196,6 +213,10 @@ void Core::retarget(Component& component) {
         if (demand == demands.begin()) domain = model.shared.domain;
         together &= model.shared.domain == domain;
         demand->rows = capacity > 0 ? std::ceil(share->rows(factor)) : share->limit;
+        demand->rows_awaited = demand->rows;
+        if (spares && !covers_wide(model)) {
+            demand->rows_awaited = std::max(demand->rows, std::ceil(share->rows(spare_factor)));
+        }
         demand->budget_ns = static_cast<double>(group.budget_ns);
         demand->row_ns = static_cast<double>(latency.bound(1));
         const auto rows = static_cast<std::uint32_t>(demand->rows);
@@ -213,7 +234,7 @@ void Core::retarget(Component& component) {
         group.reserve = demand->reserve;
         if (group.reserve.executors > 0) reconsider(index, g);
         const double rows = std::max(demand->rows, demand->rows_held);
-        set_target(index, g, static_cast<std::uint32_t>(rows),
+        set_target(index, g, static_cast<std::uint32_t>(rows), rows_worth_waiting(*demand),
                    static_cast<Nanos>(std::min(gather_ns, kGatherMaxNs)));
         ++demand;
     });
@@ -230,11 +251,13 @@ void Core::reconsider(std::uint32_t index, std::uint32_t group_index) {
 }
 
 void Core::set_target(std::uint32_t index, std::uint32_t group_index, std::uint32_t target,
-                      Nanos gather_ns) {
+                      std::uint32_t awaited, Nanos gather_ns) {
     ModelState& model = models_[index];
     Group& group = model.groups[group_index];
-    const bool sooner = target < group.target || gather_ns < group.gather_ns;
+    const bool sooner =
+        target < group.target || awaited < group.awaited || gather_ns < group.gather_ns;
     group.target = target;
+    group.awaited = awaited;
     group.gather_ns = gather_ns;
     if (!sooner || group.index != Group::Index::kWaiting || !planned(model, group)) return;
     mark_stale(model, group_index);

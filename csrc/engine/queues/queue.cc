@@ -45,6 +45,7 @@ void GroupTable::release(std::uint32_t group) {
         groups_[oldest].level_targets.fill(0);
         groups_[oldest].budget_ns = 0;
         groups_[oldest].target = 1;
+        groups_[oldest].awaited = 1;
         groups_[oldest].rows_fit = Group().rows_fit;
         groups_[oldest].gather_ns = 0;
         groups_[oldest].reserve = Reserve();

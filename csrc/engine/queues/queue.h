@@ -59,6 +59,7 @@ struct Group {
     LevelMix mix;
     Nanos budget_ns = 0;          // moving average of their time from arrival to deadline
     std::uint32_t target = 1;     // rows that the present load asks of a batch
+    std::uint32_t awaited = 1;    // rows that are worth waiting for
     std::uint32_t rows_fit = 64;  // rows of the largest batch that staggered executors do in time
     Reserve reserve;              // executors that its batches leave to others
     Nanos gather_ns = 0;          // for which waiting for one more row may be worthwhile

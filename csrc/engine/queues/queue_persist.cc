@@ -36,6 +36,7 @@ void archive_load(Archive& archive, Group& group) {
     for (std::uint32_t& rows : group.level_targets) archive(rows);
     archive(group.budget_ns);
     archive(group.target);
+    archive(group.awaited);
     archive(group.gather_ns);
     archive(group.reserve.executors);
     archive(group.reserve.level);

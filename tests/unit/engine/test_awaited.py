@@ -1,0 +1,52 @@
+"""How many rows a batch waits for while an executor is free."""
+
+from __future__ import annotations
+
+from statistics import mean
+
+import pytest
+
+from scheduler.simulation.scenario import Arrivals, Latency, Model, Scenario, engine, simulate
+from tests.unit.engine.loaded import OBJECTIVE, QUICK, RATE, SLOW, Loaded, sent
+
+pytestmark = pytest.mark.native
+
+ZIPF = [1 / (i + 1) ** 0.9 for i in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("latency", "objective_ms", "executors", "rates", "least"),
+    [
+        pytest.param(Latency(1.053, 5.9), 25, 4, [2375.0], 0.9893, id="one model"),
+        pytest.param(
+            Latency(1.053, 5.072), 50, 8, [5700 * p / sum(ZIPF) for p in ZIPF], 0.988, id="uneven"
+        ),
+        pytest.param(Latency(5, 1), 50, 8, [385.0] * 4, 0.98, id="batches gain little"),
+    ],
+)
+def test_in_time_near_the_most_there_is_room_for(
+    latency: Latency, objective_ms: float, executors: int, rates: list[float], least: float
+) -> None:
+    """.988, .986 and .973 where as many rows are awaited as the mean load asks of a batch."""
+    models = [Model(latency, objective_ms, Arrivals(rate_per_s=rate)) for rate in rates]
+    in_time = [
+        simulate(Scenario(models, executors, requests=40_000, seed=seed), engine()).attainment
+        for seed in (1, 2, 3, 4)
+    ]
+    assert mean(in_time) > least
+
+
+@pytest.mark.parametrize(("per_s", "goes"), [(RATE[QUICK], []), (60, [(QUICK, 1)])])
+def test_rows_that_come_too_seldom_are_not_awaited(
+    per_s: float, goes: list[tuple[int, int]]
+) -> None:
+    """The slow model keeps the executor busy: quick batches of several rows would be wanted."""
+    loaded = Loaded((QUICK, SLOW), 1, shared=True)
+    loaded.warm(
+        [
+            (per_s, {"model": QUICK, "budget": OBJECTIVE[QUICK]}),
+            (2 * RATE[SLOW], {"model": SLOW, "budget": OBJECTIVE[SLOW]}),
+        ]
+    )
+    loaded.submit(1, OBJECTIVE[QUICK], model=QUICK)
+    assert sent(loaded.run()) == goes
