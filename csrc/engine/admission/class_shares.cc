@@ -157,6 +157,7 @@ void Core::balance_classes(Component& component) {
 // nothing of a level leads any more, nothing has to be left to it.
 void Core::yield_levels(Component& component) {
     component.missing_level = 0;
+    component.behind = 0;
     if (!component.levels) return;
     bool yields = false;
     std::size_t missing = 0;
@@ -165,6 +166,7 @@ void Core::yield_levels(Component& component) {
         const double own = part_of_level(model.policy, level);
         const double part = own > 0 ? own : model.policy.attainment;
         yields |= yields_beyond(model.policy);
+        if (share.known() && share.in_time() < part) component.behind |= Levels{1} << l;
         if (share.known() && share.in_time() < kFine * part) missing = std::max(missing, l);
     });
     if (!yields) return;

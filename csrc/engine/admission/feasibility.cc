@@ -266,7 +266,8 @@ bool Core::surely_late(ModelState& model, const Arrival& arrival, std::uint32_t 
     asked.rows = rows;
     asked.target = own.target_of(level);
     asked.asked_for = true;
-    lookahead_.start(now, component.tick_at, component.slots);
+    lookahead_.start(now, component.tick_at, component.slots,
+                     model.shares ? component.behind : ~Levels{0});
     component.backlog.each_free(now, [&](Nanos at) { lookahead_.add_executor(at); });
     lookahead_.add_held(component.backlog.held());
     Lookahead::Verdict verdict = Lookahead::Verdict::kUnknown;

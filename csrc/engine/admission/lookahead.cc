@@ -20,9 +20,10 @@ constexpr std::int64_t kCopiedAtOnce = 8;
 
 }  // namespace
 
-void Lookahead::start(Nanos now, Nanos tick_at, std::uint32_t slots) {
+void Lookahead::start(Nanos now, Nanos tick_at, std::uint32_t slots, Levels behind) {
     now_ = now;
     slots_ = slots;
+    behind_ = behind;
     tick_at_ = tick_at;
     free_.clear();
     held_.clear();
@@ -172,6 +173,7 @@ Lookahead::Group* Lookahead::urgent_wait(Group& best, Nanos at) {
     effort_ += static_cast<std::int64_t>(groups_.size());
     for (Group& group : groups_) {
         if (!group.waits || group.key.deadline >= free_at || !(group.key < first->key)) continue;
+        if (!goes_before(group.key.level, best.key.level, behind_)) continue;
         if (left_from(group, at) <= at) first = &group;
     }
     return first;

@@ -14,6 +14,7 @@
 
 #include "base/time.h"
 #include "engine/admission/held_batches.h"
+#include "engine/batching/blocking.h"
 #include "engine/batching/rates.h"
 #include "engine/batching/reserve.h"
 #include "engine/engine.h"
@@ -65,7 +66,8 @@ class Lookahead {
     };
 
     // `tick_at`: when the sizes that the load asks for are found anew.
-    void start(Nanos now, Nanos tick_at, std::uint32_t slots);
+    // `behind`: the levels that have less in time than they ask for.
+    void start(Nanos now, Nanos tick_at, std::uint32_t slots, Levels behind);
     void add_executor(Nanos free_at) { free_.push_back(free_at); }
     // The batches that run and left executors to others.
     void add_held(const HeldBatches& held) { held_ = held; }
@@ -111,6 +113,7 @@ class Lookahead {
 
     Nanos now_ = 0;
     std::uint32_t slots_ = 0;
+    Levels behind_ = 0;
     std::vector<Nanos> free_;  // executors, by when they are free
     HeldBatches held_;
     std::vector<Group> groups_;

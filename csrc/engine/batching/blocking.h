@@ -26,6 +26,17 @@ inline std::size_t metered_level(std::uint32_t queue_level) {
     return std::min<std::size_t>(std::max(queue_level / 2, 1u) - 1, kMeteredLevels - 1);
 }
 
+// Metered levels, one bit each.
+using Levels = std::uint32_t;
+
+// Whether what waits, of the one queue level, may go before a batch of the other that would go now.
+// Below a level that has what it asks for, what goes first would cost more than it gains.
+inline bool goes_before(std::uint32_t queue_level, std::uint32_t other, Levels behind) {
+    const std::size_t level = metered_level(queue_level);
+    const std::size_t next = metered_level(other);
+    return level >= next || next >= kMeteredLevels || (behind >> level & 1u) != 0;
+}
+
 // How the arrivals of a group spread over the levels.
 class LevelMix {
   public:

@@ -130,6 +130,7 @@ void Core::carry_over(std::deque<Component>& former, const std::vector<std::uint
         component.tick_at = former[from].tick_at;
         component.cursor = former[from].cursor;
         component.missing_level = former[from].missing_level;
+        component.behind = former[from].behind;
         component.batch_ns = former[from].batch_ns;
         component.holds = former[from].holds;
         component.look_credit = former[from].look_credit;

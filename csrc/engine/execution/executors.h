@@ -49,6 +49,7 @@ struct Upcoming {
     QueueKey key;
     Nanos free_at = 0;                       // when one is free behind it
     std::uint32_t barred_from = 0xffffffff;  // what leaves so many to others has no place
+    Levels behind = 0;                       // Component::behind
 };
 
 // The first group of a pool that waits for more rows.
@@ -82,6 +83,7 @@ struct Component {
     PriorityCursor cursor;
     // The lowest of those that miss their part, for what yields to it; 0: none does.
     std::uint32_t missing_level = 0;
+    Levels behind = 0;  // levels of which less is in time than is to be, in one model at least
     FairShares shares;
     AgedModels aged;  // that wait for one of their requests to lead a batch
     std::uint32_t batches_since_aged = kBatchesPerAged;

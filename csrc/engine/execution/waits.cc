@@ -2,10 +2,10 @@
 //
 // A batch is not taken back. So a group that goes before that one, by level and then by when it
 // must start, waits no longer where it would be late behind it: where it must start before an
-// executor is free again. Where another one is free in time, it goes on waiting.
+// executor is free again. Where another one is free in time, it goes on waiting. So it does before
+// a lower level while its own has what it asks for: that one would be the poorer for nothing.
 #include <algorithm>
 #include <array>
-#include <functional>
 
 #include "engine/batching/load_rules.h"
 #include "engine/core.h"
@@ -18,7 +18,10 @@ namespace {
 // them; and pools.
 constexpr std::size_t kGroupsLookedMax = 8;
 constexpr std::uint32_t kGroupsPassedMax = 64;
+// Looks at the groups of one pool, each after those of the one before were brought up to date.
+constexpr std::uint32_t kLooksMax = 8;
 constexpr std::size_t kPoolsLookedMax = 8;
+constexpr std::uint32_t kPoolsPassedMax = 64;
 
 // Whether a group that waits goes before what is upcoming and would be late behind it, as it was
 // planned last: as time passes, it has time for fewer rows and need not start as early.
@@ -26,7 +29,9 @@ bool cannot_wait(const Group& group, const Upcoming& next) {
     if (group.rows_planned == 0) return false;
     const bool barred =
         group.reserve.binds(group.ready_key.level) && group.reserve.executors >= next.barred_from;
-    return group.ready_key < next.key && group.ready_key.deadline < next.free_at && !barred;
+    const QueueKey& key = group.ready_key;
+    const bool first = key < next.key && goes_before(key.level, next.key.level, next.behind);
+    return first && key.deadline < next.free_at && !barred;
 }
 
 // Whether there may be such a group in a pool.
@@ -73,7 +78,11 @@ Upcoming Core::upcoming(const ModelState& model, const Pool& pool, Nanos now) {
         ns = bound_ns(model.policy, planning_latency(model, group), std::max(rows, 1u));
     }
     const Backlog* backlog = backlog_of(model);
-    return {first.key, backlog == nullptr ? now : backlog->free_at(1, ns, now)};
+    if (backlog == nullptr) return {first.key, now};
+    Upcoming next{first.key, backlog->free_at(1, ns, now)};
+    // Of a model by itself it is not known.
+    next.behind = model.shares ? components_[model.component].behind : ~Levels{0};
+    return next;
 }
 
 // Brings those up to date that may have to go first, in the order of urgency, whatever order they
@@ -106,8 +115,10 @@ bool Core::plan_waits(ModelState& model, const Pool& pool, const Upcoming& next,
 bool Core::end_wait(ModelState& model, Pool& pool, Nanos now) {
     if (pool.waiting.empty()) return false;
     Upcoming next = upcoming(model, pool, now);
-    const bool changed = plan_waits(model, pool, next, now);
-    if (changed) {
+    bool changed = false;
+    for (std::uint32_t looks = kLooksMax; looks > 0 && plan_waits(model, pool, next, now);
+         --looks) {
+        changed = true;
         if (!settle(model, pool, now)) return true;
         next = upcoming(model, pool, now);
     }
@@ -142,19 +153,15 @@ bool Core::end_wait_before(const Offer& offered, std::uint32_t barred, Nanos now
     next.barred_from = barred;
     std::array<Wait, kPoolsLookedMax> looked;
     std::size_t count = 0;
+    std::uint32_t passed = kPoolsPassedMax;
     for (const Wait& wait : waits) {
-        if (wait.ready_at >= next.free_at || count == looked.size()) break;
-        looked[count++] = wait;
-    }
-    const auto in_its_way = [&](const Wait& wait) {
+        if (wait.ready_at >= next.free_at || count == looked.size() || passed-- == 0) break;
         ModelState& other = models_[wait.model];
-        return any_cannot_wait(other, other.pool(wait.pin), next);
-    };
-    const auto end =
-        std::remove_if(looked.begin(), looked.begin() + static_cast<std::ptrdiff_t>(count),
-                       std::not_fn(in_its_way));
+        if (any_cannot_wait(other, other.pool(wait.pin), next)) looked[count++] = wait;
+    }
     // What no executor takes now is in nobody's way.
-    if (end == looked.begin()) return false;
+    if (count == 0) return false;
+    const auto end = looked.begin() + static_cast<std::ptrdiff_t>(count);
     if (choose_for_group(model, pool, Executors::kAll, now).placement == nullptr) return false;
     bool changed = false;
     Wait first;

@@ -249,6 +249,7 @@ void Core::archive_components(Archive& archive) {
         component.backlog.set_changes(changes);
         component.cursor.archive(archive);
         archive(component.missing_level);
+        archive(component.behind);
         component.shares.archive(archive);
         archive(component.batches_since_aged);
         component.aged.archive(archive);

@@ -24,7 +24,7 @@ struct World {
 
     explicit World(std::uint32_t slots) {
         policy.rows_max = 4;
-        lookahead.start(kSecond, kNever, slots);
+        lookahead.start(kSecond, kNever, slots, ~Levels{0});
     }
     Lookahead::Group& add_group() {
         Lookahead::Group& group = lookahead.add_group();

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from random import Random
+from statistics import mean
+
 import pytest
 
-from scheduler.simulation.engine import EngineSettings
+from scheduler.simulation.engine import EngineSettings, ModelSetup, Placement, RequestClass
 from scheduler.simulation.scenario import Arrivals, Latency, Model, Scenario, engine, simulate
 from tests.unit.engine.driver import MS
 from tests.unit.engine.loaded import OBJECTIVE, QUICK, RATE, SLOW, Loaded, latency, sent, two_models
@@ -36,6 +39,51 @@ def test_a_lower_level_goes_on_waiting() -> None:
     loaded.submit(3, OBJECTIVE[QUICK], model=QUICK, priority=2)
     loaded.submit(12, OBJECTIVE[SLOW], model=SLOW, priority=1)
     assert sent(loaded.run()) == [(SLOW, 12)]
+
+
+def test_it_waits_before_a_lower_level_while_its_own_has_what_it_asks_for() -> None:
+    loaded = Loaded((QUICK, SLOW), 1, shared=True, priority_levels=2)
+    levels = {QUICK: 1, SLOW: 2}
+    requests = [
+        {"model": m, "budget": OBJECTIVE[m], "priority": level} for m, level in levels.items()
+    ]
+    loaded.warm([(RATE[request["model"]] / 2, request) for request in requests])
+    loaded.submit(1, **requests[QUICK])
+    assert loaded.run() == [], "more rows are awaited"
+    loaded.submit(12, **requests[SLOW])
+    assert [batch.model for batch in loaded.run()] == [SLOW]
+
+
+def test_however_many_wait_that_are_in_time() -> None:
+    others = 9
+    loaded = Loaded((QUICK, SLOW, *[QUICK] * others), 1, shared=True)
+    loose = 10 * OBJECTIVE[QUICK]
+    rates = {QUICK: RATE[QUICK] / 2, SLOW: RATE[SLOW] / 2}
+    streams = [(rates[m], {"model": m, "budget": OBJECTIVE[m]}) for m in (QUICK, SLOW)]
+    models = range(2, 2 + others)
+    loaded.warm([*streams, *[(200, {"model": m, "budget": loose}) for m in models]])
+    for model in models:
+        loaded.submit(1, loose, model=model)
+    loaded.now += MS // 10
+    loaded.submit(1, OBJECTIVE[QUICK], model=QUICK)
+    assert loaded.run() == [], "more rows are awaited"
+    loaded.submit(12, OBJECTIVE[SLOW], model=SLOW)
+    assert sent(loaded.run()) == [(QUICK, 1)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_many_signatures_the_most_urgent_one_goes_first(seed: int) -> None:
+    random = Random(seed)
+    loaded = Loaded((SLOW,), 1, shared=False)
+    count = 14
+    loaded.warm([(60, {"signature": s, "budget": 200 * MS}) for s in range(count)])
+    budgets = [random.randint(40, 60) for _ in range(count)]
+    for signature, budget in enumerate(budgets):
+        loaded.submit(1, budget * MS, signature=signature)
+    first = loaded.run()
+    loaded.submit(32, 400 * MS, signature=count)
+    batches = first + loaded.run()
+    assert batches[0].deadline_ns == loaded.now + min(budgets) * MS
 
 
 def test_what_is_due_later_goes_on_waiting() -> None:
@@ -140,3 +188,42 @@ def test_a_quick_model_is_in_time_beside_a_slow_one_at_a_load_that_one_executor_
     scenario = Scenario(models, 1, seed=seed, requests=20_000)
     outcome = simulate(scenario, CHECKED if seed == 1 else engine())
     assert outcome.attainment > 0.992
+
+
+@pytest.mark.parametrize(
+    ("requests_per_s", "high_least", "low_least"),
+    [
+        pytest.param(350, 0.99, 0.91, id="less than there is room for"),
+        pytest.param(600, 0.97, 0.4, id="twice what there is room for"),
+    ],
+)
+def test_a_level_goes_before_a_lower_one_as_far_as_it_is_asked_for(
+    requests_per_s: float, high_least: float, low_least: float
+) -> None:
+    """Always: .88 of the low ones at the lighter load; never: .91 of the high ones at the other."""
+    light = requests_per_s < 400
+    classes = (
+        ((RequestClass(1, 1),), (RequestClass(1, 2),))
+        if light
+        else ((RequestClass(0.3, 1), RequestClass(0.7, 2)),) * 2
+    )
+    parts = (0.9, 0.1) if light else (0.8, 0.2)
+    latencies = (Latency(0.5, 3.7), Latency(2.5, 12.7))
+    objectives = (30.0, 80.0)
+    setups = tuple(
+        ModelSetup((Placement(0, 1, 0),), kinds, slo_ms=slo, priority_levels=2)
+        for kinds, slo in zip(classes, objectives, strict=True)
+    )
+    models = [
+        Model(latency, slo, Arrivals(rate_per_s=requests_per_s * part))
+        for latency, slo, part in zip(latencies, objectives, parts, strict=True)
+    ]
+    high, low = [], []
+    for seed in (1, 2, 3):
+        scenario = Scenario(models, 1, noise_sigma=0.03, seed=seed, requests=12_000)
+        found = simulate(scenario, engine(EngineSettings(models=setups))).engine
+        assert found is not None
+        high.append(found.classes[0][0].attainment)
+        low.append(min(kinds[-1].attainment for kinds in found.classes))
+    assert mean(high) > high_least
+    assert mean(low) > low_least
