@@ -19,10 +19,10 @@ namespace {
 
 // Parts that are tried besides the one asked for.
 constexpr std::array<double, 5> kFewer = {0.95, 0.9, 0.8, 0.65, 0.5};
-// Margins below this leave little to gain.
-constexpr double kWideMargin = 1.25;
 // Of the executors: as many requests as that find room in time, where they come at random.
 constexpr double kRoom = 0.8;
+// Margins below this leave little to gain.
+constexpr double kWideMargin = 1.25;
 // Another part than the present one must be worth it by so much; the one asked for need not.
 constexpr double kWorth = 1.05;
 

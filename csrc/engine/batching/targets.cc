@@ -15,9 +15,12 @@ namespace infersched::engine {
 namespace {
 
 constexpr Nanos kBudgetShare = 16;
-// Rows are waited for as if so much of the executors were not there: sizes that keep all of them
-// busy with the mean load have nothing left for what comes at random.
+// Rows are waited for as if so much of the executors, and so many of them at most, were not there:
+// sizes that keep all of them busy with the mean load have nothing left for what comes at random.
+// Few rows may be all that there are clients for.
 constexpr double kSpare = 0.05;
+constexpr double kSpareMax = 0.4;
+constexpr double kSpareRowsMin = 4;
 // Waiting for one more row of b leaves an executor idle for 1 / rate, and saves beta / b. So much
 // of the idle time counts, as others may not need it.
 constexpr double kIdleLost = 0.3;
@@ -63,11 +66,13 @@ double fitting_factor(const std::vector<Share>& shares, double capacity) {
     return high;
 }
 
-// Rows that a batch waits for: none whose coming costs more than it saves.
-std::uint32_t rows_worth_waiting(const Demand& demand) {
-    const double rows = std::max(demand.rows_awaited, demand.rows_held);
-    const double worth = std::floor(demand.root * demand.root / kIdleLost);
-    return static_cast<std::uint32_t>(std::max(std::min(rows, worth), 1.0));
+// Rows that a batch waits for: none whose coming costs more than it saves. By itself, a model that
+// has no room for its load in much smaller batches needs all of them.
+std::uint32_t rows_worth_waiting(const Demand& demand, bool alone) {
+    const double worth = std::max(std::floor(demand.root * demand.root / kIdleLost), 1.0);
+    const bool needed = alone && 2 * worth > demand.rows_awaited;
+    const double rows = needed ? demand.rows_awaited : std::min(demand.rows_awaited, worth);
+    return static_cast<std::uint32_t>(std::max(rows, demand.rows_held));
 }
 
 }  // namespace
@@ -199,9 +204,10 @@ void Core::retarget(Component& component) {
         demands.push_back(demand);
     });
     const double factor = capacity > 0 ? fitting_factor(shares, capacity) : 0;
-    const double less = capacity - kSpare * component.slots;
+    const double less = capacity - std::min(kSpare * component.slots, kSpareMax);
     // Where several compete, others need the executor that one of them would leave idle.
-    const bool spares = demands.size() == 1 && less > 0;
+    const bool alone = demands.size() == 1;
+    const bool spares = alone && less > 0;
     const double spare_factor = spares ? fitting_factor(shares, less) : 0;
     auto demand = demands.begin();
     auto share = shares.begin();
@@ -214,7 +220,7 @@ void Core::retarget(Component& component) {
         together &= model.shared.domain == domain;
         demand->rows = capacity > 0 ? std::ceil(share->rows(factor)) : share->limit;
         demand->rows_awaited = demand->rows;
-        if (spares && !covers_wide(model)) {
+        if (spares && demand->rows >= kSpareRowsMin && !covers_wide(model)) {
             demand->rows_awaited = std::max(demand->rows, std::ceil(share->rows(spare_factor)));
         }
         demand->budget_ns = static_cast<double>(group.budget_ns);
@@ -234,7 +240,7 @@ void Core::retarget(Component& component) {
         group.reserve = demand->reserve;
         if (group.reserve.executors > 0) reconsider(index, g);
         const double rows = std::max(demand->rows, demand->rows_held);
-        set_target(index, g, static_cast<std::uint32_t>(rows), rows_worth_waiting(*demand),
+        set_target(index, g, static_cast<std::uint32_t>(rows), rows_worth_waiting(*demand, alone),
                    static_cast<Nanos>(std::min(gather_ns, kGatherMaxNs)));
         ++demand;
     });

@@ -53,5 +53,10 @@ def test_all_backends_work_for_clients_that_wait(clients: int, backends: int, sl
     assert answers_per_s(clients, backends, slo) > 0.85 * evenly
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_as_many_clients_as_backends_wait_for_nobody(count: int) -> None:
+    assert answers_per_s(count, count, 100 * MS) > 0.95 * count * SECOND / latency(1)
+
+
 def test_one_client_waits_for_nobody() -> None:
     assert answers_per_s(1, 2, SECOND) > 0.99 * SECOND / latency(1)
