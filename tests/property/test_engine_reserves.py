@@ -65,11 +65,14 @@ class World:
         assert all(result == results[0] for result in results)
         return results[0]
 
+    def places(self, model: int) -> list[tuple[Any, ...]]:
+        return [(backend, 1, True, backend) for backend in range(self.executors)]
+
     def configure(self, model: int, in_use: bool = True) -> None:
         self.do(
             "configure_model",
             model,
-            [(backend, 1, True, backend) for backend in range(self.executors)],
+            self.places(model),
             self.now,
             in_use=in_use,
             rows_max=self.rows_max,

@@ -6,6 +6,8 @@ copy that was loaded from a saved state must act as the saved one.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from scheduler._native.engine import NEVER
@@ -30,22 +32,11 @@ class Mix(World):
         self.budgets_ms = [random.choice([2, 3, 5]) * (8 * a + b) for a, b in self.latency_ms]
         self.own = [random.random() < 0.25 for _ in self.latency_ms]
 
-    def configure(self, model: int, in_use: bool = True) -> None:
+    def places(self, model: int) -> list[tuple[Any, ...]]:
         backends = [*range(self.executors)]
         if self.random.random() < 0.2:
             backends = backends[:1]
-        self.do(
-            "configure_model",
-            model,
-            [(b, 1, True, *([] if self.own[model] else [b])) for b in backends],
-            self.now,
-            in_use=in_use,
-            rows_max=self.rows_max,
-            load_aware=True,
-            priority_levels=self.levels,
-            aging_ns=200 * MS if model % 3 == 1 else 0,
-            cancellable=model % 2 == 0,
-        )
+        return [(b, 1, True, *([] if self.own[model] else [b])) for b in backends]
 
     def plan_arrivals(self) -> None:
         load = self.random.choice([0.4, 0.7, 1.0, 1.5]) * self.executors / len(self.latency_ms)
