@@ -66,8 +66,8 @@ double fitting_factor(const std::vector<Share>& shares, double capacity) {
     return high;
 }
 
-// Rows that a batch waits for: none whose coming costs more than it saves. By itself, a model that
-// has no room for its load in much smaller batches needs all of them.
+// Rows that a batch waits for: none whose coming costs more than it saves. A group by itself waits
+// for all that the load asks for unless that is more than twice as many.
 std::uint32_t rows_worth_waiting(const Demand& demand, bool alone) {
     const double worth = std::max(std::floor(demand.root * demand.root / kIdleLost), 1.0);
     const bool needed = alone && 2 * worth > demand.rows_awaited;

@@ -128,6 +128,7 @@ bool Core::end_wait(ModelState& model, Pool& pool, Nanos now) {
     return true;
 }
 
+// Keeps the domain's list of what waits.
 void Core::list_wait(std::uint32_t index, Pool& pool, std::uint32_t pin, Nanos ready_at) {
     if (pool.domain == kNoSlot || pool.wait_listed == ready_at) return;
     std::set<Wait>& waits = domains_[pool.domain].waits;
@@ -142,8 +143,8 @@ void Core::list_wait(std::uint32_t index, Pool& pool, std::uint32_t pin, Nanos r
     if (ready_at != kNever) waits.insert(std::move(node));
 }
 
-// The same of all models that share the executors with the one of this offer. True: what is offered
-// may be another now.
+// Ends the wait of a group that has to go before this offer, of the models that may use the same
+// executors. True: what is offered may be another now.
 bool Core::end_wait_before(const Offer& offered, std::uint32_t barred, Nanos now) {
     ModelState& model = models_[offered.model];
     const Pool& pool = model.pool(offered.pin);
