@@ -7,7 +7,10 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <new>
+
+#include "base/large_memory.h"
 
 namespace infersched {
 
@@ -19,7 +22,7 @@ class StableArray {
     StableArray& operator=(const StableArray&) = delete;
     ~StableArray() {
         resize(0);
-        for (T* chunk : chunks_) ::operator delete(chunk, kAlignment);
+        for (T* chunk : chunks_) std::free(chunk);
     }
 
     T& operator[](std::uint32_t index) { return *find(index); }
@@ -31,7 +34,7 @@ class StableArray {
         T*& chunk = chunks_[level];
         if (chunk == nullptr) {
             const std::size_t bytes = (std::size_t{kFirst} << level) * sizeof(T);
-            chunk = static_cast<T*>(::operator new(bytes, kAlignment));
+            chunk = static_cast<T*>(take_memory(bytes, alignof(T)));
         }
         T* added = new (find(size_)) T();
         ++size_;
@@ -54,7 +57,6 @@ class StableArray {
     static constexpr std::uint32_t kFirstBit = 4;
     static constexpr std::uint32_t kLevels = 32 - kFirstBit;
     static_assert(1u << kFirstBit == kFirst);
-    static constexpr std::align_val_t kAlignment{alignof(T)};
 
     static std::uint32_t level_of(std::uint32_t index) {
         return 31u - kFirstBit - static_cast<std::uint32_t>(__builtin_clz(index + kFirst));

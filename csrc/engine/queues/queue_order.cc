@@ -4,10 +4,14 @@
 #include <cstring>
 #include <new>
 
+#include "base/large_memory.h"
+
 namespace infersched::engine {
 namespace {
 
-constexpr std::size_t kSlabBlocks = 32;
+// Nodes that are taken at once: as many as there are, from so many to so many.
+constexpr std::size_t kSlabBlocksMin = 32;
+constexpr std::size_t kSlabBlocksMax = 4096;
 // Fuller nodes are not joined: the next key would split them again.
 constexpr std::uint32_t kJoinedLeafMax = QueueLeaf::kLarge - QueueLeaf::kLarge / 8;
 constexpr std::uint32_t kJoinedInnerMax = QueueInner::kCapacity - QueueInner::kCapacity / 8;
@@ -108,15 +112,16 @@ void QueueInner::take_from(QueueInner& other, std::uint32_t begin) {
     other.count = begin;
 }
 
-void* QueueNodes::take_block(std::size_t bytes, std::vector<void*>& spare) {
-    if (spare.empty()) {
-        slabs_.emplace_back(new std::byte[bytes * kSlabBlocks]);
-        for (std::size_t i = kSlabBlocks; i-- > 0;) {
-            spare.push_back(slabs_.back().get() + i * bytes);
-        }
+void* QueueNodes::take_block(std::size_t bytes, Blocks& blocks) {
+    if (blocks.spare.empty()) {
+        const std::size_t more = std::clamp(blocks.taken, kSlabBlocksMin, kSlabBlocksMax);
+        blocks.slabs.emplace_back(take_memory(bytes * more, alignof(std::max_align_t)));
+        auto* slab = static_cast<std::byte*>(blocks.slabs.back().get());
+        for (std::size_t i = more; i-- > 0;) blocks.spare.push_back(slab + i * bytes);
+        blocks.taken += more;
     }
-    void* block = spare.back();
-    spare.pop_back();
+    void* block = blocks.spare.back();
+    blocks.spare.pop_back();
     return block;
 }
 
@@ -135,10 +140,10 @@ QueueInner* QueueNodes::take_inner() {
 }
 
 void QueueNodes::give_back(QueueLeaf* leaf) {
-    (leaf->capacity == QueueLeaf::kSmall ? small_leaves_ : large_leaves_).push_back(leaf);
+    (leaf->capacity == QueueLeaf::kSmall ? small_leaves_ : large_leaves_).spare.push_back(leaf);
 }
 
-void QueueNodes::give_back(QueueInner* inner) { inners_.push_back(inner); }
+void QueueNodes::give_back(QueueInner* inner) { inners_.spare.push_back(inner); }
 
 QueueLeaf* QueueOrder::find_leaf(const QueueKey& key) const {
     void* node = root_;

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <vector>
 
@@ -78,12 +79,21 @@ class QueueNodes {
     void give_back(QueueInner* inner);
 
   private:
-    void* take_block(std::size_t bytes, std::vector<void*>& spare);
+    struct Free {
+        void operator()(void* memory) const { std::free(memory); }
+    };
+    // Nodes of one size.
+    struct Blocks {
+        std::vector<std::unique_ptr<void, Free>> slabs;
+        std::vector<void*> spare;
+        std::size_t taken = 0;  // together, in use or not
+    };
 
-    std::vector<std::unique_ptr<std::byte[]>> slabs_;
-    std::vector<void*> small_leaves_;
-    std::vector<void*> large_leaves_;
-    std::vector<void*> inners_;
+    void* take_block(std::size_t bytes, Blocks& blocks);
+
+    Blocks small_leaves_;
+    Blocks large_leaves_;
+    Blocks inners_;
 };
 
 class QueueOrder {
