@@ -19,13 +19,7 @@ from statistics import NormalDist, median
 from benchmarks import slo_shared, slo_stalls
 from benchmarks.options import SLO_PARTS, Options, say
 from benchmarks.results import Figure
-from benchmarks.slo_goodput import (
-    FROM_ABOVE,
-    LEAST_PER_S,
-    Contender,
-    compare,
-    near_the_best,
-)
+from benchmarks.slo_goodput import LEAST_PER_S, Contender, Search, compare, near_the_best
 from benchmarks.slo_servers import (
     Batcher,
     Measured,
@@ -81,6 +75,11 @@ TIMEOUTS = tuple(
 )
 QUEUE_SIZES = tuple(Batcher(queue_max=size) for size in (32, 64, 128, 512))
 
+# Of goodput: to find what is worth comparing, and to compare.
+ROUGH = Search(seconds=3.0, resolution=1.04)
+FINE = Search(seconds=8.0, resolution=1.015)
+HASTY = Search(seconds=0.8, resolution=1.04, loads_max=2)
+
 
 @dataclass(frozen=True)
 class Extent:
@@ -93,7 +92,8 @@ class Extent:
     predicted_at: Sequence[float] = PREDICTED_AT
     profile_repeats: int = 60
     simulated_requests: int = 60_000
-    searches: int = 25  # loads of one search at most
+    rough: Search = ROUGH
+    fine: Search = FINE
     goodput_rounds: int = 3
     rounds: int = 5
 
@@ -106,7 +106,8 @@ SHORT = Extent(
     predicted_at=(0.5,),
     profile_repeats=3,
     simulated_requests=5_000,
-    searches=2,
+    rough=HASTY,
+    fine=HASTY,
     goodput_rounds=1,
     rounds=1,
 )
@@ -167,18 +168,21 @@ class Bench:
     options: Options
     _batcher: Batcher | None = None
 
-    def scheduled(self, rate_per_s: float, turn: int = 0, warm_up_s: float = 1.5) -> Measured:
-        return self._load(self.scheduler, SCHEDULED, rate_per_s, turn, warm_up_s)
-
-    def batched(self, rate_per_s: float, turn: int = 0) -> Measured:
-        """By Triton's batcher as it was set last."""
-        return self._load(self.triton.address, BATCHED, rate_per_s, turn, 1.5)
-
-    def _load(
-        self, target: str, model: str, rate_per_s: float, turn: int, warm_up_s: float
+    def scheduled(
+        self, rate_per_s: float, turn: int = 0, seconds: float = 0.0, warm_up_s: float = 1.5
     ) -> Measured:
-        offered = Offered(model, rate_per_s, MODEL.objective_ms, warm_up_s=warm_up_s)
-        return offer(self.triton, target, [offered], self.options, turn)[0]
+        """`seconds`: 0 is what the options say."""
+        offered = Offered(SCHEDULED, rate_per_s, MODEL.objective_ms, warm_up_s=warm_up_s)
+        return self._load(self.scheduler, offered, turn, seconds)
+
+    def batched(self, rate_per_s: float, turn: int = 0, seconds: float = 0.0) -> Measured:
+        """By Triton's batcher as it was set last."""
+        offered = Offered(BATCHED, rate_per_s, MODEL.objective_ms)
+        return self._load(self.triton.address, offered, turn, seconds)
+
+    def _load(self, target: str, offered: Offered, turn: int, seconds: float) -> Measured:
+        options = replace(self.options, seconds=seconds or self.options.seconds)
+        return offer(self.triton, target, [offered], options, turn)[0]
 
     def set_batcher(self, batcher: Batcher) -> None:
         if self._batcher != batcher:
@@ -186,9 +190,9 @@ class Bench:
         self._batcher = batcher
 
     def contender(self, batcher: Batcher) -> Contender:
-        def load(rate_per_s: float, turn: int) -> Measured:
+        def load(rate_per_s: float, turn: int, seconds: float) -> Measured:
             self.set_batcher(batcher)
-            return self.batched(rate_per_s, turn)
+            return self.batched(rate_per_s, turn, seconds)
 
         return Contender(str(batcher), load)
 
@@ -271,7 +275,7 @@ def predictions(bench: Bench, simulated: Simulated) -> list[Figure]:
     loads: dict[float, list[Measured]] = {rate: [] for rate in rates}
     for turn in range(bench.extent.rounds):
         for rate in rates:
-            loads[rate].append(bench.scheduled(rate, turn, SETTLED_S))
+            loads[rate].append(bench.scheduled(rate, turn, warm_up_s=SETTLED_S))
         say(f"  round {turn + 1} of {bench.extent.rounds}")
     points, parts = 0.0, 0.0
     for rate in rates:
@@ -296,15 +300,15 @@ def predictions(bench: Bench, simulated: Simulated) -> list[Figure]:
 
 def goodputs(bench: Bench) -> list[Figure]:
     """Ours against Triton's batcher as it comes, and at the best of the grid."""
-    searches, top = bench.extent.searches, FROM_ABOVE * bench.capacity_per_s
+    rough, fine = bench.extent.rough, bench.extent.fine
     ours = Contender("the scheduler", bench.scheduled, bench.capacity_per_s)
     default = bench.contender(AS_IT_COMES)
-    default.about_per_s = default.search(top, LEAST_PER_S, turn=0, searches=searches)
+    default.about_per_s = default.search(rough, bench.capacity_per_s)
     say(f"Triton's batcher as it comes: about {default.about_per_s:.0f}/s; the grid:")
     grid = [bench.contender(batcher) for batcher in bench.extent.grid if batcher != AS_IT_COMES]
-    near = near_the_best(grid, top, default.about_per_s, searches)
+    near = near_the_best(grid, default.about_per_s, rough)
     say("goodput:")
-    compare([ours, default, *near], bench.extent.goodput_rounds, searches)
+    compare([ours, default, *near], bench.extent.goodput_rounds, fine)
     best = max(contender.goodput_per_s for contender in (default, *near))
     problem = next((c.problem for c in (ours, default, *grid) if c.problem), "")
     return [

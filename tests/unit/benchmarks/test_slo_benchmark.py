@@ -16,7 +16,7 @@ from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from benchmarks.loading import LoadResult
-from benchmarks.slo_goodput import Contender, Load, compare, goodput, near_the_best
+from benchmarks.slo_goodput import Contender, Load, Search, compare, near_the_best
 from benchmarks.slo_servers import Batcher, Measured, measured
 from benchmarks.slo_shared import TUNED, UNTUNED, settings, told_of
 from benchmarks.slo_stalls import stalls
@@ -85,49 +85,70 @@ def test_every_setting_is_a_block_that_triton_knows(batcher: Batcher) -> None:
     assert str(batcher).startswith(f"rows {batcher.rows_max}")
 
 
+ROUGH = Search(seconds=3, resolution=1.04)
+FINE = Search(seconds=8, resolution=1.01)
+
+
 def answering(limit_per_s: float, problem: str = "") -> Load:
     """A load that holds up to a rate."""
-    return lambda rate, turn: Measured(1.0 if rate <= limit_per_s else 0.9, rate, 6, 24, 0, problem)
+
+    def load(rate_per_s: float, turn: int, seconds: float) -> Measured:
+        return Measured(1.0 if rate_per_s <= limit_per_s else 0.9, rate_per_s, 6, 24, 0, problem)
+
+    return load
 
 
-def test_the_search_comes_down_to_the_first_rate_that_holds() -> None:
-    found, problem = goodput(answering(1000), 2000)
-    assert 960 < found <= 1000
+@pytest.mark.parametrize("search", [ROUGH, FINE])
+@pytest.mark.parametrize("from_per_s", [600, 990, 1000, 1010, 2000])
+def test_a_search_comes_as_near_as_its_resolution(search: Search, from_per_s: float) -> None:
+    found, problem = search.goodput(answering(1000), from_per_s)
+    assert 1000 / search.resolution <= found * (1 + 1e-9)
+    assert found <= 1000
     assert problem == ""
-    assert goodput(answering(1000), 2000, to_per_s=1100)[0] == 0
-    assert goodput(answering(1000), 2000, searches=2)[0] == 0
-    assert goodput(answering(5000, "wrong"), 2000) == (2000, "wrong")
 
 
-def test_a_search_that_begins_too_low_goes_up() -> None:
-    found = Contender("it", answering(1000)).search(500, 20, turn=0, searches=25)
-    assert 960 < found <= 1000
+def test_a_search_ends() -> None:
+    assert ROUGH.goodput(answering(1000), 2000, to_per_s=1100)[0] == 0
+    assert Search(3, 1.04, loads_max=2).goodput(answering(1000), 2000)[0] == 0
+    assert Search(3, 1.04, loads_max=2).goodput(answering(5000, "wrong"), 2000) == (2080, "wrong")
+
+
+def test_every_load_of_a_search_has_arrivals_of_its_own_and_its_time() -> None:
+    asked: list[tuple[int, float]] = []
+
+    def load(rate_per_s: float, turn: int, seconds: float) -> Measured:
+        asked.append((turn, seconds))
+        return answering(1000)(rate_per_s, turn, seconds)
+
+    FINE.goodput(load, 1100, turn=7)
+    assert asked == [(turn, 8) for turn in range(7, 7 + len(asked))]
+    assert len(asked) > 3
 
 
 def test_settings_near_the_best_are_compared_and_no_others() -> None:
     limits = (1000, 900, 1010, 990, 500, 970)
     grid = [Contender(str(limit), answering(limit)) for limit in limits]
-    near = near_the_best(grid, 1100, best_per_s=600, searches=25)
+    near = near_the_best(grid, 600, ROUGH)
     assert {contender.name for contender in near} == {"1000", "1010", "990"}
-    assert near_the_best(grid, 1100, best_per_s=2000, searches=25) == []
+    assert near_the_best(grid, 2000, ROUGH) == []
 
 
 def test_all_that_are_compared_are_searched_equally_often_and_in_turns() -> None:
     asked: list[str] = []
 
     def contender(name: str, limit_per_s: float) -> Contender:
-        def load(rate_per_s: float, turn: int) -> Measured:
+        def load(rate_per_s: float, turn: int, seconds: float) -> Measured:
             if not asked or asked[-1] != name:
                 asked.append(name)
-            return answering(limit_per_s)(rate_per_s, turn)
+            return answering(limit_per_s)(rate_per_s, turn, seconds)
 
         return Contender(name, load, about_per_s=limit_per_s)
 
     ours, theirs, other = contender("a", 1000), contender("b", 500), contender("c", 800)
-    compare([ours, theirs, other], rounds=3, searches=25)
+    compare([ours, theirs, other], 3, FINE)
     assert asked == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
     for one, limit in ((ours, 1000), (theirs, 500), (other, 800)):
-        assert 0.96 * limit < one.goodput_per_s <= limit
+        assert 0.99 * limit < one.goodput_per_s <= limit
 
 
 def test_what_the_scheduler_was_told_is_said() -> None:
