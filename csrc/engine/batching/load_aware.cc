@@ -272,7 +272,8 @@ std::uint32_t Core::rows_awaited(const ModelState& model, const Group& group) co
     if (!yields(model, level)) return group.awaited;
     const Hold& hold = components_[model.component].holds[metered_level(level)];
     const LatencyModel& latency = planning_latency(model, group);
-    return std::max(rows_within(model.policy, latency, hold.alone_ns, group.awaited), 1u);
+    const Nanos alone_ns = bound_of_expected(latency, hold.alone_ns);
+    return std::max(rows_within(model.policy, latency, alone_ns, group.awaited), 1u);
 }
 
 // Of at most `limit` rows behind a lead without a deadline: as many as higher levels leave time
