@@ -24,18 +24,29 @@ def latency(kind: int, rows: int) -> int:
 class Loaded:
     """Executors that have had the load of both kinds for seconds, so that batches are awaited."""
 
-    def __init__(self, kinds: Sequence[int], executors: int, shared: bool, **policy: Any) -> None:
-        """`kinds`: of each model. Where there is one model, signature 1 is slow to be due."""
+    def __init__(
+        self,
+        kinds: Sequence[int],
+        executors: int,
+        shared: bool,
+        held_by: Sequence[Sequence[int]] | None = None,
+        **policy: Any,
+    ) -> None:
+        """`kinds`: of each model. Where there is one model, signature 1 is slow to be due.
+
+        `held_by`: the executors of each model; None: all of them.
+        """
         self.engine = Engine()
         self.now = SECOND
         self.kinds = kinds
         self.running: list[tuple[int, int]] = []
         self.actions: list[Any] = []
-        places = [(e, 1, True, e) if shared else (e, 1, True) for e in range(executors)]
         for model, kind in enumerate(kinds):
+            held = range(executors) if held_by is None else held_by[model]
+            places = [(e, 1, True, e) if shared else (e, 1, True) for e in held]
             policy = {"rows_max": 32, "load_aware": True} | policy
             self.engine.configure_model(model, places, self.now, **policy)
-            for backend in range(executors):
+            for backend in held:
                 for rows in range(1, 33):
                     self.engine.prime_latency(model, backend, rows, latency(kind, rows), 20)
         for backend in range(executors):

@@ -108,6 +108,30 @@ def test_what_waits_is_late_only_if_no_other_executor_is_free_in_time(
     assert sent(loaded.run()) == [first]
 
 
+@pytest.mark.parametrize(
+    ("quick_on", "first"),
+    [
+        pytest.param((0, 1), (QUICK, 3), id="the same executors"),
+        pytest.param((1,), (SLOW, 12), id="one of them only"),
+    ],
+)
+def test_what_waits_goes_first_among_models_of_the_same_executors_only(
+    quick_on: tuple[int, ...], first: tuple[int, int]
+) -> None:
+    """Models whose executors overlap in part do not look at what the others wait for.
+
+    The rule is inside one domain: the models of the very same executors.
+    """
+    loaded = Loaded((QUICK, SLOW), 2, shared=True, held_by=(quick_on, (0, 1)))
+    loaded.warm([(2 * RATE[m], {"model": m, "budget": OBJECTIVE[m]}) for m in (QUICK, SLOW)])
+    loaded.submit(32, 4 * OBJECTIVE[SLOW], model=SLOW, pinned_backend=0)
+    assert sent(loaded.run()) == [(SLOW, 32)]
+    loaded.submit(3, OBJECTIVE[QUICK], model=QUICK)
+    assert loaded.run() == [], "more rows are awaited"
+    loaded.submit(12, OBJECTIVE[SLOW], model=SLOW)
+    assert sent(loaded.run()) == [first]
+
+
 def test_signatures_of_a_model_with_an_executor_of_its_own_go_by_the_same_rule() -> None:
     loaded = Loaded((SLOW,), 1, shared=False)
     budgets = [3 * OBJECTIVE[QUICK], 400 * MS]
