@@ -187,6 +187,8 @@ void Core::retarget(Component& component) {
     std::vector<Share> shares;
     const auto each = [&](const auto& visit) { each_metered(component, visit); };
     std::vector<Demand> demands;
+    std::uint32_t lone = kNoSlot;
+    bool one_model = true;
     // Sizes that rows do not always fill in time are for a load that they carry and smaller ones
     // do not. Where none carries it, what is waited for in vain costs more than it gains.
     if (fit_rows(component, kGatherDeviations) > capacity && fit_rows(component, 0) > capacity) {
@@ -202,12 +204,15 @@ void Core::retarget(Component& component) {
         capacity -= demand.rows_busy;
         shares.push_back({demand.root, demand.rows_fit});
         demands.push_back(demand);
+        one_model &= lone == kNoSlot || lone == index;
+        lone = index;
     });
     const double factor = capacity > 0 ? fitting_factor(shares, capacity) : 0;
     const double less = capacity - std::min(kSpare * component.slots, kSpareMax);
-    // Where several compete, others need the executor that one of them would leave idle.
+    // Where several compete, others need the executor that one of them would leave idle. Groups of
+    // one model are alike: what is spare is there for all of them.
     const bool alone = demands.size() == 1;
-    const bool spares = alone && less > 0;
+    const bool spares = one_model && less > 0;
     const double spare_factor = spares ? fitting_factor(shares, less) : 0;
     auto demand = demands.begin();
     auto share = shares.begin();
