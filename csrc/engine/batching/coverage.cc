@@ -6,6 +6,8 @@
 // cover the part of which most requests are in time: q of those that executors have room for, with
 // batches as large as the margin of q allows. Not for the sake of lower priorities, though: as long
 // as there is room for the highest one, bounds are what that asks for.
+#include "engine/batching/coverage.h"
+
 #include <algorithm>
 #include <array>
 #include <vector>

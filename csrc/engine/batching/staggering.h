@@ -10,12 +10,6 @@
 
 namespace infersched::engine {
 
-struct ModelState;
-
-// Whether the times of its batches differ so much that fewer may be better to cover than it is
-// asked to: on a host that stalls, or that others use, too. In coverage.cc.
-bool covers_wide(const ModelState& model);
-
 // The largest batch up to `most`, at least 1, of which the first row is in time if it has waited
 // for the last: until the rows have come, with so many deviations of their mean time, or, if that
 // is sooner, for as long as the batch before it runs. `bound_ns(rows)`, which has the margin,

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <vector>
 
+#include "engine/batching/coverage.h"
 #include "engine/batching/staggering.h"
 #include "engine/core.h"
 
