@@ -293,9 +293,9 @@ class Core : private CoreState {
     Upcoming upcoming(const ModelState& model, const Pool& pool, Nanos now);
     bool plan_waits(ModelState& model, const Pool& pool, const Upcoming& next, Nanos now);
     bool end_wait(ModelState& model, Pool& pool, Nanos now);
-    void list_wait(std::uint32_t index, Pool& pool, std::uint32_t pin, Nanos ready_at);
     bool end_wait_before(const Offer& offered, std::uint32_t barred, Nanos now);
     // execution/offers.cc
+    void list_wait(std::uint32_t index, Pool& pool, std::uint32_t pin, Nanos ready_at);
     void offer(std::uint32_t index, Pool& pool, std::uint32_t pin);
     void offer_all(ModelState& model, std::uint32_t index);
     void withdraw(std::uint32_t index, Pool& pool, std::uint32_t pin);
@@ -305,7 +305,7 @@ class Core : private CoreState {
     bool brought_up_to_date(const Offer& offered, Nanos now);
     void give_up_held(const Component& component, Nanos now);
     void serve(std::uint32_t component, Nanos now);
-    bool serve_offer(const Offer& offer, Nanos now);
+    void serve_offer(const Offer& offered, const Choice& choice, Nanos now);
 
     // triton/queueing.cc
     bool triton_takes(const ModelState& model, const Request& request) const;

@@ -52,6 +52,21 @@ void Core::withdraw(std::uint32_t index, Pool& pool, std::uint32_t pin) {
     pool.offered = false;
 }
 
+// Keeps the domain's list of what waits.
+void Core::list_wait(std::uint32_t index, Pool& pool, std::uint32_t pin, Nanos ready_at) {
+    if (pool.domain == kNoSlot || pool.wait_listed == ready_at) return;
+    std::set<Wait>& waits = domains_[pool.domain].waits;
+    const Wait known{pool.wait_listed, index, pin};
+    pool.wait_listed = ready_at;
+    if (known.ready_at == kNever) {
+        waits.insert({ready_at, index, pin});
+        return;
+    }
+    auto node = waits.extract(known);
+    node.value().ready_at = ready_at;
+    if (ready_at != kNever) waits.insert(std::move(node));
+}
+
 // Offers the most urgent work of a pool: what is sent again, then the most urgent group.
 void Core::offer(std::uint32_t index, Pool& pool, std::uint32_t pin) {
     if (pool.domain == kNoSlot) return;
@@ -103,22 +118,17 @@ const Offer* Core::best_offer(const Component& component, std::uint32_t barred) 
     return best;
 }
 
-// Sends the batch that is offered. False: no executor takes it now.
-bool Core::serve_offer(const Offer& offered, Nanos now) {
+// Sends the batch that is offered.
+void Core::serve_offer(const Offer& offered, const Choice& choice, Nanos now) {
     ModelState& model = models_[offered.model];
     Pool& pool = model.pool(offered.pin);
     if (pool.offers_retry()) {
-        const Choice choice = choose_for_retry(model, pool, Executors::kAll, now);
-        if (choice.placement == nullptr) return false;
         send_retry(model, pool, choice, now);
     } else {
-        const Choice choice = choose_for_group(model, pool, Executors::kAll, now);
-        if (choice.placement == nullptr) return false;
         send_next(model, pool, choice, now);
     }
     mark_dirty(offered.model);
     plan_stale(model, now);
-    return true;
 }
 
 // A batch of a lower level that would be late behind the first offer, which itself would not be
@@ -210,12 +220,20 @@ void Core::serve(std::uint32_t index, Nanos now) {
             offered = *urgent;
             if (!brought_up_to_date(offered, now)) continue;
         }
-        if (waits_left > 0 && end_wait_before(offered, barred, now)) {
+        ModelState& model = models_[offered.model];
+        Pool& pool = model.pool(offered.pin);
+        const Choice choice = pool.offers_retry()
+                                  ? choose_for_retry(model, pool, Executors::kAll, now)
+                                  : choose_for_group(model, pool, Executors::kAll, now);
+        // What no executor takes now is in nobody's way.
+        const bool taken = choice.placement != nullptr;
+        if (taken && waits_left > 0 && end_wait_before(offered, barred, now)) {
             --waits_left;
             continue;
         }
-        Pool& pool = models_[offered.model].pool(offered.pin);
-        if (!serve_offer(offered, now)) {
+        if (taken) {
+            serve_offer(offered, choice, now);
+        } else {
             blocked.push_back(offered);
             if (!pool.offers_retry()) {
                 withdraw(offered.model, pool, offered.pin);

@@ -128,21 +128,6 @@ bool Core::end_wait(ModelState& model, Pool& pool, Nanos now) {
     return true;
 }
 
-// Keeps the domain's list of what waits.
-void Core::list_wait(std::uint32_t index, Pool& pool, std::uint32_t pin, Nanos ready_at) {
-    if (pool.domain == kNoSlot || pool.wait_listed == ready_at) return;
-    std::set<Wait>& waits = domains_[pool.domain].waits;
-    const Wait known{pool.wait_listed, index, pin};
-    pool.wait_listed = ready_at;
-    if (known.ready_at == kNever) {
-        waits.insert({ready_at, index, pin});
-        return;
-    }
-    auto node = waits.extract(known);
-    node.value().ready_at = ready_at;
-    if (ready_at != kNever) waits.insert(std::move(node));
-}
-
 // Ends the wait of a group that has to go before this offer, of the models that may use the same
 // executors. True: what is offered may be another now.
 bool Core::end_wait_before(const Offer& offered, std::uint32_t barred, Nanos now) {
@@ -160,10 +145,7 @@ bool Core::end_wait_before(const Offer& offered, std::uint32_t barred, Nanos now
         ModelState& other = models_[wait.model];
         if (any_cannot_wait(other, other.pool(wait.pin), next)) looked[count++] = wait;
     }
-    // What no executor takes now is in nobody's way.
-    if (count == 0) return false;
     const auto end = looked.begin() + static_cast<std::ptrdiff_t>(count);
-    if (choose_for_group(model, pool, Executors::kAll, now).placement == nullptr) return false;
     bool changed = false;
     Wait first;
     std::uint32_t group = kNoSlot;
