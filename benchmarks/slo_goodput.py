@@ -43,7 +43,8 @@ class Search:
     ) -> tuple[float, str]:
         """The highest rate of which ATTAINMENT was in time; 0 when none from `to_per_s` on was.
 
-        Each load has arrivals of its own, from `turn` on. The text is a problem of a load.
+        At most `loads_max` rates are tried, and the highest that held until then counts. Each load
+        has arrivals of its own, from `turn` on. The text is a problem of a load.
         """
         tries: list[Measured] = []
 
@@ -104,12 +105,15 @@ def near_the_best(
 
 
 def compare(contenders: Sequence[Contender], rounds: int, search: Search) -> None:
-    """Sets what each reaches: the median of `rounds` searches, in turns, each first once."""
+    """Sets what each reaches: the median of `rounds` searches, in turns, each first once.
+
+    They begin above what is known: below the highest rate there may be some that do not hold.
+    """
     found: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for turn in range(rounds):
         first = turn % len(contenders)
         for contender in (*contenders[first:], *contenders[:first]):
-            begin = max(contender.about_per_s, LEAST_PER_S)
+            begin = STEP**2 * max(contender.about_per_s, LEAST_PER_S)
             per_s = contender.search(search, begin, turn=100 * (turn + 1))
             found[contender.name].append(per_s)
             say(f"  round {turn + 1} of {rounds}: {contender.name} {per_s:.0f}/s")

@@ -4,12 +4,13 @@
 #include <cmath>
 #include <vector>
 
-#include "engine/batching/load_rules.h"
 #include "engine/core.h"
 
 namespace infersched::engine {
 namespace {
 
+// Part of the rows that a random number of arrivals varies by for which there is to be time.
+constexpr double kDeviations = 1;
 constexpr double kTargetMax = 1e9;
 
 // What comes of one group within its objective.
@@ -69,13 +70,15 @@ void Core::each_metered_level(const Component& component, const Visit& visit) {
 // What the load of every level, with those above it, asks of batches, as retarget() does for all of
 // them; and how long a batch below may last. While an executor is held for W, rate * W rows come,
 // which are then to be done by the executors there are: W + l(rate * W / n) <= budget for every
-// model, and for all of them together. By means: what is above goes first all the same, and time
-// that is kept for what may come or take longer is taken from large batches below.
+// model, and for all of them together. Where several models share them, by means: what is above
+// goes first all the same, and time that is kept for what may come or take longer is taken from
+// large batches of the slow ones.
 void Core::plan_levels(Component& component) {
     component.holds.fill(Hold());
     if (!component.levels) return;
     std::array<LevelLoad, kMeteredLevels> loads;
     const double slots = std::max(component.slots, 1u);
+    const bool by_means = component.mixed();
     using Each = const LatencyModel&;
     each_metered_level(component, [&](std::size_t l, Group& group, Each latency, double rate) {
         const double budget = group.mix.budget_ns(l);
@@ -93,8 +96,11 @@ void Core::plan_levels(Component& component) {
         group.level_targets[l] = static_cast<std::uint32_t>(std::clamp(target, 1.0, kTargetMax));
         if (group.mix.part(l) <= 0) return;
         const double budget = group.mix.budget_ns(l);
-        const double own = budget - static_cast<double>(latency.expected(1));
-        load.alone_ns = std::min(load.alone_ns, own / (1 + rate * latency.alpha_ns() / slots));
+        const double row_ns = latency.alpha_ns() / slots * (by_means ? 1 : latency.margin());
+        const double varies = by_means ? 0 : kDeviations * std::sqrt(rate * budget / 2) * row_ns;
+        const Nanos batch_ns = by_means ? latency.expected(1) : latency.bound(1);
+        const double own = budget - static_cast<double>(batch_ns) - varies;
+        load.alone_ns = std::min(load.alone_ns, own / (1 + rate * row_ns));
         load.horizon_ns = std::max(load.horizon_ns, budget);
     });
     Hold above;
@@ -125,7 +131,7 @@ Nanos Core::hold_limit(const ModelState& model, std::uint32_t queue_level, Nanos
     const Hold& hold = component.holds[level];
     const Backlog& backlog = component.backlog;
     const LatencyModel& latency = latency_of(model, model.placements[model.reference]);
-    const Nanos alone_ns = bound_of_expected(latency, hold.alone_ns);
+    const Nanos alone_ns = component.alone_bound(hold, latency.margin());
     const bool alone = backlog.free_beside(now) > add_saturating(now, alone_ns);
     const Nanos room = backlog.room(2 * level - 1, hold.horizon_ns, now);
     return alone ? std::min(alone_ns, room) : room;

@@ -270,9 +270,10 @@ bool Core::settle(ModelState& model, Pool& pool, Nanos now) {
 std::uint32_t Core::rows_awaited(const ModelState& model, const Group& group) const {
     const std::uint32_t level = group.order.back().level;
     if (!yields(model, level)) return group.awaited;
-    const Hold& hold = components_[model.component].holds[metered_level(level)];
+    const Component& component = components_[model.component];
+    const Hold& hold = component.holds[metered_level(level)];
     const LatencyModel& latency = planning_latency(model, group);
-    const Nanos alone_ns = bound_of_expected(latency, hold.alone_ns);
+    const Nanos alone_ns = component.alone_bound(hold, latency.margin());
     return std::max(rows_within(model.policy, latency, alone_ns, group.awaited), 1u);
 }
 

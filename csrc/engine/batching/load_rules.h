@@ -41,9 +41,4 @@ inline std::uint32_t rows_within(const ModelPolicy& policy, const LatencyModel& 
     return 0;
 }
 
-// The bound of a batch that is expected to take so long.
-inline Nanos bound_of_expected(const LatencyModel& latency, Nanos expected_ns) {
-    return static_cast<Nanos>(static_cast<double>(expected_ns) * latency.margin());
-}
-
 }  // namespace infersched::engine

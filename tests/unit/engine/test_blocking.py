@@ -160,6 +160,20 @@ def test_no_time_is_kept_from_large_batches_for_what_the_top_class_seldom_needs(
     assert slow_low > 0.46
 
 
+def test_a_model_by_itself_keeps_time_for_what_its_top_class_seldom_needs() -> None:
+    """Small batches of its low class cost it less: its fastest batch takes them as well."""
+    model = Model(Latency(0.5, 3.0), 15.0, Arrivals(rate_per_s=1500.0))
+    setup = ModelSetup(
+        placements=(Placement(0, 1, 0),),
+        classes=(RequestClass(TOP_PART, priority=1), RequestClass(1 - TOP_PART, priority=2)),
+        slo_ms=model.objective_ms,
+        priority_levels=2,
+    )
+    scenario = Scenario([model], 1, requests=20_000, seed=1, noise_sigma=0.2)
+    ((top, _),) = counted(simulate(scenario, engine(EngineSettings(models=(setup,))))).classes
+    assert top.in_time >= 0.99 * top.offered
+
+
 def test_a_burst_of_low_priority_is_not_shed_for_long() -> None:
     """Three seconds of three times the goodput, then four fifths of it."""
     of = workload("C")
