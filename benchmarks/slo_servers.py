@@ -32,6 +32,8 @@ os.environ.setdefault("INFERSCHED_TRITON_DIR", str(ROOT / ".tools" / "triton"))
 LOAD_TIMEOUT_S = 60.0
 # Distinct payloads: each is asked once beforehand, and takes as long as a lone request.
 POOL = 64
+# After which the engine's averages have forgotten the load before, and know this one.
+SETTLED_S = 4.0
 # What an overloaded server may say: deadline, exhausted, unavailable.
 REFUSALS = {"4", "8", "14"}
 

@@ -21,6 +21,7 @@ from benchmarks.options import SLO_PARTS, Options, say
 from benchmarks.results import Figure
 from benchmarks.slo_goodput import LEAST_PER_S, Contender, Search, compare, near_the_best
 from benchmarks.slo_servers import (
+    SETTLED_S,
     Batcher,
     Measured,
     Offered,
@@ -49,8 +50,6 @@ MODEL = Sleeper("sleeper", 1.053, 5.072, objective_ms=25.0, instances=4)
 SCHEDULED, BATCHED = "scheduled", "batched"
 # Of the model, and what the scheduler is told of it.
 ROWS_MAX, PRIORITY_LEVELS = 64, 2
-# The engine's averages have forgotten the load before.
-SETTLED_S = 4.0
 TOP_SHARE = 0.3
 SWEEP = (0.2, 0.5, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0)
 PREDICTED_AT = (0.5, 0.8, 0.9, 1.0, 1.2)
