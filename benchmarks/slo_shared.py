@@ -6,14 +6,14 @@ predicts for the mix without priorities: ours, which is told which backend is on
 the best of Triton's batcher with priority levels, queue time-outs and its rate limiter.
 
 Room for the top classes at every moment and for the worst class is not to be had at once: a fluid
-model of one executor, its batch sizes and their order tried out, gives the worst class at most .86
-without precedence, .72 with nine tenths of the top classes in time, .54 with 99 %. So there are two
-figures. Untuned, ours is told objectives and priority levels and nothing else: more than nine
-tenths of the top classes are in time then. Tuned, it is also told that the models are worth the
-same and how much of the top classes must be in time before anything else is. Both are compared with
-the best of Triton's settings: all are tried once, and the three best of them as long and as often
-as ours, as the best of many short loads is so by chance, too. The medians count; the output tells
-the classes of every load.
+model of one executor at 596 requests/s, its batch sizes and their order tried out, gives the worst
+class at most .86 without precedence, .72 with nine tenths of the top classes in time, .54 with
+99 %. So there are two figures. Untuned, ours is told objectives and priority levels and nothing
+else: more than nine tenths of the top classes are in time then. Tuned, it is also told that the
+models are worth the same and how much of the top classes must be in time before anything else is.
+Both are compared with the best of Triton's settings: all are tried once, and the three best of them
+as long and as often as ours, as the best of many short loads is so by chance, too. The medians
+count; the output tells the classes of every load.
 """
 
 from __future__ import annotations

@@ -90,8 +90,10 @@ class LevelMix {
 
 // What a batch with requests of a level has to leave to the levels above.
 struct Hold {
-    Nanos alone_ns = kNever;  // how long it may hold the only executor that is free in time
-    Nanos horizon_ns = 0;     // up to when what is queued above must find room; 0: there is none
+    // How long it may hold the only executor that is free in time: by its bound or, where several
+    // models share, by what is expected (Component::alone_bound).
+    Nanos alone_ns = kNever;
+    Nanos horizon_ns = 0;  // up to when what is queued above must find room; 0: there is none
 };
 // By metered level, the last one for what has no objective.
 using Holds = std::array<Hold, kMeteredLevels + 1>;

@@ -146,7 +146,7 @@ def test_a_slow_model_beside_a_quick_one_is_not_kept_out_at_loads_that_both_bear
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_no_time_is_kept_from_large_batches_for_what_the_top_class_seldom_needs(seed: int) -> None:
-    """At 2.2 times what both bear, low ones of the slow model, the longest of all, go by means.
+    """At over twice what both bear, low ones of the slow model, the longest of all, go by means.
 
     With time kept for deviations of arrivals and batches, too, .38 to .41 of them were in time.
     """
