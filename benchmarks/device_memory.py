@@ -101,11 +101,11 @@ def simulated(seed: int, minutes: float, uses: tuple[tuple[float, int], ...], ca
 
 
 def run(options: Options) -> list[Figure]:
-    found = [*in_simulation(options), *device_memory_cost.run(options)]
-    found += device_memory_real.run(options)
-    for figure in found:
-        say(f"  {figure.figure:36} {figure.value:>8g} {figure.unit:8} must {figure.must:g}")
-    return found
+    return [
+        *in_simulation(options),
+        *device_memory_cost.run(options),
+        *device_memory_real.run(options),
+    ]
 
 
 def in_simulation(options: Options) -> list[Figure]:

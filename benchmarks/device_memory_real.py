@@ -26,6 +26,7 @@ from statistics import median
 import numpy as np
 from tritonclient.grpc import service_pb2
 
+from benchmarks.gpu_tenant import FiguresTenant
 from benchmarks.loading import LoadResult
 from benchmarks.openloop.load import LoadSpec
 from benchmarks.options import Options, say
@@ -148,10 +149,7 @@ class Bench:
 
     def tenant_holds(self, wanted: int) -> None:
         """The other tenant has so much, or what there is."""
-        with self.figures.locked():
-            device = self.figures.devices[0]
-            free = device.free_bytes + device.other_bytes
-            device.other_bytes = min(wanted, free)
+        FiguresTenant(self.figures).hold(wanted)
 
     @contextlib.contextmanager
     def tenant(self) -> Iterator[None]:

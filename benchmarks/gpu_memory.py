@@ -23,12 +23,10 @@ from pathlib import Path
 
 from benchmarks import gpu_preflight as there
 from benchmarks.options import Options, say
-from benchmarks.results import RESULTS_DIRECTORY, ROOT, Figure
+from benchmarks.results import RESULTS_DIRECTORY, Figure
 
 FIGURES_VARIABLE = "INFERSCHED_TEST_NVML"
 NAMES = ("gpu_memory_client_errors", "gpu_memory_prediction_error")
-
-os.environ.setdefault("INFERSCHED_TRITON_DIR", str(ROOT / ".tools" / "triton"))
 
 
 def run(options: Options) -> list[Figure]:

@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.results import ROOT
+
 NVML = "libnvidia-ml.so.1"
 WHEELS = "wheels"
 # Modules by the requirements that bring them, with those that the servers in tests/ need.

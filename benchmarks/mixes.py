@@ -27,15 +27,15 @@ from typing import Any
 
 from benchmarks.mix_worlds import Mix, mix
 from benchmarks.options import say
+from benchmarks.overload import top_part_in_time, two_classes
 from benchmarks.results import commit
 from scheduler.simulation.compare import POLICIES
-from scheduler.simulation.engine import EngineSettings, ModelSetup, Placement, RequestClass
+from scheduler.simulation.engine import EngineSettings
 from scheduler.simulation.goodput import search
 from scheduler.simulation.scenario import Outcome, Policy, StaticSettings, engine, simulate, static
 
 REFERENCES = ("just_enough", "symphony", "clockwork", "nexus", "shepherd", "static_tuned")
 LOADS = (1.2, 2.0, 3.0, 5.0)
-TOP_PART = 0.3
 LOWEST_PART = 0.002  # of the capacity: below it a goodput is none
 # A tuned static batcher is the best of these, each model's rows the most within a part of its
 # objective.
@@ -133,9 +133,8 @@ class Row:
         return json.dumps(line)
 
 
-def two_classes(each: Mix) -> EngineSettings:
-    """Every model with a top class of TOP_PART of its requests and one below."""
-    kinds = (RequestClass(TOP_PART, priority=1), RequestClass(1 - TOP_PART, priority=2))
+def all_with_two_classes(each: Mix) -> EngineSettings:
+    """Of every model, on the executors that hold it."""
     setups = []
     for at, profile in enumerate(each.profiles):
         held = [
@@ -143,15 +142,7 @@ def two_classes(each: Mix) -> EngineSettings:
             for e in range(each.executors)
             if e >= len(each.setups) or at in (each.setups[e].models or (at,))
         ]
-        setups.append(
-            ModelSetup(
-                tuple(Placement(e, 1, e if len(each.profiles) > 1 else None) for e in held),
-                kinds,
-                slo_ms=profile.objective_ms,
-                priority_levels=2,
-                default_priority=2,
-            )
-        )
+        setups.append(two_classes(held, len(each.profiles) > 1, profile.objective_ms))
     return EngineSettings(models=tuple(setups))
 
 
@@ -163,10 +154,7 @@ def run_at(
 
 def top_class(each: Mix, rate: float, requests: int) -> float:
     """The part of the top class that is in time."""
-    counted = run_at(each, rate, requests, two_classes(each)).engine
-    assert counted is not None
-    top = [kinds[0] for kinds in counted.classes]
-    return sum(kind.in_time for kind in top) / max(sum(kind.offered for kind in top), 1)
+    return top_part_in_time(run_at(each, rate, requests, all_with_two_classes(each)))
 
 
 def look_at(seed: int, requests: int, policies: Sequence[str], overload: bool) -> Row:

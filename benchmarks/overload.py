@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 from statistics import median
@@ -69,28 +69,30 @@ def outcomes(
         yield simulate(scenario, engine(settings))
 
 
-def two_classes(workload: Workload) -> EngineSettings:
-    """Every model with a top class of TOP_PART of its requests and one below."""
-    shared = workload.models > 1
-    setup = ModelSetup(
-        placements=tuple(Placement(e, 1, e if shared else None) for e in range(workload.executors)),
+def two_classes(executors: Iterable[int], shared: bool, objective_ms: float) -> ModelSetup:
+    """A model with a top class of TOP_PART of its requests and one below."""
+    return ModelSetup(
+        placements=tuple(Placement(e, 1, e if shared else None) for e in executors),
         classes=(RequestClass(TOP_PART, priority=1), RequestClass(1 - TOP_PART, priority=2)),
-        slo_ms=workload.objective_ms,
+        slo_ms=objective_ms,
         priority_levels=2,
         default_priority=2,
     )
-    return EngineSettings(models=(setup,) * workload.models)
+
+
+def top_part_in_time(outcome: Outcome) -> float:
+    """Of the first classes of all models."""
+    assert outcome.engine is not None
+    top = [kinds[0] for kinds in outcome.engine.classes]
+    return sum(kind.in_time for kind in top) / max(sum(kind.offered for kind in top), 1)
 
 
 def top_class_in_time(workload: Workload, rate: float, size: Size) -> float:
     """The part of the top class that is in time, the median over the seeds."""
-    parts = []
-    for outcome in outcomes(workload, rate, size, two_classes(workload)):
-        assert outcome.engine is not None
-        top = [kinds[0] for kinds in outcome.engine.classes]
-        offered = sum(kind.offered for kind in top)
-        parts.append(sum(kind.in_time for kind in top) / max(offered, 1))
-    return median(parts)
+    executors, shared = range(workload.executors), workload.models > 1
+    setup = two_classes(executors, shared, workload.objective_ms)
+    settings = EngineSettings(models=(setup,) * workload.models)
+    return median(map(top_part_in_time, outcomes(workload, rate, size, settings)))
 
 
 def wait_ms(workload: Workload, rate: float, size: Size) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,10 @@ from pathlib import Path
 
 from benchmarks.loading import Triton
 from benchmarks.processes import process_tree
-from benchmarks.results import ROOT
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
 from tests.models import DynamicBatching
 from tests.serving import ServedScheduler
-
-os.environ.setdefault("INFERSCHED_TRITON_DIR", str(ROOT / ".tools" / "triton"))
 
 
 @dataclass(frozen=True)
