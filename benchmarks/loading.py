@@ -12,10 +12,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -102,16 +102,23 @@ def run_load(spec: LoadSpec, on_edge: Callable[[], None] | None = None) -> LoadR
     )
 
 
-def problem_of_totals(totals: dict[str, Any], samples: int, sample_share: float) -> str:
-    """Why these counts cannot be a faultless load; empty when they can."""
+def problem_of_answers(totals: dict[str, Any]) -> str:
+    """Why not every request had one answer, whichever, and every OK one a message."""
     if totals["connections_lost"]:
         return f"{totals['connections_lost']} connections were lost"
     if totals["answered"] != totals["sent"] or totals["sent"] == 0:
         return f"{totals['answered']} answers to {totals['sent']} requests"
-    if totals["ok"] != totals["sent"]:
-        return f"answers that are not OK: {totals['statuses']}: {totals['first_error']}"
     if totals["ok_empty"]:
         return f"{totals['ok_empty']} OK answers without a message"
+    return ""
+
+
+def problem_of_totals(totals: dict[str, Any], samples: int, sample_share: float) -> str:
+    """Why these counts cannot be a faultless load; empty when they can."""
+    if problem := problem_of_answers(totals):
+        return problem
+    if totals["ok"] != totals["sent"]:
+        return f"answers that are not OK: {totals['statuses']}: {totals['first_error']}"
     if samples < totals["ok"] * sample_share * SAMPLE_SHARE_MIN - 10:
         return f"only {samples} of {totals['ok']} replies were kept for comparison"
     return ""
@@ -191,6 +198,13 @@ class Triton:
         return result
 
 
-def first_problem(results: list[LoadResult]) -> str:
+class Verified(Protocol):
+    """What has been checked; `problem` is empty when nothing was wrong."""
+
+    @property
+    def problem(self) -> str: ...
+
+
+def first_problem(results: Iterable[Verified]) -> str:
     """The first thing that was wrong in any of the loads."""
     return next((result.problem for result in results if result.problem), "")

@@ -19,15 +19,12 @@ import grpc
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from benchmarks.loading import LoadResult, Triton, compare_replies, run_load
+from benchmarks.loading import LoadResult, Triton, compare_replies, problem_of_answers, run_load
 from benchmarks.openloop.load import LoadSpec
 from benchmarks.options import Options
-from benchmarks.results import ROOT
 from scheduler.backends.embedded_triton import EmbeddedTriton
 from tests import models
 from tests.serving import ServedScheduler
-
-os.environ.setdefault("INFERSCHED_TRITON_DIR", str(ROOT / ".tools" / "triton"))
 
 LOAD_TIMEOUT_S = 60.0
 # Distinct payloads: each is asked once beforehand, and takes as long as a lone request.
@@ -232,17 +229,9 @@ def problem_of(result: LoadResult, direct: dict[int, bytes]) -> str:
     refusal or an expired deadline.
     """
     totals = result.totals
-    if totals["connections_lost"]:
-        return f"{totals['connections_lost']} connections were lost"
-    if totals["answered"] != totals["sent"] or not totals["sent"]:
-        return f"{totals['answered']} answers to {totals['sent']} requests"
-    if totals["ok_empty"]:
-        return f"{totals['ok_empty']} OK answers without a message"
+    if problem := problem_of_answers(totals):
+        return problem
     other = totals["statuses"].keys() - REFUSALS - {"0"}
     if other:
         return f"answers of status {min(other)}: {totals['first_error']}"
     return compare_replies(result.samples, direct)
-
-
-def first_problem(loads: Sequence[Measured]) -> str:
-    return next((load.problem for load in loads if load.problem), "")

@@ -11,9 +11,9 @@ class at most .86 without precedence, .72 with nine tenths of the top classes in
 99 %. So there are two figures. Untuned, ours is told objectives and priority levels and nothing
 else: more than nine tenths of the top classes are in time then. Tuned, it is also told that the
 models are worth the same and how much of the top classes must be in time before anything else is.
-Both are compared with the best of Triton's settings: all are tried once, and the three best of them
-as long and as often as ours, as the best of many short loads is so by chance, too. The medians
-count; the output tells the classes of every load.
+Both are compared with the best of Triton's settings, as slo_compared does: all are tried once, and
+the best few as long and as often as ours. The output tells the classes of every load, the result
+those of the median rounds.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+from benchmarks.loading import first_problem
 from benchmarks.options import Options, say
 from benchmarks.results import Figure
+from benchmarks.slo_compared import Way, compared, finalists, median_round, ranked
 from benchmarks.slo_servers import (
     SETTLED_S,
     Batcher,
@@ -36,7 +37,6 @@ from benchmarks.slo_servers import (
     Offered,
     Sleeper,
     TunableTriton,
-    first_problem,
     offer,
     scheduler_before,
     tunable_triton,
@@ -61,8 +61,7 @@ LEAST_IN_TIME = 0.01
 FIGURES = ("slo_shared_worst_class_ratio", "slo_shared_worst_class_ratio_tuned")
 # Of the rate limiter: one resource, which an execution of either model takes.
 RESOURCES = [{"name": "device", "global": True, "count": 1}]
-# Settings of Triton that are compared, and the least time of each load then.
-COMPARED_MAX = 3
+# The least time of each load of what is compared.
 COMPARED_S = 6.0
 
 
@@ -108,36 +107,47 @@ def run(options: Options) -> list[Figure]:
     rate = OVERLOAD * predicted(requests)
     say(f"two models on one executor: {rate:.0f} requests/s are offered")
     rounds = 1 if options.short else max(options.rounds, 3)
-    longer = replace(options, seconds=max(options.seconds, COMPARED_S))
-    compared = options if options.short else longer
+    longer = options
+    if not options.short:
+        longer = replace(options, seconds=max(options.seconds, COMPARED_S))
     with tempfile.TemporaryDirectory(prefix="infersched-shared-") as directory:
         repository, lock = Path(directory) / "models", Path(directory) / "device"
         for model in SHARES:
             model.write(repository, model.name, lock)
         in_turns = [
-            [through_scheduler(repository, rate, compared, turn, keys) for keys in (UNTUNED, TUNED)]
+            [through_scheduler(repository, rate, longer, turn, keys) for keys in (UNTUNED, TUNED)]
             for turn in range(rounds)
         ]
-        tried = by_triton(repository, grid, rate, options)
-        tried.sort(key=lambda one: -worst_class(one[1]))
-        near = [setting for setting, _ in tried[:COMPARED_MAX]]
-        theirs = by_triton(repository, near, rate, compared, rounds)
-    loads = [load for one in (*chain(*in_turns), *(ls for _, ls in tried + theirs)) for load in one]
-    problem = first_problem(loads)
-    best, setting = max(
-        (median(worst_class(loads) for found, loads in theirs if found == setting), str(setting))
-        for setting in near
+        # Of arrivals that no round has.
+        tried = by_triton(repository, grid, rate, options, [rounds])
+        near = finalists(tried, worst_class)
+        theirs = by_triton(repository, near, rate, longer, range(rounds))
+    problem = first_problem(chain(*chain(*in_turns), *(loads for _, loads in tried + theirs)))
+    setting, loads = ranked(theirs, worst_class)[0]
+    triton = way(f"Triton, best of {len(grid)} settings ({setting})", loads)
+    return [
+        compared(
+            name,
+            way(f"worst class in time, the scheduler, told {told_of(keys)}", ours),
+            triton,
+            LEAST_IN_TIME,
+            problem,
+        )
+        for name, keys, ours in zip(
+            FIGURES, (UNTUNED, TUNED), zip(*in_turns, strict=True), strict=True
+        )
+    ]
+
+
+def way(name: str, rounds: Sequence[Sequence[Measured]]) -> Way:
+    """With what every class has in time in the median round."""
+    middle = median_round(rounds, worst_class)
+    parts = (
+        f"{offered.model} {offered.workload} {load.attainment:.4g}"
+        for offered, load in zip(classes(1.0), middle, strict=True)
     )
-    triton = f"Triton, best of {len(grid)} settings: {best:.3f} ({setting})"
-    figures = []
-    for name, keys, ours in zip(
-        FIGURES, (UNTUNED, TUNED), zip(*in_turns, strict=True), strict=True
-    ):
-        worst = median(worst_class(loads) for loads in ours)
-        note = f"worst class in time: {worst:.3f} with {told_of(keys)}; {triton}"
-        say(f"{note} {problem}")
-        figures.append(Figure.of(name, worst / max(best, LEAST_IN_TIME), problem, note))
-    return figures
+    worst = [worst_class(loads) for loads in rounds]
+    return Way(name, worst, f"by class: {', '.join(parts)}")
 
 
 def told_of(keys: dict[str, Any]) -> str:
@@ -203,9 +213,13 @@ def through_scheduler(
 
 
 def by_triton(
-    repository: Path, grid: Sequence[Setting], rate: float, options: Options, rounds: int = 1
+    repository: Path,
+    grid: Sequence[Setting],
+    rate: float,
+    options: Options,
+    turns: Sequence[int],
 ) -> list[tuple[Setting, list[Measured]]]:
-    """Every setting `rounds` times, in one Triton with its rate limiter off and one with it on."""
+    """Every setting in each turn, in one Triton with its rate limiter off and one with it on."""
     arguments = ["--rate-limit=execution_count", "--rate-limit-resource=device:1"]
     found = []
     for limited in (False, True):
@@ -213,7 +227,7 @@ def by_triton(
         if not settings:
             continue
         with tunable_triton(repository, *(arguments if limited else [])) as triton:
-            for turn in range(rounds):
+            for turn in turns:
                 for setting in settings:
                     load_setting(triton, setting)
                     loads = offer(triton, triton.address, classes(rate), options, turn)

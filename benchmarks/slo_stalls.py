@@ -2,9 +2,9 @@
 
 All processes of the Triton are stopped for 20 ms after every 60 ms, both in the mean and at random,
 as a host does that others use. The load is nine tenths of the goodput that the simulator predicts
-for a host without stalls. Ours, the median of its rounds, is compared with the best queue time-out
-of Triton's batcher, each run once under the stalls of the first round. What comes after the stalls
-is measured from the end of the load's warm-up, 1.5 s, on.
+for a host without stalls. Ours is compared with the best queue time-out of Triton's batcher, which
+has the same stalls and as many rounds. What comes after the stalls is measured from the end of the
+load's warm-up, 1.5 s, on.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from statistics import median
 
+from benchmarks.loading import first_problem
 from benchmarks.options import say
 from benchmarks.results import Figure
-from benchmarks.slo_servers import Batcher, Measured, first_problem
+from benchmarks.slo_compared import Way, against_the_best, attainment, compared, in_words
+from benchmarks.slo_servers import Batcher, Measured
 
 EVERY_S, FOR_S = 0.06, 0.02
 LOAD_PART = 0.9
@@ -57,25 +59,37 @@ def figures(
     rounds: int,
 ) -> list[Figure]:
     """`scheduled` and `batched` offer the load of a turn through the scheduler and to Triton."""
-    during: list[Measured] = []
     after: list[Measured] = []
     before = scheduled(0)
     say(f"  {before.attainment:.3f} in time without")
-    for turn in range(rounds):
+
+    def ours(turn: int) -> Measured:
         with stalls(process_group, turn):
-            during.append(scheduled(turn))
+            during = scheduled(turn)
         after.append(scheduled(turn))
-        say(f"  {during[-1].attainment:.3f} in time, after it {after[-1].attainment:.3f}")
-    theirs: list[Measured] = []
-    for batcher in batchers:
-        with stalls(process_group, 0):
-            theirs.append(batched(batcher, 0))
-        say(f"  {batcher}: {theirs[-1].attainment:.3f} in time {theirs[-1].problem}")
-    ours = median(load.attainment for load in during)
-    best, setting = max(zip((load.attainment for load in theirs), map(str, batchers), strict=True))
-    problem = first_problem([before, *during, *after, *theirs])
-    note = f"in time: {ours:.3f}; by Triton's batcher {best:.3f} ({setting})"
+        say(f"  {during.attainment:.3f} in time, after it {after[-1].attainment:.3f}")
+        return during
+
+    def theirs(batcher: Batcher, turn: int) -> Measured:
+        with stalls(process_group, turn):
+            return batched(batcher, turn)
+
+    grids = {"": batchers}
+    during, best, problem = against_the_best(ours, theirs, grids, rounds, attainment)
+    setting, loads = best[""]
+    problem = first_problem([before, *after]) or problem
+    parts = [load.attainment for load in after]
     return [
-        Figure.of(FIGURES[0], ours / max(best, LEAST_IN_TIME), problem, note),
-        Figure.of(FIGURES[1], median(load.attainment for load in after), problem),
-    ]
+        compared(
+            FIGURES[0],
+            Way("in time, the scheduler", [load.attainment for load in during]),
+            Way(f"best of {len(batchers)} settings of Triton's batcher ({setting})",
+                [load.attainment for load in loads]),
+            LEAST_IN_TIME,
+            problem,
+        ),
+        Figure.of(
+            FIGURES[1], median(parts), problem,
+            f"in time after it: {in_words(parts)}; before it: {before.attainment:.4g}",
+        ),
+    ]  # fmt: skip

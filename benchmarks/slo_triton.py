@@ -17,8 +17,10 @@ from pathlib import Path
 from statistics import NormalDist, median
 
 from benchmarks import slo_shared, slo_stalls
+from benchmarks.loading import first_problem
 from benchmarks.options import SLO_PARTS, Options, say
 from benchmarks.results import Figure
+from benchmarks.slo_compared import Way, against_the_best, compared, in_time_per_s
 from benchmarks.slo_goodput import LEAST_PER_S, Contender, Search, compare, near_the_best
 from benchmarks.slo_servers import (
     SETTLED_S,
@@ -27,7 +29,6 @@ from benchmarks.slo_servers import (
     Offered,
     Sleeper,
     TunableTriton,
-    first_problem,
     offer,
     scheduler_before,
     tunable_triton,
@@ -46,6 +47,8 @@ from scheduler.simulation.scenario import (
     simulate,
 )
 
+# Requests/s of Triton's: a ratio to less would be one to nothing.
+LEAST_RATE = 1.0
 MODEL = Sleeper("sleeper", 1.053, 5.072, objective_ms=25.0, instances=4)
 SCHEDULED, BATCHED = "scheduled", "batched"
 # Of the model, and what the scheduler is told of it.
@@ -56,8 +59,10 @@ PREDICTED_AT = (0.5, 0.8, 0.9, 1.0, 1.2)
 PROFILED_ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16)
 
 AS_IT_COMES = Batcher()
-# A time-out must leave room for the batch: with rows up to n, objective - l(n).
+# A time-out must leave room for the batch: with rows up to n, objective - l(n). The first is the
+# best where it was measured: what is worse than the best so far takes one load.
 GRID = (
+    Batcher(64, 4.0, preferred=12),
     *(
         Batcher(rows, delay_ms=delay, timeout_ms=timeout)
         for rows in (8, 12, 64)
@@ -65,7 +70,6 @@ GRID = (
         for timeout in (0.0, MODEL.objective_ms - MODEL.holds_ms(min(rows, 14)))
     ),
     Batcher(64, 2.0, preferred=8),
-    Batcher(64, 4.0, preferred=12),
     Batcher(14),
     Batcher(10),
 )
@@ -76,7 +80,7 @@ QUEUE_SIZES = tuple(Batcher(queue_max=size) for size in (32, 64, 128, 512))
 
 # Of goodput: to find what is worth comparing, and to compare.
 ROUGH = Search(seconds=3.0, resolution=1.04)
-FINE = Search(seconds=10.0, resolution=1.015)
+FINE = Search(seconds=10.0, resolution=1.0075)
 HASTY = Search(seconds=0.8, resolution=1.04, loads_max=2)
 
 
@@ -93,8 +97,8 @@ class Extent:
     simulated_requests: int = 60_000
     rough: Search = ROUGH
     fine: Search = FINE
-    goodput_rounds: int = 3
     rounds: int = 5
+    rates_part: float = 1.0  # of what the simulator predicts
 
 
 SHORT = Extent(
@@ -107,8 +111,8 @@ SHORT = Extent(
     simulated_requests=5_000,
     rough=HASTY,
     fine=HASTY,
-    goodput_rounds=1,
     rounds=1,
+    rates_part=0.1,
 )
 
 
@@ -121,9 +125,6 @@ def run(options: Options) -> list[Figure]:
         figures += one_model(options, parts)
     if "two" in parts:
         figures += slo_shared.run(options)
-    for figure in figures:
-        must = "" if figure.must is None else f"must {figure.must:g}"
-        say(f"  {figure.figure:32} {figure.value:>8g} {figure.unit:6} {must}")
     return figures
 
 
@@ -142,7 +143,8 @@ def one_model(options: Options, parts: Sequence[str]) -> list[Figure]:
             config = {"models": {SCHEDULED: {"slo": f"{MODEL.objective_ms:g}ms",
                                              "priority_levels": PRIORITY_LEVELS}}}  # fmt: skip
             with scheduler_before(triton, config) as address:
-                bench = Bench(triton, address, simulated.goodput_per_s, extent, options)
+                capacity = simulated.goodput_per_s * extent.rates_part
+                bench = Bench(triton, address, capacity, extent, options)
                 if "prediction" in parts:
                     figures += predictions(bench, simulated)
                 if "goodput" in parts:
@@ -174,8 +176,10 @@ class Bench:
         offered = Offered(SCHEDULED, rate_per_s, MODEL.objective_ms, warm_up_s=warm_up_s)
         return self._load(self.scheduler, offered, turn, seconds)
 
-    def batched(self, rate_per_s: float, turn: int = 0, seconds: float = 0.0) -> Measured:
-        """By Triton's batcher as it was set last."""
+    def batched_by(
+        self, batcher: Batcher, rate_per_s: float, turn: int = 0, seconds: float = 0.0
+    ) -> Measured:
+        self.set_batcher(batcher)
         offered = Offered(BATCHED, rate_per_s, MODEL.objective_ms)
         return self._load(self.triton.address, offered, turn, seconds)
 
@@ -190,10 +194,9 @@ class Bench:
 
     def contender(self, batcher: Batcher) -> Contender:
         def load(rate_per_s: float, turn: int, seconds: float) -> Measured:
-            self.set_batcher(batcher)
-            return self.batched(rate_per_s, turn, seconds)
+            return self.batched_by(batcher, rate_per_s, turn, seconds)
 
-        return Contender(str(batcher), load)
+        return Contender(f"Triton's batcher ({batcher})", load)
 
 
 # -- the simulator's prediction --------------------------------------------------------------------
@@ -299,68 +302,68 @@ def predictions(bench: Bench, simulated: Simulated) -> list[Figure]:
 
 def goodputs(bench: Bench) -> list[Figure]:
     """Ours against Triton's batcher as it comes, and at the best of the grid."""
-    rough, fine = bench.extent.rough, bench.extent.fine
-    ours = Contender("the scheduler", bench.scheduled, bench.capacity_per_s)
+    rough, fine, top_per_s = bench.extent.rough, bench.extent.fine, bench.capacity_per_s
+    ours = Contender("the scheduler", bench.scheduled, top_per_s)
     default = bench.contender(AS_IT_COMES)
-    found = default.search(rough, bench.capacity_per_s)
-    default.about_per_s = found or bench.capacity_per_s
-    say(f"Triton's batcher as it comes: about {found:.0f}/s; the grid:")
+    default.about_per_s = default.search(rough, top_per_s)
+    say(f"Triton's batcher as it comes: about {default.about_per_s:.0f}/s; the grid:")
     grid = [bench.contender(batcher) for batcher in bench.extent.grid if batcher != AS_IT_COMES]
-    near = near_the_best(grid, found, rough)
+    near = near_the_best(grid, default.about_per_s, top_per_s, rough)
     say("goodput:")
-    compare([ours, default, *near], bench.extent.goodput_rounds, fine)
-    best = max(contender.goodput_per_s for contender in (default, *near))
-    problem = next((c.problem for c in (ours, default, *grid) if c.problem), "")
+    compare([ours, default, *near], bench.extent.rounds, fine)
+    best = max((default, *near), key=lambda contender: contender.goodput_per_s)
+    problem = first_problem([ours, default, *grid])
     return [
-        Figure.of("slo_goodput_ratio_default", ratio(ours.goodput_per_s, default.goodput_per_s),
-                  problem),
-        Figure.of("slo_goodput_ratio_grid", ratio(ours.goodput_per_s, best), problem),
-    ]  # fmt: skip
+        compared(figure, goodput_way(ours), goodput_way(theirs, more), LEAST_RATE, problem, "/s")
+        for figure, theirs, more in (
+            ("slo_goodput_ratio_default", default, "as it comes"),
+            ("slo_goodput_ratio_grid", best, f"the best of {len(grid) + 1} settings"),
+        )
+    ]
+
+
+def goodput_way(contender: Contender, more: str = "") -> Way:
+    return Way(contender.name, contender.rates_per_s, more)
 
 
 def overload(bench: Bench) -> list[Figure]:
     """In-time requests/s at twice the goodput load."""
     rate = 2 * bench.capacity_per_s
-    ours = [bench.scheduled(rate, turn) for turn in range(bench.extent.rounds)]
-    in_time = median(load.in_time_per_s for load in ours)
-    say(f"2x: the scheduler answers {in_time:.0f}/s in time")
-    problem = first_problem(ours)
-    best: dict[str, float] = {}
-    for kind, batchers in (("timeout", bench.extent.timeouts),
-                           ("queue_size", bench.extent.queue_sizes)):  # fmt: skip
-        for batcher in batchers:
-            bench.set_batcher(batcher)
-            load = bench.batched(rate)
-            problem = problem or load.problem
-            say(f"  {batcher}: {load.in_time_per_s:.0f}/s in time {load.problem}")
-            best[kind] = max(best.get(kind, 0.0), load.in_time_per_s)
+    grids = {"timeout": bench.extent.timeouts, "queue_size": bench.extent.queue_sizes}
+    say(f"overload, {rate:.0f} requests/s are offered:")
+    ours, best, problem = against_the_best(
+        lambda turn: bench.scheduled(rate, turn),
+        lambda batcher, turn: bench.batched_by(batcher, rate, turn),
+        grids,
+        bench.extent.rounds,
+        in_time_per_s,
+    )
     return [
-        Figure.of(f"slo_overload_ratio_{kind}", ratio(in_time, found), problem)
-        for kind, found in best.items()
-    ]
+        compared(
+            f"slo_overload_ratio_{kind}",
+            Way("in time, the scheduler", [load.in_time_per_s for load in ours]),
+            Way(f"best of {len(grids[kind])} settings of Triton's batcher ({batcher})",
+                [load.in_time_per_s for load in loads]),
+            LEAST_RATE,
+            problem,
+            "/s",
+        )
+        for kind, (batcher, loads) in best.items()
+    ]  # fmt: skip
 
 
 def stalled(bench: Bench) -> list[Figure]:
     """In time while Triton's host stalls now and then, and once it is over."""
     rate = slo_stalls.LOAD_PART * bench.capacity_per_s
 
-    def batched(batcher: Batcher, turn: int) -> Measured:
-        bench.set_batcher(batcher)
-        return bench.batched(rate, turn)
-
     say(f"stalls of the host, {rate:.0f} requests/s are offered:")
     return slo_stalls.figures(
         bench.triton.process_group,
         lambda turn: bench.scheduled(rate, turn),
-        batched,
+        lambda batcher, turn: bench.batched_by(batcher, rate, turn),
         [AS_IT_COMES, *bench.extent.timeouts],
         bench.extent.rounds,
     )
-
-
-def ratio(ours: float, theirs: float) -> float:
-    """At least one request a second is taken for theirs."""
-    return ours / max(theirs, 1.0)
 
 
 # -- the sweep, for the reader ---------------------------------------------------------------------

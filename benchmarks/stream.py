@@ -10,9 +10,10 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from itertools import chain
 from statistics import median
 
-from benchmarks.loading import LoadFailed, Triton
+from benchmarks.loading import LoadFailed, Triton, first_problem
 from benchmarks.options import Options, say
 from benchmarks.processes import cpu_seconds, process_tree
 from benchmarks.results import ROOT, Figure, rounded
@@ -63,7 +64,7 @@ def run(options: Options) -> list[Figure]:
         through.replies_per_s / max(straight.replies_per_s, 1) for straight, through in rounds
     ]
     ratio = median(ratios)
-    problem = next((each.problem for pair in rounds for each in pair if each.problem), "")
+    problem = first_problem(chain(*rounds))
     say(f"decoupled stream: {ratio:.2f}x {problem}")
     details = {"by_round": rounded(ratios), "round_s": options.seconds}
     return [Figure.of("decoupled_stream_ratio", ratio, problem, **details)]

@@ -150,7 +150,7 @@ def figures(compared: dict[tuple[str, int], Comparison], options: Options) -> li
         for with_us, alone_us in pairs
     )
     data_plane_us = median(with_us.cpu_us("data_plane") for with_us, _ in pairs)
-    problem = next((each.problem for each in compared.values() if each.problem), "")
+    problem = first_problem(compared.values())
     return [
         ratio_figure("throughput_ratio_64", at_64, options),
         ratio_figure("throughput_ratio_256", at_256, options),
