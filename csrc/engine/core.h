@@ -276,7 +276,7 @@ class Core : private CoreState {
     void each_metered_level(const Component& component, const Visit& visit);
     void plan_levels(Component& component);
     bool yields(const ModelState& model, std::uint32_t queue_level) const;
-    Nanos hold_limit(const ModelState& model, std::uint32_t queue_level, Nanos now) const;
+    Nanos hold_limit(const ModelState& model, std::uint32_t level, double margin, Nanos now) const;
 
     // execution/executors.cc
     std::uint32_t executor_of(std::uint32_t group);

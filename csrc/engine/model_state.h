@@ -89,6 +89,7 @@ struct ModelState {
     bool learns = false;                     // batches are formed by learned latency
     bool shares = false;                     // has shared executors
     bool metered = false;                    // in Component::metered
+    double device_ns = 0;                    // of its batches since then, the older the less
     std::uint32_t reference = kNoSlot;       // the placement whose latency batches are planned with
     bool latencies_differ = false;           // another one may be faster with other sizes
     std::uint32_t rows_trusted = 1;          // the largest batch to risk

@@ -10,7 +10,7 @@
 namespace infersched::engine {
 namespace {
 
-constexpr std::uint64_t kStateMagic = 0x51656e69676e65;  // "engineQ"
+constexpr std::uint64_t kStateMagic = 0x52656e69676e65;  // "engineR"
 
 template <class Archive>
 void archive_triton_policy(Archive& archive, ModelPolicy& p) {
@@ -158,6 +158,7 @@ void archive_model(Archive& archive, ModelState& m) {
     archive(m.learns);
     archive(m.shares);
     archive(m.metered);
+    archive(m.device_ns);
     archive(m.reference);
     archive(m.latencies_differ);
     archive(m.rows_trusted);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <vector>
 
 #include "engine/core.h"
@@ -12,6 +13,9 @@ namespace {
 // Part of the rows that a random number of arrivals varies by for which there is to be time.
 constexpr double kDeviations = 1;
 constexpr double kTargetMax = 1e9;
+// Models share executors once all but the largest have had more than this part of the device time:
+// a few requests are none of the load.
+constexpr double kOthersMin = 0.05;
 
 // What comes of one group within its objective.
 struct GroupLoad {
@@ -47,11 +51,30 @@ double least_for_all(LevelLoad& load, double slots) {
     return least;
 }
 
+// Whether more than one model takes a part of the device time that counts.
+bool several_share(const Component& component, const std::deque<ModelState>& models) {
+    double all = 0;
+    double largest = 0;
+    for (const std::uint32_t index : component.metered) {
+        all += models[index].device_ns;
+        largest = std::max(largest, models[index].device_ns);
+    }
+    return all - largest > kOthersMin * all;
+}
+
 }  // namespace
 
-// Visits the levels that the arrivals of every group are of: their rate and that of those above.
+// Visits every group for each level, down to the lowest that any arrivals are of: its rate of that
+// level and those above.
 template <class Visit>
 void Core::each_metered_level(const Component& component, const Visit& visit) {
+    std::size_t lowest = 0;
+    for (const std::uint32_t index : component.metered) {
+        ModelState& model = models_[index];
+        for (const std::uint32_t g : model.groups.metered()) {
+            lowest = std::max<std::size_t>(lowest, model.groups[g].mix.lowest());
+        }
+    }
     for (const std::uint32_t index : component.metered) {
         ModelState& model = models_[index];
         if (model.reference == kNoSlot) continue;
@@ -59,7 +82,7 @@ void Core::each_metered_level(const Component& component, const Visit& visit) {
             Group& group = model.groups[g];
             const double per_ns = group.rate.per_s() / 1e9;
             double seen = 0;
-            for (std::size_t l = 0; l < kMeteredLevels && seen < 1 - 1e-3; ++l) {
+            for (std::size_t l = 0; l <= lowest; ++l) {
                 seen += group.mix.part(l);
                 visit(l, group, planning_latency(model, group), per_ns * seen);
             }
@@ -78,7 +101,7 @@ void Core::plan_levels(Component& component) {
     if (!component.levels) return;
     std::array<LevelLoad, kMeteredLevels> loads;
     const double slots = std::max(component.slots, 1u);
-    const bool by_means = component.mixed();
+    const bool by_means = several_share(component, models_);
     using Each = const LatencyModel&;
     each_metered_level(component, [&](std::size_t l, Group& group, Each latency, double rate) {
         const double budget = group.mix.budget_ns(l);
@@ -104,6 +127,7 @@ void Core::plan_levels(Component& component) {
         load.horizon_ns = std::max(load.horizon_ns, budget);
     });
     Hold above;
+    above.by_means = by_means;
     for (std::size_t l = 0; l < kMeteredLevels; ++l) {
         if (loads[l].horizon_ns > 0) {
             const double least = std::min(loads[l].alone_ns, least_for_all(loads[l], slots));
@@ -121,17 +145,17 @@ bool Core::yields(const ModelState& model, std::uint32_t queue_level) const {
     return components_[model.component].holds[metered_level(queue_level)].horizon_ns > 0;
 }
 
-// How long a batch with rows of this queue level that starts now may take: until what is above has
-// no time left, unless another executor is free for that, and as long as there is room on all of
-// them for what is queued above.
-Nanos Core::hold_limit(const ModelState& model, std::uint32_t queue_level, Nanos now) const {
+// How long a batch with rows of this queue level that starts now may take, by its bound with this
+// margin: until what is above has no time left, unless another executor is free for that, and as
+// long as there is room on all of them for what is queued above.
+Nanos Core::hold_limit(const ModelState& model, std::uint32_t queue_level, double margin,
+                       Nanos now) const {
     if (!yields(model, queue_level)) return kNever;
     const Component& component = components_[model.component];
     const std::size_t level = metered_level(queue_level);
     const Hold& hold = component.holds[level];
     const Backlog& backlog = component.backlog;
-    const LatencyModel& latency = latency_of(model, model.placements[model.reference]);
-    const Nanos alone_ns = component.alone_bound(hold, latency.margin());
+    const Nanos alone_ns = hold.alone_bound(margin);
     const bool alone = backlog.free_beside(now) > add_saturating(now, alone_ns);
     const Nanos room = backlog.room(2 * level - 1, hold.horizon_ns, now);
     return alone ? std::min(alone_ns, room) : room;

@@ -68,8 +68,12 @@ class LevelMix {
     }
     // Nothing of this level comes any more.
     void forget(std::size_t level) { part_[level] = 0; }
-    // Moving average of the time from arrival to deadline.
-    double budget_ns(std::size_t level) const { return budget_ns_[level]; }
+    // Moving average of the time from arrival to deadline: of this level, or the next one above it
+    // that some are of.
+    double budget_ns(std::size_t level) const {
+        while (level > 0 && part(level) == 0) --level;
+        return budget_ns_[level];
+    }
 
     template <class Archive>
     void archive(Archive& archive) {
@@ -90,10 +94,17 @@ class LevelMix {
 
 // What a batch with requests of a level has to leave to the levels above.
 struct Hold {
-    // How long it may hold the only executor that is free in time: by its bound or, where several
-    // models share, by what is expected (Component::alone_bound).
+    // How long it may hold the only executor that is free in time.
     Nanos alone_ns = kNever;
-    Nanos horizon_ns = 0;  // up to when what is queued above must find room; 0: there is none
+    bool by_means = false;  // that is by what is expected of it, and not by its bound
+    Nanos horizon_ns = 0;   // up to when what is queued above must find room; 0: there is none
+
+    // The bound up to which a batch whose latency has this margin may be alone.
+    Nanos alone_bound(double margin) const {
+        constexpr auto kMost = static_cast<double>(kNever / 2);
+        const auto ns = static_cast<double>(alone_ns) * (by_means ? margin : 1);
+        return static_cast<Nanos>(std::min(ns, kMost));
+    }
 };
 // By metered level, the last one for what has no objective.
 using Holds = std::array<Hold, kMeteredLevels + 1>;

@@ -270,10 +270,9 @@ bool Core::settle(ModelState& model, Pool& pool, Nanos now) {
 std::uint32_t Core::rows_awaited(const ModelState& model, const Group& group) const {
     const std::uint32_t level = group.order.back().level;
     if (!yields(model, level)) return group.awaited;
-    const Component& component = components_[model.component];
-    const Hold& hold = component.holds[metered_level(level)];
+    const Hold& hold = components_[model.component].holds[metered_level(level)];
     const LatencyModel& latency = planning_latency(model, group);
-    const Nanos alone_ns = component.alone_bound(hold, latency.margin());
+    const Nanos alone_ns = hold.alone_bound(latency.margin());
     return std::max(rows_within(model.policy, latency, alone_ns, group.awaited), 1u);
 }
 
@@ -281,10 +280,10 @@ std::uint32_t Core::rows_awaited(const ModelState& model, const Group& group) co
 // for.
 std::uint32_t Core::held_rows(const ModelState& model, const Group& group, std::uint32_t limit,
                               Nanos now) const {
-    const Nanos hold = hold_limit(model, group.head().level, now);
-    if (hold == kNever) return limit;
-    const std::uint32_t rows =
-        rows_within(model.policy, planning_latency(model, group), hold, limit);
+    if (!yields(model, group.head().level)) return limit;
+    const LatencyModel& latency = planning_latency(model, group);
+    const Nanos hold = hold_limit(model, group.head().level, latency.margin(), now);
+    const std::uint32_t rows = rows_within(model.policy, latency, hold, limit);
     return std::max(rows, std::min(limit, lead_rows(model, group, group.head().slot)));
 }
 
@@ -358,7 +357,7 @@ void Core::form_planned(ModelState& model, std::uint32_t index, std::uint32_t ba
             next = group.order.lower_bound(key);
             ahead = fetch_ahead(group);
             hold_level = key.level;
-            hold = hold_limit(model, key.level, now);
+            hold = hold_limit(model, key.level, latency.margin(), now);
         }
         ahead.advance();
         if (rows == 0) {

@@ -29,6 +29,8 @@ constexpr double kRowsShare = 16;
 // Rows that arrive at random gather within their mean time and so many deviations of it, mostly.
 constexpr double kGatherDeviations = 1.5;
 constexpr Nanos kTicksMissedMax = 100;
+// Of the device time of a model, with every tick: five seconds count.
+constexpr double kDeviceTimeKept = 0.98;
 // Rows that have not come in so many times the time that they usually take are not waited for,
 // however far the deadline is: clients may all be waiting for an answer.
 constexpr double kGatherTurns = 4;
@@ -98,6 +100,7 @@ void Core::meter(ModelState& model, const Request& request, const Arrival& arriv
     }
     if (model.metered) return;
     model.metered = true;
+    model.device_ns = 0;
     if (model.component == kNoSlot || rearrange_) return;
     Component& component = components_[model.component];
     component.metered.push_back(request.model);
@@ -122,6 +125,7 @@ void Core::tick(std::uint32_t index, Nanos now) {
     for (const std::uint32_t metered : component.metered) {
         ModelState& model = models_[metered];
         update_reference(model);
+        model.device_ns *= std::pow(kDeviceTimeKept, static_cast<double>(ticks));
         bool idle = true;
         for (const std::uint32_t g : model.groups.metered()) {
             Group& group = model.groups[g];

@@ -8,7 +8,6 @@
 // component for itself and offers nothing.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <set>
 #include <vector>
@@ -91,14 +90,6 @@ struct Component {
     Nanos batch_ns = 0;  // moving average of the time that its batches take
     // Effort that close looks at what would be refused may take (admission/feasibility.cc).
     std::int64_t look_credit = 0;
-
-    bool mixed() const { return metered.size() > 1; }
-    // Hold::alone_ns as the bound of a batch: where models share, it is what is expected.
-    Nanos alone_bound(const Hold& hold, double margin) const {
-        constexpr auto kMost = static_cast<double>(kNever / 2);
-        const auto ns = static_cast<double>(hold.alone_ns) * (mixed() ? margin : 1);
-        return static_cast<Nanos>(std::min(ns, kMost));
-    }
 };
 
 }  // namespace infersched::engine

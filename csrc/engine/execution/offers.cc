@@ -136,13 +136,21 @@ void Core::serve_offer(const Offer& offered, const Choice& choice, Nanos now) {
 const Offer* Core::urgent_below(const Domain& domain, const Offer& first, std::uint32_t barred,
                                 Nanos now) const {
     const Nanos free_beside = components_[domain.component].backlog.free_beside(now);
-    const auto batch_ns = [&](const Offer& offer) -> Nanos {
+    const auto group_of = [&](const Offer& offer) -> const Group* {
         const ModelState& model = models_[offer.model];
         const Pool& pool = const_cast<ModelState&>(model).pool(offer.pin);
-        if (pool.offers_retry() || pool.ready.empty()) return kNever;
+        if (pool.offers_retry() || pool.ready.empty()) return nullptr;
         const Group& group = model.groups[pool.ready.begin()->group];
-        if (!planned(model, group)) return kNever;
-        return group.head().deadline - pool.ready.begin()->key.deadline;
+        return planned(model, group) ? &group : nullptr;
+    };
+    const auto batch_ns = [&](const Offer& offer) -> Nanos {
+        const Group* group = group_of(offer);
+        return group == nullptr ? kNever : group->head().deadline - group->ready_key.deadline;
+    };
+    const auto held_ns = [&](const Offer& offer) {
+        const ModelState& model = models_[offer.model];
+        const double margin = planning_latency(model, *group_of(offer)).margin();
+        return hold_limit(model, offer.key.level, margin, now);
     };
     const auto waits_for = [&](const Offer& other) {
         return std::min(free_beside, add_saturating(now, batch_ns(other)));
@@ -155,8 +163,8 @@ const Offer* Core::urgent_below(const Domain& domain, const Offer& first, std::u
     for (const Offer* at = below(first); at != nullptr; at = below(*at)) {
         const bool urgent = at->key.deadline < behind_first && at->key.deadline >= now;
         const Nanos ns = urgent ? batch_ns(*at) : kNever;
-        const bool holds = ns != kNever && waits_for(*at) <= first.key.deadline &&
-                           ns <= hold_limit(models_[at->model], at->key.level, now);
+        const bool holds =
+            ns != kNever && waits_for(*at) <= first.key.deadline && ns <= held_ns(*at);
         if (holds) return at;
     }
     return nullptr;

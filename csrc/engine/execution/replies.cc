@@ -98,6 +98,7 @@ void Core::observe(ModelState& model, const BatchRecord& batch, Nanos now) {
         learn_latency(model, batch, rows_sent(model, batch), now);
     }
     model.batch_ns = averaged(model.batch_ns, ran);
+    model.device_ns += static_cast<double>(ran);
     model.sooner = ran < (batch.ends_at - batch.started_at) / 2;
     if (model.sooner) model.size_probes.refuted(batch.rows);
 }

@@ -240,6 +240,7 @@ void Core::archive_components(Archive& archive) {
         archive(component.batch_ns);
         for (Hold& hold : component.holds) {
             archive(hold.alone_ns);
+            archive(hold.by_means);
             archive(hold.horizon_ns);
         }
         archive(component.look_credit);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from scheduler._native.engine import Dispatch, Engine, Wake
@@ -30,15 +30,18 @@ class Loaded:
         executors: int,
         shared: bool,
         held_by: Sequence[Sequence[int]] | None = None,
+        factor: Callable[[Dispatch], float] = lambda batch: 1,
         **policy: Any,
     ) -> None:
         """`kinds`: of each model. Where there is one model, signature 1 is slow to be due.
 
-        `held_by`: the executors of each model; None: all of them.
+        `held_by`: the executors of each model; None: all of them. `factor`: on what a batch
+        takes.
         """
         self.engine = Engine()
         self.now = SECOND
         self.kinds = kinds
+        self.factor = factor
         self.running: list[tuple[int, int]] = []
         self.actions: list[Any] = []
         for model, kind in enumerate(kinds):
@@ -87,8 +90,8 @@ class Loaded:
             self.engine.complete(heapq.heappop(self.running)[1], self.now)
         batches = self.step()
         for batch in batches:
-            end = self.now + latency(self.kinds[batch.model], batch.rows)
-            heapq.heappush(self.running, (end, batch.batch))
+            takes = round(latency(self.kinds[batch.model], batch.rows) * self.factor(batch))
+            heapq.heappush(self.running, (self.now + takes, batch.batch))
         return batches
 
 

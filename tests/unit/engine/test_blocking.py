@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 
+from scheduler._native.engine import Dispatch
 from scheduler.simulation.engine import (
     EngineSettings,
     Level,
@@ -24,6 +26,8 @@ from scheduler.simulation.scenario import (
     simulate,
 )
 from scheduler.simulation.workloads import WORKLOADS, Workload
+from tests.unit.engine.driver import MS, SECOND
+from tests.unit.engine.loaded import QUICK, Loaded, sent
 from tests.unit.simulation.simulated_loads import in_steps
 
 pytestmark = pytest.mark.native
@@ -160,18 +164,115 @@ def test_no_time_is_kept_from_large_batches_for_what_the_top_class_seldom_needs(
     assert slow_low > 0.46
 
 
+BY_ITSELF = Model(Latency(0.5, 3.0), 15.0, Arrivals(rate_per_s=1500.0))
+
+
+def noisy_top(models: list[Model]) -> float:
+    """The part of the first one's top class that is in time, where batches take what they will."""
+    setups = tuple(
+        ModelSetup(
+            placements=(Placement(0, 1, 0),),
+            classes=(RequestClass(TOP_PART, priority=1), RequestClass(1 - TOP_PART, priority=2)),
+            slo_ms=model.objective_ms,
+            priority_levels=2,
+        )
+        for model in models
+    )
+    scenario = Scenario(models, 1, requests=20_000, seed=1, noise_sigma=0.2)
+    top, _ = counted(simulate(scenario, engine(EngineSettings(models=setups)))).classes[0]
+    return top.in_time / top.offered
+
+
+@pytest.mark.parametrize(("top_per_s", "least"), [(300, 0.87), (600, 0.6)])
+def test_what_is_below_another_model_has_batches_for_what_that_takes_too(
+    top_per_s: float, least: float
+) -> None:
+    """.84 and .53 are in time where too small batches are worth their time to it."""
+    models = [
+        Model(Latency(0.5, 3.5), 30.0, Arrivals(rate_per_s=per_s)) for per_s in (top_per_s, 900)
+    ]
+    setups = tuple(
+        ModelSetup(
+            placements=(Placement(0, 1, 0),),
+            classes=(RequestClass(priority=priority),),
+            slo_ms=30.0,
+            priority_levels=2,
+        )
+        for priority in (1, 2)
+    )
+    scenario = Scenario(models, 1, requests=20_000, seed=1, noise_sigma=0.05)
+    top, low = simulate(scenario, engine(EngineSettings(models=setups))).models
+    assert top.attainment > 0.99
+    assert low.attainment > least
+
+
 def test_a_model_by_itself_keeps_time_for_what_its_top_class_seldom_needs() -> None:
     """Small batches of its low class cost it less: its fastest batch takes them as well."""
-    model = Model(Latency(0.5, 3.0), 15.0, Arrivals(rate_per_s=1500.0))
-    setup = ModelSetup(
-        placements=(Placement(0, 1, 0),),
-        classes=(RequestClass(TOP_PART, priority=1), RequestClass(1 - TOP_PART, priority=2)),
-        slo_ms=model.objective_ms,
-        priority_levels=2,
+    assert noisy_top([BY_ITSELF]) >= 0.99
+
+
+@pytest.mark.parametrize("per_s", [0.2, 0.33, 0.5])
+def test_a_neighbour_of_a_few_requests_changes_nothing_for_the_top_class(per_s: float) -> None:
+    """.98 where what is left to it goes by means."""
+    neighbour = replace(BY_ITSELF, arrivals=Arrivals(rate_per_s=per_s))
+    assert noisy_top([BY_ITSELF, neighbour]) >= 0.995
+
+
+def test_what_a_batch_leaves_to_others_is_as_it_was_planned_until_the_next_tick() -> None:
+    """Another model that is metered from now on does not make it a plan by means."""
+
+    def rows_of_low(neighbour: bool) -> list[tuple[int, int]]:
+        random = Random(1)
+        loaded = Loaded(
+            (QUICK, QUICK),
+            1,
+            shared=True,
+            factor=lambda _: random.lognormvariate(0, 0.2),
+            priority_levels=2,
+        )
+        top = {"budget": 15 * MS, "priority": 1}
+        low = {"budget": 30 * MS, "priority": 2}
+        loaded.warm([(150, top), (400, low)])
+        assert loaded.engine.latency_status(0, 0).margin > 1.3
+        if neighbour:
+            loaded.submit(model=1, budget=SECOND, priority=2)
+        loaded.submit(32, budget=200 * MS, priority=2)
+        return sent(loaded.run())
+
+    ((model, rows),) = rows_of_low(neighbour=False)
+    assert model == 0
+    assert 1 < rows < 8, "of 32 that have time for more"
+    assert rows_of_low(neighbour=True) == [(model, rows)]
+
+
+def test_by_means_the_margin_is_that_of_the_backend_that_runs_the_batch() -> None:
+    """The other one, by which models are planned, is quicker and has none."""
+    quiet, noisy = 0, 1
+    random = Random(1)
+
+    def factor(batch: Dispatch) -> float:
+        return 1 if batch.backend == quiet else 2 * random.lognormvariate(0, 0.2)
+
+    loaded = Loaded((QUICK, QUICK), 2, shared=True, factor=factor, priority_levels=2)
+    loaded.warm(
+        [
+            (per_s, {"model": model, "pinned_backend": backend, "priority": priority} | budget)
+            for model in (0, 1)
+            for backend in (quiet, noisy)
+            for per_s, priority, budget in (
+                (75, 1, {"budget": 22 * MS}),
+                (150, 2, {"budget": 40 * MS}),
+            )
+        ]
     )
-    scenario = Scenario([model], 1, requests=20_000, seed=1, noise_sigma=0.2)
-    ((top, _),) = counted(simulate(scenario, engine(EngineSettings(models=(setup,))))).classes
-    assert top.in_time >= 0.99 * top.offered
+    margins = [loaded.engine.latency_status(0, each).margin for each in (quiet, noisy)]
+    assert margins[quiet] < 1.1
+    assert margins[noisy] > 1.3
+    for backend in (quiet, noisy):
+        loaded.submit(32, budget=400 * MS, priority=2, pinned_backend=backend)
+        (batch,) = loaded.run()
+    assert batch.backend == noisy
+    assert 4 <= batch.rows < 32  # one by the margin of the other
 
 
 def test_a_burst_of_low_priority_is_not_shed_for_long() -> None:
