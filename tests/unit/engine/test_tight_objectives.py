@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from scheduler._native.engine import NEVER
 from scheduler.simulation.goodput import search
 from scheduler.simulation.scenario import (
     JUST_ENOUGH,
@@ -14,6 +15,7 @@ from scheduler.simulation.scenario import (
     engine,
     simulate,
 )
+from tests.unit.engine.driver import MS, SECOND, Driver
 
 pytestmark = pytest.mark.native
 
@@ -64,3 +66,26 @@ def test_sizes_that_gain_nothing_are_tried_a_few_times(rate_per_s: float, late_m
     (only,) = outcome.models
     assert 0 < only.batched_rows - only.batches <= 20
     assert only.late <= late_max
+
+
+def test_what_is_not_expected_by_its_deadline_runs_to_its_end_at_the_backend() -> None:
+    """Were it cut at the deadline, nobody would learn how far the objective is from possible."""
+    driver = Driver(rows_max=8, load_aware=True)
+    for user in range(3):
+        driver.submit(user, deadline=driver.now + 8 * MS)
+        (batch,) = driver.step()
+        assert batch.deadline_ns == driver.now + 8 * MS, "nothing is known"
+        driver.after(8 * MS).fail(batch, "given_up", 4)
+        driver.after(2 * SECOND).step()
+    for user in range(3, 8):
+        while not driver.engine.submit(driver.now, user=user, deadline=driver.now + 7 * MS).handle:
+            driver.after(SECOND)
+        (batch,) = driver.step()
+        assert batch.deadline_ns == NEVER
+        driver.after(7 * MS).step()
+        driver.after(6 * MS).complete(batch)
+    assert driver.answers()[7] == ("expired", "expired_in_flight")
+    assert [ns // MS for _, _, ns in driver.engine.latency_status(0, 0).sizes] == [13]
+    driver.submit(9, deadline=driver.now + 20 * MS)
+    (batch,) = driver.step()
+    assert batch.deadline_ns == driver.now + 20 * MS
