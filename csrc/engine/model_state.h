@@ -106,7 +106,9 @@ struct ModelState {
     std::vector<ClassShare> classes;  // by metered level, where executors are shared
     // Since when all requests were foreseen to be late while nothing ran; kNever: not so.
     Nanos refusing_since = kNever;
-    bool sooner = false;  // its last batch took less than half of the time that was foreseen
+    // What is foreseen is: its last batch took less than half of that, or is among the first ones,
+    // which may each be the first of an instance.
+    bool doubted = false;
     SizeProbes size_probes;
     Nanos more_tried_until = std::numeric_limits<Nanos>::min();  // no larger batch is tried before
 

@@ -166,7 +166,7 @@ void archive_model(Archive& archive, ModelState& m) {
     archive(m.memory_probe_at);
     archive(m.row_bytes);
     archive(m.refusing_since);
-    archive(m.sooner);
+    archive(m.doubted);
     m.size_probes.archive(archive);
     archive(m.more_tried_until);
     archive(m.listed_aged);

@@ -385,7 +385,7 @@ Admission Core::refuse_foreseen(ModelState& model, const Request& request, const
 }
 
 // Whether a request goes in against the forecast, because nothing has run for long, or what ran
-// last denied it: it takes several batches to learn that a bad spell is over.
+// last makes it doubtful: it takes several batches to learn that a bad spell is over.
 bool Core::probes(ModelState& model, Nanos now) const {
     if (model.queued_requests > 0 || model.inflight_batches > 0) {
         model.refusing_since = kNever;
@@ -393,10 +393,10 @@ bool Core::probes(ModelState& model, Nanos now) const {
     }
     if (model.refusing_since == kNever) model.refusing_since = now;
     const Nanos idle_ns = now - std::max(model.refusing_since, model.last_complete);
-    if (!model.sooner && idle_ns < kProbeNs) return false;
+    if (!model.doubted && idle_ns < kProbeNs) return false;
     model.refusing_since = kNever;
     // It says so anew, if it is answered.
-    model.sooner = false;
+    model.doubted = false;
     return true;
 }
 

@@ -93,14 +93,13 @@ void Core::observe(ModelState& model, const BatchRecord& batch, Nanos now) {
     if (!timed(placement.ignored_times, batch, now)) return;
     const Nanos ran = now - batch.started_at;
     placement.observe(ran, batch.rows);
-    if (model.learns) {
-        if (latency_of(model, placement).known()) learn_head_start(placement, batch, now);
-        learn_latency(model, batch, rows_sent(model, batch), now);
-    }
     model.batch_ns = averaged(model.batch_ns, ran);
     model.device_ns += static_cast<double>(ran);
-    model.sooner = ran < (batch.ends_at - batch.started_at) / 2;
-    if (model.sooner) model.size_probes.refuted(batch.rows);
+    model.doubted = ran < (batch.ends_at - batch.started_at) / 2;
+    if (model.doubted) model.size_probes.refuted(batch.rows);
+    if (!model.learns) return;
+    if (latency_of(model, placement).known()) learn_head_start(placement, batch, now);
+    learn_latency(model, batch, rows_sent(model, batch), now);
 }
 
 // Ends a batch. The members that still wait for an answer, no longer linked to it.

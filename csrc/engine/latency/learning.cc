@@ -19,7 +19,8 @@ constexpr double kTailShare = 0.25;
 constexpr std::size_t kSizesMax = 512;
 constexpr std::uint64_t kSizeIdle = 4096;
 constexpr std::uint64_t kRoomEvery = 256;
-// A size's first batches, this much longer than the backbone says, do not bend it.
+// A size's first batches, this much longer than the backbone says, do not bend it. What the first
+// batches of a model took, that much longer than a later one, is forgotten.
 constexpr double kWarmUp = 4;
 // What the backbone keeps of the time before a drift.
 constexpr double kBackboneKept = 0.05;
@@ -37,6 +38,8 @@ float rounded_up(double ns) {
 }  // namespace
 
 bool LatencyModel::State::known() const { return primed || accuracy.observations >= kKnownAfter; }
+
+bool LatencyModel::State::young() const { return accuracy.observations <= kEagerUntil; }
 
 LatencySizeRecord* LatencyModel::State::find(std::uint32_t rows) {
     const auto at = std::lower_bound(
@@ -92,11 +95,12 @@ void LatencyModel::State::observe(std::uint32_t rows, Nanos ran_ns, LatencySlowd
     margin.age();
     rows_measured = std::max(rows_measured, rows);
     ++unseen;
-    if (accuracy.observations <= kEagerUntil) stale = true;
+    if (young()) stale = true;
 
     slowdown.count(beside);
     const auto ran = static_cast<double>(ran_ns);
     const double ns = ran / slowdown.factor(beside);
+    if (young()) forget_warm_up(rows, ns);
     LatencyDrift::Change change;
     if (size != nullptr) {
         const bool paired =
@@ -114,6 +118,24 @@ void LatencyModel::State::observe(std::uint32_t rows, Nanos ran_ns, LatencySlowd
     if (change.batches > 0) drifted(change, attainment);
     // After a drift the curve is made anew first: as long as factors change, it stays as it is.
     if (slowdown.changing() || (change.batches == 0 && slowdown.begin_change())) bring_some();
+}
+
+// Every instance has a first batch that is far longer than the next ones. With many instances those
+// are most of what is known at first, and refuse what would show that they are no rule.
+void LatencyModel::State::forget_warm_up(std::uint32_t rows, double ns) {
+    bool forgot = false;
+    for (LatencySizeRecord& size : sizes) {
+        const double usual = ns * std::max(1.0, static_cast<double>(size.rows) / rows);
+        if (size.window.size() == 0 || size.window.median() < kWarmUp * usual) continue;
+        size.window.clear();
+        forgot = true;
+    }
+    if (!forgot) return;
+    backbone = LatencyBackbone();
+    for (const LatencySizeRecord& size : sizes) {
+        const double known = size.window.size() > 0 ? size.window.median() : size.prior_ns;
+        if (known > 0) backbone.learn(size.rows, known, tail_weight(size.rows));
+    }
 }
 
 void LatencyModel::State::bring(LatencySizeRecord& size) const {

@@ -101,6 +101,8 @@ void LatencyModel::observe(std::uint32_t rows, Nanos ran_ns, double running) {
 
 bool LatencyModel::known() const { return state_ && state_->known(); }
 
+bool LatencyModel::young() const { return observations() > 0 && state_->young(); }
+
 Nanos LatencyModel::expected(std::uint32_t rows, double running) const {
     const State* known = predicting();
     if (known == nullptr) return 0;

@@ -76,6 +76,8 @@ class LatencyModel {
     // What is never run is never learned: who refuses by bound() must let something run now and
     // then where it refuses everything, or one bad spell lasts for ever.
     bool known() const;
+    // Whether so few batches ran that the next one may well deny what they say.
+    bool young() const;
     // The usual time of a batch of `rows` rows when `running` batches run on its device; 0: as many
     // as did beside those of late. How many run when a batch starts says little of how many will
     // over its life: others join it, and some leave it. The margin covers the difference.

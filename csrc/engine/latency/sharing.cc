@@ -156,6 +156,7 @@ void Core::learn_latency(ModelState& model, const BatchRecord& batch, std::uint3
     const std::uint64_t observations = latency.observations();
     latency.observe(rows, ran_ns, running);
     if (latency.observations() == observations) return;
+    if (latency.young()) model.doubted = true;
     ++placement.batches_learned;
     const auto ran = static_cast<double>(ran_ns);
     if (placement.own_latency) {

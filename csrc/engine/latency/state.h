@@ -65,6 +65,9 @@ struct LatencyModel::State {
     LatencySizeRecord* find_or_make(std::uint32_t rows);
     bool make_room();
     bool known() const;
+    // Of a few batches only.
+    bool young() const;
+    void forget_warm_up(std::uint32_t rows, double ns);
 
     // -- predicting (latency/curve.cc) -----------------------------------------------------------
     // Makes curve_ns anew where observations have come since.

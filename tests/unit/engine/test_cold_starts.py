@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import chain, repeat
+
 import pytest
 
 from scheduler.simulation.scenario import Arrivals, Latency, Model, Scenario, engine, simulate
+from tests.unit.engine.driver import MS, SECOND, Driver
+from tests.unit.engine.load import Stream, run
 
 pytestmark = pytest.mark.native
 
@@ -27,3 +31,33 @@ def test_a_blind_batch_is_not_large() -> None:
     (alone,) = simulate(scenario, engine()).models
     assert alone.in_time == 200
     assert alone.batches >= 6
+
+
+@pytest.mark.parametrize("per_s", [20, 100, 500])
+@pytest.mark.parametrize("instances", [1, 4, 8])
+def test_what_first_batches_of_instances_take_is_soon_forgotten(instances: int, per_s: int) -> None:
+    """Each is twenty times as long as later ones, and longer than the objective."""
+    driver = Driver(instances, rows_max=32, load_aware=True)
+    takes = chain(repeat(20.0, instances), repeat(1.0))
+    for seconds in (1, 4):
+        stream = Stream(per_s, {}, 25 * MS)
+        run(driver, [stream], seconds * SECOND, stalls=lambda rows: next(takes))
+    # Not more than these batches take one after the other is lost to them.
+    assert stream.in_time == 1
+
+
+def test_a_model_that_is_too_slow_is_tried_once_a_second_after_its_first_batches() -> None:
+    driver = Driver(4, rows_max=32, load_aware=True)
+    streams = [Stream(100, {}, 25 * MS) for _ in range(2)]
+    batches = 0
+
+    def too_slow(rows: int) -> float:
+        nonlocal batches
+        batches += 1
+        return 20
+
+    run(driver, [streams[0]], 5 * SECOND, stalls=too_slow)
+    batches = 0
+    run(driver, [streams[1]], 10 * SECOND, stalls=too_slow)
+    assert 5 <= batches <= 12
+    assert streams[1].counts["deadline_infeasible"] > 900

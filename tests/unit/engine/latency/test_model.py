@@ -101,6 +101,21 @@ def test_the_first_batch_of_a_size_may_be_slow() -> None:
 # -- exact backends -------------------------------------------------------------------------
 
 
+def test_the_first_batches_of_many_instances_may_be_slow() -> None:
+    model = LatencyModel()
+    for rows in (1, 2, 4, 1, 2, 4):
+        model.observe(rows, 150 * MILLISECOND)
+    model.observe(2, affine(2))
+    assert model.expected(2) == pytest.approx(affine(2), rel=0.01)
+    assert model.expected(4) < 2.5 * affine(2)
+
+
+def test_what_is_known_of_many_batches_is_not_forgotten_for_a_short_one() -> None:
+    model = feed(LatencyModel(), affine, range(1, 9), 100)
+    model.observe(4, affine(4) // 5)
+    assert error(model, affine, range(1, 9)) < 0.02
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_an_affine_backend_without_noise_is_known_after_fifty_batches(seed: int) -> None:
     model = feed(LatencyModel(), affine, range(1, 17), 50, seed=seed)
