@@ -78,7 +78,8 @@ class Core : private CoreState {
   private:
     // admission/admission.cc
     Arrival arrival_of(const ModelState& model, const Request& request, Nanos now) const;
-    Reason refusal(const ModelState& model, const Request& request, Nanos deadline, Nanos now);
+    Reason refusal(const ModelState& model, const Request& request, const Arrival& arrival,
+                   Nanos now);
     Admission refuse(ModelState& model, std::uint32_t index, Reason reason);
     void finish(std::uint32_t slot, const Ending& ending, Nanos now);
     void leave_batches(std::uint32_t slot, Nanos now);
@@ -121,8 +122,7 @@ class Core : private CoreState {
                     Nanos budget_ns, Nanos work_ns, Nanos now);
     double weight_of(std::uint32_t tenant) const;
     void weigh(ModelState& model, const Request& request, Arrival& arrival, Nanos now);
-    bool over_share_of_queue(ModelState& model, const Request& request, Arrival& arrival,
-                             Nanos now);
+    bool over_share_of_queue(const ModelState& model, const Arrival& arrival, Nanos now);
     void charge_batch(const ModelState& model, const BatchRecord& batch);
 
     // queues/grouping.cc

@@ -83,26 +83,25 @@ void Core::check_group(const ModelState& model, const Group& group) const {
     if (group.index != Group::Index::kReady) return;
     must(group.stale || group.ready_key.sequence == group.head().sequence,
          "a group is ready as its head");
-    must(group.by_age.first != kNoSlot && model.queued_requests > 0, "its requests are listed");
+    must(group.by_age.first != kNoSlot && model.waiting.total() > 0, "its requests are listed");
 }
 
 void Core::check_model(std::uint32_t index) const {
     const ModelState& model = models_[index];
-    std::uint64_t requests = 0;
     std::uint64_t rows = 0;
     std::uint64_t bytes = 0;
     std::uint64_t grouped = 0;
+    WaitingRequests waiting;
     for (std::uint32_t slot = model.by_age.first; slot != kNoSlot;
          slot = requests_[slot].in_model.next) {
         const RequestRecord& request = requests_[slot];
         must(request.queued && request.model == index, "the age list names queued requests");
-        ++requests;
+        waiting.add(request.asked_level);
         grouped += request.held || request.in_levels;
         rows += request.rows_left();
         bytes += request.bytes;
     }
-    must(requests == model.queued_requests && rows == model.queued_rows &&
-             bytes == model.queued_bytes,
+    must(waiting == model.waiting && rows == model.queued_rows && bytes == model.queued_bytes,
          "queue totals are those of the queued requests");
     std::size_t filled = 0;
     for (std::uint32_t g = 0; g < model.groups.slots(); ++g) {
@@ -111,7 +110,7 @@ void Core::check_model(std::uint32_t index) const {
         filled += !model.groups[g].order.empty();
     }
     must(model.groups.size() <= filled + GroupTable::kEmptyGroupsMax, "empty groups are bounded");
-    must(grouped == requests,
+    must(grouped == waiting.total(),
          "every queued request is in one group or level or held in a sequence");
     must(model.triton.consistent(requests_), "the levels list what waits in them");
     for (const std::uint32_t batch : model.triton.formed) {

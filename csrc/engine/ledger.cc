@@ -110,14 +110,14 @@ QueueStatus Core::queue_status(std::uint32_t index) const {
     const ModelState& model = models_[index];
     const std::uint32_t first = model.by_age.first;
     const Nanos oldest = first == kNoSlot ? kNever : requests_[first].arrival;
-    return {model.queued_requests,  model.queued_rows, model.queued_bytes, oldest,
+    return {model.waiting.total(),  model.queued_rows, model.queued_bytes, oldest,
             model.inflight_batches, model.merging()};
 }
 
 void Core::publish_queue(std::uint32_t index) {
     const ModelState& model = models_[index];
     ModelCounters& page = counters(index);
-    page.queued_requests = model.queued_requests;
+    page.queued_requests = model.waiting.total();
     page.queued_rows = model.queued_rows;
     page.queued_bytes = model.queued_bytes;
     const std::uint32_t oldest = model.by_age.first;

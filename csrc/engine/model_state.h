@@ -13,6 +13,7 @@
 #include "engine/execution/placements.h"
 #include "engine/latency/model.h"
 #include "engine/queues/queue.h"
+#include "engine/queues/waiting.h"
 #include "engine/records.h"
 #include "engine/triton/queue.h"
 
@@ -74,7 +75,7 @@ struct ModelState {
     // By key; looked up, never walked.
     std::unordered_map<std::uint64_t, std::uint32_t, SequenceHash> sequences;
     std::vector<std::uint32_t> doomed;  // sequences whose queued requests are to be failed
-    std::uint64_t queued_requests = 0;
+    WaitingRequests waiting;
     std::uint64_t queued_rows = 0;
     std::uint64_t queued_bytes = 0;
     std::uint32_t inflight_batches = 0;

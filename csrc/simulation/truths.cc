@@ -3,6 +3,15 @@
 #include <algorithm>
 
 namespace infersched::simulation {
+namespace {
+
+// Every level may fill the queue by itself.
+std::size_t queue_levels(const engine::ModelPolicy& policy) {
+    const std::size_t tritons = policy.triton != nullptr ? policy.triton->levels.size() : 0;
+    return std::max<std::size_t>({policy.priority_levels, tritons, 1});
+}
+
+}  // namespace
 
 void Truths::submitted(const engine::Request& request, const engine::Admission& admission) {
     if (admission.handle == 0) {
@@ -109,8 +118,10 @@ void Truths::stepped(const engine::Engine& engine, Nanos now) {
     require(open_.size() == engine.requests_inflight(), "what is in flight was not answered");
     for (std::uint32_t m = 0; m < models_.size(); ++m) {
         const engine::QueueStatus queue = engine.queue_status(m);
-        require(queue.requests <= models_[m].policy.queue_requests_max, "a queue is bounded");
-        require(queue.bytes <= models_[m].policy.queue_bytes_max, "its bytes are bounded");
+        const engine::ModelPolicy& policy = models_[m].policy;
+        require(queue.requests <= policy.queue_requests_max * queue_levels(policy),
+                "a queue is bounded");
+        require(queue.bytes <= policy.queue_bytes_max, "its bytes are bounded");
     }
 }
 

@@ -145,11 +145,11 @@ class Oracle(Replies):
         if slo_ns > 0:
             deadline = min(deadline, after(arrival, slo_ns))
         known = self._known(target, sequence, start)
-        reason = self._refusal(target, bytes, pinned_backend, deadline, now, known)
+        reason = self._refusal(target, bytes, pinned_backend, level, deadline, now, known)
         if reason != "none":
             target.counts["refused", reason] += 1
             target.stats.answered("rejected", reason, 0, 0)
-            return 0, reason, self._retry_after(target, reason)
+            return 0, reason, self._retry_after(target, reason, bytes, level)
         self.admitted += 1
         target.counts["admitted"] += 1
         key = (signature, pinned_backend, mergeable and rows > 0)
@@ -168,7 +168,7 @@ class Oracle(Replies):
         return request.number, "none", 0
 
     def _refusal(
-        self, model: Model, size: int, pin: int, deadline: int, now: int, known: bool
+        self, model: Model, size: int, pin: int, level: int, deadline: int, now: int, known: bool
     ) -> str:
         policy = model.policy
         if self.draining:
@@ -183,7 +183,7 @@ class Oracle(Replies):
         unserved = model.unserved.get(pin, LONG_AGO)
         if not known and unserved != NEVER and now >= unserved + UNSERVED_ADMIT:
             return "no_backend"
-        if len(model.queue) + 1 > policy.queue_requests_max:
+        if sum(r.level <= level for r in model.queue) + 1 > policy.queue_requests_max:
             return "queue_full"
         if sum(r.bytes for r in model.queue) + size > policy.queue_bytes_max:
             return "queue_full"
@@ -193,9 +193,14 @@ class Oracle(Replies):
                 return "queue_age"
         return "none"
 
-    def _retry_after(self, model: Model, reason: str) -> int:
+    def _retry_after(self, model: Model, reason: str, size: int, level: int) -> int:
         if reason in ("queue_full", "queue_age"):
-            drained = max(model.drain_ns * len(model.queue), model.batch_ns)
+            policy, leaving = model.policy, len(model.queue)
+            above = sum(r.level <= level for r in model.queue)
+            fits = sum(r.bytes for r in model.queue) + size <= policy.queue_bytes_max
+            if above >= policy.queue_requests_max and fits and policy.queue_age_max_ns == 0:
+                leaving = above
+            drained = max(model.drain_ns * leaving, model.batch_ns)
             return min(max(drained, MS), 10 * SECOND)
         return SECOND if reason in ("draining", "no_backend") else 0
 

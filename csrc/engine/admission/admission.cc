@@ -72,11 +72,12 @@ void Core::mark_dirty(std::uint32_t model) {
     dirty_.push_back(model);
 }
 
-Reason Core::refusal(const ModelState& model, const Request& request, Nanos deadline, Nanos now) {
+Reason Core::refusal(const ModelState& model, const Request& request, const Arrival& arrival,
+                     Nanos now) {
     const ModelPolicy& policy = model.policy;
     if (draining) return Reason::kDraining;
     if (!policy.admitting) return Reason::kUnloading;
-    if (deadline <= now) return Reason::kDeadlineInfeasible;
+    if (arrival.deadline <= now) return Reason::kDeadlineInfeasible;
     const Pool* pool = &model.shared;
     const bool known = request.sequence != 0 && known_sequence(model, request);
     if (request.pinned_backend != kNoBackend && !known) {
@@ -89,7 +90,10 @@ Reason Core::refusal(const ModelState& model, const Request& request, Nanos dead
         now >= add_saturating(pool->unserved_since, kUnservedAdmitNs)) {
         return Reason::kNoBackend;
     }
-    if (model.queued_requests >= policy.queue_requests_max) return Reason::kQueueFull;
+    // What is of lower levels takes no room from those above it.
+    if (model.waiting.reach(policy.queue_requests_max, arrival.queue_level)) {
+        return Reason::kQueueFull;
+    }
     if (request.bytes > policy.queue_bytes_max ||
         model.queued_bytes > policy.queue_bytes_max - request.bytes) {
         return Reason::kQueueFull;
@@ -117,6 +121,8 @@ Arrival Core::arrival_of(const ModelState& model, const Request& request, Nanos 
     Arrival arrival;
     arrival.at = sane_arrival(request.arrival, now);
     arrival.level = arrival.asked_level = queue_level(model.policy, request.priority);
+    arrival.queue_level =
+        triton_takes(model, request) ? triton_level(model, request.priority) : arrival.asked_level;
     arrival.deadline = request.deadline;
     const Nanos slo_ns = level_slo_ns(model.policy, arrival.level);
     if (slo_ns > 0) {
@@ -137,10 +143,10 @@ Admission Core::submit(const Request& request, Nanos now) {
     ModelState& model = models_[request.model];
     const ModelPolicy& policy = model.policy;
     Arrival arrival = arrival_of(model, request, now);
-    Reason reason = refusal(model, request, arrival.deadline, now);
-    if (reason == Reason::kQueueFull && policy.triton == nullptr &&
-        over_share_of_queue(model, request, arrival, now)) {
-        reason = Reason::kTenantQuota;
+    Reason reason = refusal(model, request, arrival, now);
+    if (reason == Reason::kQueueFull && policy.triton == nullptr) {
+        weigh(model, request, arrival, now);
+        if (over_share_of_queue(model, arrival, now)) reason = Reason::kTenantQuota;
     }
     if (reason != Reason::kNone) {
         Admission refused = refuse(model, request.model, reason);

@@ -387,7 +387,7 @@ Admission Core::refuse_foreseen(ModelState& model, const Request& request, const
 // Whether a request goes in against the forecast, because nothing has run for long, or what ran
 // last makes it doubtful: it takes several batches to learn that a bad spell is over.
 bool Core::probes(ModelState& model, Nanos now) const {
-    if (model.queued_requests > 0 || model.inflight_batches > 0) {
+    if (model.waiting.total() > 0 || model.inflight_batches > 0) {
         model.refusing_since = kNever;
         return false;
     }

@@ -33,39 +33,46 @@ Nanos drained_at(const Component& component, std::size_t level, Nanos now) {
 
 }  // namespace
 
-// Of a request that finds no room in the queue. Where latencies are not known, the queue goes on to
-// drain as it did.
+// Of a request that finds no room in the queue: when what has to leave it is gone. Where latencies
+// are not known, the queue goes on to drain as it did.
 Nanos Core::retry_full(const ModelState& model, const Request& request, const Arrival& arrival,
                        Nanos now) const {
+    const ModelPolicy& policy = model.policy;
+    const std::uint64_t ahead = model.waiting.down_to(arrival.queue_level);
+    const bool too_many = ahead >= policy.queue_requests_max &&
+                          request.bytes <= policy.queue_bytes_max &&
+                          model.queued_bytes <= policy.queue_bytes_max - request.bytes;
+    // Bytes and the age are those of all levels, and some requests wait below their own.
+    const bool of_levels = too_many && policy.queue_age_max_ns == 0 && !yields_beyond(policy);
+    const auto leaving = static_cast<Nanos>(of_levels ? ahead : model.waiting.total());
     Nanos drain = 0;
-    const auto requests = static_cast<Nanos>(model.queued_requests);
-    if (__builtin_mul_overflow(model.drain_ns, requests, &drain)) drain = kNever;
+    if (__builtin_mul_overflow(model.drain_ns, leaving, &drain)) drain = kNever;
     drain = std::clamp(std::max(drain, model.batch_ns), kRetryMinNs, kRetryMaxNs);
     const Group* group = arrival.group == kNoSlot ? nullptr : &model.groups[arrival.group];
     const bool foreseen = model.reference != kNoSlot && model.component != kNoSlot && !rearrange_ &&
-                          model.policy.triton == nullptr && components_[model.component].slots > 0;
+                          policy.triton == nullptr && components_[model.component].slots > 0;
     if (!foreseen || group == nullptr || group->work_ns == 0) return drain;
     const Backlog& backlog = components_[model.component].backlog;
     const LatencyModel& latency = reference_latency(model);
-    const Nanos drained = drained_at(components_[model.component], Backlog::kLevels - 1, now);
+    const std::size_t last =
+        of_levels ? backlog_level(arrival.level << 1 | 1u) : Backlog::kLevels - 1;
+    const Nanos drained = drained_at(components_[model.component], last, now);
     Nanos at = drained;
     // The next batch makes room for one more request.
-    const bool next_batch = group->work_ns == backlog.queued() &&
-                            model.queued_requests == model.policy.queue_requests_max &&
-                            model.queued_bytes <= model.policy.queue_bytes_max &&
-                            request.bytes <= model.policy.queue_bytes_max - model.queued_bytes;
+    const bool next_batch =
+        group->work_ns == backlog.queued() && too_many && ahead == policy.queue_requests_max;
     if (next_batch) {
         const std::uint32_t rows = rows_queued(model, arrival.group);
         at = backlog.free_at(0, 0, now);
         // For which it may wait to fill.
         if (rows < group->awaited) {
-            at = add_saturating(at, latency.expected(padded_rows(model.policy, rows)));
+            at = add_saturating(at, latency.expected(padded_rows(policy, rows)));
         }
     }
     // There it must be in time, too.
     if (arrival.deadline != kNever) {
         const std::uint32_t rows = std::max(group->target, std::max(request.rows, 1u));
-        const Nanos end = add_saturating(drained, bound_ns(model.policy, latency, rows));
+        const Nanos end = add_saturating(drained, bound_ns(policy, latency, rows));
         if (end - arrival.deadline > at - now) at = drained;
     }
     return std::clamp(at - now, kRetryMinNs, kRetryMaxNs);

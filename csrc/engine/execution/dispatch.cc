@@ -399,7 +399,7 @@ void Core::run_model(std::uint32_t index, Nanos now) {
     fail_doomed(model, now);
     age(index, now);
     ripen(model, now);
-    model.holding = model.holding && model.queued_requests < model.policy.hold_requests;
+    model.holding = model.holding && model.waiting.total() < model.policy.hold_requests;
     offer_work(index, now);
 }
 

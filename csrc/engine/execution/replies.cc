@@ -155,7 +155,7 @@ void Core::complete(BatchHandle handle, Nanos now) {
     if (answered == 0) return;
     completions.requests = answered;
     count_completions(model, completions, started, now);
-    if (model.queued_requests > 0 && model.last_complete > 0) {
+    if (model.waiting.total() > 0 && model.last_complete > 0) {
         const Nanos apart = std::max<Nanos>((now - model.last_complete) / answered, 1);
         model.drain_ns = averaged(model.drain_ns, apart);
     }

@@ -74,7 +74,7 @@ void Core::set_device(std::uint32_t index, const DeviceMemory& reading, Nanos) {
             if (lost) p.memory.note_lost(share);
             memory_.learn(index, p);
         }
-        if (model.queued_requests > 0) mark_dirty(named);
+        if (model.waiting.total() > 0) mark_dirty(named);
     }
 }
 

@@ -11,7 +11,7 @@ void Core::list_queued(ModelState& model, std::uint32_t slot) {
     request.queued = true;
     if (model.young == kNoSlot) model.young = slot;
     model.by_age.append<&RequestRecord::in_model>(requests_, slot);
-    ++model.queued_requests;
+    model.waiting.add(request.asked_level);
     model.queued_rows += request.rows;
     model.queued_bytes += request.bytes;
     mark_dirty(request.model);
@@ -23,7 +23,7 @@ void Core::unlist(ModelState& model, std::uint32_t slot) {
     request.queued = false;
     if (model.young == slot) model.young = request.in_model.next;
     model.by_age.unlink<&RequestRecord::in_model>(requests_, slot);
-    --model.queued_requests;
+    model.waiting.remove(request.asked_level);
     model.queued_bytes -= request.bytes;
 }
 

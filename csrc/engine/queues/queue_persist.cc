@@ -104,7 +104,7 @@ void Core::restore_queued(std::uint32_t slot) {
         group.work_ns += request.backlog.work_ns;
     }
     model.by_age.append<&RequestRecord::in_model>(requests_, slot);
-    ++model.queued_requests;
+    model.waiting.add(request.asked_level);
     model.queued_rows += request.rows_left();
     model.queued_bytes += request.bytes;
 }

@@ -45,15 +45,13 @@ void Core::weigh(ModelState& model, const Request& request, Arrival& arrival, Na
     arrival.over_share = shares->over(arrival.tenant, weight_of(arrival.tenant), before_ns, now);
 }
 
-// Of a request for which a queue is full: whether its tenant would, served fairly, wait longer than
-// for all that is queued.
-bool Core::over_share_of_queue(ModelState& model, const Request& request, Arrival& arrival,
-                               Nanos now) {
-    weigh(model, request, arrival, now);
+// Of a weighed request for which a queue is full: whether its tenant would, served fairly, wait
+// longer than for all that is queued.
+bool Core::over_share_of_queue(const ModelState& model, const Arrival& arrival, Nanos now) {
     FairShares* shares = shares_of(model);
     if (shares == nullptr) return false;
     Nanos queued_ns = 0;
-    const auto queued = static_cast<Nanos>(model.queued_requests);
+    const auto queued = static_cast<Nanos>(model.waiting.total());
     if (__builtin_mul_overflow(arrival.share_ns, queued, &queued_ns)) queued_ns = kNever;
     const bool over = shares->over(arrival.tenant, weight_of(arrival.tenant), queued_ns, now);
     shares->refuse(arrival.tenant, now);

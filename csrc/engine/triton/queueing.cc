@@ -28,8 +28,8 @@ bool Core::triton_full(const ModelState& model, const Request& request) const {
 void Core::join_levels(std::uint32_t slot, const Request& request, Nanos now) {
     RequestRecord& record = requests_[slot];
     ModelState& model = models_[record.model];
-    list_queued(model, slot);
     record.level = record.asked_level = triton_level(model, request.priority);
+    list_queued(model, slot);
     record.signature = request.signature;
     record.mergeable = request.mergeable && request.rows > 0;
     record.enqueued_at = now;
@@ -113,7 +113,9 @@ void Core::rebuild_place(ModelState& model, std::uint32_t slot, Nanos now) {
         request.timeout_at = kNever;
         request.in_levels = true;
     }
+    model.waiting.remove(request.asked_level);
     request.level = request.asked_level = triton_level(model, request.asked_level);
+    model.waiting.add(request.asked_level);
     model.triton.push(requests_, slot);
 }
 
