@@ -213,14 +213,17 @@ def _progress(plan: Plan) -> Iterator[Callable[[], None]]:
 
 
 def _print(measured: Profile) -> None:
+    from scheduler.profiling.measure import line_text
+
     fit = measured.fit
+    one = len(measured.sizes) == 1
     rows = [
         (
             size.rows,
             size.batches,
             f"{size.median_ns / 1e6:.3f}",
             f"{size.p99_ns / 1e6:.3f}",
-            f"{(fit.alpha_ns * size.rows + fit.beta_ns) / 1e6:.3f}",
+            "-" if one else f"{(fit.alpha_ns * size.rows + fit.beta_ns) / 1e6:.3f}",
             f"{size.median_ns / 1e6 / size.rows:.3f}",
             f"{size.rows * 1e9 / size.median_ns:.0f}",
         )
@@ -229,8 +232,8 @@ def _print(measured: Profile) -> None:
     columns = ["ROWS", "BATCHES", "MEDIAN MS", "P99 MS", "LINE MS", "MS/ROW", "ROWS/S"]
     print_table(columns, rows)
     click.echo(
-        f"\nl(b) = {fit.alpha_ns / 1e6:.4g} ms * b + {fit.beta_ns / 1e6:.4g} ms, "
-        f"R² {fit.r_squared:.4f}; rows/s are of one executor, {measured.in_flight} in flight"
+        f"\n{line_text(measured, '* b', 'R²')}; rows/s are of one executor, "
+        f"{measured.in_flight} in flight"
     )
 
 

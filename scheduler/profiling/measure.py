@@ -213,6 +213,17 @@ def fit_line(rows: Sequence[int], times_ns: Sequence[float]) -> Fit:
     )
 
 
+def line_text(profile: Profile, rows_text: str, r_squared_text: str) -> str:
+    """The line for people; one size tells none."""
+    if len(profile.sizes) == 1:
+        return f"no line: only {profile.sizes[0].rows} rows were measured"
+    fit = profile.fit
+    return (
+        f"l(b) = {fit.alpha_ns / 1e6:.4g} ms {rows_text} + {fit.beta_ns / 1e6:.4g} ms, "
+        f"{r_squared_text} {fit.r_squared:.4f}"
+    )
+
+
 def _size(rows: int, times_ns: Sequence[int]) -> SizeProfile:
     times = np.asarray(times_ns, dtype=float)
     return SizeProfile(

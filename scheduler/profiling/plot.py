@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scheduler.config.profile import MemoryProfile, Profile
 from scheduler.plots.axes import Axes, document, line, text, title
+from scheduler.profiling.measure import line_text
 
 WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 58, 55
@@ -18,17 +19,16 @@ def svg(profile: Profile) -> str:
     axes = Axes(WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, rows_max, time_max_ms)
     fit = profile.fit
     alpha_ms, beta_ms = fit.alpha_ns / 1e6, fit.beta_ns / 1e6
-    formula = (
-        f"l(b) = {alpha_ms:.4g} ms b + {beta_ms:.4g} ms, "
-        f"R2 {fit.r_squared:.4f}, {profile.in_flight} in flight"
-    )
+    formula = f"{line_text(profile, 'b', 'R2')}, {profile.in_flight} in flight"
     line_end_ms = alpha_ms * rows_max + beta_ms
     parts = [
         title(LEFT, f"{profile.model.name} version {profile.model.version}"),
         text(LEFT, 38, formula, "start", "#555"),
         *axes.grid("rows of a batch", "ms"),
-        line(axes.x(0), axes.y(beta_ms), axes.x(rows_max), axes.y(line_end_ms), FITTED, 1.5),
     ]
+    if len(profile.sizes) > 1:
+        ends = (axes.x(0), axes.y(beta_ms), axes.x(rows_max), axes.y(line_end_ms))
+        parts.append(line(*ends, FITTED, 1.5))
     for size in profile.sizes:
         at, low, high = axes.x(size.rows), axes.y(size.median_ns / 1e6), axes.y(size.p99_ns / 1e6)
         parts.append(line(at, low, at, high, MEASURED))

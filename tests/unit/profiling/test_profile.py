@@ -21,7 +21,7 @@ from scheduler.config.profile import (
     save_profile,
 )
 from scheduler.profiling.inputs import InputError, RequestMaker, random_inputs, read_inputs
-from scheduler.profiling.measure import default_sizes, fit_line
+from scheduler.profiling.measure import default_sizes, fit_line, line_text
 from scheduler.profiling.plot import svg
 from tests.unit.control.triton_answers import spec
 
@@ -144,6 +144,13 @@ def test_the_line_through_affine_times_is_exact() -> None:
     assert fit_line([1, 2, 4], [1, 9, 1]).r_squared < 0.1
     assert fit_line([4], [7]).beta_ns == 7
     assert fit_line([1, 2], [3, 3]).r_squared == 1
+
+
+def test_one_size_tells_no_line() -> None:
+    assert line_text(profile_of({4: 19.0}), "b", "R2") == "no line: only 4 rows were measured"
+    assert "l(b) = " not in svg(profile_of({4: 19.0}))
+    told = line_text(profile_of({1: 6.0, 2: 7.0}), "b", "R2")
+    assert told == "l(b) = 1 ms b + 5 ms, R2 1.0000"
 
 
 # -- inputs
