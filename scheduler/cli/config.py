@@ -29,16 +29,15 @@ def config() -> None:
 def validate(file: Path | None, config_file: Path | None, **values: Any) -> None:
     """Check FILE (or --config), environment and flags; print every mistake.
 
-    Profiles that a server would ignore are told, too, and what cannot be met where the model is
-    still the one that was profiled: no mistakes.
+    Profiles that a server would ignore are told, too, and are no mistake.
     """
-    from scheduler.config import ConfigError, doubts_by_profiles, load_settings
+    from scheduler.config import ConfigError, ignored_profiles, load_settings
 
     try:
         loaded = load_settings(file or config_file, settings_flags(values))
     except ConfigError as error:
         exit_with_config_error(error)
-    for problem in doubts_by_profiles(loaded):
+    for problem in ignored_profiles(loaded):
         click.echo(f"warning: {problem}", err=True)
     click.echo("the configuration is valid", err=True)
 

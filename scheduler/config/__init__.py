@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scheduler.config.address import Address, parse_address
 from scheduler.config.errors import ConfigError, ConfigProblem
-from scheduler.config.load import LoadedSettings, doubts_by_profiles, load_settings
+from scheduler.config.load import LoadedSettings, ignored_profiles, load_settings
 from scheduler.config.schema import Backend, Batching, Settings, batching_problems
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "LoadedSettings",
     "Settings",
     "batching_problems",
-    "doubts_by_profiles",
+    "ignored_profiles",
     "load_settings",
     "parse_address",
 ]

@@ -10,7 +10,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from scheduler.config.errors import ConfigError, ConfigProblem, Path, problems_of
-from scheduler.config.profile import ProfileError, impossible_objectives, load_profile
+from scheduler.config.objectives import objectives
+from scheduler.config.profile import (
+    ProfileError,
+    delay_beyond_objective,
+    load_profile,
+    objective_below_floor,
+)
 from scheduler.config.residency import residency_problems
 from scheduler.config.schema import Batching, Settings
 from scheduler.config.sources import (
@@ -79,30 +85,20 @@ def load_settings(
     return LoadedSettings(settings, origins)
 
 
-def doubts_by_profiles(loaded: LoadedSettings) -> list[ConfigProblem]:
-    """What a server would say of profiles, as far as the files tell: those that it cannot use, and
-    what they leave impossible. Whether the model is the one that was measured, only it knows."""
+def ignored_profiles(loaded: LoadedSettings) -> list[ConfigProblem]:
+    """What a server would say of profiles that it cannot use, as far as the files tell."""
     problems = []
     for name in loaded.settings.models:
-        batching = loaded.settings.batching_for(name)
-        if batching.profile is None:
+        path = loaded.settings.batching_for(name).profile
+        if path is None:
             continue
-        at: Path = ("models", name, "profile")
         try:
-            profile = load_profile(batching.profile)
+            of = load_profile(path).model.name
+            text = "" if of == name else f"{path} is of model {of}"
         except ProfileError as error:
-            problems.append(ConfigProblem(at, f"{error}: it is ignored"))
-            continue
-        of = profile.model
-        if of.name != name:
-            text = f"{batching.profile} is of model {of.name}: it is ignored"
-            problems.append(ConfigProblem(at, text))
-            continue
-        source = f"if it is the version {of.version} of {batching.profile}"
-        found = impossible_objectives(batching, profile.floor_ns, source)
-        problems += [
-            ConfigProblem(("models", name, *key.split(".")), text) for key, text in found.items()
-        ]
+            text = str(error)
+        if text:
+            problems.append(ConfigProblem(("models", name, "profile"), f"{text}: it is ignored"))
     return _placed(problems, loaded.origins)
 
 
@@ -120,10 +116,37 @@ def _model_problems(settings: Settings) -> list[ConfigProblem]:
 
 def _problems_of_model(settings: Settings, name: str) -> list[ConfigProblem]:
     try:
-        settings.batching_for(name)
+        return _impossible_objectives(settings.batching_for(name), name)
     except ValidationError as error:
         return problems_of(error, Batching, ("models", name))
-    return []
+
+
+def _impossible_objectives(batching: Batching, name: str) -> list[ConfigProblem]:
+    """Objectives that leave less than what the model's profile has measured, also after a wait.
+
+    A profile that cannot be used says nothing here: the control plane, which knows the model, tells
+    why it is ignored.
+    """
+    if batching.profile is None or batching.batching == "triton":
+        return []
+    try:
+        profile = load_profile(batching.profile)
+    except ProfileError:
+        return []
+    if profile.model.name != name:
+        return []
+    source = f"measured, {batching.profile}"
+    problems = []
+    for key, slo_ns in objectives(batching).items():
+        text = objective_below_floor(slo_ns, profile.floor_ns, source)
+        if not text:
+            text = delay_beyond_objective(
+                batching.max_queue_delay, slo_ns, key, profile.floor_ns, source
+            )
+            key = "max_queue_delay"
+        if text:
+            problems.append(ConfigProblem(("models", name, *key.split(".")), text))
+    return problems
 
 
 def _placed(problems: list[ConfigProblem], origins: Mapping[Path, str]) -> list[ConfigProblem]:

@@ -10,16 +10,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from scheduler.config.objectives import objectives
 from scheduler.config.section import Section
 from scheduler.config.units import format_duration
-
-if TYPE_CHECKING:
-    from scheduler.config.schema import Batching
 
 FORMAT = "infersched-profile"
 HOUR_NS = 3600 * 10**9
@@ -182,28 +178,26 @@ def lone_request_ns(times: Sequence[tuple[int, int]]) -> int:
     return min(max(by_line_ns, least_ns), ns)
 
 
-def impossible_objectives(batching: Batching, floor_ns: int, source: str) -> dict[str, str]:
-    """Objectives that leave less than a lone request takes, also after a wait: the sentence about
-    each, by key below the model's. A floor of 0 is not known."""
-    if not floor_ns or batching.batching == "triton":
-        return {}
-    found: dict[str, str] = {}
-    for key, objective_ns in objectives(batching).items():
-        if objective_ns <= floor_ns:
-            found[key] = (
-                f"{format_duration(objective_ns)} is below the {floor_ns / 1e6:.3g} ms that a lone "
-                f"request takes at the model ({source}); raise it above that"
-            )
-        elif batching.max_queue_delay >= objective_ns - floor_ns:
-            text = _delay_text(batching.max_queue_delay, objective_ns, key, floor_ns, source)
-            found.setdefault("max_queue_delay", text)
-    return found
+def objective_below_floor(objective_ns: int, floor_ns: int, source: str) -> str:
+    """The sentence for an objective that nothing can meet, empty for one that can be met."""
+    if not objective_ns or not floor_ns or objective_ns > floor_ns:
+        return ""
+    return (
+        f"{format_duration(objective_ns)} is below the {floor_ns / 1e6:.3g} ms that a lone request "
+        f"takes at the model ({source}); raise it above that"
+    )
 
 
-def _delay_text(delay_ns: int, objective_ns: int, key: str, floor_ns: int, source: str) -> str:
+def delay_beyond_objective(
+    delay_ns: int, objective_ns: int, key: str, floor_ns: int, source: str
+) -> str:
+    """The sentence for a wait after which no request meets the objective of `key`, else empty."""
+    most_ns = objective_ns - floor_ns
+    if not delay_ns or delay_ns < most_ns:
+        return ""
     return (
         f"{format_duration(delay_ns)} leaves {format_duration(objective_ns - delay_ns)} of {key} "
         f"{format_duration(objective_ns)}, and a lone request takes {floor_ns / 1e6:.3g} ms at the "
         f"model ({source}): what waits so long is late; make it less than "
-        f"{format_duration(objective_ns - floor_ns)}"
+        f"{format_duration(most_ns)}"
     )

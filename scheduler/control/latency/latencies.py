@@ -18,11 +18,11 @@ from scheduler.backends.probe import RpcError
 from scheduler.backends.remembered import ModelKey
 from scheduler.config import Batching, Settings
 from scheduler.config.objectives import objectives
-from scheduler.config.profile import impossible_objectives, lone_request_ns
+from scheduler.config.profile import lone_request_ns, objective_below_floor
 from scheduler.control.desired import DesiredState
 from scheduler.control.latency.ignored_times import IgnoredTimes
 from scheduler.control.latency.learned import LearnedLatencies, LearnedLatency, learned_latency
-from scheduler.control.latency.priors import OBSERVATIONS_MIN, Priors, profile_floor_ns
+from scheduler.control.latency.priors import OBSERVATIONS_MIN, Priors
 from scheduler.control.steering import SteeringClient
 from scheduler.telemetry.logs import log
 from scheduler.telemetry.metrics import LearnedFigures
@@ -184,17 +184,17 @@ class Latencies:
         return self._floors_ns.get(key, 0)
 
     def problems(self, key: ModelKey, batching: Batching) -> dict[str, str]:
-        """What leaves less than a lone request takes: key below the model's, and the sentence."""
-        if not objectives(batching):
+        """Objectives below the floor: key below the model's, and the sentence about it."""
+        wanted = {} if batching.batching == "triton" else objectives(batching)
+        if not wanted:
             return {}
         floor_ns, source = self.floor_ns(key), "measured here"
         if not floor_ns:
             floor_ns, source = self.priors.floor_ns(key), "learned earlier"
-        entry = self._pool.catalog.get(key)
-        if not floor_ns and entry is not None and batching.profile is not None:
-            floor_ns = profile_floor_ns(entry.spec, batching.profile)
-            source = f"measured, {batching.profile}"
-        return impossible_objectives(batching, floor_ns, source)
+        found = {
+            name: objective_below_floor(slo_ns, floor_ns, source) for name, slo_ns in wanted.items()
+        }
+        return {name: text for name, text in found.items() if text}
 
     def figures(self) -> dict[tuple[str, str, str], LearnedFigures]:
         """For the metrics, by model, version and backend."""
@@ -238,7 +238,7 @@ class Latencies:
         for key in keys:
             batching = self._settings().batching_for(key[0])
             for name, text in self.problems(key, batching).items():
-                told = (key, name, objectives(batching).get(name, batching.max_queue_delay))
+                told = (key, name, objectives(batching)[name])
                 if told not in self._told:
                     self._told.add(told)
                     log(logger, logging.WARNING, f"models.{key[0]}.{name}: {text}; requests of it "

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Iterable
-from functools import lru_cache
-from pathlib import Path
 
 from tritonclient.grpc import service_pb2
 
@@ -19,7 +17,6 @@ from scheduler.backends.remembered import ModelKey
 from scheduler.config import Batching
 from scheduler.config.profile import (
     HOUR_NS,
-    Profile,
     ProfileError,
     check_model,
     load_profile,
@@ -75,23 +72,6 @@ def _prior(sizes: Iterable[tuple[int, int, int]]) -> Prior:
 def _floor_ns(prior: Prior) -> int:
     known = [size for size in prior if size.batches >= OBSERVATIONS_MIN]
     return lone_request_ns([(size.rows, size.backend_ns // size.batches) for size in known])
-
-
-def profile_floor_ns(spec: ModelSpec, path: Path) -> int:
-    """What a lone request takes by a profile of this model; 0: the file is none."""
-    try:
-        stat = path.stat()
-        profile = _read_profile(path, stat.st_mtime_ns, stat.st_size)
-        check_model(profile, spec.name, spec.version, profiled_model(spec).signature)
-    except (OSError, ProfileError):
-        return 0
-    return profile.floor_ns
-
-
-@lru_cache(maxsize=64)
-def _read_profile(path: Path, _mtime_ns: int, _size: int) -> Profile:
-    """Objectives are judged with every look at the status."""
-    return load_profile(path)
 
 
 class Priors:
@@ -164,8 +144,8 @@ class Priors:
     def _choose(self, spec: ModelSpec, backend: str, batching: Batching) -> Prior:
         key, signature = (spec.name, spec.version), profiled_model(spec).signature
         learned = self._from_learned(key, signature, backend)
-        # Not of a profile: the next one may say otherwise (profile_floor_ns). Nor of Triton's
-        # statistics: a first batch that took seconds is in their means.
+        # Not of a profile: objectives are judged by it when it is read. Nor of Triton's statistics:
+        # a first batch that took seconds is in their means.
         self._floors_ns.setdefault(key, {})[backend] = _floor_ns(learned)
         return (
             learned

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.config import Batching, ConfigError, Settings, doubts_by_profiles, load_settings
+from scheduler.config import Batching, ConfigError, Settings, ignored_profiles, load_settings
 from scheduler.config.profile import save_profile
 from scheduler.control.cold.regions import Regions
 from scheduler.control.desired import DesiredState, batching_message
@@ -207,13 +207,14 @@ def test_tritons_batching_takes_none_of_them() -> None:
 # -- profiles
 
 
-def profiled(tmp_path: Path, keys: str, **model: str) -> list[str]:
-    """What a profile with a floor of 6 ms says against these keys of a model."""
-    save_profile(profile_of({1: 6.0, 2: 7.0}, **({"name": "m"} | model)), tmp_path / "p.json")
-    file = tmp_path / "infersched.yaml"
-    file.write_text(f"models:\n  m: {{profile: {tmp_path}/p.json, {keys}}}\n")
-    doubts = doubts_by_profiles(load_settings(file, environment={}))
-    return [str(doubt).replace(f"{tmp_path}/", "") for doubt in doubts]
+def profiled(tmp_path: Path, keys: str, name: str = "m") -> str:
+    """The problems of these keys of a model whose profile has a floor of 6 ms; empty: none."""
+    save_profile(profile_of({1: 6.0, 2: 7.0}, name=name), tmp_path / "p.json")
+    try:
+        loaded(tmp_path, f"models:\n  m: {{profile: {tmp_path}/p.json, {keys}}}\n")
+    except ConfigError as error:
+        return str(error).replace(f"{tmp_path}/", "")
+    return ""
 
 
 def test_profiles_that_will_be_ignored_are_told(tmp_path: Path) -> None:
@@ -224,34 +225,34 @@ def test_profiles_that_will_be_ignored_are_told(tmp_path: Path) -> None:
     text = "".join(f"  {name}: {{profile: {tmp_path}/{file}}}\n" for name, file in names.items())
     (tmp_path / "infersched.yaml").write_text(f"models:\n{text}")
     read = load_settings(tmp_path / "infersched.yaml", environment={})
-    told = [str(each) for each in doubts_by_profiles(read)]
+    told = [str(each) for each in ignored_profiles(read)]
     assert len(told) == 3
     assert told[0].startswith(f"models.a.profile ({tmp_path}/infersched.yaml:2): cannot read ")
     assert "cut.json is no profile: " in told[1]
     assert told[2].endswith("other.json is of model other: it is ignored")
 
 
-def test_an_objective_below_the_measured_floor_is_told(tmp_path: Path) -> None:
-    """The file does not tell whether the model is still the version that was measured."""
-    assert profiled(tmp_path, "slo: 6ms", version="3") == [
+def test_an_objective_below_the_measured_floor_is_refused(tmp_path: Path) -> None:
+    assert profiled(tmp_path, "slo: 6ms") == (
         "models.m.slo (infersched.yaml:2): 6ms is below the 6 ms that a lone request takes at the "
-        "model (if it is the version 3 of p.json); raise it above that"
-    ]
-    (text,) = profiled(tmp_path, "slo: 20ms, priority_levels: 2, priorities: {1: {slo: 5ms}}")
+        "model (measured, p.json); raise it above that"
+    )
+    text = profiled(tmp_path, "slo: 20ms, priority_levels: 2, priorities: {1: {slo: 5ms}}")
     assert text.startswith("models.m.priorities.1.slo (infersched.yaml:2): 5ms is below the 6 ms")
 
 
-def test_a_wait_that_leaves_less_than_a_lone_request_takes_is_told(tmp_path: Path) -> None:
-    assert profiled(tmp_path, "slo: 8ms, max_queue_delay: 7ms") == [
+def test_a_wait_that_leaves_less_than_a_lone_request_takes_is_refused(tmp_path: Path) -> None:
+    assert profiled(tmp_path, "slo: 8ms, max_queue_delay: 7ms") == (
         "models.m.max_queue_delay (infersched.yaml:2): 7ms leaves 1ms of slo 8ms, and a lone "
-        "request takes 6 ms at the model (if it is the version 1 of p.json): what waits so long "
-        "is late; make it less than 2ms"
-    ]
-    assert "make it less than 2ms" in profiled(tmp_path, "slo: 8ms, max_queue_delay: 2ms")[0]
+        "request takes 6 ms at the model (measured, p.json): what waits so long is late; make it "
+        "less than 2ms"
+    )
+    assert "make it less than 2ms" in profiled(tmp_path, "slo: 8ms, max_queue_delay: 2ms")
     levels = "slo: 90ms, max_queue_delay: 3ms, priority_levels: 2, priorities: {1: {slo: 8ms}}"
-    assert "leaves 5ms of priorities.1.slo 8ms" in profiled(tmp_path, levels)[0]
-    (impossible,) = profiled(tmp_path, "slo: 5ms, max_queue_delay: 3ms")
+    assert "leaves 5ms of priorities.1.slo 8ms" in profiled(tmp_path, levels)
+    impossible = profiled(tmp_path, "slo: 5ms, max_queue_delay: 3ms")
     assert impossible.startswith("models.m.slo ")
+    assert "max_queue_delay" not in impossible
 
 
 @pytest.mark.parametrize(
@@ -266,12 +267,11 @@ def test_a_wait_that_leaves_less_than_a_lone_request_takes_is_told(tmp_path: Pat
     ],
 )
 def test_other_objectives_are_taken(tmp_path: Path, keys: str) -> None:
-    assert profiled(tmp_path, keys) == []
+    assert profiled(tmp_path, keys) == ""
 
 
 def test_a_profile_that_cannot_be_used_stops_nothing(tmp_path: Path) -> None:
-    (text,) = profiled(tmp_path, "slo: 1ms", name="other")
-    assert text.endswith("p.json is of model other: it is ignored")
+    assert profiled(tmp_path, "slo: 1ms", name="other") == ""
     (tmp_path / "torn.json").write_text("{")
     for file in ("torn.json", "none.json"):
         text = f"models: {{m: {{profile: {tmp_path}/{file}, slo: 1ms}}}}\n"

@@ -368,33 +368,17 @@ def test_what_is_hardly_known_and_what_triton_counted_is_no_floor(
     assert caplog.text == ""
 
 
-def test_an_objective_below_the_profile_of_the_model_is_said_before_the_first_request(
+def test_a_profile_is_no_floor_of_the_next_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Objectives are judged by a profile when it is read."""
     file = tmp_path / "profile.json"
     save_profile(profile_of({1: 50.0}, name="identity", signature=POOLED.signature), file)
-    latencies, _ = latencies_of(tmp_path, settings_of(slo="40ms", profile=file))
+    latencies, _ = latencies_of(tmp_path, settings_of(slo="60ms", profile=file))
     latencies.judge_priors()
-    assert "models.identity.slo: 40ms is below the 50 ms that a lone request takes" in caplog.text
-    waits = Batching.model_validate({"slo": "60ms", "max_queue_delay": "20ms", "profile": file})
-    assert latencies.problems(KEY, waits).keys() == {"max_queue_delay"}
-    assert latencies.problems(KEY, Batching.model_validate({"slo": "5ms"})) == {}, "not its profile"
-    save_profile(profile_of({1: 9.0}, name="identity", signature=POOLED.signature), file)
-    assert latencies.problems(KEY, Batching.model_validate({"slo": "40ms", "profile": file})) == {}
-
-
-@pytest.mark.parametrize("other", [{"version": "2"}, {"signature": "0" * 16}])
-def test_a_profile_of_another_version_or_signature_makes_nothing_impossible(
-    tmp_path: Path, other: dict[str, str], caplog: pytest.LogCaptureFixture
-) -> None:
-    file = tmp_path / "profile.json"
-    measured = {"name": "identity", "signature": POOLED.signature} | other
-    save_profile(profile_of({1: 50.0}, **measured), file)
-    settings = settings_of(slo="40ms", profile=file)
-    latencies, _ = latencies_of(tmp_path, settings)
-    latencies.judge_priors()
-    assert latencies.problems(KEY, settings.batching_for("identity")) == {}
-    assert f"its profile {file} is ignored" in caplog.text
+    assert latencies.priors.of(spec_of(latencies), "a:1", Batching(profile=file))
+    assert latencies.problems(KEY, Batching.model_validate({"slo": "5ms"})) == {}
+    assert caplog.text == ""
 
 
 def test_the_floor_of_larger_batches_is_that_of_a_lone_request(tmp_path: Path) -> None:
