@@ -96,8 +96,6 @@ class Core : private CoreState {
     void count_out(ModelState& model, Group& group, const RequestRecord& request);
     Nanos expected_ns(const BatchRecord& batch);
     void rebuild_backlogs(Nanos now);
-    std::uint32_t rows_before(const Group& group, std::size_t level, Nanos deadline,
-                              Nanos now) const;
     Nanos foreseen_end(const ModelState& model, const Arrival& arrival, std::uint32_t rows,
                        Nanos now) const;
     bool list_ahead(const ModelState& model, const Group& group, Lookahead::Waiting* asked);

@@ -55,6 +55,7 @@ void check_waits(const Models& models, const Domains& domains, const TimerHeap& 
 
 void Core::check_group(const ModelState& model, const Group& group) const {
     std::uint64_t rows = 0;
+    std::uint64_t endless = 0;
     must(group.order.consistent(), "a queue's nodes are in order");
     std::size_t levels = 0;
     std::uint32_t level = 0;
@@ -64,6 +65,7 @@ void Core::check_group(const ModelState& model, const Group& group) const {
         must(request.sequence == key.sequence && request.deadline == key.deadline,
              "a queue is ordered by what its requests say");
         rows += request.rows_left();
+        if (key.deadline == kNever) endless += request.rows_left();
         const bool first = levels == 0 || level != key.level;
         levels += first;
         level = key.level;
@@ -73,8 +75,11 @@ void Core::check_group(const ModelState& model, const Group& group) const {
     must(levels == group.timed.size(), "a group knows the first of every level");
     must(rows == group.rows, "a group's rows are those of its requests");
     std::uint64_t level_rows = 0;
+    std::uint64_t endless_rows = 0;
     for (const std::uint32_t of_level : group.level_rows) level_rows += of_level;
+    for (const std::uint32_t of_level : group.endless_rows) endless_rows += of_level;
     must(level_rows == rows, "the rows of all levels are a group's rows");
+    must(endless_rows == endless, "those without a deadline are counted");
     if (group.order.empty()) {
         must(group.index == Group::Index::kNone, "an empty group is in no index");
         return;

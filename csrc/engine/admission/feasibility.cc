@@ -8,6 +8,7 @@
 // expected time when it is alone, as the batch former does when the time comes.
 #include <algorithm>
 
+#include "engine/admission/rows_before.h"
 #include "engine/core.h"
 #include "engine/queues/priorities.h"
 
@@ -53,18 +54,20 @@ void Core::count_in(ModelState& model, Group& group, std::uint32_t slot, Nanos n
     if (model.reference != kNoSlot && request.deadline != kNever) {
         const LatencyModel& latency = planning_latency(model, group);
         const Nanos batch_ns = latency.expected(padded_rows(model.policy, group.target));
-        // Those below it do not count: they come with its batch, not it with theirs.
+        // Those below it do not count, nor what has no deadline: they come with its batch, not it
+        // with theirs.
         std::uint64_t ahead = 0;
-        for (std::size_t l = 0; l <= level; ++l) ahead += group.level_rows[l];
+        for (std::size_t l = 0; l <= level; ++l) {
+            ahead += group.level_rows[l] - group.endless_rows[l];
+        }
         const bool first = ahead % std::max(group.rows_fit, group.target) == 0;
         work = static_cast<Nanos>(latency.alpha_ns() * request.rows);
         if (first) work += static_cast<Nanos>(latency.beta_ns());
         start_by -= batch_ns;
     }
-    group.rows += request.rows_left();
-    group.level_rows[level] += request.rows_left();
     group.work_ns += work;
     request.backlog = Backlog::place(level, start_by, work, now);
+    group.count_rows(request);
     if (Backlog* backlog = backlog_of(model)) backlog->add(request.backlog);
     if (FairShares* shares = shares_of(model)) {
         shares->enter(request.tenant, weight_of(request.tenant), request.share_ns, now);
@@ -74,6 +77,7 @@ void Core::count_in(ModelState& model, Group& group, std::uint32_t slot, Nanos n
 void Core::count_rows_out(Group& group, const RequestRecord& request, std::uint32_t rows) {
     group.rows -= rows;
     group.level_rows[request.backlog.level] -= rows;
+    if (request.deadline == kNever) group.endless_rows[request.backlog.level] -= rows;
 }
 
 void Core::count_out(ModelState& model, Group& group, const RequestRecord& request) {
@@ -119,22 +123,6 @@ void Core::rebuild_backlogs(Nanos now) {
     }
 }
 
-// Rows of a group that go before a request of this level and deadline. Within its own level,
-// deadlines are taken to be spread evenly up to the last one.
-std::uint32_t Core::rows_before(const Group& group, std::size_t level, Nanos deadline,
-                                Nanos now) const {
-    std::uint32_t above = 0;
-    for (std::size_t l = 0; l < level; ++l) above += group.level_rows[l];
-    const std::uint32_t own = group.level_rows[level];
-    if (own == 0) return above;
-    const QueueKey& last = group.order.back();
-    const bool behind_last = backlog_level(last.level) == level && last.deadline <= deadline;
-    if (behind_last || last.deadline <= now || last.deadline == kNever) return above + own;
-    const double part =
-        static_cast<double>(deadline - now) / static_cast<double>(last.deadline - now);
-    return above + static_cast<std::uint32_t>(own * std::clamp(part, 0.0, 1.0));
-}
-
 // When the batch with this request would be done, `rows` of it being in one.
 Nanos Core::foreseen_end(const ModelState& model, const Arrival& arrival, std::uint32_t rows,
                          Nanos now) const {
@@ -162,7 +150,7 @@ Nanos Core::foreseen_end(const ModelState& model, const Arrival& arrival, std::u
         return static_cast<std::uint32_t>(std::max<Nanos>(work, 0) / component.batch_ns);
     };
     const std::uint32_t before =
-        group == nullptr ? 0 : rows_before(*group, rank, arrival.deadline, now);
+        group == nullptr ? 0 : rows_before(requests_, model, *group, level, arrival.deadline, now);
     if (before == 0) {
         const std::uint32_t batches = others(arrival.deadline - alone, 0);
         return add_saturating(free_at(batches, 0, component.batch_ns), alone);

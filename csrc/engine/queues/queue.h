@@ -68,14 +68,21 @@ struct Group {
     std::uint64_t rows_planned = 0;
     float row_size = 1;  // of the request that came last
     // What admission foresees with (admission/feasibility.cc).
-    std::array<std::uint32_t, Backlog::kLevels> level_rows{};  // of `rows`
-    Nanos work_ns = 0;                                         // as counted in the backlog
+    std::array<std::uint32_t, Backlog::kLevels> level_rows{};    // of `rows`
+    std::array<std::uint32_t, Backlog::kLevels> endless_rows{};  // of these: without a deadline
+    Nanos work_ns = 0;                                           // as counted in the backlog
     Nanos planned_at = std::numeric_limits<Nanos>::min();
 
     // By metered level, what the load of it and those above asks for; 0: as the whole load.
     std::array<std::uint32_t, kMeteredLevels> level_targets{};
 
     const QueueKey& head() const { return order.front(); }
+    void count_rows(const RequestRecord& request) {
+        const std::uint32_t added = request.rows_left();
+        rows += added;
+        level_rows[request.backlog.level] += added;
+        if (request.deadline == kNever) endless_rows[request.backlog.level] += added;
+    }
     std::uint32_t target_of(std::uint32_t queue_level) const {
         const std::size_t level = metered_level(queue_level);
         if (level >= kMeteredLevels || level_targets[level] == 0) return target;

@@ -99,8 +99,7 @@ void Core::restore_queued(std::uint32_t slot) {
         group.order.insert(nodes_, request.key(slot));
         time_inserted(group, request.key(slot));
         group.by_age.append<&RequestRecord::in_group>(requests_, slot);
-        group.rows += request.rows_left();
-        group.level_rows[request.backlog.level] += request.rows_left();
+        group.count_rows(request);
         group.work_ns += request.backlog.work_ns;
     }
     model.by_age.append<&RequestRecord::in_model>(requests_, slot);

@@ -78,6 +78,38 @@ def test_queued_work_of_a_lower_level_is_not_waited_for() -> None:
     assert ask(above, budget, priority=2).reason == "predicted_late"
 
 
+def test_queued_work_without_a_deadline_is_not_waited_for() -> None:
+    driver = learned(staged_batches_max=0)
+    driver.submit(1, rows=20, deadline=driver.now + SECOND)
+    driver.step()
+    driver.submit_many(range(2, 202))
+    budget = latency(20) + floor(driver)
+    assert ask(driver, budget - 1).reason == "predicted_late"
+    assert ask(driver, budget).handle
+
+
+def test_what_will_have_come_of_age_is_waited_for() -> None:
+    """It goes before all levels, whether it has a deadline or not."""
+
+    def asked(aging_ns: int) -> Admitted:
+        driver = learned(priority_levels=2, aging_ns=aging_ns, staged_batches_max=0)
+        driver.submit(1, rows=20, deadline=driver.now + SECOND)
+        driver.step()
+        driver.submit(2, priority=2, rows=30)
+        return ask(driver, latency(20) + floor(driver), priority=2)
+
+    assert asked(latency(20) * 2).handle
+    assert asked(latency(20) // 2).reason == "predicted_late"
+
+
+def test_a_flood_without_deadlines_does_not_keep_out_what_has_one() -> None:
+    driver = learned(queue_requests_max=10**6)
+    flood, few = streams = [Stream(1_500, {}), Stream(20, {}, 100 * MS)]
+    run(driver, streams, 2 * SECOND)
+    assert set(few.counts) == {"in_time"}
+    assert set(flood.counts) == {"in_time"}
+
+
 def test_without_objective_and_deadline_only_full_queues_refuse() -> None:
     driver = learned(queue_requests_max=500, levels=[Level(slo_ns=20 * MS, best_effort=True)])
     none = learned(queue_requests_max=500)
