@@ -18,6 +18,12 @@ constexpr Nanos kRetryMinNs = kMillisecond;
 // Requests copied, or running batches looked at, with the effort of reading one.
 constexpr std::int64_t kCopiedAtOnce = 8;
 
+// Of what only fills batches of others, the rows. As Group::rows_due.
+std::uint32_t rows_filling(const QueueKey& key, std::uint32_t rows) {
+    const bool best_effort = (key.level & kBestEffortBit << 1) != 0;
+    return best_effort || key.deadline == kNever ? rows : 0;
+}
+
 }  // namespace
 
 void Lookahead::start(Nanos now, Nanos tick_at, std::uint32_t slots, Levels behind) {
@@ -44,6 +50,7 @@ void Lookahead::add(const Waiting& request) {
     ++effort_;
     groups_.back().end = waiting_.size();
     groups_.back().rows += request.rows;
+    groups_.back().filling += rows_filling(request.key, request.rows);
 }
 
 std::uint32_t Lookahead::lead_rows(const Group& group) const {
@@ -122,6 +129,7 @@ bool Lookahead::give_up_late(Group& group, Nanos at) {
             return false;
         }
         group.rows -= head.rows;
+        group.filling -= rows_filling(head.key, head.rows);
         ++group.next;
     }
     return true;
@@ -132,13 +140,16 @@ Lookahead::State Lookahead::look(Group& group, Nanos at, Nanos& ready_at) {
     if (group.next == group.end) return State::kEmpty;
     const Waiting& head = waiting_[group.next];
     const std::uint32_t most = cap(group);
-    const auto queued = static_cast<std::uint32_t>(
-        std::min<std::uint64_t>(group.rows + (coming_.join ? coming(group, at) : 0), most));
+    const std::uint64_t all = group.rows + (coming_.join ? coming(group, at) : 0);
+    const auto queued = static_cast<std::uint32_t>(std::min<std::uint64_t>(all, most));
     const Nanos budget_ns = head.key.deadline - at;
     const std::uint32_t rows =
         std::max(lead_rows(group), rows_within(*group.policy, *group.latency, budget_ns, queued));
+    group.planned_ns = bound_ns(*group.policy, *group.latency, rows);
+    const std::uint64_t filling = rows_filling(head.key, 1) > 0 ? 0 : group.filling;
+    const auto due = static_cast<std::uint32_t>(std::min<std::uint64_t>(all - filling, rows));
     group.key = head.key;
-    group.key.deadline -= bound_ns(*group.policy, *group.latency, rows);
+    group.key.deadline -= bound_ns(*group.policy, *group.latency, std::max(due, lead_rows(group)));
     const std::uint32_t full = target(group.target, at);
     if (rows < std::min(full, most)) {
         const Nanos slack = (head.key.deadline - head.arrival) / kSlackShare;
@@ -166,8 +177,7 @@ Nanos Lookahead::left_from(const Group& group, Nanos at) {
 // What goes first at the executor that `best` would get: of what still waits for more rows, the
 // most urgent group that goes before it and must start before one is free again; else `best`.
 Lookahead::Group* Lookahead::urgent_wait(Group& best, Nanos at) {
-    const Nanos batch_ns = waiting_[best.next].key.deadline - best.key.deadline;
-    Nanos free_at = add_saturating(at, batch_ns);
+    Nanos free_at = add_saturating(at, best.planned_ns);
     if (free_.size() > 1) free_at = std::min(free_at, std::max(free_.front(), at));
     Group* first = &best;
     effort_ += static_cast<std::int64_t>(groups_.size());
@@ -205,6 +215,7 @@ Nanos Lookahead::form(Group& group, Nanos at) {
         const std::uint32_t part = rows == 0 ? std::min(request.rows, most) : request.rows;
         rows += part;
         group.rows -= part;
+        group.filling -= rows_filling(request.key, part);
         reached_ |= request.asked_for;
         if (part < request.rows) {
             waiting_[next].rows -= part;

@@ -54,8 +54,10 @@ class Lookahead {
         std::size_t next = 0;
         std::size_t end = 0;
         std::uint64_t rows = 0;
-        QueueKey key;        // as it is ready now, or would be
-        bool waits = false;  // for more rows
+        std::uint64_t filling = 0;  // of these: what only fills batches of others
+        QueueKey key;               // as it is ready now, or would be
+        Nanos planned_ns = 0;       // the bound of its batch
+        bool waits = false;         // for more rows
     };
     struct Waiting {
         QueueKey key;

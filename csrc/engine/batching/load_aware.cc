@@ -234,8 +234,11 @@ void Core::plan(ModelState& model, std::uint32_t index, Nanos now) {
     const std::uint32_t rows =
         std::max(lead, rows_within(model.policy, latency, head.deadline - now, queued));
     group.rows_planned = group.rows;
+    group.planned_ns = bound_ns(model.policy, latency, rows);
+    // What only fills it does not make the batch due sooner than others.
+    const auto due = static_cast<std::uint32_t>(std::min<std::uint64_t>(group.rows_due(), rows));
     QueueKey key = head;
-    key.deadline = head.deadline - bound_ns(model.policy, latency, rows);
+    key.deadline = head.deadline - bound_ns(model.policy, latency, std::max(due, lead));
     const std::uint32_t awaited = rows_awaited(model, group);
     if (rows < std::min(awaited, cap)) {
         const Nanos slack = (head.deadline - requests_[head.slot].arrival) / kSlackShare;

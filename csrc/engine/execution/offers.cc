@@ -145,7 +145,7 @@ const Offer* Core::urgent_below(const Domain& domain, const Offer& first, std::u
     };
     const auto batch_ns = [&](const Offer& offer) -> Nanos {
         const Group* group = group_of(offer);
-        return group == nullptr ? kNever : group->head().deadline - group->ready_key.deadline;
+        return group == nullptr ? kNever : group->planned_ns;
     };
     const auto held_ns = [&](const Offer& offer) {
         const ModelState& model = models_[offer.model];

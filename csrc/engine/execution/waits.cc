@@ -69,7 +69,7 @@ Upcoming Core::upcoming(const ModelState& model, const Pool& pool, Nanos now) {
     const Group& group = model.groups[first.group];
     Nanos ns = model.batch_ns;
     if (planned(model, group)) {
-        ns = group.head().deadline - first.key.deadline;
+        ns = group.planned_ns;
     } else if (model.reference != kNoSlot) {
         const bool merging = merges(model, group, now);
         const std::uint32_t most = batch_limit(model, group, merging, rows_allowed(model, group));

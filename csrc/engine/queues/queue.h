@@ -66,7 +66,8 @@ struct Group {
     bool metered = false;         // in GroupTable::metered(): its rate is not idle
     bool stale = false;           // in ModelState::stale: must be planned anew
     std::uint64_t rows_planned = 0;
-    float row_size = 1;  // of the request that came last
+    Nanos planned_ns = 0;  // the bound of a batch with them, as far as they fit
+    float row_size = 1;    // of the request that came last
     // What admission foresees with (admission/feasibility.cc).
     std::array<std::uint32_t, Backlog::kLevels> level_rows{};    // of `rows`
     std::array<std::uint32_t, Backlog::kLevels> endless_rows{};  // of these: without a deadline
@@ -82,6 +83,14 @@ struct Group {
         rows += added;
         level_rows[request.backlog.level] += added;
         if (request.deadline == kNever) endless_rows[request.backlog.level] += added;
+    }
+    // Those that a batch must be started for. What has no objective, or no deadline, fills the room
+    // that they leave in it.
+    std::uint64_t rows_due() const {
+        if ((head().level & kBestEffortBit << 1) != 0) return rows;
+        std::uint64_t fill = level_rows.back();
+        for (std::size_t l = 0; l + 1 < endless_rows.size(); ++l) fill += endless_rows[l];
+        return rows - fill;
     }
     std::uint32_t target_of(std::uint32_t queue_level) const {
         const std::size_t level = metered_level(queue_level);

@@ -43,6 +43,7 @@ void archive_load(Archive& archive, Group& group) {
     archive(group.rows_fit);
     archive(group.row_size);
     archive(group.rows_planned);
+    archive(group.planned_ns);
     archive(group.planned_at);
 }
 
