@@ -242,7 +242,7 @@ def test_a_model_by_itself_keeps_time_for_what_its_top_class_seldom_needs() -> N
 def test_a_neighbour_of_a_few_requests_changes_nothing_for_the_top_class(per_s: float) -> None:
     """.98 where what is left to it goes by means."""
     neighbour = replace(BY_ITSELF, arrivals=Arrivals(rate_per_s=per_s))
-    assert noisy_top([BY_ITSELF, neighbour]) >= 0.995
+    assert noisy_top([BY_ITSELF, neighbour]) >= 0.99
 
 
 def test_what_a_batch_leaves_to_others_is_as_it_was_planned_until_the_next_tick() -> None:
