@@ -80,7 +80,7 @@ class Core : private CoreState {
     Arrival arrival_of(const ModelState& model, const Request& request, Nanos now) const;
     Reason refusal(const ModelState& model, const Request& request, const Arrival& arrival,
                    Nanos now);
-    Admission refuse(ModelState& model, std::uint32_t index, Reason reason);
+    Admission refuse(ModelState& model, const Arrival& asked, std::uint32_t index, Reason reason);
     void finish(std::uint32_t slot, const Ending& ending, Nanos now);
     void leave_batches(std::uint32_t slot, Nanos now);
     void watch_clock(Nanos now);
@@ -404,8 +404,8 @@ class Core : private CoreState {
                              const PlacementState& placement) const;
     std::uint32_t rows_risked(const ModelState& model, const Group* group) const;
     double size_sent(const ModelState& model, const BatchRecord& batch) const;
-    bool short_of_memory(ModelState& model, const Request& request, float row_size,
-                         Admission& refused, Nanos now);
+    bool short_of_memory(ModelState& model, const Request& request, const Arrival& arrival,
+                         float row_size, Admission& refused, Nanos now);
     void publish_device(std::uint32_t device);
     // memory/retries.cc
     void cut_sizes(ModelState& model, BatchRecord& failed);

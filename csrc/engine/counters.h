@@ -65,7 +65,8 @@ struct RowHistogram {
     std::uint64_t sum_rows;
 };
 
-// Answered requests of one priority level that had an objective or a deadline.
+// Requests of one priority level that had an objective or a deadline and were answered or refused;
+// not those whose client went away.
 struct LevelCounters {
     std::uint64_t slo_total;
     std::uint64_t slo_good;  // of these, answered OK in time
@@ -94,8 +95,8 @@ struct ModelCounters {
     std::uint64_t bisected_batches;
     std::uint64_t memory_limited_batches;  // that device memory kept smaller
     std::uint64_t out_of_memory_replies;
-    std::uint64_t slo_total;  // answered requests that had an objective or deadline
-    std::uint64_t slo_good;   // of these, answered OK in time
+    std::uint64_t slo_total;                   // of all levels
+    std::uint64_t slo_good;                    // of these, answered OK in time
     LevelCounters levels[kCountersLevelsMax];  // of level 1, 2, ...
     RowHistogram batch_rows;
     DurationHistogram queue_wait;    // arrival to dispatch

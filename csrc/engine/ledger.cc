@@ -57,10 +57,7 @@ void Core::count_answer(const RequestRecord& request, const Ending& ending, Nano
     }
     // A client that went away did not wait for its objective.
     if (request.deadline == kNever || ending.outcome == Outcome::kCancelled) return;
-    const std::size_t level = std::max(request.asked_level & kLevelMask, 1u) - 1;
-    LevelCounters& of_level = page.levels[std::min(level, kCountersLevelsMax - 1)];
-    ++page.slo_total;
-    ++of_level.slo_total;
+    LevelCounters& of_level = count_slo(page, request.asked_level);
     const bool in_time = completed && now <= request.deadline;
     if (completed || ending.outcome == Outcome::kExpired) {
         count_objective(models_[request.model], request, completed, in_time, now);

@@ -97,7 +97,7 @@ def _describe(model: pb.ModelStatus) -> None:
     rows = [(o.priority, o.total, o.good, _part(o.good, o.total)) for o in
             model.requests.objectives]  # fmt: skip
     if rows:
-        print_table(["PRIORITY", "ANSWERED", "GOOD", "IN TIME"], rows)
+        print_table(["PRIORITY", "REQUESTS", "IN TIME", "PART"], rows)
     for placement in model.placements:
         _describe_placement(placement)
     for memory in model.memory:

@@ -305,7 +305,9 @@ def _model_families(models: Mapping[tuple[str, str], dict[str, Any]]) -> Iterato
 def _objective_families(models: Mapping[tuple[str, str], dict[str, Any]]) -> Iterator[Metric]:
     labels = [*MODEL, "priority"]
     total = CounterMetricFamily(
-        "infersched_slo", "Answered requests that had an objective or a deadline.", labels=labels
+        "infersched_slo",
+        "Requests with an objective or a deadline, refused ones included, without those cancelled.",
+        labels=labels,
     )
     good = CounterMetricFamily("infersched_slo_good", "Of these, answered OK in time.",
                                labels=labels)  # fmt: skip

@@ -107,8 +107,10 @@ Reason Core::refusal(const ModelState& model, const Request& request, const Arri
     return full ? Reason::kQueueFull : Reason::kNone;
 }
 
-Admission Core::refuse(ModelState& model, std::uint32_t index, Reason reason) {
+Admission Core::refuse(ModelState& model, const Arrival& asked, std::uint32_t index,
+                       Reason reason) {
     ModelCounters& page = counters(index);
+    if (asked.deadline != kNever) count_slo(page, asked.asked_level);
     ++page.refused;
     ++page.outcomes[static_cast<std::size_t>(Outcome::kRefused)][static_cast<std::size_t>(reason)];
     const bool tritons = model.policy.triton != nullptr && reason == Reason::kQueueFull;
@@ -149,7 +151,7 @@ Admission Core::submit(const Request& request, Nanos now) {
         if (over_share_of_queue(model, arrival, now)) reason = Reason::kTenantQuota;
     }
     if (reason != Reason::kNone) {
-        Admission refused = refuse(model, request.model, reason);
+        Admission refused = refuse(model, arrival, request.model, reason);
         refused.deadline = arrival.deadline;
         if (queue_refuses(reason)) {
             refused.retry_after_ns = retry_full(model, request, arrival, now);
@@ -165,7 +167,7 @@ Admission Core::submit(const Request& request, Nanos now) {
     Admission refused;
     const float row_size = request.row_bytes == 0 ? 1 : model.row_size_of(request.row_bytes);
     if (memory_.active() && !model.splits(request.mergeable) &&
-        short_of_memory(model, request, row_size, refused, now)) {
+        short_of_memory(model, request, arrival, row_size, refused, now)) {
         return refused;
     }
 

@@ -364,7 +364,7 @@ Admission Core::refuse_foreseen(ModelState& model, const Request& request, const
         miss_share(model, arrival.tenant, arrival.level, arrival.deadline - now, arrival.share_ns,
                    now);
     }
-    Admission refused = refuse(model, request.model, forecast.reason);
+    Admission refused = refuse(model, arrival, request.model, forecast.reason);
     refused.retry_after_ns = forecast.retry_after_ns;
     refused.predicted_ns = forecast.predicted_ns;
     refused.budget_ns = forecast.budget_ns;

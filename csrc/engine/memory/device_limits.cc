@@ -137,8 +137,8 @@ double Core::size_sent(const ModelState& model, const BatchRecord& batch) const 
 
 // Whether a request that cannot be cut would find no room on any device, while nothing that is out
 // there will be seen to have taken less.
-bool Core::short_of_memory(ModelState& model, const Request& request, float row_size,
-                           Admission& refused, Nanos now) {
+bool Core::short_of_memory(ModelState& model, const Request& request, const Arrival& arrival,
+                           float row_size, Admission& refused, Nanos now) {
     const double size = static_cast<double>(request.rows) * row_size;
     if (size <= memory_limit(model, row_size).single) return false;
     const PlacementState* best = nullptr;
@@ -162,7 +162,7 @@ bool Core::short_of_memory(ModelState& model, const Request& request, float row_
         model.memory_probe_at = now + kProbeNs;
         return false;
     }
-    refused = refuse(model, request.model, Reason::kDeviceMemory);
+    refused = refuse(model, arrival, request.model, Reason::kDeviceMemory);
     // What was compared. Where a smaller size has failed, more is needed than is predicted.
     const double added = best->memory.added_bytes(size, best->memory.mark());
     refused.free_bytes = static_cast<std::uint64_t>(most);

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "engine/admission/backlog.h"
+#include "engine/counters.h"
 #include "engine/engine.h"
 
 namespace infersched::engine {
@@ -18,6 +19,15 @@ inline constexpr std::uint32_t kLevelMask = kBestEffortBit - 1;
 inline std::size_t backlog_level(std::uint32_t queue_level) {
     if ((queue_level & kBestEffortBit << 1) != 0) return Backlog::kLevels - 1;
     return std::min<std::size_t>(std::max(queue_level, 2u) - 2, Backlog::kLevels - 2);
+}
+
+// One more request of such a level with an objective or a deadline.
+inline LevelCounters& count_slo(ModelCounters& page, std::uint32_t level) {
+    const std::size_t place = std::max(level & kLevelMask, 1u) - 1;
+    LevelCounters& of_level = page.levels[std::min(place, kCountersLevelsMax - 1)];
+    ++page.slo_total;
+    ++of_level.slo_total;
+    return of_level;
 }
 
 // The level (1 = highest) that a request of this priority is queued at, with kBestEffortBit.

@@ -165,6 +165,20 @@ def test_good_requests_are_those_answered_in_time() -> None:
     assert (counters["slo_total"], counters["slo_good"]) == (2, 1)
 
 
+def test_what_is_refused_was_not_in_time() -> None:
+    driver = Driver(slo_ns=10 * MS, rows_max=1, priority_levels=2, queue_requests_max=1)
+    driver.submit(1, priority=2)
+    assert driver.refusal(priority=2) == "queue_full"
+    assert driver.refusal(priority=1, deadline=driver.now - 1) == "deadline_infeasible"
+    counters = driver.engine.counters(0)
+    assert counters["levels"] == {1: (1, 0), 2: (1, 0)}
+    assert counters["slo_total"] == 2
+    unhurried = Driver(rows_max=1, queue_requests_max=1)
+    unhurried.submit(1)
+    assert unhurried.refusal() == "queue_full"
+    assert unhurried.engine.counters(0)["slo_total"] == 0
+
+
 def test_signatures_that_passed_leave_nothing_behind() -> None:
     driver = Driver(rows_max=4)
     for signature in range(500):
