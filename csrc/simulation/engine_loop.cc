@@ -14,6 +14,8 @@ constexpr Nanos kTimerNs = kMicrosecond;
 // How long after the end of a run with faults clients wait for what is left, and how long may pass
 // then and later until another one is answered.
 constexpr Nanos kDrainNs = 600 * kSecond;
+// Nor do they wait for more steps: where much fails and is sent again, such a time is hours of ours.
+constexpr std::uint64_t kDrainSteps = 20'000;
 constexpr std::uint64_t kClassStream = 0x636c61737365u;
 constexpr std::uint64_t kFaultStream = 0x6661756c7473u;
 
@@ -343,14 +345,18 @@ void EngineLoop::drain() {
     backends_.end_drift(now_);
     const Nanos patience_ends_ns = add_saturating(now_, kDrainNs);
     ends_ns_ = patience_ends_ns;
+    const std::uint64_t patience_steps = metrics_.steps + kDrainSteps;
     std::uint64_t inflight = engine_.get().requests_inflight();
     while (truths_.broken().empty() && turn()) {
         const std::uint64_t left = engine_.get().requests_inflight();
         if (left == 0 && backends_.out() == 0) break;
-        if (left >= inflight) continue;
+        truths_.require(metrics_.steps <= patience_steps + kDrainSteps,
+                        "a run ends soon after its clients have left");
+        const bool leaving = metrics_.steps == patience_steps;
+        if (left >= inflight && !leaving) continue;
         inflight = left;
         ends_ns_ = add_saturating(now_, kDrainNs);
-        if (now_ <= patience_ends_ns) continue;
+        if (now_ <= patience_ends_ns && !leaving) continue;
         cancel_some(1.0);
         wake_ns_ = now_;
     }

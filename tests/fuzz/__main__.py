@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "fuzz"
 FINDINGS = BUILD / "findings"
 TURN_S = 300
+# More than any world takes, on a busy machine too.
+WORLD_S = 120
 SEED_INPUTS = 400
 INPUT_BYTES_MAX = 4_096
 WORLDS = "engine_worlds"
@@ -85,15 +87,24 @@ def run_worlds(target: Target, seconds: int, seed: int) -> bool:
     first = seed * 1_000_000
     command = [sys.executable, "-m", "tests.property.engine_swarm", str(first)]
     begun = time.monotonic()
-    done = subprocess.run(
-        [*command, "--seconds", str(seconds)], stdout=subprocess.PIPE, cwd=ROOT, check=False
-    )
+    try:
+        done = subprocess.run(
+            [*command, "--seconds", str(seconds)],
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            check=False,
+            timeout=seconds + WORLD_S,
+        )
+        told, held = done.stdout, done.returncode == 0
+    except subprocess.TimeoutExpired as endless:
+        told, held = endless.stdout or b"", False
+        print(f"a world took more than {WORLD_S} s", file=sys.stderr)
     target.seconds += time.monotonic() - begun
-    seeds = done.stdout.split()
+    seeds = told.split()
     target.inputs += len(seeds)
-    if done.returncode != 0 and seeds:
+    if not held and seeds:
         print(f"again by: {replay(int(seeds[-1]))}", file=sys.stderr, flush=True)
-    return done.returncode == 0
+    return held
 
 
 def main() -> int:
