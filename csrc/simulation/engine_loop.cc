@@ -14,7 +14,8 @@ constexpr Nanos kTimerNs = kMicrosecond;
 // How long after the end of a run with faults clients wait for what is left, and how long may pass
 // then and later until another one is answered.
 constexpr Nanos kDrainNs = 600 * kSecond;
-// Nor do they wait for more steps: where much fails and is sent again, such a time is hours of ours.
+// Nor do they wait for more steps: where much fails and is sent again, such a time is hours of
+// ours.
 constexpr std::uint64_t kDrainSteps = 20'000;
 constexpr std::uint64_t kClassStream = 0x636c61737365u;
 constexpr std::uint64_t kFaultStream = 0x6661756c7473u;
@@ -110,6 +111,7 @@ void EngineLoop::handle(const Event& event) {
             if (arriving_) arrive(event.index);
             break;
         case EventKind::kFaultBegins:
+            ++metrics_.faults_begun;
             begin(settings_.faults[event.index]);
             break;
         case EventKind::kFaultEnds:
@@ -306,8 +308,8 @@ void EngineLoop::settle(std::uint64_t user, Fate fate) {
 
 void EngineLoop::count_miss(const Request& request, Fate fate, ClassMetrics& kind) {
     ModelMetrics& model = metrics_.totals.models[request.model];
-    if (fate == Fate::kLeft) {
-        ++kind.cancelled;
+    if (fate == Fate::kLeft || fate == Fate::kUnanswered) {
+        ++(fate == Fate::kLeft ? kind.cancelled : kind.unanswered);
         --model.offered;
         return;
     }
@@ -323,9 +325,17 @@ void EngineLoop::count_miss(const Request& request, Fate fate, ClassMetrics& kin
 
 void EngineLoop::close() {
     for (const Request& request : requests_) {
-        if (!request.open || !request.counted) continue;
-        count_miss(request, Fate::kLate, metrics_.classes[request.model][request.kind]);
-        if (settings_.keep_fates) metrics_.fates[request.ordinal] = Fate::kLate;
+        if (!request.open) continue;
+        // What has no deadline may be answered later: that says nothing yet.
+        const bool due = request.deadline_ns != kNever;
+        if (!due) {
+            metrics_.totals.count(scenario_, request.arrived_ns, request.counted,
+                                  &Interval::offered, -1);
+        }
+        if (!request.counted) continue;
+        const Fate fate = due ? Fate::kLate : Fate::kUnanswered;
+        count_miss(request, fate, metrics_.classes[request.model][request.kind]);
+        if (settings_.keep_fates) metrics_.fates[request.ordinal] = fate;
     }
     for (Request& request : requests_) request.counted = false;
     for (std::size_t m = 0; m < setups_.size(); ++m) {

@@ -16,24 +16,35 @@ namespace infersched::simulation {
 struct ClassMetrics {
     std::uint64_t offered = 0;
     std::uint64_t in_time = 0;  // without an objective: answered at all
-    std::uint64_t late = 0;     // or expired while it ran, or unanswered at the end
+    std::uint64_t late = 0;     // or expired while it ran, or unanswered at its deadline
     std::uint64_t refused = 0;
     std::uint64_t expired = 0;  // in the queue
     std::uint64_t failed = 0;
     std::uint64_t cancelled = 0;
+    std::uint64_t unanswered = 0;  // at the end, without a deadline
 };
 
-enum class Fate : std::uint8_t { kUncounted, kInTime, kLate, kRefused, kExpired, kFailed, kLeft };
+enum class Fate : std::uint8_t {
+    kUncounted,
+    kInTime,
+    kLate,
+    kRefused,
+    kExpired,
+    kFailed,
+    kLeft,
+    kUnanswered
+};
 
 struct EngineMetrics {
     // As the reference policies count: refused, expired and failed requests are dropped, cancelled
-    // ones were not offered.
+    // ones and those that nothing had to answer by the end were not offered.
     Metrics totals;
     std::vector<std::vector<ClassMetrics>> classes;  // by model and class
     Histogram waits;      // of answered counted requests: arrival to answer without the execution
     Histogram latencies;  // arrival to answer
     std::vector<Fate> fates;         // by the order of arrival, warm-up included
     std::vector<Nanos> arrivals_ns;  // as fates
+    std::uint64_t faults_begun = 0;
     std::uint64_t steps = 0;
     std::uint64_t failed_batches = 0;
     std::uint64_t cancels = 0;

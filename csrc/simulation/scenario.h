@@ -91,12 +91,12 @@ struct Metrics {
 
     // What comes after the last counted one may be open when the run ends.
     void count(const Scenario& scenario, Nanos arrived_ns, bool counted,
-               std::uint64_t Interval::*as) {
+               std::uint64_t Interval::*as, std::int64_t by = 1) {
         if (scenario.interval_ns <= 0) return;
         if (!counted && arrived_ns >= scenario.warm_up_ns) return;
         const auto at = static_cast<std::size_t>(arrived_ns / scenario.interval_ns);
         if (at >= intervals.size()) intervals.resize(at + 1);
-        ++(intervals[at].*as);
+        intervals[at].*as += static_cast<std::uint64_t>(by);
     }
 };
 

@@ -111,7 +111,7 @@ cdef extern from "simulation/histogram.h" namespace "infersched::simulation" nog
 
 cdef extern from "simulation/engine_run.h" namespace "infersched::simulation" nogil:
     cdef cppclass ClassMetrics:
-        uint64_t offered, in_time, late, refused, expired, failed, cancelled
+        uint64_t offered, in_time, late, refused, expired, failed, cancelled, unanswered
 
     cdef enum class Fate(uint8_t):
         pass
@@ -122,7 +122,8 @@ cdef extern from "simulation/engine_run.h" namespace "infersched::simulation" no
         Histogram waits, latencies
         vector[Fate] fates
         vector[int64_t] arrivals_ns
-        uint64_t steps, failed_batches, cancels, memory_failures, memory_failures_fitting
+        uint64_t faults_begun, steps, failed_batches, cancels
+        uint64_t memory_failures, memory_failures_fitting
         vector[MemoryStatus] memory
         string broken
 

@@ -123,6 +123,7 @@ cdef dict engine_counted(EngineMetrics& metrics):
                     "expired": kind.expired,
                     "failed": kind.failed,
                     "cancelled": kind.cancelled,
+                    "unanswered": kind.unanswered,
                 }
                 for kind in model
             ]
@@ -132,6 +133,8 @@ cdef dict engine_counted(EngineMetrics& metrics):
         "latencies_ns": quantiles_of(metrics.latencies),
         "arrivals_ns": metrics.arrivals_ns,
         "fates": bytes([<uint8_t>fate for fate in metrics.fates]),
+        "faults_begun": metrics.faults_begun,
+        "ended_ns": metrics.totals.ended_ns,
         "steps": metrics.steps,
         "failed_batches": metrics.failed_batches,
         "cancels": metrics.cancels,

@@ -110,9 +110,14 @@ def simulate(
         - {kind: down, start: 5s, end: 8s, executor: 0}
     """
     from scheduler.plots.pictures import SUFFIXES
-    from scheduler.simulation.study import Plan, goodputs, over_time, points
+    from scheduler.simulation.study import Plan, goodputs, notes, over_time, points
     from scheduler.simulation.workload_file import RATE_MAX
 
+    told = click.get_current_context().get_parameter_source
+    if seed is not None and told("seeds") is not click.core.ParameterSource.DEFAULT:
+        raise click.UsageError("--seed and --seeds exclude each other; leave one out")
+    if rates and told("loads") is not click.core.ParameterSource.DEFAULT:
+        raise click.UsageError("--rate and --load exclude each other; leave one out")
     if plot is not None:
         check_can_write(plot, "--plot", (".html", *SUFFIXES))
     world = _world(workload, noise)
@@ -133,14 +138,16 @@ def simulate(
         best = goodputs(world, plan) if goodput else []
     except ValueError as error:
         raise click.UsageError(f"{workload}: {error}") from error
-    rows = [_row(point, world) for point in found]
+    rows = [row for point in found for row in _rows(point, world)]
+    for note in notes(world, plan, found):
+        click.echo(f"note: {note}", err=True)
     if plot is not None:
         _write(plot, world, plan, found, rows)
     if as_json or output == "json":
         print_json(
             {
                 "workload": world.name,
-                "requests": requests,
+                "requests": max(point.requests for point in found),
                 "seeds": list(numbers),
                 "points": [point.record(world) for point in found],
                 "goodput": best,
@@ -200,6 +207,26 @@ def _progress(plan: Plan) -> Iterator[Callable[[], None]]:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("simulating", total=plan.runs)
         yield lambda: bar.advance(task)
+
+
+def _rows(point: Point, world: World) -> list[list[str]]:
+    """The point, and below it its classes and tenants."""
+    from statistics import median
+
+    rows = [_row(point, world)]
+    for group in point.groups(world):
+        spread = group.attainments
+        offered = point.offered_per_s * group.judged[0] / max(point.outcomes[0].offered, 1)
+        row = [
+            f"- {group.name}",
+            f"{point.factor:.3g}",
+            f"{offered:.0f}",
+            f"{offered * median(spread):.0f}",
+            f"{median(spread):.4f}",
+            f"{min(spread):.4f}-{max(spread):.4f}",
+        ]
+        rows.append([*row, *[""] * (len(COLUMNS) - len(row))])
+    return rows
 
 
 def _row(point: Point, world: World) -> list[str]:

@@ -38,7 +38,16 @@ FAILURES = (
     "unavailable",
     "reset",
 )
-FATES = ("uncounted", "in_time", "late", "refused", "expired", "failed", "cancelled")
+FATES = (
+    "uncounted",
+    "in_time",
+    "late",
+    "refused",
+    "expired",
+    "failed",
+    "cancelled",
+    "unanswered",
+)
 
 # gRPC's.
 UNAVAILABLE = 14
@@ -276,12 +285,16 @@ class ClassOutcome:
     expired: int
     failed: int
     cancelled: int
+    unanswered: int  # at the end, without a deadline
+
+    @property
+    def judged(self) -> int:
+        """Those whose clients did not leave, and that were to be answered by the end."""
+        return self.offered - self.cancelled - self.unanswered
 
     @property
     def attainment(self) -> float:
-        """Of those that were not cancelled."""
-        wanted = self.offered - self.cancelled
-        return self.in_time / wanted if wanted else 1.0
+        return self.in_time / self.judged if self.judged else 1.0
 
 
 @dataclass(frozen=True)
@@ -294,6 +307,8 @@ class EngineOutcome:
     steps: int
     failed_batches: int
     cancels: int
+    faults_begun: int
+    ended_ms: float
     # Failed for device memory; of these, those for which there would have been room alone.
     memory_failures: int = 0
     memory_failures_fitting: int = 0
@@ -312,6 +327,8 @@ class EngineOutcome:
             steps=counted["steps"],
             failed_batches=counted["failed_batches"],
             cancels=counted["cancels"],
+            faults_begun=counted["faults_begun"],
+            ended_ms=counted["ended_ns"] / MS,
             memory_failures=counted["memory_failures"],
             memory_failures_fitting=counted["memory_failures_fitting"],
             memory=tuple(LearnedNeed(**need) for need in counted["memory"]),

@@ -67,7 +67,13 @@ def _chart(chart: Chart) -> list[str]:
     for i, (name, points) in enumerate(chart.lines.items()):
         colour = COLOURS[i % len(COLOURS)]
         path = " ".join(f"{axes.x(at):.1f},{axes.y(value):.1f}" for at, value in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        if len(points) == 1:  # no line has one point
+            x, y = path.split(",")
+            parts.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>')
+        else:
+            parts.append(
+                f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
+            )
         high = TOP + 16 + 18 * i
         beside = WIDTH - RIGHT + 12
         parts.append(line(beside, high - 4, beside + 18, high - 4, colour, 2))

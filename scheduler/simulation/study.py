@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
 from scheduler.simulation.compare import POLICIES
-from scheduler.simulation.engine import EngineSettings
+from scheduler.simulation.engine import ClassOutcome, EngineOutcome, EngineSettings
 from scheduler.simulation.goodput import search
 from scheduler.simulation.scenario import ENGINE, LATEST_MS, Outcome, Policy, engine, simulate
 from scheduler.simulation.world import World
 
 INTERVALS = 100
+
+
+@dataclass
+class Group:
+    """Some of the requests of a point: those that were judged and those in time, by seed."""
+
+    name: str
+    judged: list[int] = field(default_factory=list)
+    in_time: list[int] = field(default_factory=list)
+
+    def add(self, seed: int, kind: ClassOutcome) -> None:
+        for counts, more in ((self.judged, kind.judged), (self.in_time, kind.in_time)):
+            if len(counts) == seed:
+                counts.append(0)
+            counts[seed] += more
+
+    @property
+    def attainments(self) -> list[float]:
+        return [
+            in_time / judged if judged else 1.0
+            for in_time, judged in zip(self.in_time, self.judged, strict=True)
+        ]
+
+
+def _requests(outcome: Outcome) -> int:
+    if outcome.engine is None:
+        return outcome.offered
+    return sum(kind.offered for kinds in outcome.engine.classes for kind in kinds)
 
 
 @dataclass(frozen=True)
@@ -33,6 +61,35 @@ class Point:
     def in_time_per_s(self) -> float:
         return self.attainment * self.offered_per_s
 
+    @property
+    def requests(self) -> int:
+        """That came and were counted, with every seed at least."""
+        return min(_requests(outcome) for outcome in self.outcomes)
+
+    def groups(self, world: World) -> list[Group]:
+        """The classes of models that have several, and the tenants of all."""
+        if self.outcomes[0].engine is None:
+            return []
+        by_class: dict[tuple[str, str], Group] = {}
+        by_tenant: dict[str, Group] = {}
+        for seed, outcome in enumerate(self.outcomes):
+            assert outcome.engine is not None
+            for at, kinds in enumerate(outcome.engine.classes):
+                labels = world.classes_of(at)
+                for label, kind in zip(labels, kinds, strict=True):
+                    found = []
+                    if len(labels) > 1:
+                        name = f"{world.models[at]}: {label.name}"
+                        found.append(
+                            by_class.setdefault((world.models[at], label.name), Group(name))
+                        )
+                    if world.settings.tenants:
+                        name = f"tenant {label.tenant or '(others)'}"
+                        found.append(by_tenant.setdefault(name, Group(name)))
+                    for group in found:
+                        group.add(seed, kind)
+        return [*by_class.values(), *by_tenant.values()]
+
     def record(self, world: World) -> dict[str, Any]:
         """As JSON has it; medians over the seeds."""
         spread = [outcome.attainment for outcome in self.outcomes]
@@ -46,6 +103,7 @@ class Point:
             "attainment_highest": round(max(spread), 5),
             "worst_model_attainment": round(min(o.worst_attainment for o in self.outcomes), 5),
             "mean_batch": round(median(outcome.mean_batch for outcome in self.outcomes), 3),
+            "requests": self.requests,
         }
         first = self.outcomes[0]
         record["models"] = [
@@ -140,6 +198,30 @@ def goodputs(world: World, plan: Plan) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def notes(world: World, plan: Plan, found: Sequence[Point]) -> list[str]:
+    """What a reader of the figures would not think of."""
+    told = []
+    for point in found:
+        at = f"{point.policy} at load {point.factor:.3g}"
+        if point.requests < plan.requests:
+            told.append(f"{at}: only {point.requests} requests came to be counted")
+        engines = [outcome.engine for outcome in point.outcomes if outcome.engine is not None]
+        never = max((len(world.settings.faults) - one.faults_begun for one in engines), default=0)
+        if never > 0:
+            ended_s = min(one.ended_ms for one in engines) / 1000
+            told.append(f"{at}: ended after {ended_s:.4g} s, before {never} of the faults began")
+        waiting = max((_unanswered(one) for one in engines), default=0)
+        if waiting > 0:
+            told.append(
+                f"{at}: {waiting} requests without a deadline waited when it ended, in no figure"
+            )
+    return told
+
+
+def _unanswered(counted: EngineOutcome) -> int:
+    return sum(kind.unanswered for kinds in counted.classes for kind in kinds)
 
 
 def over_time(world: World, plan: Plan, found: Sequence[Point]) -> dict[str, list[dict[str, Any]]]:

@@ -163,7 +163,11 @@ class ArrivalsSpec(Section):
 
 
 class ClassSpec(Section):
-    """A kind of requests. `slo: none` is one without a deadline; reports show the name."""
+    """A kind of requests; reports show the name.
+
+    `slo` is the deadline that its clients bring; the server's own for the model or the level
+    counts, too, and the earliest wins. `none`: neither, which only a best_effort level has.
+    """
 
     name: str = ""
     share: Share = 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from scheduler.simulation.workload_file import (
     ArrivalsSpec,
     ClassSpec,
     LatencySpec,
+    LevelSpec,
     ModelSpec,
     WorkloadSpec,
     profile_table_ms,
@@ -137,9 +139,17 @@ def _check_objectives(spec: WorkloadSpec, models: list[Model], path: Path) -> No
         for level, asked in enumerate(model.levels):
             check(asked.slo or model.slo, 1, "levels", level, "slo")
         for place, kind in enumerate(model.classes):
-            if kind.slo != "none":
-                rows = min(kind.rows, model.max_batch_size)
-                check(kind.slo or model.slo, rows, "classes", place, "slo")
+            held_ms, rows = _objective_ms(kind, model), min(kind.rows, model.max_batch_size)
+            check(held_ms, rows, "classes", place, "slo")
+            most_ms = _level_objective_ms(kind, model)
+            if _own_objective_ms(kind, most_ms) > most_ms:
+                problem = (
+                    f"{kind.slo if kind.slo == 'none' else f'{kind.slo:g} ms'} does nothing: the "
+                    f"model's slo of {most_ms:g} ms counts too, and the earliest wins; give levels "
+                    f"for priority {kind.priority or 1} a longer slo, or best_effort"
+                )
+                path_of = ("models", at, "classes", place, "slo")
+                problems.append(ConfigProblem(path_of, problem, str(path)))
     if problems:
         raise ConfigError(problems)
 
@@ -210,12 +220,31 @@ def _labels(model: ModelSpec) -> tuple[ClassLabel, ...]:
     )
 
 
-def _class(spec: ClassSpec, tenants: list[str]) -> RequestClass:
-    objective = spec.slo
+def _level_objective_ms(kind: ClassSpec, model: ModelSpec) -> float:
+    """What the server holds every request of that priority to; infinite: to nothing."""
+    at = (kind.priority or 1) - 1
+    level = model.levels[at] if at < len(model.levels) else LevelSpec()
+    return math.inf if level.best_effort else level.slo or model.slo
+
+
+def _own_objective_ms(kind: ClassSpec, otherwise_ms: float) -> float:
+    """The deadline that its clients bring."""
+    if kind.slo is None:
+        return otherwise_ms
+    return math.inf if kind.slo == "none" else kind.slo
+
+
+def _objective_ms(kind: ClassSpec, model: ModelSpec) -> float:
+    """The earliest of all that count."""
+    most_ms = _level_objective_ms(kind, model)
+    return min(_own_objective_ms(kind, most_ms), most_ms)
+
+
+def _class(spec: ClassSpec, model: ModelSpec, tenants: list[str]) -> RequestClass:
     return RequestClass(
         share=spec.share,
         priority=spec.priority,
-        objective_ms=float("inf") if objective == "none" else objective,
+        objective_ms=_objective_ms(spec, model),
         tenant=tenants.index(spec.tenant) + 1 if spec.tenant else 0,
         rows=spec.rows,
         signatures=spec.signatures,
@@ -229,7 +258,9 @@ def _setup(model: ModelSpec, spec: WorkloadSpec) -> ModelSetup:
             Placement(executor, model.instances, executor if shared else None)
             for executor in model.executors or range(spec.executors)
         ),
-        classes=tuple(_class(kind, list(spec.tenants)) for kind in model.classes),
+        classes=tuple(
+            _class(kind, model, list(spec.tenants)) for kind in model.classes or (ClassSpec(),)
+        ),
         rows_max=model.max_batch_size,
         slo_ms=model.slo,
         attainment=model.attainment,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.results import Figure, read_results
+from tests.fuzz import __main__ as fuzz
 from tests.fuzz.figure import Kept, Target, build_of
 
 pytestmark = pytest.mark.native
@@ -110,6 +111,19 @@ def test_a_build_is_the_commit_of_its_rooms() -> None:
     asked = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert build_of("http2_client").rstrip("+") == asked.stdout.strip()
     assert build_of("http2_client") == build_of("http2_server")
+
+
+def test_a_world_that_does_not_end_is_a_finding_and_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*command: object, timeout: float, **_: object) -> None:
+        raise subprocess.TimeoutExpired(str(command), timeout, output=b"7000000\n7000001\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    worlds = Target("engine_worlds", "abc1234")
+    assert not fuzz.run_worlds(worlds, 1, 7)
+    assert worlds.inputs == 2
+    assert "again by: python -m tests.property.engine_swarm 7000001" in capsys.readouterr().err
 
 
 def test_the_figure_is_kept_with_seed_and_counts(tmp_path: Path) -> None:

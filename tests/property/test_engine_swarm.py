@@ -45,6 +45,14 @@ def test_every_truth_holds_where_clients_give_up(seed: int) -> None:
     engine_swarm.run(seed)
 
 
+# Much fails and is sent again, or there is work for minutes: more than anybody waits for.
+@pytest.mark.parametrize("seed", [55000407, 77000330])
+def test_a_world_ends_soon(seed: int) -> None:
+    counted = engine_swarm.run(seed).engine
+    assert counted is not None
+    assert counted.steps < 50_000
+
+
 def test_the_worlds_reach_every_fate_and_failure() -> None:
     fates: Counter[str] = Counter()
     for seed in range(100):
@@ -57,6 +65,7 @@ def test_the_worlds_reach_every_fate_and_failure() -> None:
     reached = {name for name, count in fates.items() if count > 10}
     assert reached == {
         *("offered", "in_time", "late", "refused", "expired", "failed", "cancelled"),
+        "unanswered",
         *("failed_batches", "cancels"),
     }
 

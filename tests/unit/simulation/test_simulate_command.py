@@ -31,6 +31,7 @@ models:
     classes:
       - {share: 1, priority: 1, tenant: gold}
       - {share: 3, priority: 2, tenant: free, slo: none, name: patient}
+    levels: [{}, {best_effort: true}]
   - name: large
     latency: {table: [8ms, 9ms, 11ms]}
     slo: 100ms
@@ -224,17 +225,11 @@ def test_the_end_of_a_run_is_no_outage(runner: CliRunner) -> None:
         (("warm_up: 100ms", "warm_up: 1000h"), "warm_up"),
         (("slo: 100ms", "slo: 100ms\n    aging: 1s"), "aging needs"),
         (
-            (
-                "priority_levels: 2",
-                "priority_levels: 2\n    levels: [{slo: 1s, best_effort: true}]",
-            ),
+            ("[{}, {best_effort: true}]", "[{slo: 1s, best_effort: true}]"),
             "best_effort has neither",
         ),
         (
-            (
-                "priority_levels: 2",
-                "priority_levels: 2\n    levels: [{best_effort: true}, {slo: 90ms}]",
-            ),
+            ("[{}, {best_effort: true}]", "[{best_effort: true}, {slo: 90ms}]"),
             "levels[0] is best_effort and above one that is not",
         ),
         (("slo: none", "slo: 0"), "models[0].classes[1].slo (w.yaml:14): 0 is no objective; write"),
@@ -259,7 +254,16 @@ def test_the_end_of_a_run_is_no_outage(runner: CliRunner) -> None:
         (("models:", "models: ["), "not valid YAML"),
         (("slo: 40ms", "slo: 5900us"), "models[0].slo (w.yaml): 5.9 ms cannot be met: one row"),
         (("slo: none", "slo: 5ms"), "models[0].classes[1].slo (w.yaml): 5 ms cannot be met"),
-        (("slo: none", "rows: 60"), "models[0].classes[1].slo (w.yaml): 40 ms cannot be met: a b"),
+        (
+            ("tenant: gold", "rows: 60"),
+            "models[0].classes[0].slo (w.yaml): 40 ms cannot be met: a b",
+        ),
+        (("tenant: gold", "slo: 50ms"), "models[0].classes[0].slo (w.yaml): 50 ms does nothing: "),
+        (("tenant: gold", "slo: none"), "none does nothing: the model's slo of 40 ms counts too"),
+        (
+            ("[{}, {best_effort: true}]", "[{}, {slo: 500ms}]"),
+            "models[0].classes[1].slo (w.yaml): none does nothing: the model's slo of 500 ms",
+        ),
         (("priority: 2", "priority: 3"), "classes[1] has priority 3, but priority_levels is 2"),
         (("table: [8ms, 9ms, 11ms]", "table: [8ms, 0ms]"), "models[1].latency.table[1]"),
         (("table: [8ms, 9ms, 11ms]", "profile: no.json"), "models[1].latency.profile (no.json)"),
@@ -279,13 +283,13 @@ def test_the_end_of_a_run_is_no_outage(runner: CliRunner) -> None:
         (("kind: down", "kind: slow, factor: 1e-9"), "a factor above 0, at least 0.001"),
         (("executors: [1]", "executors: [1, 1]"), "large: an executor is named twice"),
         (("off: 50ms", "off: 277h"), "a rate of 20/s is 1.99e+08/s while requests come"),
-        (("slo: 100ms", "slo: 2h"), "models[1].slo (w.yaml:17): input should be less than or"),
+        (("slo: 100ms", "slo: 2h"), "models[1].slo (w.yaml:18): input should be less than or"),
         (
             ("slo: 100ms", "slo: 100ms\n    queue_requests_max: 99999999999999999999"),
-            "models[1].queue_requests_max (w.yaml:18): input should be less than or equal to 1000",
+            "models[1].queue_requests_max (w.yaml:19): input should be less than or equal to 1000",
         ),
         (
-            ("priority_levels: 2", "priority_levels: 2\n    levels: [{slo: 0}]"),
+            ("[{}, {best_effort: true}]", "[{slo: 0}]"),
             "models[0].levels[0].slo",
         ),
         (("slo: 100ms", "slo: 100ms\n    attainment: 0.9999999"), "models[1].attainment"),

@@ -49,7 +49,7 @@ KEYS: dict[tuple[str | int, ...], tuple[object, ...]] = {
     (*LEVEL, "attainment"): NUMBERS,
     (*CLASS, "share"): NUMBERS,
     (*CLASS, "priority"): NUMBERS,
-    (*CLASS, "slo"): (*TIMES, "none"),
+    ("models", 0, "classes", 1, "slo"): (*TIMES, "none"),  # of a best_effort level
     (*CLASS, "rows"): NUMBERS,
     (*CLASS, "signatures"): NUMBERS,
     (*ARRIVALS, "rate"): NUMBERS,
@@ -80,7 +80,8 @@ def whole() -> dict[str, Any]:
             {
                 "name": "first", "latency": dict(latency), "slo": "60ms", "priority_levels": 2,
                 "arrivals": {"kind": "gamma", "rate": 100, "shape": 0.5},
-                "levels": [{}], "classes": [{"tenant": "gold"}, {"priority": 2}],
+                "levels": [{}, {"best_effort": True}],
+                "classes": [{"tenant": "gold"}, {"priority": 2}],
             },
             {
                 "name": "second", "latency": dict(latency), "slo": "60ms",

@@ -1,0 +1,141 @@
+"""`infersched simulate`: what its reports say of classes, tenants, and of what is in no figure."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from scheduler.cli.main import main
+from scheduler.simulation.plot import Chart, svg
+
+pytestmark = pytest.mark.native
+
+# One executor serves at most 128 rows in 133 ms.
+BULK = """
+warm_up: 0ms
+tenants: {gold: 3}
+models:
+  - name: ranker
+    latency: {alpha: 1ms, beta: 5ms}
+    slo: 60ms
+    arrivals: {rate: RATE}
+    priority_levels: 2
+    levels: [{}, {best_effort: true}]
+    queue_requests_max: 1000000
+    classes:
+      - {name: top, share: 1, tenant: gold}
+      - {name: bulk, share: 20, priority: 2}
+  - {name: quick, latency: {alpha: 1ms}, slo: 20ms, arrivals: {rate: 20}}
+"""
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
+    for name in [name for name in os.environ if name.startswith("INFERSCHED_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return CliRunner()
+
+
+def simulate(runner: CliRunner, text: str, *arguments: str) -> Result:
+    Path("w.yaml").write_text(text)
+    result = runner.invoke(main, ["simulate", "w.yaml", "--load", "1", *arguments])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def point_of(runner: CliRunner, text: str, *arguments: str) -> Any:
+    (point,) = json.loads(simulate(runner, text, "--json", *arguments).stdout)["points"]
+    return point
+
+
+def test_a_run_of_any_length_says_the_same_of_what_has_no_deadline(runner: CliRunner) -> None:
+    """More than can be served: the longer the run, the more of it waits."""
+    text = BULK.replace("RATE", "2000")
+    for requests in ("2000", "20000"):
+        point = point_of(runner, text, "--requests", requests)
+        top, bulk = point["models"][0]["classes"]
+        assert bulk["unanswered"] > 0.2 * bulk["offered"]
+        assert bulk["late"] == top["unanswered"] == 0
+        assert bulk["attainment"] == 1
+        assert bulk["offered"] == bulk["in_time"] + bulk["unanswered"]
+        assert point["models"][0]["offered"] == top["offered"] + bulk["in_time"]
+        assert point["requests"] == int(requests)
+    told = simulate(runner, text, "--requests", "2000").stderr
+    assert "requests without a deadline waited when it ended, in no figure" in told
+
+
+def test_the_end_of_a_run_is_no_outage_for_what_has_no_deadline(runner: CliRunner) -> None:
+    result = simulate(runner, BULK.replace("RATE", "2000"), "--requests", "2000", "--json")
+    steps = json.loads(result.stdout)["over_time"]["policies"]["infersched"]
+    assert steps
+    late = steps[len(steps) // 2 :]
+    offered = sum(step["offered"] for step in late)
+    assert sum(step["in_time"] for step in late) > 0.8 * offered > 0
+
+
+def test_classes_and_tenants_have_lines_of_their_own(runner: CliRunner, tmp_path: Path) -> None:
+    text = BULK.replace("RATE", "100")
+    result = simulate(runner, text, "--requests", "500", "--seeds", "2", "--plot", "p.html")
+    lines = [line.split("  ")[0].strip() for line in result.stdout.splitlines()]
+    assert lines == [
+        *("POLICY", "infersched", "- ranker: top", "- ranker: bulk"),
+        *("- tenant gold", "- tenant (others)"),
+    ]
+    page = (tmp_path / "p.html").read_text()
+    assert all(f"<td>{line}</td>" in page for line in lines[1:])
+    columns = [line.split()[-3:-1] for line in result.stdout.splitlines()[2:]]
+    assert all(0.9 <= float(columns[i][1]) <= 1 for i in range(4)), columns
+
+
+def test_a_class_is_held_to_its_own_deadline_and_to_that_of_its_level(runner: CliRunner) -> None:
+    """Too much load: the sooner the objective, the fewer are in time."""
+    text = BULK.replace("RATE", "1200").replace("share: 20, priority: 2", "share: 20, SLO")
+    held = {
+        "60ms": text.replace(", SLO", ""),
+        "30ms": text.replace("SLO", "slo: 30ms"),
+        "60ms of the level": text.replace("SLO", "priority: 2"),
+        "200ms": text.replace("SLO", "priority: 2").replace("{best_effort: true}", "{slo: 200ms}"),
+    }
+    held["60ms of the level"] = held["60ms of the level"].replace("{best_effort: true}", "{}")
+    p99 = {
+        slo: point_of(runner, written, "--requests", "3000")["latency_ms"]["p99"]
+        for slo, written in held.items()
+    }
+    assert p99["30ms"] < p99["60ms"] < p99["200ms"]
+    assert p99["60ms of the level"] < p99["200ms"]
+
+
+def test_what_never_came_in_a_run_is_told(runner: CliRunner, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("\n".join(str(i / 100) for i in range(300)))
+    text = (
+        "warm_up: 0ms\nmodels: [{name: a, latency: {alpha: 1ms}, slo: 9ms, "
+        "arrivals: {kind: trace, file: t.csv}}]\n"
+        "faults: [{kind: cancels, start: 1s}, {kind: cancels, start: 20s}]"
+    )
+    told = simulate(runner, text, "--requests", "1000").stderr
+    assert "only 300 requests came to be counted" in told
+    assert json.loads(simulate(runner, text, "--json").stdout)["requests"] == 300
+    late = text.replace("kind: trace, file: t.csv", "rate: 100")
+    told = simulate(runner, late, "--requests", "500").stderr
+    assert "before 1 of the faults began" in told
+    assert "note" not in simulate(runner, late, "--requests", "3000").stderr
+
+
+@pytest.mark.parametrize(
+    "both", [["--seed", "1", "--seeds", "2"], ["--rate", "100", "--load", "1"]], ids=" ".join
+)
+def test_options_that_exclude_each_other_are_refused(runner: CliRunner, both: list[str]) -> None:
+    result = runner.invoke(main, ["simulate", "A", "--requests", "100", *both])
+    assert (result.exit_code, "exclude each other" in result.output) == (2, True)
+
+
+def test_one_load_is_a_dot() -> None:
+    drawn = svg([Chart("t", "x", "y", {"one": [(100.0, 50.0)], "two": [(1.0, 2.0), (3.0, 4.0)]})])
+    assert drawn.count("<circle") == 1
+    assert drawn.count("<polyline") == 1
