@@ -7,8 +7,6 @@ namespace infersched::simulation {
 
 namespace {
 
-// The engine's time at the start of the simulation: a monotonic clock is not near 0.
-constexpr Nanos kEpochNs = 1000 * kSecond;
 // A wake that is due at once: a timer takes that long to fire.
 constexpr Nanos kTimerNs = kMicrosecond;
 // How long after the end of a run with faults clients wait for what is left, and how long may pass

@@ -119,9 +119,14 @@ std::string problem_of(const Scenario& scenario, const EngineSettings& settings)
         if (device.poll_ns < 0) return "readings take no negative time";
     }
     if (settings.faults.size() > kFaultsMax) return "there are at most 10000 faults";
+    double back_ns = 0;
     for (const Fault& fault : settings.faults) {
         problem = problem_of(fault, scenario.models.size());
         if (!problem.empty()) return problem;
+        back_ns -= std::min(static_cast<double>(fault.shift_ns), 0.0);
+    }
+    if (back_ns >= static_cast<double>(kEpochNs)) {
+        return "jumps take the clock back by less than the 1000 s that it begins with";
     }
     for (const ModelSetup& setup : setups_of(scenario, settings)) {
         problem = problem_of(setup, settings.devices.size());

@@ -75,6 +75,9 @@ struct Fault {
 // The number of no request.
 inline constexpr std::uint64_t kNoOrdinal = UINT64_MAX;
 
+// The engine's time at the start of a simulation: a monotonic clock is not near 0.
+inline constexpr Nanos kEpochNs = 1000 * kSecond;
+
 struct EngineSettings {
     std::uint32_t rows_max = 128;  // of every model without a setup
     // One for each model, or none: every executor of the scenario is a backend that holds all

@@ -106,6 +106,8 @@ PhaseMs = Annotated[float, BeforeValidator(_ms), Field(ge=0.1, lt=LONGEST_MS)]
 # Requests keep coming until the last that is counted has missed its own.
 ObjectiveMs = Annotated[float, BeforeValidator(_ms), Field(gt=0, le=HOUR_MS)]
 SomeMs = Annotated[float, BeforeValidator(_ms), Field(gt=0, lt=LONGEST_MS)]
+# Where the engine's clock begins.
+CLOCK_MS = 1_000_000.0
 SignedMs = Annotated[float, BeforeValidator(_signed_ms), Field(gt=-LONGEST_MS, lt=LONGEST_MS)]
 
 
@@ -295,6 +297,11 @@ class WorkloadSpec(Section):
                 raise ValueError(f"a fault names {fault.model}, which is no model")
             if fault.executor is not None and fault.executor >= self.executors:
                 raise ValueError(f"a fault names executor {fault.executor} of {self.executors}")
+        if (back_ms := -sum(min(fault.shift, 0) for fault in self.faults)) >= CLOCK_MS:
+            raise ValueError(
+                f"faults: clock_jump takes the clock back by {back_ms / 1000:g} s in all; "
+                f"it begins at {CLOCK_MS / 1000:g} s and is never below 0"
+            )
         return self
 
 

@@ -17,7 +17,7 @@ BacklogPlace Backlog::place(std::size_t level, Nanos deadline, Nanos work_ns, Na
     if (deadline == kNever || deadline < now) return place;
     for (std::uint32_t ring = 0; ring < kShifts.size(); ++ring) {
         if ((deadline - now) >> kShifts[ring] >= kBuckets - 1) continue;
-        const auto bucket = static_cast<std::uint32_t>((deadline >> kShifts[ring]) % kBuckets);
+        const std::uint32_t bucket = bucket_at(deadline >> kShifts[ring]);
         place.bucket = static_cast<std::uint8_t>(ring * kBuckets + bucket);
         break;
     }
@@ -51,9 +51,7 @@ Nanos Backlog::queued_before(std::size_t level, Nanos deadline, Nanos now) const
         const std::uint32_t shift = kShifts[ring];
         const Nanos first = now >> shift;
         const Nanos count = std::min<Nanos>((deadline >> shift) - first, kBuckets);
-        const auto bucket = [&](Nanos i) {
-            return ring * kBuckets + static_cast<std::size_t>((first + i) % kBuckets);
-        };
+        const auto bucket = [&](Nanos i) { return ring * kBuckets + bucket_at(first + i); };
         for (std::size_t l = 0; l < levels; ++l) {
             for (Nanos i = 0; i < count; ++i) sum += rings_[l][bucket(i)];
             if (count == kBuckets) continue;

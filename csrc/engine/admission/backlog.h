@@ -99,6 +99,12 @@ class Backlog {
 
   private:
     static constexpr std::uint32_t kBuckets = 64;
+    static_assert((kBuckets & (kBuckets - 1)) == 0);
+
+    // Of a time in widths of a ring, whatever the clock.
+    static std::uint32_t bucket_at(Nanos widths) {
+        return static_cast<std::uint32_t>(static_cast<std::uint64_t>(widths) % kBuckets);
+    }
     static constexpr std::array<std::uint32_t, 3> kShifts = {19, 23, 27};  // 0.5, 8, 134 ms
     // The times up to the horizon that are looked at, as parts of the last one.
     static constexpr std::array<Nanos, 4> kRoomParts = {1, 2, 3, 4};

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from scheduler.config.errors import ConfigError
+from scheduler.simulation.engine import EngineSettings, Fault
 from scheduler.simulation.scenario import engine, simulate
 from scheduler.simulation.world import World, from_file
 
@@ -124,6 +125,20 @@ def runs(path: Path, values: dict[tuple[str | int, ...], object]) -> bool:
     for model in outcome.models:
         assert model.offered == model.in_time + model.late + model.dropped
     return True
+
+
+@pytest.mark.parametrize("shift", ["-999s", "-1000s", "-10000s", "10000s"])
+def test_no_jump_takes_the_clock_below_where_a_monotonic_one_can_be(
+    tmp_path: Path, shift: str
+) -> None:
+    taken = runs(tmp_path / "w.yaml", {("faults", 3, "shift"): shift})
+    assert taken == (shift in ("-999s", "10000s"))
+    if not taken:
+        jump = Fault("clock_jump", 100, shift_ms=-1e3 * int(shift[1:-1]))
+        with pytest.raises(ValueError, match="jumps take the clock back by less than"):
+            simulate(
+                world_of(tmp_path / "w.yaml", {}).at(1.0), engine(EngineSettings(faults=(jump,)))
+            )
 
 
 def test_the_file_has_every_key_and_is_taken(tmp_path: Path) -> None:
