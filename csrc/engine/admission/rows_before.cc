@@ -11,13 +11,14 @@ namespace {
 // what will by the deadline. At most one batch in kBatchesPerAged is led so.
 std::uint32_t rows_aged(const Requests& requests, const ModelState& model, const Group& group,
                         std::size_t level, Nanos deadline) {
+    if (model.policy.aging_ns == 0) return 0;
     const auto behind = [&](const RequestRecord& request) {
         const std::size_t own = request.backlog.level;
         return own > level || (own == level && request.deadline == kNever);
     };
     const RequestRecord& head = requests[group.head().slot];
     if (head.aged) return behind(head) ? head.rows_left() : 0;
-    if (model.policy.aging_ns == 0 || model.young == kNoSlot) return 0;
+    if (model.young == kNoSlot) return 0;
     const RequestRecord& young = requests[model.young];
     const bool low = young.level > 1 || young.over_share;
     const bool ages = low && add_saturating(young.arrival, model.policy.aging_ns) <= deadline;
