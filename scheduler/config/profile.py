@@ -199,5 +199,5 @@ def delay_beyond_objective(
         f"{format_duration(delay_ns)} leaves {format_duration(objective_ns - delay_ns)} of {key} "
         f"{format_duration(objective_ns)}, and a lone request takes {floor_ns / 1e6:.3g} ms at the "
         f"model ({source}): what waits so long is late; make it less than "
-        f"{format_duration(most_ns)}"
+        f"{most_ns / 1e6:.3g}ms"
     )

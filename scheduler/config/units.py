@@ -64,7 +64,7 @@ def format_duration(duration_ns: int) -> str:
     """The shortest exact text of a duration: 5_000_000 -> `5ms`."""
     if duration_ns == 0:
         return "0s"
-    for unit in ("s", "ms", "us"):
+    for unit in ("h", "s", "ms", "us"):
         if duration_ns % _DURATION_NS[unit] == 0:
             return f"{duration_ns // _DURATION_NS[unit]}{unit}"
     return f"{duration_ns}ns"
