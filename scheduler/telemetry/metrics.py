@@ -306,7 +306,9 @@ def _objective_families(models: Mapping[tuple[str, str], dict[str, Any]]) -> Ite
     labels = [*MODEL, "priority"]
     total = CounterMetricFamily(
         "infersched_slo",
-        "Requests with an objective or a deadline, refused ones included, without those cancelled.",
+        "Requests with an objective or a deadline that were answered, failed, expired, or were "
+        "refused by admission; not those cancelled, nor refused before: invalid, for lack of host "
+        "memory, or while the model is loaded.",
         labels=labels,
     )
     good = CounterMetricFamily("infersched_slo_good", "Of these, answered OK in time.",
