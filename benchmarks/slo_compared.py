@@ -118,11 +118,15 @@ def compared(
 ) -> Figure:
     """The ratio of the medians; its note has what it rests on, and the ratio of each round.
 
-    At least `least` is taken for theirs: a ratio to less would be one to nothing.
+    At least `least` is taken for theirs: a ratio to less would be one to nothing. Both have all
+    rounds, or none. Raises ValueError otherwise.
     """
-    ratios = [a / max(b, least) for a, b in zip(ours.by_round, theirs.by_round, strict=False)]
+    both = bool(ours.by_round and theirs.by_round)
+    rounds = zip(ours.by_round, theirs.by_round, strict=both)
+    ratios = rounded(a / max(b, least) for a, b in rounds)
+    by_round = ", ".join(f"{ratio:.10g}" for ratio in ratios) or "nothing"
     told = [way.in_words(unit) for way in (ours, theirs)]
-    note = "; ".join([*told, f"ratio by round: {in_words(ratios)}"])
+    note = "; ".join([*told, f"ratio by round: {by_round}"])
     middle = [median(way.by_round or [0.0]) for way in (ours, theirs)]
     say(f"{note} {problem}")
     return Figure.of(figure, middle[0] / max(middle[1], least), problem, note)

@@ -11,9 +11,10 @@ class at most .86 without precedence, .72 with nine tenths of the top classes in
 99 %. So there are two figures. Untuned, ours is told objectives and priority levels and nothing
 else: more than nine tenths of the top classes are in time then. Tuned, it is also told that the
 models are worth the same and how much of the top classes must be in time before anything else is.
-Both are compared with the best of Triton's settings, as slo_compared does: all are tried once, and
-the best few as long and as often as ours. The output tells the classes of every load, the result
-those of the median rounds.
+Both are compared with the best of Triton's settings: all are tried once, and the best few as long
+and as often as ours. They do not take turns with it: ours runs all its rounds first, untuned and
+tuned in turns, then Triton. The output tells the classes of every load, the result those of the
+median rounds.
 """
 
 from __future__ import annotations

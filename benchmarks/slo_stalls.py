@@ -74,9 +74,9 @@ def figures(
         with stalls(process_group, turn):
             return batched(batcher, turn)
 
-    grids = {"": batchers}
+    grids = {"batchers": batchers}
     during, best, problem = against_the_best(ours, theirs, grids, rounds, attainment)
-    setting, loads = best[""]
+    ((setting, loads),) = best.values()
     problem = first_problem([before, *after]) or problem
     parts = [load.attainment for load in after]
     return [

@@ -21,9 +21,13 @@ from benchmarks.slo_servers import Batcher, Measured, measured
 from benchmarks.slo_shared import TUNED, UNTUNED, settings, told_of
 from benchmarks.slo_stalls import stalls
 from benchmarks.slo_triton import (
+    AS_IT_COMES,
     GRID,
     QUEUE_SIZES,
     TIMEOUTS,
+    Bench,
+    Extent,
+    goodputs,
     interpolated,
     noise_sigma,
 )
@@ -205,6 +209,50 @@ def test_what_holds_at_no_rate_is_not_compared_and_the_reason_is_told() -> None:
     assert len(ours.rates_per_s) == 3
     assert (nothing.rates_per_s, nothing.goodput_per_s) == ([], 0)
     assert nothing.problem == "nothing held at no rate that was tried"
+
+
+OTHERS = Batcher(12), Batcher(8)
+
+
+class Ways(Bench):
+    """Ours holds up to 1000/s; a batcher up to what is told of it, with a problem of its loads."""
+
+    def __init__(self, limits: dict[Batcher, float], problems: dict[Batcher, str]) -> None:
+        self.extent = Extent(grid=OTHERS, rounds=3, rough=ROUGH, fine=FINE)
+        self.capacity_per_s = 1000.0
+        self._limits, self._problems = limits, problems
+
+    def scheduled(
+        self, rate_per_s: float, turn: int = 0, seconds: float = 0.0, warm_up_s: float = 1.5
+    ) -> Measured:
+        return answering(1000)(rate_per_s, turn, seconds)
+
+    def contender(self, batcher: Batcher) -> Contender:
+        limit, problem = self._limits.get(batcher, 0.0), self._problems.get(batcher, "")
+        return Contender(str(batcher), answering(limit, problem))
+
+
+@pytest.mark.parametrize(
+    ("limits", "problems", "default", "grid"),
+    [
+        ({AS_IT_COMES: 400, OTHERS[0]: 500}, {}, 2.5, 2.0),
+        ({AS_IT_COMES: 500, OTHERS[0]: 100}, {}, 2.0, 2.0),
+        ({OTHERS[0]: 500}, {}, 0.0, 2.0),
+        ({AS_IT_COMES: 400, OTHERS[0]: 500}, {AS_IT_COMES: "wrong"}, 0.0, 2.0),
+        ({AS_IT_COMES: 500, OTHERS[0]: 100}, {AS_IT_COMES: "wrong"}, 0.0, 0.0),
+        ({AS_IT_COMES: 400, OTHERS[0]: 500}, {OTHERS[1]: "wrong"}, 2.5, 0.0),
+        ({}, {}, 0.0, 0.0),
+    ],
+)
+def test_a_goodput_ratio_rests_on_what_was_searched_for_it(
+    limits: dict[Batcher, float], problems: dict[Batcher, str], default: float, grid: float
+) -> None:
+    """Where the batcher as it comes holds nowhere, the others are compared all the same."""
+    found = goodputs(Ways(limits, problems))
+    assert [figure.figure for figure in found] == [
+        "slo_goodput_ratio_default", "slo_goodput_ratio_grid",
+    ]  # fmt: skip
+    assert [figure.value for figure in found] == pytest.approx([default, grid], rel=0.01)
 
 
 def test_what_the_scheduler_was_told_is_said() -> None:

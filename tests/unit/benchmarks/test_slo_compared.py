@@ -79,7 +79,7 @@ def test_a_figure_is_the_ratio_of_medians_and_tells_the_rates_of_all_rounds() ->
     figure = compared("slo_goodput_ratio_grid", ours, theirs, least=1.0, unit="/s")
     assert figure.value == 2.5
     assert figure.note == (
-        "ours: 25/s (20, 30, 25); Triton's: 10/s (10, 20, 10); ratio by round: 2 (2, 1.5, 2.5)"
+        "ours: 25/s (20, 30, 25); Triton's: 10/s (10, 20, 10); ratio by round: 2, 1.5, 2.5"
     )
 
 
@@ -87,7 +87,7 @@ def test_a_ratio_to_next_to_nothing_is_one_to_the_least() -> None:
     ours, theirs = Way("ours", [100.0, 100.0]), Way("Triton's", [0.0, 0.1])
     figure = compared("slo_goodput_ratio_grid", ours, theirs, least=2.0)
     assert figure.value == 50
-    assert figure.note.endswith("ratio by round: 50 (50, 50)")
+    assert figure.note.endswith("; ratio by round: 50, 50")
 
 
 def test_a_way_that_was_not_measured_is_no_ratio() -> None:
@@ -95,6 +95,11 @@ def test_a_way_that_was_not_measured_is_no_ratio() -> None:
     figure = compared("slo_goodput_ratio_grid", ours, theirs, 1.0, "it holds at no rate")
     assert not figure.verified
     assert figure.note == "ours: 100 (100, 100); Triton's: nothing; ratio by round: nothing"
+
+
+def test_a_lost_round_is_no_comparison() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        compared("slo_goodput_ratio_grid", Way("a", [2.0, 2.0]), Way("b", [1.0]), least=1.0)
 
 
 def test_ours_and_the_best_few_of_each_grid_take_turns_as_often() -> None:
