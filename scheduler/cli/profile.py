@@ -232,8 +232,7 @@ def _print(measured: Profile) -> None:
     columns = ["ROWS", "BATCHES", "MEDIAN MS", "P99 MS", "LINE MS", "MS/ROW", "ROWS/S"]
     print_table(columns, rows)
     click.echo(
-        f"\n{line_text(measured, '* b', 'R²')}; rows/s are of one executor, "
-        f"{measured.in_flight} in flight"
+        f"\n{line_text(measured)}; rows/s are of one executor, {measured.in_flight} in flight"
     )
 
 
@@ -252,7 +251,7 @@ def _print_memory(need: MemoryProfile) -> None:
     instances = f", of each of {need.instances} instances" if need.instances > 1 else ""
     click.echo(
         f"\nneed(b) = {need.base_bytes / mib:.4g} MiB + {need.bytes_per_row / mib:.4g} MiB * b, "
-        f"R² {need.r_squared:.4f}{instances}; on {need.device} by {need.source}"
+        f"R2 {need.r_squared:.4f}{instances}; on {need.device} by {need.source}"
     )
     moved = [str(size.rows) for size in need.sizes if size.moved]
     if moved:

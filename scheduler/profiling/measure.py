@@ -213,14 +213,15 @@ def fit_line(rows: Sequence[int], times_ns: Sequence[float]) -> Fit:
     )
 
 
-def line_text(profile: Profile, rows_text: str, r_squared_text: str) -> str:
-    """The line for people; one size tells none."""
+def line_text(profile: Profile) -> str:
+    """The line for people; one size tells none. In ASCII: pictures have no other letters."""
     if len(profile.sizes) == 1:
-        return f"no line: only {profile.sizes[0].rows} rows were measured"
+        rows = profile.sizes[0].rows
+        return f"no line: only batches of {rows} {'row' if rows == 1 else 'rows'} were measured"
     fit = profile.fit
     return (
-        f"l(b) = {fit.alpha_ns / 1e6:.4g} ms {rows_text} + {fit.beta_ns / 1e6:.4g} ms, "
-        f"{r_squared_text} {fit.r_squared:.4f}"
+        f"l(b) = {fit.alpha_ns / 1e6:.4g} ms * b + {fit.beta_ns / 1e6:.4g} ms, "
+        f"R2 {fit.r_squared:.4f}"
     )
 
 

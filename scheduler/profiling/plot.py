@@ -19,7 +19,7 @@ def svg(profile: Profile) -> str:
     axes = Axes(WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, rows_max, time_max_ms)
     fit = profile.fit
     alpha_ms, beta_ms = fit.alpha_ns / 1e6, fit.beta_ns / 1e6
-    formula = f"{line_text(profile, 'b', 'R2')}, {profile.in_flight} in flight"
+    formula = f"{line_text(profile)}, {profile.in_flight} in flight"
     line_end_ms = alpha_ms * rows_max + beta_ms
     parts = [
         title(LEFT, f"{profile.model.name} version {profile.model.version}"),
@@ -44,7 +44,7 @@ def memory_svg(profile: Profile, need: MemoryProfile) -> str:
     axes = Axes(WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, rows_max, top_mib)
     base_mib, per_row_mib = need.base_bytes / MIB, need.bytes_per_row / MIB
     formula = (
-        f"need(b) = {base_mib:.4g} MiB + {per_row_mib:.4g} MiB b, R2 {need.r_squared:.4f}, "
+        f"need(b) = {base_mib:.4g} MiB + {per_row_mib:.4g} MiB * b, R2 {need.r_squared:.4f}, "
         f"on {need.device}"
     )
     return document(

@@ -147,10 +147,12 @@ def test_the_line_through_affine_times_is_exact() -> None:
 
 
 def test_one_size_tells_no_line() -> None:
-    assert line_text(profile_of({4: 19.0}), "b", "R2") == "no line: only 4 rows were measured"
+    told = line_text(profile_of({4: 19.0}))
+    assert told == "no line: only batches of 4 rows were measured"
+    assert "batches of 1 row were" in line_text(profile_of({1: 19.0}))
     assert "l(b) = " not in svg(profile_of({4: 19.0}))
-    told = line_text(profile_of({1: 6.0, 2: 7.0}), "b", "R2")
-    assert told == "l(b) = 1 ms b + 5 ms, R2 1.0000"
+    told = line_text(profile_of({1: 6.0, 2: 7.0}))
+    assert told == "l(b) = 1 ms * b + 5 ms, R2 1.0000"
 
 
 # -- inputs
