@@ -147,7 +147,7 @@ def simulate(
         print_json(
             {
                 "workload": world.name,
-                "requests": max(point.requests for point in found),
+                "requests": plan.requests,
                 "seeds": list(numbers),
                 "points": [point.record(world) for point in found],
                 "goodput": best,
@@ -211,27 +211,32 @@ def _progress(plan: Plan) -> Iterator[Callable[[], None]]:
 
 def _rows(point: Point, world: World) -> list[list[str]]:
     """The point, and below it its classes and tenants."""
-    from statistics import median
-
     rows = [_row(point, world)]
     for group in point.groups(world):
-        spread = group.attainments
-        offered = point.offered_per_s * group.judged[0] / max(point.outcomes[0].offered, 1)
         row = [
             f"- {group.name}",
             f"{point.factor:.3g}",
-            f"{offered:.0f}",
-            f"{offered * median(spread):.0f}",
-            f"{median(spread):.4f}",
-            f"{min(spread):.4f}-{max(spread):.4f}",
+            f"{point.offered_per_s_of(group):.0f}",
+            f"{point.in_time_per_s_of(group):.0f}",
+            *_attained(group.attainments),
         ]
         rows.append([*row, *[""] * (len(COLUMNS) - len(row))])
     return rows
 
 
+def _attained(spread: Sequence[float]) -> list[str]:
+    """ATTAINMENT and RANGE; nothing may have been judged."""
+    from statistics import median
+
+    if not spread:
+        return ["-", "-"]
+    return [f"{median(spread):.4f}", f"{min(spread):.4f}-{max(spread):.4f}"]
+
+
 def _row(point: Point, world: World) -> list[str]:
     record = point.record(world)
     latencies = record.get("latency_ms", {})
+    worst = record["worst_model_attainment"]
 
     def ms(name: str) -> str:
         return f"{latencies[name]:.2f}" if name in latencies else ""
@@ -241,9 +246,8 @@ def _row(point: Point, world: World) -> list[str]:
         f"{point.factor:.3g}",
         f"{point.offered_per_s:.0f}",
         f"{point.in_time_per_s:.0f}",
-        f"{record['attainment']:.4f}",
-        f"{record['attainment_lowest']:.4f}-{record['attainment_highest']:.4f}",
-        f"{record['worst_model_attainment']:.4f}",
+        *_attained(point.attainments),
+        "-" if worst is None else f"{worst:.4f}",
         f"{record['mean_batch']:.2f}",
         ms("p50"),
         ms("p99"),

@@ -288,13 +288,18 @@ class ClassOutcome:
     unanswered: int  # at the end, without a deadline
 
     @property
-    def judged(self) -> int:
-        """Those whose clients did not leave, and that were to be answered by the end."""
-        return self.offered - self.cancelled - self.unanswered
+    def asked(self) -> int:
+        """Those whose clients did not leave."""
+        return self.offered - self.cancelled
 
     @property
-    def attainment(self) -> float:
-        return self.in_time / self.judged if self.judged else 1.0
+    def judged(self) -> int:
+        """Those of them that were to be answered by the end."""
+        return self.asked - self.unanswered
+
+    @property
+    def attainment(self) -> float | None:
+        return self.in_time / self.judged if self.judged else None
 
 
 @dataclass(frozen=True)
@@ -315,6 +320,11 @@ class EngineOutcome:
     memory: tuple[LearnedNeed, ...] = ()  # by model and device
     fates: bytes = field(default=b"", repr=False)  # indices of FATES, by arrival
     arrivals_ns: tuple[int, ...] = field(default=(), repr=False)
+
+    @property
+    def kinds(self) -> list[ClassOutcome]:
+        """The classes of all models."""
+        return [kind for kinds in self.classes for kind in kinds]
 
     @classmethod
     def of(cls, counted: dict[str, Any]) -> EngineOutcome:

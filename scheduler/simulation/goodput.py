@@ -31,15 +31,16 @@ class Goodput:
 def holds(scenario: Scenario, policy: Policy, attainment: float = ATTAINMENT) -> Outcome | None:
     """The outcome when at least `attainment` of all requests were in time, else None.
 
-    None, too, where arrivals end before COUNTED_MIN of them were counted. A run that cannot hold
-    any more is stopped.
+    What waits in the end without a deadline was not: a backlog that only grows is no goodput. None,
+    too, where arrivals end before COUNTED_MIN of them were counted. A run that cannot hold any more
+    is stopped.
     """
     allowed = int(scenario.requests * (1 - attainment) + 1e-9)
     outcome = simulate(replace(scenario, misses_max=allowed), policy)
-    if outcome.stopped_early or outcome.offered < min(COUNTED_MIN, scenario.requests):
+    if outcome.stopped_early or outcome.came < min(COUNTED_MIN, scenario.requests):
         return None
     # There may have been fewer requests than were to be counted.
-    return outcome if outcome.attainment >= attainment - 1e-9 else None
+    return outcome if outcome.in_time_share >= attainment - 1e-9 else None
 
 
 def search(

@@ -261,14 +261,32 @@ class Outcome:
 
     @property
     def offered(self) -> int:
-        """Counted requests."""
+        """Counted requests that were judged; of the engine's, without cancelled and unanswered."""
         return sum(model.offered for model in self.models)
 
     @property
+    def came(self) -> int:
+        """All counted requests."""
+        return self.offered if self.engine is None else sum(k.offered for k in self.engine.kinds)
+
+    @property
+    def asked(self) -> int:
+        """Those whose clients did not leave."""
+        return self.offered if self.engine is None else sum(k.asked for k in self.engine.kinds)
+
+    @property
+    def in_time(self) -> int:
+        return sum(model.in_time for model in self.models)
+
+    @property
+    def in_time_share(self) -> float:
+        """Of what was asked: what waits in the end without a deadline was not served either."""
+        return self.in_time / self.asked if self.asked else 0.0
+
+    @property
     def attainment(self) -> float:
-        """The share of all counted requests that was answered in time."""
-        offered = self.offered
-        return sum(model.in_time for model in self.models) / offered if offered else 1.0
+        """The share of all judged requests that was answered in time."""
+        return self.in_time / self.offered if self.offered else 1.0
 
     @property
     def worst_attainment(self) -> float:

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from scheduler.simulation.compare import POLICIES
-from scheduler.simulation.engine import ClassOutcome, EngineOutcome, EngineSettings
+from scheduler.simulation.engine import ClassOutcome, EngineSettings
 from scheduler.simulation.goodput import search
 from scheduler.simulation.scenario import ENGINE, LATEST_MS, Outcome, Policy, engine, simulate
 from scheduler.simulation.world import World
@@ -18,30 +18,33 @@ INTERVALS = 100
 
 @dataclass
 class Group:
-    """Some of the requests of a point: those that were judged and those in time, by seed."""
+    """Some of the requests of a point, with every seed."""
 
     name: str
-    judged: list[int] = field(default_factory=list)
-    in_time: list[int] = field(default_factory=list)
+    counts: list[list[ClassOutcome]] = field(default_factory=list)  # by seed
 
-    def add(self, seed: int, kind: ClassOutcome) -> None:
-        for counts, more in ((self.judged, kind.judged), (self.in_time, kind.in_time)):
-            if len(counts) == seed:
-                counts.append(0)
-            counts[seed] += more
+    def add(self, kinds: Sequence[ClassOutcome]) -> None:
+        self.counts = self.counts or [[] for _ in kinds]
+        for of_seed, kind in zip(self.counts, kinds, strict=True):
+            of_seed.append(kind)
+
+    def sums(self, name: str) -> list[int]:
+        return [sum(getattr(kind, name) for kind in of_seed) for of_seed in self.counts]
 
     @property
     def attainments(self) -> list[float]:
-        return [
-            in_time / judged if judged else 1.0
-            for in_time, judged in zip(self.in_time, self.judged, strict=True)
-        ]
+        """With the seeds that something was judged with."""
+        both = zip(self.sums("in_time"), self.sums("judged"), strict=True)
+        return [in_time / judged for in_time, judged in both if judged]
+
+    @property
+    def in_time_shares(self) -> list[float]:
+        both = zip(self.sums("in_time"), self.sums("asked"), strict=True)
+        return [in_time / asked if asked else 0.0 for in_time, asked in both]
 
 
-def _requests(outcome: Outcome) -> int:
-    if outcome.engine is None:
-        return outcome.offered
-    return sum(kind.offered for kinds in outcome.engine.classes for kind in kinds)
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 5)
 
 
 @dataclass(frozen=True)
@@ -54,54 +57,67 @@ class Point:
     outcomes: tuple[Outcome, ...]
 
     @property
-    def attainment(self) -> float:
-        return median(outcome.attainment for outcome in self.outcomes)
+    def attainments(self) -> list[float]:
+        """With the seeds that something was judged with."""
+        return [outcome.attainment for outcome in self.outcomes if outcome.offered]
 
     @property
     def in_time_per_s(self) -> float:
-        return self.attainment * self.offered_per_s
+        return self.offered_per_s * median(outcome.in_time_share for outcome in self.outcomes)
 
     @property
     def requests(self) -> int:
         """That came and were counted, with every seed at least."""
-        return min(_requests(outcome) for outcome in self.outcomes)
+        return min(outcome.came for outcome in self.outcomes)
 
     def groups(self, world: World) -> list[Group]:
         """The classes of models that have several, and the tenants of all."""
-        if self.outcomes[0].engine is None:
+        engines = [outcome.engine for outcome in self.outcomes if outcome.engine is not None]
+        if not engines:
             return []
-        by_class: dict[tuple[str, str], Group] = {}
-        by_tenant: dict[str, Group] = {}
-        for seed, outcome in enumerate(self.outcomes):
-            assert outcome.engine is not None
-            for at, kinds in enumerate(outcome.engine.classes):
-                labels = world.classes_of(at)
-                for label, kind in zip(labels, kinds, strict=True):
-                    found = []
-                    if len(labels) > 1:
-                        name = f"{world.models[at]}: {label.name}"
-                        found.append(
-                            by_class.setdefault((world.models[at], label.name), Group(name))
-                        )
-                    if world.settings.tenants:
-                        name = f"tenant {label.tenant or '(others)'}"
-                        found.append(by_tenant.setdefault(name, Group(name)))
-                    for group in found:
-                        group.add(seed, kind)
-        return [*by_class.values(), *by_tenant.values()]
+        kinds = [
+            (model, label, [one.classes[at][place] for one in engines])
+            for at, model in enumerate(world.models)
+            for place, label in enumerate(world.classes_of(at))
+        ]
+        several = {model for at, model in enumerate(world.models) if len(world.classes_of(at)) > 1}
+        found: dict[tuple[str, str], Group] = {}
+        for model, label, counts in kinds:
+            if model in several:
+                group = Group(f"{model}: {label.name}")
+                found.setdefault((model, label.name), group).add(counts)
+        # No model is called "".
+        for _, label, counts in kinds if world.settings.tenants else ():
+            group = Group(f"tenant {label.tenant or '(others)'}")
+            found.setdefault(("", label.tenant), group).add(counts)
+        return list(found.values())
+
+    def in_time_per_s_of(self, group: Group) -> float:
+        """As in_time_per_s, of a group."""
+        pairs = zip(self._parts(group), group.in_time_shares, strict=True)
+        return self.offered_per_s * median(part * share for part, share in pairs)
+
+    def offered_per_s_of(self, group: Group) -> float:
+        return self.offered_per_s * median(self._parts(group))
+
+    def _parts(self, group: Group) -> list[float]:
+        """Of what came, by seed."""
+        came = zip(group.sums("offered"), self.outcomes, strict=True)
+        return [count / outcome.came for count, outcome in came]
 
     def record(self, world: World) -> dict[str, Any]:
-        """As JSON has it; medians over the seeds."""
-        spread = [outcome.attainment for outcome in self.outcomes]
+        """As JSON has it; medians over the seeds. None: nothing was judged."""
+        spread = self.attainments
+        worst = (o.worst_attainment for o in self.outcomes if o.offered)
         record: dict[str, Any] = {
             "policy": self.policy,
             "load": round(self.factor, 4),
             "offered_per_s": round(self.offered_per_s, 1),
             "in_time_per_s": round(self.in_time_per_s, 1),
-            "attainment": round(self.attainment, 5),
-            "attainment_lowest": round(min(spread), 5),
-            "attainment_highest": round(max(spread), 5),
-            "worst_model_attainment": round(min(o.worst_attainment for o in self.outcomes), 5),
+            "attainment": _rounded(median(spread) if spread else None),
+            "attainment_lowest": _rounded(min(spread, default=None)),
+            "attainment_highest": _rounded(max(spread, default=None)),
+            "worst_model_attainment": _rounded(min(worst, default=None)),
             "mean_batch": round(median(outcome.mean_batch for outcome in self.outcomes), 3),
             "requests": self.requests,
         }
@@ -122,8 +138,9 @@ class Point:
             record["latency_ms"] = {f"p{100 * p:g}": t for p, t in counted.latencies_ms.items()}
             record["wait_ms"] = {f"p{100 * p:g}": t for p, t in counted.waits_ms.items()}
             for at, kinds in enumerate(counted.classes):
+                record["models"][at]["offered"] = sum(kind.offered for kind in kinds)
                 record["models"][at]["classes"] = [
-                    {**vars(label), **vars(kind), "attainment": round(kind.attainment, 5)}
+                    {**vars(label), **vars(kind), "attainment": _rounded(kind.attainment)}
                     for label, kind in zip(world.classes_of(at), kinds, strict=True)
                 ]
         return record
@@ -161,7 +178,7 @@ def points(world: World, plan: Plan, on_run: Callable[[], None]) -> Iterable[Poi
                     scenario = replace(scenario, interval_ms=_interval_ms(world, plan, factor))
                 outcomes.append(simulate(scenario, policy))
                 on_run()
-                if not outcomes[-1].offered:
+                if not outcomes[-1].came:
                     raise ValueError(
                         f"at load {factor:g} nothing arrives after the warm_up of "
                         f"{scenario.warm_up_ms / 1000:g} s, in which nothing is counted"
@@ -212,16 +229,13 @@ def notes(world: World, plan: Plan, found: Sequence[Point]) -> list[str]:
         if never > 0:
             ended_s = min(one.ended_ms for one in engines) / 1000
             told.append(f"{at}: ended after {ended_s:.4g} s, before {never} of the faults began")
-        waiting = max((_unanswered(one) for one in engines), default=0)
+        waiting = max((sum(kind.unanswered for kind in one.kinds) for one in engines), default=0)
         if waiting > 0:
             told.append(
-                f"{at}: {waiting} requests without a deadline waited when it ended, in no figure"
+                f"{at}: {waiting} requests without a deadline waited when it ended, "
+                "in no attainment"
             )
     return told
-
-
-def _unanswered(counted: EngineOutcome) -> int:
-    return sum(kind.unanswered for kinds in counted.classes for kind in kinds)
 
 
 def over_time(world: World, plan: Plan, found: Sequence[Point]) -> dict[str, list[dict[str, Any]]]:
