@@ -126,32 +126,57 @@ def _check_objectives(spec: WorkloadSpec, models: list[Model], path: Path) -> No
     problems = []
     for at, (model, timed) in enumerate(zip(spec.models, models, strict=True)):
 
-        def check(
-            slo_ms: float, rows: int, *key: str | int, at: int = at, timed: Model = timed
-        ) -> None:
-            needs_ms = timed.latency.at(rows) / speed + 2 * spec.wire
-            if slo_ms < needs_ms:
-                batch = f"a batch of {rows} rows" if rows > 1 else "one row"
-                problem = f"{slo_ms:g} ms cannot be met: {batch} takes {needs_ms:.4g} ms"
-                problems.append(ConfigProblem(("models", at, *key), problem, str(path)))
+        def needs_ms(rows: int, timed: Model = timed) -> float:
+            return timed.latency.at(rows) / speed + 2 * spec.wire
 
-        check(model.slo, 1, "slo")
-        for level, asked in enumerate(model.levels):
-            check(asked.slo or model.slo, 1, "levels", level, "slo")
-        for place, kind in enumerate(model.classes):
-            held_ms, rows = _objective_ms(kind, model), min(kind.rows, model.max_batch_size)
-            check(held_ms, rows, "classes", place, "slo")
-            most_ms = _level_objective_ms(kind, model)
-            if _own_objective_ms(kind, most_ms) > most_ms:
-                problem = (
-                    f"{kind.slo if kind.slo == 'none' else f'{kind.slo:g} ms'} does nothing: the "
-                    f"model's slo of {most_ms:g} ms counts too, and the earliest wins; give levels "
-                    f"for priority {kind.priority or 1} a longer slo, or best_effort"
-                )
-                path_of = ("models", at, "classes", place, "slo")
-                problems.append(ConfigProblem(path_of, problem, str(path)))
+        for key, message in _objective_problems(model, needs_ms):
+            problems.append(ConfigProblem(("models", at, *key), message, str(path)))
     if problems:
         raise ConfigError(problems)
+
+
+def _objective_problems(
+    model: ModelSpec, needs_ms: Callable[[int], float]
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Keys of the model and what is wrong with them; one mistake is told once."""
+    one_ms = needs_ms(1)
+
+    def too_short(slo_ms: float) -> str:
+        return (
+            f"{slo_ms:g} ms cannot be met: one row takes {one_ms:.4g} ms; give a slo of at least "
+            f"{one_ms:.4g} ms"
+        )
+
+    if model.slo < one_ms:
+        yield ("slo",), too_short(model.slo)
+    for level, asked in enumerate(model.levels):
+        if asked.slo and asked.slo < one_ms:
+            yield ("levels", level, "slo"), too_short(asked.slo)
+    for place, kind in enumerate(model.classes):
+        most_ms = _level_objective_ms(kind, model)
+        if most_ms < one_ms:
+            continue
+        key = ("classes", place)
+        if isinstance(kind.slo, float) and kind.slo < one_ms:
+            yield (*key, "slo"), too_short(kind.slo)
+            continue
+        held_ms, rows = _objective_ms(kind, model), min(kind.rows, model.max_batch_size)
+        if held_ms < needs_ms(rows):
+            yield (
+                (*key, "rows"),
+                f"a batch of {rows} rows takes {needs_ms(rows):.4g} ms, but its slo is "
+                f"{held_ms:g} ms; give fewer rows, or a larger slo",
+            )
+        if _own_objective_ms(kind, most_ms) > most_ms:
+            priority = kind.priority or 1
+            levels = priority <= len(model.levels) and model.levels[priority - 1].slo
+            yield (
+                (*key, "slo"),
+                f"{kind.slo if kind.slo == 'none' else f'{kind.slo:g} ms'} does nothing: "
+                f"{f'levels[{priority - 1}].slo' if levels else 'the slo of the model'}, "
+                f"{most_ms:g} ms, counts too, and the earliest wins; give "
+                f"levels[{priority - 1}] a longer slo, or best_effort",
+            )
 
 
 def _latency(spec: LatencySpec, directory: Path) -> Latency:

@@ -256,13 +256,15 @@ def test_the_end_of_a_run_is_no_outage(runner: CliRunner) -> None:
         (("slo: none", "slo: 5ms"), "models[0].classes[1].slo (w.yaml): 5 ms cannot be met"),
         (
             ("tenant: gold", "rows: 60"),
-            "models[0].classes[0].slo (w.yaml): 40 ms cannot be met: a b",
+            "models[0].classes[0].rows (w.yaml): a batch of 60 rows takes 65 ms, but its slo is "
+            "40 ms; give fewer rows, or a larger slo",
         ),
         (("tenant: gold", "slo: 50ms"), "models[0].classes[0].slo (w.yaml): 50 ms does nothing: "),
-        (("tenant: gold", "slo: none"), "none does nothing: the model's slo of 40 ms counts too"),
+        (("tenant: gold", "slo: none"), "none does nothing: the slo of the model, 40 ms, counts"),
         (
             ("[{}, {best_effort: true}]", "[{}, {slo: 500ms}]"),
-            "models[0].classes[1].slo (w.yaml): none does nothing: the model's slo of 500 ms",
+            "models[0].classes[1].slo (w.yaml): none does nothing: levels[1].slo, 500 ms, counts "
+            "too, and the earliest wins; give levels[1] a longer slo, or best_effort",
         ),
         (("priority: 2", "priority: 3"), "classes[1] has priority 3, but priority_levels is 2"),
         (("table: [8ms, 9ms, 11ms]", "table: [8ms, 0ms]"), "models[1].latency.table[1]"),

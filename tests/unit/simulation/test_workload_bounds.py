@@ -141,6 +141,29 @@ def test_no_jump_takes_the_clock_below_where_a_monotonic_one_can_be(
             )
 
 
+@pytest.mark.parametrize(
+    ("values", "keys"),
+    [
+        ({("slo",): "3ms"}, ["models.0.slo"]),
+        ({("levels", 1): {"slo": "3ms"}}, ["models.0.levels.1.slo"]),
+        (
+            {("levels", 1): {"slo": "3ms"}, ("classes", 1, "slo"): "none"},
+            ["models.0.levels.1.slo"],
+        ),
+        ({("classes", 1, "slo"): "3ms"}, ["models.0.classes.1.slo"]),
+        ({("classes", 1, "slo"): "3ms", ("classes", 1, "rows"): 9}, ["models.0.classes.1.slo"]),
+        ({("classes", 0, "rows"): 60}, ["models.0.classes.0.rows"]),
+    ],
+)
+def test_one_objective_that_cannot_be_met_is_one_problem(
+    tmp_path: Path, values: dict[tuple[str | int, ...], object], keys: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        world_of(tmp_path / "w.yaml", {(*MODEL, *key): value for key, value in values.items()})
+    assert [".".join(map(str, problem.path)) for problem in raised.value.problems] == keys
+    assert all("; give " in problem.message for problem in raised.value.problems)
+
+
 def test_the_file_has_every_key_and_is_taken(tmp_path: Path) -> None:
     assert runs(tmp_path / "w.yaml", {})
 
