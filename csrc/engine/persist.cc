@@ -104,6 +104,7 @@ void archive_placement(Archive& archive, PlacementState& p) {
         p.own_latency = own ? std::make_unique<LatencyModel>() : nullptr;
     }
     if (own) p.own_latency->archive(archive);
+    archive(p.cut);
     archive(p.failures);
     archive(p.rest_until);
     archive(p.pinned.unserved_since);
@@ -255,6 +256,7 @@ void archive_batch(Archive& archive, BatchRecord& b) {
     archive(b.freed_at);
     archive(b.counted);
     archive(b.followed);
+    archive(b.runs_on);
     archive(b.counted_as.end);
     archive(b.counted_as.reserve);
     archive(b.counted_as.overdue_at);

@@ -154,6 +154,7 @@ struct BatchRecord {
     // counted in its place.
     bool counted = false;
     bool followed = false;
+    bool runs_on = false;  // beyond its deadline, to show how long it takes
     RunningBatch counted_as;
     // Answered while its execution goes on: when its slot is free again. Its handle is stale.
     Nanos release_at = kNever;

@@ -3,6 +3,7 @@
 
 #include "engine/batching/load_rules.h"
 #include "engine/core.h"
+#include "engine/execution/runs_on.h"
 
 namespace infersched::engine {
 namespace {
@@ -10,14 +11,6 @@ namespace {
 // Of a batch with an objective, of a model of which no latency is known.
 constexpr std::uint32_t kRowsBlind = 32;
 constexpr Nanos kAnyTime = std::numeric_limits<Nanos>::min();
-
-// Whether a batch would be given up at its deadline, by what is known. Such a one runs to its end:
-// otherwise nobody would ever know how long it takes, nor that its objective cannot be met.
-bool cut_off(const ModelState& model, const PlacementState& placement, const Action& sent,
-             Nanos now) {
-    const LatencyModel& latency = latency_of(model, placement);
-    return model.learns && sent.at - now < latency.expected(sent.rows_padded);
-}
 
 }  // namespace
 
@@ -369,7 +362,9 @@ void Core::send(ModelState& model, std::uint32_t batch_slot, const Choice& choic
     action.member_begin = static_cast<std::uint32_t>(members.size());
     action.member_count = static_cast<std::uint32_t>(batch.members.size());
     action.rows_padded = rows_sent(model, batch);
-    if (cut_off(model, placement, action, now)) action.at = kNever;
+    const Nanos until = runs_on_until(model, placement, action.rows_padded, action.at, now);
+    batch.runs_on = until != action.at;
+    action.at = until;
     action.memory_limited = batch.memory_limited || batch.half;
     if (memory_.reserve(batch, placement, size_sent(model, batch))) {
         for (const std::uint32_t device : placement.devices) publish_device(device);

@@ -66,6 +66,7 @@ struct PlacementState {
     IgnoredTimes ignored_times;
     // Sizes of which a prior said what is known of the others; while it has run nothing.
     std::vector<std::uint32_t> rows_alike;
+    bool cut = false;            // a batch was given up at its deadline; none has run on since
     std::uint32_t failures = 0;  // in a row, of those that make it rest, at once or later
     Nanos rest_until = std::numeric_limits<Nanos>::min();
     // The batch that is to have the devices for itself (BatchRecord::alone); 0: none. What such

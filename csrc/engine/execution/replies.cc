@@ -93,6 +93,7 @@ void Core::observe(ModelState& model, const BatchRecord& batch, Nanos now) {
     if (!timed(placement.ignored_times, batch, now)) return;
     const Nanos ran = now - batch.started_at;
     placement.observe(ran, batch.rows);
+    placement.cut = false;
     model.batch_ns = averaged(model.batch_ns, ran);
     model.device_ns += static_cast<double>(ran);
     model.doubted = ran < (batch.ends_at - batch.started_at) / 2;
@@ -230,15 +231,16 @@ void Core::dispatch_failed(BatchHandle handle, FailureKind kind, StatusCode code
     resolve_failure(model, failed, kind, ending, now);
 }
 
-// A batch that was given up has run for so long at least. Without this, one that always takes
-// longer than the objective would never be known.
+// A batch that was given up has run for so long at least. Of a model that is known, only one that
+// ran on tells: what others were given the next one shows (PlacementState::cut).
 void Core::observe_unfinished(ModelState& model, const BatchRecord& batch, Nanos now) {
     PlacementState& placement = *model.placement(batch.backend);
     if (!timed(placement.ignored_times, batch, now) || !model.learns) return;
     const LatencyModel& latency = latency_of(model, placement);
     const Nanos ran_ns = now - batch.started_at;
     const std::uint32_t rows = rows_sent(model, batch);
-    if (latency.known() && ran_ns <= latency.expected(rows)) return;
+    placement.cut = !batch.runs_on;
+    if (latency.known() && (!batch.runs_on || ran_ns <= latency.expected(rows))) return;
     learn_latency(model, batch, rows, now);
 }
 

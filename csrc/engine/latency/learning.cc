@@ -128,6 +128,7 @@ void LatencyModel::State::forget_warm_up(std::uint32_t rows, double ns) {
         const double usual = ns * std::max(1.0, static_cast<double>(size.rows) / rows);
         if (size.window.size() == 0 || size.window.median() < kWarmUp * usual) continue;
         size.window.clear();
+        size.last_ns = 0;
         forgot = true;
     }
     if (!forgot) return;

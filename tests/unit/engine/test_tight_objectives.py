@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler._native.engine import NEVER
+from scheduler._native.engine import Dispatch
 from scheduler.simulation.goodput import search
 from scheduler.simulation.scenario import (
     JUST_ENOUGH,
@@ -81,7 +81,7 @@ def test_what_is_not_expected_by_its_deadline_runs_to_its_end_at_the_backend() -
         while not driver.engine.submit(driver.now, user=user, deadline=driver.now + 7 * MS).handle:
             driver.after(SECOND)
         (batch,) = driver.step()
-        assert batch.deadline_ns == NEVER
+        assert driver.now + 20 * MS < batch.deadline_ns < driver.now + SECOND
         driver.after(7 * MS).step()
         driver.after(6 * MS).complete(batch)
     assert driver.answers()[7] == ("expired", "expired_in_flight")
@@ -89,3 +89,43 @@ def test_what_is_not_expected_by_its_deadline_runs_to_its_end_at_the_backend() -
     driver.submit(9, deadline=driver.now + 20 * MS)
     (batch,) = driver.step()
     assert batch.deadline_ns == driver.now + 20 * MS
+
+
+@pytest.mark.parametrize("early_ns", [0, MS // 2])
+def test_an_impossible_objective_is_known_also_where_backends_end_calls_early(
+    early_ns: int,
+) -> None:
+    driver = Driver(rows_max=8, load_aware=True)
+    running: list[tuple[int, Dispatch, bool]] = []
+    admitted = 0
+    for user in range(1000):
+        driver.after(5 * MS)
+        while running and running[0][0] <= driver.now:
+            at, batch, done = running.pop(0)
+            if done:
+                driver.engine.complete(batch.batch, at)
+            else:
+                driver.engine.dispatch_failed(batch.batch, "given_up", 4, at)
+        asked = driver.engine.submit(driver.now, user=user, deadline=driver.now + 8 * MS)
+        admitted += bool(asked.handle)
+        for batch in driver.step():
+            cut_at, done_at = batch.deadline_ns - early_ns, driver.now + 13 * MS
+            running.append((min(cut_at, done_at), batch, done_at < cut_at))
+    assert admitted < 40
+    assert max(ns for _, _, ns in driver.engine.latency_status(0, 0).sizes) == 13 * MS
+
+
+def test_a_batch_that_never_ends_is_not_waited_for_beyond_a_second() -> None:
+    driver = Driver(rows_max=8, load_aware=True)
+    for rows in range(1, 9):
+        driver.engine.prime_latency(0, 0, rows, 50 * MS, 20)
+    waited_ns = []
+    for user in range(20):
+        while not driver.engine.submit(driver.now, user=user, deadline=driver.now + 30 * MS).handle:
+            driver.after(SECOND // 10)
+        (batch,) = driver.step()
+        waited_ns.append(batch.deadline_ns - driver.now)
+        driver.after(waited_ns[-1]).fail(batch, "given_up", 4)
+        driver.after(2 * SECOND).step()
+    assert waited_ns[0] > 50 * MS
+    assert max(waited_ns) <= SECOND
