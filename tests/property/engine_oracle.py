@@ -148,6 +148,7 @@ class Oracle(Replies):
         reason = self._refusal(target, bytes, pinned_backend, level, deadline, now, known)
         if reason != "none":
             target.counts["refused", reason] += 1
+            target.counts["slo_total"] += deadline != NEVER
             target.stats.answered("rejected", reason, 0, 0)
             return 0, reason, self._retry_after(target, reason, bytes, level)
         self.admitted += 1
