@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "simulation/engine_loop.h"
 
@@ -46,6 +47,20 @@ std::string problem_of(const Fault& fault, std::size_t models) {
     }
     if (fault.model >= models) return "a fault names a model";
     return "";
+}
+
+// As WorkloadSpec of workload_file.py checks; of jumps at one time those back come first.
+bool clock_stays_positive(std::vector<Fault> faults) {
+    std::sort(faults.begin(), faults.end(), [](const Fault& a, const Fault& b) {
+        return std::tie(a.from_ns, a.shift_ns) < std::tie(b.from_ns, b.shift_ns);
+    });
+    double shift_ns = 0;
+    for (const Fault& fault : faults) {
+        if (fault.kind != FaultKind::kClockJump) continue;
+        shift_ns += static_cast<double>(fault.shift_ns);
+        if (static_cast<double>(kEpochNs + fault.from_ns) + shift_ns <= 0) return false;
+    }
+    return true;
 }
 
 // The scenario's executors are backends; what makes them slower is in their executions already.
@@ -119,14 +134,12 @@ std::string problem_of(const Scenario& scenario, const EngineSettings& settings)
         if (device.poll_ns < 0) return "readings take no negative time";
     }
     if (settings.faults.size() > kFaultsMax) return "there are at most 10000 faults";
-    double back_ns = 0;
     for (const Fault& fault : settings.faults) {
         problem = problem_of(fault, scenario.models.size());
         if (!problem.empty()) return problem;
-        back_ns -= std::min(static_cast<double>(fault.shift_ns), 0.0);
     }
-    if (back_ns >= static_cast<double>(kEpochNs)) {
-        return "jumps take the clock back by less than the 1000 s that it begins with";
+    if (!clock_stays_positive(settings.faults)) {
+        return "jumps leave the clock, which begins at 1000 s, above 0";
     }
     for (const ModelSetup& setup : setups_of(scenario, settings)) {
         problem = problem_of(setup, settings.devices.size());

@@ -106,7 +106,7 @@ PhaseMs = Annotated[float, BeforeValidator(_ms), Field(ge=0.1, lt=LONGEST_MS)]
 # Requests keep coming until the last that is counted has missed its own.
 ObjectiveMs = Annotated[float, BeforeValidator(_ms), Field(gt=0, le=HOUR_MS)]
 SomeMs = Annotated[float, BeforeValidator(_ms), Field(gt=0, lt=LONGEST_MS)]
-# Where the engine's clock begins.
+# Where the engine's clock begins: kEpochNs of csrc/simulation/engine_settings.h.
 CLOCK_MS = 1_000_000.0
 SignedMs = Annotated[float, BeforeValidator(_signed_ms), Field(gt=-LONGEST_MS, lt=LONGEST_MS)]
 
@@ -297,12 +297,23 @@ class WorkloadSpec(Section):
                 raise ValueError(f"a fault names {fault.model}, which is no model")
             if fault.executor is not None and fault.executor >= self.executors:
                 raise ValueError(f"a fault names executor {fault.executor} of {self.executors}")
-        if (back_ms := -sum(min(fault.shift, 0) for fault in self.faults)) >= CLOCK_MS:
-            raise ValueError(
-                f"faults: clock_jump takes the clock back by {back_ms / 1000:g} s in all; "
-                f"it begins at {CLOCK_MS / 1000:g} s and is never below 0"
-            )
+        self._check_clock()
         return self
+
+    def _check_clock(self) -> None:
+        """As engine_run.cc does; of jumps at one time those back come first."""
+        jumps = [at for at, fault in enumerate(self.faults) if fault.kind == "clock_jump"]
+        shift_ms = 0.0
+        for at in sorted(jumps, key=lambda at: (self.faults[at].start, self.faults[at].shift)):
+            fault = self.faults[at]
+            shift_ms += fault.shift
+            clock_ms = CLOCK_MS + fault.start + shift_ms
+            if clock_ms <= 0:
+                raise ValueError(
+                    f"faults[{at}]: clock_jump takes the clock to {clock_ms / 1000:g} s, and it is "
+                    f"never at or below 0: it begins at {CLOCK_MS / 1000:g} s; give a shift above "
+                    f"{(fault.shift - clock_ms) / 1000:g}s"
+                )
 
 
 def read_workload(path: Path) -> WorkloadSpec:

@@ -127,18 +127,43 @@ def runs(path: Path, values: dict[tuple[str | int, ...], object]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("shift", ["-999s", "-1000s", "-10000s", "10000s"])
+def jumps(*steps: tuple[int, int]) -> list[dict[str, str]]:
+    """Of so many seconds each, at so many."""
+    return [{"kind": "clock_jump", "start": f"{at}s", "shift": f"{s}s"} for at, s in steps]
+
+
+@pytest.mark.parametrize(
+    ("steps", "wrong"),
+    [
+        ([(1, -999)], None),
+        ([(1, -1000)], None),  # a second has gone by
+        ([(1, -1001)], "faults[0]: clock_jump takes the clock to 0 s"),
+        ([(1, -10_000)], "faults[0]: clock_jump takes the clock to -8999 s"),
+        ([(1, 10_000)], None),
+        ([(1, 900), (2, -900), (3, 900), (4, -900)], None),
+        ([(2, -900), (1, 900), (3, -900)], None),
+        ([(3, 900), (2, -900), (1, -900)], "faults[1]: clock_jump takes the clock to -798 s"),
+    ],
+)
 def test_no_jump_takes_the_clock_below_where_a_monotonic_one_can_be(
-    tmp_path: Path, shift: str
+    tmp_path: Path, steps: list[tuple[int, int]], wrong: str | None
 ) -> None:
-    taken = runs(tmp_path / "w.yaml", {("faults", 3, "shift"): shift})
-    assert taken == (shift in ("-999s", "10000s"))
-    if not taken:
-        jump = Fault("clock_jump", 100, shift_ms=-1e3 * int(shift[1:-1]))
-        with pytest.raises(ValueError, match="jumps take the clock back by less than"):
-            simulate(
-                world_of(tmp_path / "w.yaml", {}).at(1.0), engine(EngineSettings(faults=(jump,)))
-            )
+    path = tmp_path / "w.yaml"
+    faults = tuple(Fault("clock_jump", 1e3 * at, shift_ms=1e3 * shift) for at, shift in steps)
+    scenario = replace(world_of(path, {}).at(1.0), requests=1000)
+    if wrong is None:
+        world_of(path, {("faults",): jumps(*steps)})
+        counted = simulate(scenario, engine(EngineSettings(faults=faults))).engine
+        assert counted is not None
+        assert counted.faults_begun == len(faults)
+        return
+    with pytest.raises(ConfigError) as raised:
+        world_of(path, {("faults",): jumps(*steps)})
+    (problem,) = raised.value.problems
+    assert wrong in problem.message
+    assert "give a shift above" in problem.message
+    with pytest.raises(ValueError, match="jumps leave the clock"):
+        simulate(scenario, engine(EngineSettings(faults=faults)))
 
 
 @pytest.mark.parametrize(
