@@ -26,6 +26,7 @@ struct Reserve {
 
 // What a group asks of executors that are shared.
 struct Demand {
+    std::uint32_t model = 0;
     double budget_ns = 0;
     double row_ns = 0;        // a batch of one row
     double batch_ns = 0;      // of `rows` rows

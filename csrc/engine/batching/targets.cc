@@ -25,6 +25,8 @@ constexpr double kSpareRowsMin = 4;
 // Waiting for one more row of b leaves an executor idle for 1 / rate, and saves beta / b. So much
 // of the idle time counts, as others may not need it.
 constexpr double kIdleLost = 0.3;
+// Others that are no more of the load than this, a few requests, do not count as others.
+constexpr double kStrayMax = 0.05;
 constexpr double kRowsShare = 16;
 // Rows that arrive at random gather within their mean time and so many deviations of it, mostly.
 constexpr double kGatherDeviations = 1.5;
@@ -67,6 +69,29 @@ double fitting_factor(const std::vector<Share>& shares, double capacity) {
         (fits(middle) ? high : low) = middle;
     }
     return high;
+}
+
+// The model, and the group, that is all of the load but for a few requests; none where several are.
+struct SoleLoad {
+    std::uint32_t model = kNoSlot;
+    const Demand* group = nullptr;
+};
+
+// The demands of a model follow one another.
+SoleLoad sole_load(const std::vector<Demand>& demands) {
+    double all = 0;
+    for (const Demand& demand : demands) all += demand.busy();
+    SoleLoad sole;
+    std::uint32_t model = kNoSlot;
+    double of_model = 0;
+    for (const Demand& demand : demands) {
+        if (demand.model != model) of_model = 0;
+        model = demand.model;
+        of_model += demand.busy();
+        if (of_model >= (1 - kStrayMax) * all) sole.model = model;
+        if (demand.busy() >= (1 - kStrayMax) * all) sole.group = &demand;
+    }
+    return sole;
 }
 
 // Rows that a batch waits for: none whose coming costs more than it saves. A group by itself waits
@@ -192,8 +217,6 @@ void Core::retarget(Component& component) {
     std::vector<Share> shares;
     const auto each = [&](const auto& visit) { each_metered(component, visit); };
     std::vector<Demand> demands;
-    std::uint32_t lone = kNoSlot;
-    bool one_model = true;
     // Sizes that rows do not always fill in time are for a load that they carry and smaller ones
     // do not. Where none carries it, what is waited for in vain costs more than it gains.
     if (fit_rows(component, kGatherDeviations) > capacity && fit_rows(component, 0) > capacity) {
@@ -203,21 +226,20 @@ void Core::retarget(Component& component) {
         ModelState& model = models_[index];
         Group& group = model.groups[g];
         Demand demand;
+        demand.model = index;
         demand.rows_busy = per_ns * latency.alpha_ns();
         demand.root = std::sqrt(per_ns * latency.beta_ns());
         demand.rows_fit = group.rows_fit;
         capacity -= demand.rows_busy;
         shares.push_back({demand.root, demand.rows_fit});
         demands.push_back(demand);
-        one_model &= lone == kNoSlot || lone == index;
-        lone = index;
     });
+    const SoleLoad sole = sole_load(demands);
     const double factor = capacity > 0 ? fitting_factor(shares, capacity) : 0;
     const double less = capacity - std::min(kSpare * component.slots, kSpareMax);
     // Where several compete, others need the executor that one of them would leave idle. Groups of
     // one model are alike: what is spare is there for all of them.
-    const bool alone = demands.size() == 1;
-    const bool spares = one_model && less > 0;
+    const bool spares = sole.model != kNoSlot && less > 0;
     const double spare_factor = spares ? fitting_factor(shares, less) : 0;
     auto demand = demands.begin();
     auto share = shares.begin();
@@ -230,7 +252,8 @@ void Core::retarget(Component& component) {
         together &= model.shared.domain == domain;
         demand->rows = capacity > 0 ? std::ceil(share->rows(factor)) : share->limit;
         demand->rows_awaited = demand->rows;
-        if (spares && demand->rows >= kSpareRowsMin && !covers_wide(model)) {
+        const bool awaits_more = spares && index == sole.model;
+        if (awaits_more && demand->rows >= kSpareRowsMin && !covers_wide(model)) {
             demand->rows_awaited = std::max(demand->rows, std::ceil(share->rows(spare_factor)));
         }
         demand->budget_ns = static_cast<double>(group.budget_ns);
@@ -250,6 +273,7 @@ void Core::retarget(Component& component) {
         group.reserve = demand->reserve;
         if (group.reserve.executors > 0) reconsider(index, g);
         const double rows = std::max(demand->rows, demand->rows_held);
+        const bool alone = &*demand == sole.group;
         set_target(index, g, static_cast<std::uint32_t>(rows), rows_worth_waiting(*demand, alone),
                    static_cast<Nanos>(std::min(gather_ns, kGatherMaxNs)));
         ++demand;
