@@ -47,6 +47,16 @@ Arrangement arrangement(const ModelState& model) {
     return found;
 }
 
+// What waits, by the levels and the bound of the age that hold now.
+void list_ages(ModelState& model, SlotMap<RequestRecord>& requests) {
+    model.ages.clear();
+    if (model.policy.queue_age_max_ns <= 0) return;
+    for (std::uint32_t slot = model.by_age.first; slot != kNoSlot;
+         slot = requests[slot].in_model.next) {
+        model.ages.add(requests, slot);
+    }
+}
+
 }  // namespace
 
 // Placements that are no longer named are kept, unconfigured, until their last batch is back.
@@ -117,6 +127,7 @@ void Core::configure_model(std::uint32_t index, const ModelPolicy& policy,
             placement.own_latency->set_attainment(model.latency.attainment());
     }
     if (other_levels) rebuild_levels(model, now);
+    list_ages(model, requests_);
     model.known = true;
     counters(index).in_use = next.in_use;
     mark_dirty(index);

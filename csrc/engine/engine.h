@@ -87,7 +87,7 @@ struct ModelPolicy {
     Nanos aging_ns = 0;
     std::uint64_t queue_requests_max = 10'000;
     std::uint64_t queue_bytes_max = 1ull << 30;
-    Nanos queue_age_max_ns = 0;  // 0: none; otherwise refuse while the oldest request is older
+    Nanos queue_age_max_ns = 0;  // 0: none; else refuse while one of its level or above is older
     std::uint32_t staged_batches_max = 1;
     bool idempotent = true;
     bool cancellable = false;

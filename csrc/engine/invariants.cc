@@ -94,20 +94,20 @@ void Core::check_group(const ModelState& model, const Group& group) const {
 void Core::check_model(std::uint32_t index) const {
     const ModelState& model = models_[index];
     std::uint64_t rows = 0;
-    std::uint64_t bytes = 0;
     std::uint64_t grouped = 0;
     WaitingRequests waiting;
     for (std::uint32_t slot = model.by_age.first; slot != kNoSlot;
          slot = requests_[slot].in_model.next) {
         const RequestRecord& request = requests_[slot];
         must(request.queued && request.model == index, "the age list names queued requests");
-        waiting.add(request.asked_level);
+        waiting.add(request.asked_level, request.bytes);
         grouped += request.held || request.in_levels;
         rows += request.rows_left();
-        bytes += request.bytes;
     }
-    must(waiting == model.waiting && rows == model.queued_rows && bytes == model.queued_bytes,
+    must(waiting == model.waiting && rows == model.queued_rows,
          "queue totals are those of the queued requests");
+    must(model.ages.listed(requests_) == (model.policy.queue_age_max_ns > 0 ? waiting.total() : 0),
+         "where their age is bounded, requests are listed by level");
     std::size_t filled = 0;
     for (std::uint32_t g = 0; g < model.groups.slots(); ++g) {
         check_group(model, model.groups[g]);

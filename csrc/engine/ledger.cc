@@ -107,7 +107,7 @@ QueueStatus Core::queue_status(std::uint32_t index) const {
     const ModelState& model = models_[index];
     const std::uint32_t first = model.by_age.first;
     const Nanos oldest = first == kNoSlot ? kNever : requests_[first].arrival;
-    return {model.waiting.total(),  model.queued_rows, model.queued_bytes, oldest,
+    return {model.waiting.total(),  model.queued_rows, model.waiting.bytes(), oldest,
             model.inflight_batches, model.merging()};
 }
 
@@ -116,7 +116,7 @@ void Core::publish_queue(std::uint32_t index) {
     ModelCounters& page = counters(index);
     page.queued_requests = model.waiting.total();
     page.queued_rows = model.queued_rows;
-    page.queued_bytes = model.queued_bytes;
+    page.queued_bytes = model.waiting.bytes();
     const std::uint32_t oldest = model.by_age.first;
     page.oldest_arrival_ns =
         oldest == kNoSlot ? 0 : static_cast<std::uint64_t>(requests_[oldest].arrival);

@@ -12,6 +12,7 @@
 #include "engine/engine.h"
 #include "engine/execution/placements.h"
 #include "engine/latency/model.h"
+#include "engine/queues/level_ages.h"
 #include "engine/queues/queue.h"
 #include "engine/queues/waiting.h"
 #include "engine/records.h"
@@ -76,8 +77,8 @@ struct ModelState {
     std::unordered_map<std::uint64_t, std::uint32_t, SequenceHash> sequences;
     std::vector<std::uint32_t> doomed;  // sequences whose queued requests are to be failed
     WaitingRequests waiting;
+    LevelAges ages;  // empty where policy.queue_age_max_ns is 0
     std::uint64_t queued_rows = 0;
-    std::uint64_t queued_bytes = 0;
     std::uint32_t inflight_batches = 0;
     Nanos batch_ns = 0;  // as PlacementState's, over all placements
     Nanos drain_ns = 0;  // moving average of the time between answers while requests were queued

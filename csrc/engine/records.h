@@ -96,6 +96,7 @@ struct RequestRecord {
     Nanos enqueued_at = 0;
     Nanos timeout_at = kNever;
     bool mergeable = true;
+    Links in_place;  // of its level, where the age of what is queued is bounded
 
     std::uint32_t rows_left() const { return rows - rows_sent; }
     bool grouped() const { return queued && !held && !in_levels; }

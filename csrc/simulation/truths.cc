@@ -119,9 +119,9 @@ void Truths::stepped(const engine::Engine& engine, Nanos now) {
     for (std::uint32_t m = 0; m < models_.size(); ++m) {
         const engine::QueueStatus queue = engine.queue_status(m);
         const engine::ModelPolicy& policy = models_[m].policy;
-        require(queue.requests <= policy.queue_requests_max * queue_levels(policy),
-                "a queue is bounded");
-        require(queue.bytes <= policy.queue_bytes_max, "its bytes are bounded");
+        const std::size_t levels = queue_levels(policy);
+        require(queue.requests <= policy.queue_requests_max * levels, "a queue is bounded");
+        require(queue.bytes <= policy.queue_bytes_max * levels, "its bytes are bounded");
     }
 }
 

@@ -302,7 +302,7 @@ class Batching(Section):
     max_queue_bytes: Annotated[Size, Field(ge=1)] = 3 * 2**30
     max_queue_age: QueueDelay = Field(
         default=0,
-        description="refuse new requests while the oldest queued one is older; 0 = no bound",
+        description="refuse requests while one queued of their level or above is older; 0 = never",
     )
     staged_batches: Annotated[int, Field(ge=0, le=64)] = Field(
         default=2,

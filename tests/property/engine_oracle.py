@@ -150,7 +150,7 @@ class Oracle(Replies):
             target.counts["refused", reason] += 1
             target.counts["slo_total"] += deadline != NEVER
             target.stats.answered("rejected", reason, 0, 0)
-            return 0, reason, self._retry_after(target, reason, bytes, level)
+            return 0, reason, self._retry_after(target, reason, level)
         self.admitted += 1
         target.counts["admitted"] += 1
         key = (signature, pinned_backend, mergeable and rows > 0)
@@ -184,23 +184,21 @@ class Oracle(Replies):
         unserved = model.unserved.get(pin, LONG_AGO)
         if not known and unserved != NEVER and now >= unserved + UNSERVED_ADMIT:
             return "no_backend"
-        if sum(r.level <= level for r in model.queue) + 1 > policy.queue_requests_max:
+        above = [r for r in model.queue if r.level <= level]
+        if len(above) + 1 > policy.queue_requests_max:
             return "queue_full"
-        if sum(r.bytes for r in model.queue) + size > policy.queue_bytes_max:
+        if sum(r.bytes for r in above) + size > policy.queue_bytes_max:
             return "queue_full"
-        if policy.queue_age_max_ns > 0 and model.queue:
-            age = now - model.queue[0].arrival
+        firsts = {r.level: r.arrival for r in reversed(above)}
+        if policy.queue_age_max_ns > 0 and firsts:
+            age = now - min(firsts.values())
             if age > policy.queue_age_max_ns:
                 return "queue_age"
         return "none"
 
-    def _retry_after(self, model: Model, reason: str, size: int, level: int) -> int:
+    def _retry_after(self, model: Model, reason: str, level: int) -> int:
         if reason in ("queue_full", "queue_age"):
-            policy, leaving = model.policy, len(model.queue)
-            above = sum(r.level <= level for r in model.queue)
-            fits = sum(r.bytes for r in model.queue) + size <= policy.queue_bytes_max
-            if above >= policy.queue_requests_max and fits and policy.queue_age_max_ns == 0:
-                leaving = above
+            leaving = sum(r.level <= level for r in model.queue)
             drained = max(model.drain_ns * leaving, model.batch_ns)
             return min(max(drained, MS), 10 * SECOND)
         return SECOND if reason in ("draining", "no_backend") else 0

@@ -94,13 +94,11 @@ Reason Core::refusal(const ModelState& model, const Request& request, const Arri
     if (model.waiting.reach(policy.queue_requests_max, arrival.queue_level)) {
         return Reason::kQueueFull;
     }
-    if (request.bytes > policy.queue_bytes_max ||
-        model.queued_bytes > policy.queue_bytes_max - request.bytes) {
+    if (!model.waiting.has_room(request.bytes, policy.queue_bytes_max, arrival.queue_level)) {
         return Reason::kQueueFull;
     }
-    if (policy.queue_age_max_ns > 0 && model.by_age.first != kNoSlot &&
-        !requests_[model.by_age.first].admitted_late &&
-        now - requests_[model.by_age.first].arrival > policy.queue_age_max_ns) {
+    if (policy.queue_age_max_ns > 0 &&
+        model.ages.older(requests_, arrival.queue_level, policy.queue_age_max_ns, now)) {
         return Reason::kQueueAge;
     }
     const bool full = policy.triton != nullptr && triton_full(model, request);

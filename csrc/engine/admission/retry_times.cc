@@ -38,12 +38,12 @@ Nanos drained_at(const Component& component, std::size_t level, Nanos now) {
 Nanos Core::retry_full(const ModelState& model, const Request& request, const Arrival& arrival,
                        Nanos now) const {
     const ModelPolicy& policy = model.policy;
-    const std::uint64_t ahead = model.waiting.down_to(arrival.queue_level);
-    const bool too_many = ahead >= policy.queue_requests_max &&
-                          request.bytes <= policy.queue_bytes_max &&
-                          model.queued_bytes <= policy.queue_bytes_max - request.bytes;
-    // Bytes and the age are those of all levels, and some requests wait below their own.
-    const bool of_levels = too_many && policy.queue_age_max_ns == 0 && !yields_beyond(policy);
+    const std::uint64_t ahead = model.waiting.down_to(arrival.queue_level).requests;
+    const bool too_many =
+        ahead >= policy.queue_requests_max &&
+        model.waiting.has_room(request.bytes, policy.queue_bytes_max, arrival.queue_level);
+    // Where some requests wait below their own level, all that is queued may come before.
+    const bool of_levels = !yields_beyond(policy);
     const auto leaving = static_cast<Nanos>(of_levels ? ahead : model.waiting.total());
     Nanos drain = 0;
     if (__builtin_mul_overflow(model.drain_ns, leaving, &drain)) drain = kNever;

@@ -11,9 +11,9 @@ void Core::list_queued(ModelState& model, std::uint32_t slot) {
     request.queued = true;
     if (model.young == kNoSlot) model.young = slot;
     model.by_age.append<&RequestRecord::in_model>(requests_, slot);
-    model.waiting.add(request.asked_level);
+    model.waiting.add(request.asked_level, request.bytes);
     model.queued_rows += request.rows;
-    model.queued_bytes += request.bytes;
+    if (model.policy.queue_age_max_ns > 0) model.ages.add(requests_, slot);
     mark_dirty(request.model);
 }
 
@@ -23,8 +23,8 @@ void Core::unlist(ModelState& model, std::uint32_t slot) {
     request.queued = false;
     if (model.young == slot) model.young = request.in_model.next;
     model.by_age.unlink<&RequestRecord::in_model>(requests_, slot);
-    model.waiting.remove(request.asked_level);
-    model.queued_bytes -= request.bytes;
+    model.waiting.remove(request.asked_level, request.bytes);
+    if (model.policy.queue_age_max_ns > 0) model.ages.remove(requests_, slot);
 }
 
 void Core::enqueue(ModelState& model, std::uint32_t slot, Nanos now) {

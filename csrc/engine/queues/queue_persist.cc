@@ -104,9 +104,9 @@ void Core::restore_queued(std::uint32_t slot) {
         group.work_ns += request.backlog.work_ns;
     }
     model.by_age.append<&RequestRecord::in_model>(requests_, slot);
-    model.waiting.add(request.asked_level);
+    model.waiting.add(request.asked_level, request.bytes);
     model.queued_rows += request.rows_left();
-    model.queued_bytes += request.bytes;
+    if (model.policy.queue_age_max_ns > 0) model.ages.add(requests_, slot);
 }
 
 // Which groups wait, and until when, follows from averages of the past: it is saved.

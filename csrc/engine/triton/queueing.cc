@@ -113,9 +113,9 @@ void Core::rebuild_place(ModelState& model, std::uint32_t slot, Nanos now) {
         request.timeout_at = kNever;
         request.in_levels = true;
     }
-    model.waiting.remove(request.asked_level);
+    model.waiting.remove(request.asked_level, request.bytes);
     request.level = request.asked_level = triton_level(model, request.asked_level);
-    model.waiting.add(request.asked_level);
+    model.waiting.add(request.asked_level, request.bytes);
     model.triton.push(requests_, slot);
 }
 

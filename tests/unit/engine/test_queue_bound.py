@@ -148,3 +148,130 @@ def test_what_waits_is_counted_anew_where_tritons_levels_come_or_go() -> None:
     driver.configure(triton=None)
     driver.engine.check_invariants()
     assert room(driver, priority=2) == 0
+
+
+def test_bytes_of_lower_levels_take_no_room_from_those_above() -> None:
+    driver = Driver(queue_bytes_max=100, **THREE)
+    driver.submit(1, bytes=100, priority=3)
+    driver.submit(2, bytes=70, priority=1)
+    assert driver.refusal(bytes=31, priority=1) == "queue_full"
+    assert driver.refusal(bytes=31, priority=2) == "queue_full"
+    driver.submit(3, bytes=30, priority=2)
+    assert driver.refusal(bytes=1, priority=2) == driver.refusal(bytes=1, priority=3)
+    assert driver.refusal(bytes=1, priority=3) == "queue_full"
+    driver.submit(4, bytes=30, priority=1)
+    assert driver.refusal(bytes=101, priority=1) == "queue_full"
+    assert driver.engine.queue_status(0).bytes == 230
+    driver.engine.check_invariants()
+
+
+def test_bytes_of_best_effort_refuse_nothing_that_has_an_objective() -> None:
+    levels = [Level(best_effort=True)]
+    driver = Driver(queue_bytes_max=100, levels=levels, **THREE)
+    driver.submit(1, bytes=100, priority=1)
+    driver.submit(2, bytes=100, priority=3)
+    assert driver.refusal(bytes=1, priority=1) == "queue_full"
+
+
+def test_bytes_that_left_a_level_are_room_there() -> None:
+    driver = Driver(queue_bytes_max=100, staged_batches_max=0, **THREE)
+    driver.submit(0)
+    driver.step()
+    driver.submit(1, bytes=100, priority=2)
+    top = driver.submit(2, bytes=100, priority=1)
+    driver.cancel(top)
+    assert driver.refusal(bytes=1, priority=2) == "queue_full"
+    driver.submit(3, bytes=100, priority=1)
+
+
+def aged(**policy: Any) -> Driver:
+    """One request runs; what comes waits."""
+    driver = Driver(**{"queue_age_max_ns": 5 * MS, "staged_batches_max": 0} | THREE | policy)
+    driver.submit(0)
+    driver.step()
+    return driver
+
+
+def test_an_old_request_refuses_none_of_the_levels_above_it() -> None:
+    driver = aged()
+    driver.submit(1, priority=2)
+    driver.after(6 * MS)
+    assert driver.refusal(priority=2) == driver.refusal(priority=3) == "queue_age"
+    driver.submit(2, priority=1)
+    driver.after(6 * MS)
+    assert driver.refusal(priority=1) == "queue_age"
+    driver.engine.check_invariants()
+
+
+def test_old_best_effort_refuses_nothing_that_has_an_objective() -> None:
+    driver = aged(levels=[Level(best_effort=True)])
+    driver.submit(1, priority=1)
+    driver.after(6 * MS)
+    assert driver.refusal(priority=1) == "queue_age"
+    driver.submit(2, priority=3)
+
+
+@pytest.mark.parametrize("leave", ["cancel", "expire", "send"])
+def test_when_the_oldest_of_a_level_left_the_next_one_counts(leave: str) -> None:
+    driver = Driver(queue_age_max_ns=5 * MS, staged_batches_max=0, **THREE)
+    driver.submit(0)
+    (running,) = driver.step()
+    driver.submit(1, priority=3)
+    until = driver.now + (6 if leave == "expire" else 60) * MS
+    oldest = driver.submit(2, priority=1, deadline=until)
+    driver.after(4 * MS).submit(3, priority=1)
+    driver.after(2 * MS)
+    assert leave == "expire" or driver.refusal(priority=1) == "queue_age"
+    if leave == "cancel":
+        driver.cancel(oldest)
+    elif leave == "expire":
+        driver.step()
+    else:
+        driver.complete(running)
+        driver.step()
+    driver.submit(4, priority=1)
+    assert driver.refusal(priority=3) == "queue_age"
+    driver.after(4 * MS)
+    assert driver.refusal(priority=1) == "queue_age"
+
+
+def test_a_bound_of_the_age_that_comes_later_counts_what_waits_already() -> None:
+    driver = aged(queue_age_max_ns=0)
+    driver.submit(1, priority=2)
+    gone = driver.submit(2, priority=1)
+    driver.after(6 * MS)
+    driver.configure(queue_age_max_ns=5 * MS)
+    driver.engine.check_invariants()
+    assert driver.refusal(priority=1) == "queue_age"
+    driver.cancel(gone)
+    driver.submit(3, priority=1)
+    assert driver.refusal(priority=2) == "queue_age"
+    driver.configure(queue_age_max_ns=0)
+    driver.engine.check_invariants()
+    driver.submit(4, priority=2)
+
+
+def test_a_saved_queue_is_as_old_when_it_is_loaded() -> None:
+    driver = aged()
+    driver.submit(1, priority=2)
+    driver.after(6 * MS).submit(2, priority=1)
+    loaded = Engine()
+    assert loaded.load(driver.engine.save())
+    driver.engine = loaded
+    driver.engine.check_invariants()
+    assert driver.refusal(priority=2) == "queue_age"
+    driver.submit(3, priority=1)
+
+
+def test_what_waits_is_as_old_where_tritons_levels_come_or_go() -> None:
+    driver = Driver([(0, 1, True)], rows_max=8, queue_age_max_ns=5 * MS, **THREE)
+    driver.submit(1, priority=3)
+    driver.submit(2, priority=2)
+    block = TritonBlock(preferred_rows=(4,), levels=(TritonPolicy(),) * 2, default_level=1)
+    driver.configure(triton=block)
+    driver.engine.check_invariants()
+    driver.after(6 * MS)
+    assert driver.refusal(priority=1) == "queue_age", "where the one of level 3 is now"
+    driver.configure(triton=None)
+    driver.engine.check_invariants()
+    assert driver.refusal(priority=1) == "queue_age"
