@@ -291,8 +291,13 @@ void EngineLoop::settle(std::uint64_t user, Fate fate) {
     request.open = false;
     free_.push_back(static_cast<std::uint32_t>(user));
     if (settings_.keep_fates) metrics_.fates[request.ordinal] = fate;
+    // What was left when the run ended was judged then.
+    if (!arriving_) return;
     if (fate == Fate::kInTime) {
         metrics_.totals.count(scenario_, request.arrived_ns, request.counted, &Interval::in_time);
+    } else if (fate == Fate::kLeft) {
+        metrics_.totals.count(scenario_, request.arrived_ns, request.counted, &Interval::offered,
+                              -1);
     }
     if (!request.counted) return;
     ClassMetrics& kind = metrics_.classes[request.model][request.kind];

@@ -75,7 +75,8 @@ struct ModelMetrics {
     }
 };
 
-// Requests by the time of their arrival.
+// Requests by the time of their arrival, without those that their clients cancelled and those that
+// nothing had to answer by the end.
 struct Interval {
     std::uint64_t offered = 0;
     std::uint64_t in_time = 0;

@@ -256,7 +256,7 @@ class Outcome:
     arrived: int  # warm-up included
     stopped_early: bool
     engine: EngineOutcome | None = None
-    # Requests offered and in time by arrival, warm-up included.
+    # Requests judged and in time by arrival, warm-up included.
     intervals: tuple[tuple[int, int], ...] = ()
 
     @property

@@ -239,7 +239,7 @@ def notes(world: World, plan: Plan, found: Sequence[Point]) -> list[str]:
 
 
 def over_time(world: World, plan: Plan, found: Sequence[Point]) -> dict[str, list[dict[str, Any]]]:
-    """By policy: offered and in-time requests in intervals of the run at load `focus`."""
+    """By policy: judged and in-time requests in intervals of the run at load `focus`."""
     series = {}
     for point in found:
         if point.factor != plan.focus:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,13 @@ from click.testing import CliRunner, Result
 
 from scheduler.cli.main import main
 from scheduler.simulation.plot import Chart, svg
+from scheduler.simulation.scenario import engine
+from scheduler.simulation.scenario import simulate as run
+from scheduler.simulation.world import from_file
 
 pytestmark = pytest.mark.native
+
+COUNTS = ("offered", "in_time", "cancelled", "unanswered")
 
 # One executor serves at most 128 rows in 133 ms.
 BULK = """
@@ -79,6 +85,39 @@ def test_the_end_of_a_run_is_no_outage_for_what_has_no_deadline(runner: CliRunne
     late = steps[len(steps) // 2 :]
     offered = sum(step["offered"] for step in late)
     assert sum(step["in_time"] for step in late) > 0.8 * offered > 0
+
+
+def test_what_clients_cancelled_is_in_no_attainment_over_time_either(runner: CliRunner) -> None:
+    """What they left early, and what still waits in the end, is in neither figure."""
+    text = BULK.replace("RATE", "1500") + (
+        "faults: [{kind: cancels, start: 500ms}, {kind: cancels, start: 1s, factor: 0.5}]\n"
+    )
+    found = json.loads(simulate(runner, text, "--requests", "2000", "--json").stdout)
+    kinds = [kind for model in found["points"][0]["models"] for kind in model["classes"]]
+    counted = {key: sum(kind[key] for kind in kinds) for key in kinds[0] if key in COUNTS}
+    assert counted["cancelled"] > 10
+    assert counted["unanswered"] > 10
+    steps = found["over_time"]["policies"]["infersched"]
+    judged = counted["offered"] - counted["cancelled"] - counted["unanswered"]
+    assert sum(step["offered"] for step in steps) == judged
+    assert sum(step["in_time"] for step in steps) == counted["in_time"]
+    assert all(step["in_time"] <= step["offered"] for step in steps)
+
+
+@pytest.mark.parametrize("ends", ["", ", {kind: cancels, start: 2s}"], ids=["served", "cancelled"])
+def test_what_ends_after_the_run_changes_nothing_over_time(tmp_path: Path, ends: str) -> None:
+    """All still waits when the run ends; the truths see to it that all is answered later."""
+    path = tmp_path / "w.yaml"
+    path.write_text(
+        "warm_up: 100ms\nmodels: [{name: a, latency: {beta: 5ms}, slo: 60ms, "
+        "arrivals: {rate: 500}, levels: [{best_effort: true}]}]\n"
+        f"faults: [{{kind: hang, start: 0s, end: 3s}}{ends}]"
+    )
+    world = from_file(path)
+    scenario = replace(world.at(1.0), requests=100, interval_ms=10)
+    outcome = run(scenario, engine(replace(world.settings, check_truths=True)))
+    assert outcome.intervals
+    assert set(outcome.intervals) == {(0, 0)}
 
 
 def test_classes_and_tenants_have_lines_of_their_own(runner: CliRunner, tmp_path: Path) -> None:
