@@ -91,6 +91,7 @@ void EngineLoop::schedule_arrival(std::uint32_t model) {
 bool EngineLoop::turn() {
     const Nanos at = std::max(std::min(events_.next(), wake_ns_), now_);
     if (at == kNever || at > std::min(ends_ns_, settings_.stop_ns)) return false;
+    if (add_saturating(at, epoch_ns_) > kClockEndNs) return false;
     now_ = at;
     if (wake_ns_ <= now_) wake_ns_ = kNever;
     ended_.clear();

@@ -50,15 +50,17 @@ std::string problem_of(const Fault& fault, std::size_t models) {
 }
 
 // As WorkloadSpec of workload_file.py checks; of jumps at one time those back come first.
-bool clock_stays_positive(std::vector<Fault> faults) {
+bool clock_stays_in_range(std::vector<Fault> faults) {
     std::sort(faults.begin(), faults.end(), [](const Fault& a, const Fault& b) {
         return std::tie(a.from_ns, a.shift_ns) < std::tie(b.from_ns, b.shift_ns);
     });
-    double shift_ns = 0;
+    Nanos epoch = kEpochNs;
     for (const Fault& fault : faults) {
         if (fault.kind != FaultKind::kClockJump) continue;
-        shift_ns += static_cast<double>(fault.shift_ns);
-        if (static_cast<double>(kEpochNs + fault.from_ns) + shift_ns <= 0) return false;
+        Nanos clock = 0;
+        if (__builtin_add_overflow(epoch, fault.shift_ns, &epoch)) return false;
+        if (__builtin_add_overflow(epoch, fault.from_ns, &clock)) return false;
+        if (clock <= 0 || clock > kClockMaxNs) return false;
     }
     return true;
 }
@@ -138,8 +140,8 @@ std::string problem_of(const Scenario& scenario, const EngineSettings& settings)
         problem = problem_of(fault, scenario.models.size());
         if (!problem.empty()) return problem;
     }
-    if (!clock_stays_positive(settings.faults)) {
-        return "jumps leave the clock, which begins at 1000 s, above 0";
+    if (!clock_stays_in_range(settings.faults)) {
+        return "jumps leave the clock, which begins at 1000 s, above 0 and at most at 9e9 s";
     }
     for (const ModelSetup& setup : setups_of(scenario, settings)) {
         problem = problem_of(setup, settings.devices.size());

@@ -77,6 +77,9 @@ inline constexpr std::uint64_t kNoOrdinal = UINT64_MAX;
 
 // The engine's time at the start of a simulation: a monotonic clock is not near 0.
 inline constexpr Nanos kEpochNs = 1000 * kSecond;
+// No jump takes it further, and a run ends some years later: the engine adds to it as to any time.
+inline constexpr Nanos kClockMaxNs = 9'000'000'000 * kSecond;
+inline constexpr Nanos kClockEndNs = 9'100'000'000 * kSecond;
 
 struct EngineSettings {
     std::uint32_t rows_max = 128;  // of every model without a setup

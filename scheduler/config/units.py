@@ -35,6 +35,10 @@ _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-zµ]*)\s*")
 INT64_MAX = 2**63 - 1
 
 
+class TooLargeError(ValueError):
+    """More than 64 bits hold: what bounds a value names its own bound."""
+
+
 def parse_duration_ns(value: object) -> int:
     """Nanoseconds of a text such as `5ms`, `1.5s`, `200us`. Raises ValueError with the fix."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
@@ -94,7 +98,7 @@ def _scaled(number: str, factor: int) -> int:
     if fraction:
         scaled += int(fraction) * factor // 10 ** len(fraction)
     if scaled > INT64_MAX:
-        raise ValueError(f"{number} is too large")
+        raise TooLargeError(f"{number} is too large")
     return scaled
 
 

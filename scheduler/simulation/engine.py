@@ -11,6 +11,7 @@ from typing import Any
 
 MS = 1_000_000
 NEVER_NS = 0x7FFFFFFFFFFFFFFF
+FAULT_MS_MAX = 9.2e12  # that fits in ns
 
 # As in C++, in order.
 FAULTS = (
@@ -182,6 +183,13 @@ class Fault:
             raise ValueError(f"no fault is called {self.kind}; there are {', '.join(FAULTS)}")
         if self.failure not in FAILURES:
             raise ValueError(f"no failure is called {self.failure}: {', '.join(FAILURES)}")
+
+        for name in ("from_ms", "until_ms", "shift_ms"):
+            if not abs(getattr(self, name)) <= FAULT_MS_MAX:
+                raise ValueError(
+                    f"{name} of a {self.kind} is {getattr(self, name):g}, and a time is from "
+                    f"{-FAULT_MS_MAX:g} to {FAULT_MS_MAX:g} ms"
+                )
 
     def native(self) -> dict[str, Any]:
         from_ns = round(self.from_ms * MS)

@@ -43,14 +43,14 @@ from scheduler.config.objectives import (
 from scheduler.config.profile import ProfileError, load_profile
 from scheduler.config.section import Section
 from scheduler.config.sources import file_layer
-from scheduler.config.units import parse_duration_ns
+from scheduler.config.units import TooLargeError, parse_duration_ns
 from scheduler.simulation.engine import FAILURES, FAULTS
 
 Share = Annotated[float, Field(ge=WEIGHT_MIN, le=WEIGHT_MAX, allow_inf_nan=False)]
 Speed = Annotated[float, Field(ge=0.001, le=1000)]
 HOUR_MS = 3.6e6
 # Eleven days: twice that is in the range of a clock in ns, whatever is added to it.
-LONGEST_MS = 1e9
+LONGEST = "1000000s"
 # More could not be simulated in a reasonable time, less is no load.
 RATE_MAX = 1e7
 RATE_MIN = 1e-3
@@ -81,12 +81,27 @@ ARRIVAL_KEYS = {
 
 
 def _ms(value: object) -> float:
-    return parse_duration_ns(value) / 1e6
+    try:
+        return parse_duration_ns(value) / 1e6
+    except TooLargeError:
+        return math.inf
 
 
 def _signed_ms(value: object) -> float:
     text = str(value)
     return -_ms(text[1:]) if text.startswith("-") else _ms(value)
+
+
+def _from(least: str, most: str) -> AfterValidator:
+    """A time in this range, which the message names in the units of the file."""
+    least_ms, most_ms = _signed_ms(least), _signed_ms(most)
+
+    def check(ms: float) -> float:
+        if not least_ms <= ms <= most_ms:
+            raise ValueError(f"it is out of range; give a time from {least} to {most}")
+        return ms
+
+    return AfterValidator(check)
 
 
 def _objective_of_class(value: object) -> float | Literal["none"] | None:
@@ -100,15 +115,17 @@ def _objective_of_class(value: object) -> float | Literal["none"] | None:
     return ms
 
 
-Ms = Annotated[float, BeforeValidator(_ms), Field(lt=LONGEST_MS)]
+Ms = Annotated[float, BeforeValidator(_ms), _from("0s", LONGEST)]
 # A phase or a step: many in a moment would be simulated for ever.
-PhaseMs = Annotated[float, BeforeValidator(_ms), Field(ge=0.1, lt=LONGEST_MS)]
+PhaseMs = Annotated[float, BeforeValidator(_ms), _from("100us", LONGEST)]
 # Requests keep coming until the last that is counted has missed its own.
-ObjectiveMs = Annotated[float, BeforeValidator(_ms), Field(gt=0, le=HOUR_MS)]
-SomeMs = Annotated[float, BeforeValidator(_ms), Field(gt=0, lt=LONGEST_MS)]
-# Where the engine's clock begins: kEpochNs of csrc/simulation/engine_settings.h.
+ObjectiveMs = Annotated[float, BeforeValidator(_ms), _from("1ns", "1h")]
+SomeMs = Annotated[float, BeforeValidator(_ms), _from("1ns", LONGEST)]
+# Where the engine's clock begins, and what no jump may exceed, for it counts ns: kEpochNs and
+# kClockMaxNs of csrc/simulation/engine_settings.h.
 CLOCK_MS = 1_000_000.0
-SignedMs = Annotated[float, BeforeValidator(_signed_ms), Field(gt=-LONGEST_MS, lt=LONGEST_MS)]
+CLOCK_MAX_MS = 9e12
+SignedMs = Annotated[float, BeforeValidator(_signed_ms), _from(f"-{LONGEST}", LONGEST)]
 
 
 class LatencySpec(Section):
@@ -265,7 +282,7 @@ class WorkloadSpec(Section):
     noise: Annotated[float, Field(ge=0, le=3)] = 0.0
     drift_per_s: Annotated[float, Field(ge=0, le=1000)] = 0.0
     wire: Ms = 0.0
-    warm_up: Annotated[float, BeforeValidator(_ms), Field(le=HOUR_MS)] = 2000.0
+    warm_up: Annotated[float, BeforeValidator(_ms), _from("0s", "1h")] = 2000.0
     tenants: Annotated[dict[str, Share], Field(max_length=TENANTS_MAX - 1)] = Field(
         default_factory=dict
     )
@@ -309,11 +326,16 @@ class WorkloadSpec(Section):
             shift_ms += fault.shift
             clock_ms = CLOCK_MS + fault.start + shift_ms
             if clock_ms <= 0:
-                raise ValueError(
-                    f"faults[{at}]: clock_jump takes the clock to {clock_ms / 1000:g} s, and it is "
-                    f"never at or below 0: it begins at {CLOCK_MS / 1000:g} s; give a shift above "
-                    f"{(fault.shift - clock_ms) / 1000:g}s"
-                )
+                bound, shift = "at or below 0", f"above {(fault.shift - clock_ms) / 1000:g}s"
+            elif clock_ms > CLOCK_MAX_MS:
+                bound = f"above {CLOCK_MAX_MS / 1000:g} s"
+                shift = f"of at most {(fault.shift - clock_ms + CLOCK_MAX_MS) / 1000:g}s"
+            else:
+                continue
+            raise ValueError(
+                f"faults[{at}]: clock_jump takes the clock to {clock_ms / 1000:g} s, and it is "
+                f"never {bound}: it begins at {CLOCK_MS / 1000:g} s; give a shift {shift}"
+            )
 
 
 def read_workload(path: Path) -> WorkloadSpec:

@@ -285,7 +285,10 @@ def test_the_end_of_a_run_is_no_outage(runner: CliRunner) -> None:
         (("kind: down", "kind: slow, factor: 1e-9"), "a factor above 0, at least 0.001"),
         (("executors: [1]", "executors: [1, 1]"), "large: an executor is named twice"),
         (("off: 50ms", "off: 277h"), "a rate of 20/s is 1.99e+08/s while requests come"),
-        (("slo: 100ms", "slo: 2h"), "models[1].slo (w.yaml:18): input should be less than or"),
+        (
+            ("slo: 100ms", "slo: 2h"),
+            "models[1].slo (w.yaml:18): it is out of range; give a time from 1ns to 1h",
+        ),
         (
             ("slo: 100ms", "slo: 100ms\n    queue_requests_max: 99999999999999999999"),
             "models[1].queue_requests_max (w.yaml:19): input should be less than or equal to 1000",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,72 @@ def test_no_jump_takes_the_clock_below_where_a_monotonic_one_can_be(
     assert "give a shift above" in problem.message
     with pytest.raises(ValueError, match="jumps leave the clock"):
         simulate(scenario, engine(EngineSettings(faults=faults)))
+
+
+@pytest.mark.parametrize("shift_s", [999_999, -999_999])
+def test_many_jumps_do_not_take_the_clock_where_it_cannot_be(tmp_path: Path, shift_s: int) -> None:
+    """Each is allowed alone; of those ahead 9,001 are too many."""
+    steps = [(1, shift_s)] * 9001
+    with pytest.raises(ConfigError) as raised:
+        world_of(tmp_path / "w.yaml", {("faults",): jumps(*steps)})
+    (problem,) = raised.value.problems
+    wrong = (
+        "faults[9000]: clock_jump takes the clock to 9.00099e+09 s, and it is never above 9e+09 s"
+    )
+    assert ("faults[0]: clock_jump takes the clock to -998998 s" in problem.message) == (
+        shift_s < 0
+    )
+    assert (wrong in problem.message) == (shift_s > 0)
+    assert "; give a shift " in problem.message
+
+
+@pytest.mark.parametrize(
+    ("at_s", "shift_s", "wrong"),
+    [
+        (1, 8_999_998_998, None),
+        (1, 8_999_999_000, "which begins at 1000 s, above 0 and at most at 9e9 s"),
+        (1, 9_200_000_000, "jumps leave the clock"),
+        (9_200_000_000, 9_200_000_000, "jumps leave the clock"),
+        (9_200_000_000, -9_200_000_000, None),  # the run ends before
+        (1, -9_200_000_000, "jumps leave the clock"),
+        (1, 9_200_000_001, "shift_ms of a clock_jump is 9.2e+12, and a time is from"),
+        (1, float("inf"), "shift_ms of a clock_jump is inf, and a time is from"),
+        (float("nan"), 1, "from_ms of a clock_jump is nan, and a time is from"),
+    ],
+)
+def test_a_jump_is_told_where_the_clock_could_not_be(
+    tmp_path: Path, at_s: float, shift_s: float, wrong: str | None
+) -> None:
+    scenario = replace(world_of(tmp_path / "w.yaml", {}).at(1.0), requests=1000)
+
+    def run() -> None:
+        fault = Fault("clock_jump", 1e3 * at_s, shift_ms=1e3 * shift_s)
+        simulate(scenario, engine(EngineSettings(faults=(fault,), check_truths=True)))
+
+    refused = pytest.raises(ValueError, match=re.escape(wrong)) if wrong else nullcontext()
+    with refused:
+        run()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (("faults", 3, "shift"), "1000001s"),
+        (("faults", 3, "shift"), "-1000001s"),
+        (("faults", 3, "shift"), "1000000000s"),
+        (("faults", 3, "shift"), "99999999999999999999s"),
+        (("faults", 3, "start"), "1000001s"),
+        (("wire",), "2000000h"),
+    ],
+)
+def test_a_time_that_is_too_long_is_refused_with_the_bound(
+    tmp_path: Path, key: tuple[str | int, ...], value: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        world_of(tmp_path / "w.yaml", {key: value})
+    (problem,) = raised.value.problems
+    assert problem.path == key
+    assert "1000000s" in problem.message.replace(value, "", 1)
 
 
 @pytest.mark.parametrize(
