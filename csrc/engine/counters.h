@@ -65,11 +65,12 @@ struct RowHistogram {
     std::uint64_t sum_rows;
 };
 
-// Requests of one priority level that had an objective or a deadline and were answered or refused;
-// not those whose client went away.
+// Requests of one priority level, the one they asked for, with a deadline: of the client or by an
+// slo. They count as they end: refused for any Reason but kUnknownModel, completed, expired or
+// failed. Not: cancelled by the client, refused before the engine, or still open.
 struct LevelCounters {
     std::uint64_t slo_total;
-    std::uint64_t slo_good;  // of these, answered OK in time
+    std::uint64_t slo_good;  // of these, completed no later than the deadline
 };
 
 struct ModelCounters {
@@ -95,8 +96,8 @@ struct ModelCounters {
     std::uint64_t bisected_batches;
     std::uint64_t memory_limited_batches;  // that device memory kept smaller
     std::uint64_t out_of_memory_replies;
-    std::uint64_t slo_total;                   // of all levels
-    std::uint64_t slo_good;                    // of these, answered OK in time
+    std::uint64_t slo_total;                   // as LevelCounters, of all levels
+    std::uint64_t slo_good;                    // likewise
     LevelCounters levels[kCountersLevelsMax];  // of level 1, 2, ...
     RowHistogram batch_rows;
     DurationHistogram queue_wait;    // arrival to dispatch

@@ -108,7 +108,7 @@ Reason Core::refusal(const ModelState& model, const Request& request, const Arri
 Admission Core::refuse(ModelState& model, const Arrival& asked, std::uint32_t index,
                        Reason reason) {
     ModelCounters& page = counters(index);
-    if (asked.deadline != kNever) count_slo(page, asked.asked_level);
+    if (asked.deadline != kNever) count_slo(page, asked.queue_level);
     ++page.refused;
     ++page.outcomes[static_cast<std::size_t>(Outcome::kRefused)][static_cast<std::size_t>(reason)];
     const bool tritons = model.policy.triton != nullptr && reason == Reason::kQueueFull;

@@ -14,7 +14,8 @@ struct Arrival {
     Nanos deadline = kNever;
     std::uint32_t level = 1;        // to be served at
     std::uint32_t asked_level = 1;  // of its priority
-    std::uint32_t queue_level = 1;  // by which a queue is full: of Triton's where it has them
+    // By which a queue is full, and what is refused counts: of Triton's where it has them.
+    std::uint32_t queue_level = 1;
     std::uint32_t tenant = 0;
     bool over_share = false;
     GroupKey key;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler._native.engine import TritonBlock
+from scheduler._native.engine import TritonBlock, TritonPolicy
 from tests.unit.engine.driver import MS, Driver
 
 
@@ -17,3 +17,19 @@ def test_what_joins_a_batch_that_waits_for_an_instance_is_sent_from_its_first_ro
     d.after(5 * MS).complete(first)
     (batch,) = d.step()
     assert [(m.user, m.row_begin, m.rows) for m in batch.members] == [(1, 0, 3), (2, 0, 3)]
+
+
+def test_what_is_refused_counts_at_the_level_that_it_would_have_joined() -> None:
+    """In the attainment, beside what was let in there; a request without a deadline has none."""
+    block = TritonBlock(levels=(TritonPolicy(), TritonPolicy(requests_max=1)), default_level=2)
+    d = Driver([(0, 1, True)], rows_max=8, triton=block)
+    for user, priority in enumerate((2, 2, 0, 1)):
+        d.engine.submit(d.now, user=user, priority=priority, deadline=d.now + 10 * MS)
+    d.engine.submit(d.now, user=4, priority=2)
+    assert d.engine.counters(0)["refused"] == 3
+    assert d.engine.counters(0)["levels"] == {2: (2, 0)}
+    out = d.step()
+    while out:
+        d.complete(out.pop(0))
+        out += d.step()
+    assert d.engine.counters(0)["levels"] == {1: (1, 1), 2: (3, 1)}
