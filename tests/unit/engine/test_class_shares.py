@@ -155,6 +155,30 @@ def test_misses_weigh_by_value() -> None:
     assert quick > slow + 0.05
 
 
+def unanswered(values: tuple[float, float], times: float) -> list[float]:
+    """The parts of both models that were not answered, be it late: what `value` weighs."""
+    classes = [kinds[0] for kinds in shared(times * GOODPUT, values).classes]
+    return [1 - (kind.in_time + kind.late) / kind.offered for kind in classes]
+
+
+@pytest.mark.parametrize("value", [1.0, 2.0, 4.0])
+def test_what_is_missed_is_as_the_values_are(value: float) -> None:
+    quick, slow = unanswered((value, 1.0), 2.0)
+    assert quick / slow == pytest.approx(1 / value, abs=0.08)
+    quick, slow = unanswered((1.0, value), 2.0)
+    assert slow / quick == pytest.approx(1 / value, abs=0.08)
+
+
+@pytest.mark.parametrize(("times", "enough"), [(2.0, 16.0), (3.0, 4.0)])
+def test_a_value_acts_until_every_other_request_of_the_other_model_is_refused(
+    times: float, enough: float
+) -> None:
+    quick, slow = unanswered((enough, 1.0), times)
+    assert quick > 1.5 * slow / enough
+    assert 0.4 < slow < 0.5  # all but these are in time: nothing else is refused of it
+    assert unanswered((1e6, 1.0), times) == pytest.approx([quick, slow], abs=0.02)
+
+
 def test_a_model_that_nothing_can_help_takes_nothing_from_the_others() -> None:
     def good(rate_of_hopeless: float) -> float:
         """In time of a model beside one whose objective is below what a single row takes."""
