@@ -8,7 +8,7 @@ import pytest
 
 from scheduler.simulation.scenario import Arrivals, Latency, Model, Scenario, engine, simulate
 from tests.unit.engine.driver import MS, SECOND, Driver
-from tests.unit.engine.load import Stream, run
+from tests.unit.engine.load import Stream, latency, run
 
 pytestmark = pytest.mark.native
 
@@ -33,17 +33,27 @@ def test_a_blind_batch_is_not_large() -> None:
     assert alone.batches >= 6
 
 
+@pytest.mark.parametrize("times", [20.0, 80.0])
 @pytest.mark.parametrize("per_s", [20, 100, 500])
 @pytest.mark.parametrize("instances", [1, 4, 8])
-def test_what_first_batches_of_instances_take_is_soon_forgotten(instances: int, per_s: int) -> None:
-    """Each is twenty times as long as later ones, and longer than the objective."""
+def test_what_first_batches_of_instances_take_is_soon_forgotten(
+    instances: int, per_s: int, times: float
+) -> None:
+    """Each is so many times as long as later ones, and longer than the objective."""
     driver = Driver(instances, rows_max=32, load_aware=True)
-    takes = chain(repeat(20.0, instances), repeat(1.0))
-    for seconds in (1, 4):
+    takes = chain(repeat(times, instances), repeat(1.0))
+
+    def served(duration: int) -> Stream:
         stream = Stream(per_s, {}, 25 * MS)
-        run(driver, [stream], seconds * SECOND, stalls=lambda rows: next(takes))
-    # Not more than these batches take one after the other is lost to them.
-    assert stream.in_time == 1
+        run(driver, [stream], duration, stalls=lambda rows: next(takes))
+        return stream
+
+    first = served(SECOND)
+    lost = sum(first.counts.values()) - first.counts["in_time"]
+    # What comes while one such batch runs, what each instance takes to have run its own, and no
+    # more: refused for what these batches took, it would be most of the second.
+    assert lost <= per_s * times * latency(1) / SECOND + 2 * instances
+    assert served(4 * SECOND).in_time == 1
 
 
 def test_a_model_that_is_too_slow_is_tried_once_a_second_after_its_first_batches() -> None:
