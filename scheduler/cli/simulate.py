@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 POLICIES = (
     "infersched",
     "static_default",
+    "static_tuned",
+    "static_timeout",
     "clockwork",
     "nexus",
     "shepherd",
@@ -58,7 +60,9 @@ def _numbers(_: Any, option: click.Parameter, value: str | None) -> tuple[float,
 @click.command()
 @click.argument("workload")
 @click.option("--policy", "policies", multiple=True, type=click.Choice(POLICIES),
-              help="Repeatable.  [default: infersched]")  # fmt: skip
+              help="Repeatable. static_tuned is Triton's batcher at the best of a grid of sizes "
+                   "and delays, by goodput, which takes a while; static_timeout with queue "
+                   "timeouts, too.  [default: infersched]")  # fmt: skip
 @click.option("--load", "loads", callback=_numbers, default=LOADS, show_default=True,
               metavar="FACTOR,...", help="Multiples of the workload's rates.")  # fmt: skip
 @click.option("--rate", "rates", callback=_numbers, metavar="PER_S,...",
@@ -110,7 +114,7 @@ def simulate(
         - {kind: down, start: 5s, end: 8s, executor: 0}
     """
     from scheduler.plots.pictures import SUFFIXES
-    from scheduler.simulation.study import Plan, goodputs, notes, over_time, points
+    from scheduler.simulation.study import Plan, goodputs, notes, points, tune
     from scheduler.simulation.workload_file import RATE_MAX
 
     told = click.get_current_context().get_parameter_source
@@ -133,6 +137,8 @@ def simulate(
     numbers = (seed,) if seed is not None else tuple(range(1, seeds + 1))
     plan = Plan(chosen, factors, numbers, requests, focus)
     try:
+        with _tuning():
+            plan = tune(world, plan)
         with _progress(plan) as on_run:
             found = list(points(world, plan, on_run))
         best = goodputs(world, plan) if goodput else []
@@ -144,26 +150,32 @@ def simulate(
     if plot is not None:
         _write(plot, world, plan, found, rows)
     if as_json or output == "json":
-        print_json(
-            {
-                "workload": world.name,
-                "requests": plan.requests,
-                "seeds": list(numbers),
-                "points": [point.record(world) for point in found],
-                "goodput": best,
-                "over_time": {
-                    "load": round(focus, 4),
-                    "policies": over_time(world, plan, found),
-                },
-            }
-        )
+        print_json(_record(world, plan, found, best))
         return
     print_table(COLUMNS, rows)
+    for line in _settings(plan):
+        click.echo(line)
     for one in best:
         click.echo(
             f"goodput of {one['policy']}: {one['goodput_per_s']:.0f} requests/s "
             f"({one['lowest_per_s']:.0f} to {one['highest_per_s']:.0f})"
         )
+
+
+def _record(
+    world: World, plan: Plan, found: Sequence[Point], best: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    from scheduler.simulation.study import over_time
+
+    return {
+        "workload": world.name,
+        "requests": plan.requests,
+        "seeds": list(plan.seeds),
+        "tuned": {name: of.records for name, of in plan.tuned.items()},
+        "points": [point.record(world) for point in found],
+        "goodput": best,
+        "over_time": {"load": round(plan.focus, 4), "policies": over_time(world, plan, found)},
+    }
 
 
 def _world(workload: str, noise: float | None) -> World:
@@ -196,6 +208,18 @@ def _world(workload: str, noise: float | None) -> World:
 
 
 @contextmanager
+def _tuning() -> Iterator[None]:
+    """A sign of life on stderr, only on a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("tuning"):
+        yield
+
+
+@contextmanager
 def _progress(plan: Plan) -> Iterator[Callable[[], None]]:
     """A bar on stderr, only on a terminal."""
     if not sys.stderr.isatty():
@@ -222,6 +246,11 @@ def _rows(point: Point, world: World) -> list[list[str]]:
         ]
         rows.append([*row, *[""] * (len(COLUMNS) - len(row))])
     return rows
+
+
+def _settings(plan: Plan) -> list[str]:
+    """What the tuned policies are set to."""
+    return [f"{name} is {line}" for name, of in plan.tuned.items() for line in of.lines]
 
 
 def _attained(spread: Sequence[float]) -> list[str]:
@@ -277,6 +306,7 @@ def _write(
         Chart(f"In time over time, at load {plan.focus:.3g}", "s", "part", by_time, y_max=1.0),
     ]  # fmt: skip
     title = f"Workload {world.name}"
+    rows = [*rows, *([line, *[""] * (len(COLUMNS) - 1)] for line in _settings(plan))]
     text = html(title, charts, COLUMNS, rows) if path.suffix.lower() == ".html" else svg(charts)
     try:
         save(path, text)

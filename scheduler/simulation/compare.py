@@ -16,6 +16,7 @@ from scheduler.simulation.scenario import (
     RAY_SERVE,
     SHEPHERD,
     SYMPHONY,
+    Model,
     Policy,
     StaticSettings,
     clockwork,
@@ -47,19 +48,20 @@ GRID_DELAY_PART = (0.0, 0.08, 0.16)  # of the objective
 LOWEST_PER_S = 20.0
 
 
-def static_grid(workload: Workload, *, timeouts: bool) -> list[StaticSettings]:
-    """The settings that tuning tries; with `timeouts` each with a queue timeout, too.
+def static_grid(of: Workload | Model, *, timeouts: bool) -> list[StaticSettings]:
+    """The settings that tuning tries for a model; with `timeouts` each with a queue timeout, too.
 
     It leaves just enough time for a full batch.
     """
+    most = of.rows_max if isinstance(of, Model) else GRID_ROWS_MAX[-1]
     grid = []
-    for rows in GRID_ROWS_MAX:
-        holds_ms = workload.latency.alpha_ms * rows + workload.latency.beta_ms
-        if rows > 2 and holds_ms > workload.objective_ms:
+    for rows in [rows for rows in GRID_ROWS_MAX if rows <= most] or [most]:
+        holds_ms = of.latency.at(rows)
+        if rows > GRID_ROWS_MAX[0] and holds_ms > of.objective_ms:
             continue
-        timeout_ms = workload.objective_ms - holds_ms
+        timeout_ms = of.objective_ms - holds_ms
         for part in GRID_DELAY_PART:
-            delay_ms = part * workload.objective_ms
+            delay_ms = part * of.objective_ms
             grid.append(StaticSettings(rows, delay_ms=delay_ms))
             if timeouts and timeout_ms > delay_ms:
                 grid.append(StaticSettings(rows, delay_ms=delay_ms, queue_timeout_ms=timeout_ms))

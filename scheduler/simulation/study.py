@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
-from scheduler.simulation.compare import POLICIES
-from scheduler.simulation.engine import ClassOutcome, EngineSettings
+from scheduler.simulation.compare import POLICIES, TUNED
+from scheduler.simulation.engine import ClassOutcome
 from scheduler.simulation.goodput import search
 from scheduler.simulation.scenario import ENGINE, LATEST_MS, Outcome, Policy, engine, simulate
+from scheduler.simulation.tuned import Tuned, tuned
 from scheduler.simulation.world import World
 
 INTERVALS = 100
@@ -148,28 +149,44 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study runs. `interval_ms` is that of the attainment over time, at load `focus`."""
+    """What a study runs; `tuned` is what `tune` found for its tuned policies.
+
+    The attainment over time is that at load `focus`.
+    """
 
     policies: tuple[str, ...]
     factors: tuple[float, ...]
     seeds: tuple[int, ...]
     requests: int
     focus: float
+    tuned: Mapping[str, Tuned] = field(default_factory=dict)
 
     @property
     def runs(self) -> int:
         return len(self.policies) * len(self.factors) * len(self.seeds)
 
 
-def policy_of(name: str, settings: EngineSettings) -> Policy:
-    """The policy `name` of scheduler.simulation.compare; the engine with `settings`."""
-    return engine(settings) if name == ENGINE else POLICIES[name]
+def tune(world: World, plan: Plan) -> Plan:
+    """With the settings of its tuned policies, searched with its first seed. Raises ValueError."""
+    found = {
+        name: tuned(world, name, seed=plan.seeds[0], requests=plan.requests)
+        for name in plan.policies
+        if name in TUNED
+    }
+    return replace(plan, tuned=found)
+
+
+def policy_of(name: str, world: World, plan: Plan) -> Policy:
+    """The policy `name` of scheduler.simulation.compare; the engine with the world's settings."""
+    if name in plan.tuned:
+        return plan.tuned[name].policy
+    return engine(world.settings) if name == ENGINE else POLICIES[name]
 
 
 def points(world: World, plan: Plan, on_run: Callable[[], None]) -> Iterable[Point]:
     """Every policy at every load; `on_run` after each run. Raises ValueError."""
     for name in plan.policies:
-        policy = policy_of(name, world.settings)
+        policy = policy_of(name, world, plan)
         for factor in plan.factors:
             outcomes = []
             for seed in plan.seeds:
@@ -196,7 +213,7 @@ def goodputs(world: World, plan: Plan) -> list[dict[str, Any]]:
     """The goodput of every policy: the median over the seeds, and its range. Raises ValueError."""
     found = []
     for name in plan.policies:
-        policy = policy_of(name, world.settings)
+        policy = policy_of(name, world, plan)
         rates = []
         for seed in plan.seeds:
 

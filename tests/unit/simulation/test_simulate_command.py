@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from scheduler.cli.main import main
 from scheduler.cli.simulate import POLICIES
-from scheduler.simulation.compare import POLICIES as KNOWN
+from scheduler.simulation.compare import NAMES
 
 pytestmark = pytest.mark.native
 
@@ -62,7 +62,7 @@ def as_json(runner: CliRunner, *arguments: str) -> Any:
 
 
 def test_the_policies_are_those_of_the_simulator() -> None:
-    assert set(POLICIES) == set(KNOWN)
+    assert set(POLICIES) == set(NAMES)
 
 
 def test_a_named_workload_under_every_policy(runner: CliRunner) -> None:
