@@ -292,7 +292,7 @@ struct IgnoredTimes {
 struct LatencyStatus {
     bool known = false;
     std::uint64_t observations = 0;  // of this backend; the rest may be of those like it, too
-    Nanos alpha_ns = 0;              // of a row, and of a batch: the affine backbone
+    Nanos alpha_ns = 0;              // of a row, and of a batch; 0: one size tells neither
     Nanos beta_ns = 0;
     double margin = 1.0;            // by which deadlines are kept beyond the expected time
     double error_mean = 0.0;        // mean of observed/expected - 1 of late

@@ -53,6 +53,7 @@ class Gateway:
     ) -> list[
         tuple[
             int,
+            bool,
             int,
             int,
             int,

@@ -2,8 +2,9 @@
 
 
 cdef tuple learned_latency(uint32_t backend, const LatencyStatus& status):
-    """(backend, observations, alpha_ns, beta_ns, margin, error_mean, beyond_margin, rows_target,
-    rate_per_s, sizes, ignored); sizes are (rows, observations, expected_ns), ignored is by kind.
+    """(backend, known, observations, alpha_ns, beta_ns, margin, error_mean, beyond_margin,
+    rows_target, rate_per_s, sizes, ignored); sizes are (rows, observations, expected_ns), ignored
+    is by kind.
     """
     cdef size_t i
     sizes = [
@@ -11,7 +12,7 @@ cdef tuple learned_latency(uint32_t backend, const LatencyStatus& status):
         for i in range(status.sizes.size())
     ]
     return (
-        backend, status.observations, status.alpha_ns, status.beta_ns, status.margin,
+        backend, status.known, status.observations, status.alpha_ns, status.beta_ns, status.margin,
         status.error_mean, status.beyond_margin, status.rows_target, status.rate_per_s, sizes,
         status.ignored,
     )

@@ -99,18 +99,32 @@ def _describe(model: pb.ModelStatus) -> None:
     if rows:
         print_table(["PRIORITY", "REQUESTS", "IN TIME", "PART"], rows)
     for placement in model.placements:
-        _describe_placement(placement)
+        _describe_placement(placement, _unpredicted(batching))
     for memory in model.memory:
         _describe_memory(memory)
 
 
-def _describe_placement(placement: pb.ModelPlacement) -> None:
+def _unpredicted(batching: dataplane_pb2.Batching) -> str:
+    """Why nothing is learned of how long its batches take; empty where it is."""
+    if batching.HasField("triton"):
+        return "batching is as Triton's"
+    if batching.fixed_delay:
+        return "batching is fixed_delay"
+    return "requests go to the backend as they come" if batching.direct_max else ""
+
+
+def _describe_placement(placement: pb.ModelPlacement, unpredicted: str) -> None:
     learned = placement.latency
     shared = f", executor {placement.executor_group}" if placement.executor_group else ""
+    instances = ("instances", f"{placement.instances}{shared}")
+    if unpredicted:
+        rows = [instances, ("latency", f"not predicted: {unpredicted}")]
+        print_table(["BACKEND", placement.backend_address], rows)
+        return
     print_table(
         ["BACKEND", placement.backend_address],
         [
-            ("instances", f"{placement.instances}{shared}"),
+            instances,
             ("batches observed", learned.observations),
             ("l(b)", _line(learned)),
             ("margin", f"{learned.margin:.3f}, exceeded by {learned.beyond_margin:.2%}"),
@@ -120,10 +134,10 @@ def _describe_placement(placement: pb.ModelPlacement) -> None:
             ("times ignored", _ignored(learned.ignored)),
         ],
     )
-    rows = [(s.rows, s.batches, f"{s.backend_ns / s.batches / 1e6:.3f}") for s in learned.sizes
-            if s.batches]  # fmt: skip
-    if rows:
-        print_table(["ROWS", "BATCHES", "EXPECTED MS"], rows)
+    sizes = [(s.rows, s.batches, f"{s.backend_ns / s.batches / 1e6:.3f}") for s in learned.sizes
+             if s.batches]  # fmt: skip
+    if sizes:
+        print_table(["ROWS", "BATCHES", "EXPECTED MS"], sizes)
 
 
 def _describe_memory(memory: pb.ModelMemory) -> None:
@@ -154,13 +168,22 @@ def _need_line(need: dataplane_pb2.MemorySnapshot) -> str:
 
 
 def _line(learned: dataplane_pb2.LatencySnapshot) -> str:
-    if not (learned.alpha_ns or learned.beta_ns):
+    if not learned.known:
         return "not known yet"
+    if not _slope_known(learned):
+        known = "seen often enough" if learned.observations else "known of before the first batch"
+        return f"only one batch size was {known}: it does not tell what a row takes"
     told = "" if learned.observations else ", as known before the first batch"
     return f"{_line_ms(learned)} ms{told}"
 
 
+def _slope_known(learned: dataplane_pb2.LatencySnapshot) -> bool:
+    return bool(learned.alpha_ns or learned.beta_ns)
+
+
 def _line_ms(learned: dataplane_pb2.LatencySnapshot) -> str:
+    if not _slope_known(learned):
+        return "one size"
     return f"{learned.alpha_ns / 1e6:.3f} b + {learned.beta_ns / 1e6:.3f}"
 
 
@@ -206,7 +229,7 @@ def _row(model: pb.ModelStatus) -> dict[str, object]:
     default = " (default)" if model.is_default_version else ""
     ready_on = sum(placement.ready for placement in model.placements)
     learned = max(model.placements, key=lambda p: p.latency.observations, default=None)
-    known = learned is not None and (learned.latency.alpha_ns or learned.latency.beta_ns)
+    known = learned is not None and learned.latency.known and not _unpredicted(model.batching)
     good, total = (sum(getattr(o, key) for o in totals.objectives) for key in ("good", "total"))
     conflicts = sum(bool(placement.conflict) for placement in model.placements)
     return {

@@ -259,6 +259,7 @@ def snapshot(gateway: Gateway, model_indices: Collection[int] = ()) -> pb.Snapsh
 def _add_latencies(model: pb.ModelSnapshot, gateway: Gateway) -> None:
     for (
         backend,
+        known,
         observations,
         alpha_ns,
         beta_ns,
@@ -272,6 +273,7 @@ def _add_latencies(model: pb.ModelSnapshot, gateway: Gateway) -> None:
     ) in gateway.latencies(model.index):
         latency = model.latencies.add(
             backend_index=backend,
+            known=known,
             observations=observations,
             alpha_ns=alpha_ns,
             beta_ns=beta_ns,

@@ -37,6 +37,21 @@ def test_a_prior_is_known_before_the_first_batch(plane: DataPlane, fake: FakeTri
     assert (learned(plane, 3).alpha_ns, learned(plane, 3).beta_ns) == (0, 0)
 
 
+def test_one_size_tells_no_slope(plane: DataPlane, fake: FakeTriton) -> None:
+    """Half of the time would be said to be of each row, where nobody knows."""
+    assert plane.apply([primed({4: 40.0}), identity_model(3, "other")], [fake.address]) == ""
+    told, new = learned(plane), learned(plane, 3)
+    assert (told.known, told.alpha_ns, told.beta_ns) == (True, 0, 0)
+    assert not new.known
+    with connected(plane.address) as stub:
+        for number in range(20):
+            stub.ModelInfer(infer_request(rows(number, count=4)), timeout=30)
+    wait_until(lambda: learned(plane).observations == 20, "twenty batches observed")
+    seen = learned(plane)
+    assert (seen.known, seen.alpha_ns, seen.beta_ns) == (True, 0, 0)
+    assert [size.rows for size in seen.sizes] == [4]
+
+
 def test_latencies_are_told_of_the_models_that_are_asked_for(
     plane: DataPlane, fake: FakeTriton
 ) -> None:

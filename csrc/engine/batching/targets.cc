@@ -315,8 +315,10 @@ LatencyStatus Core::latency_status(std::uint32_t index, std::uint32_t backend) c
     status.known = latency.known();
     status.observations = placement->batches_learned;
     status.ignored = placement->ignored_times;
-    status.alpha_ns = static_cast<Nanos>(latency.alpha_ns());
-    status.beta_ns = static_cast<Nanos>(latency.beta_ns());
+    if (latency.slope_known()) {
+        status.alpha_ns = static_cast<Nanos>(latency.alpha_ns());
+        status.beta_ns = static_cast<Nanos>(latency.beta_ns());
+    }
     status.margin = latency.margin();
     status.error_mean = std::exp(accuracy.log_ratio_mean) - 1;
     if (accuracy.predicted > 0) {

@@ -9,11 +9,11 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
-from scheduler.cli.models import _ignored, _line, models
+from scheduler.cli.models import _ignored, _line, _row, models
 from scheduler.cli.status import status
 from scheduler.v1 import control_pb2 as pb
 from scheduler.v1 import control_pb2_grpc
-from scheduler.v1.dataplane_pb2 import LatencySnapshot
+from scheduler.v1.dataplane_pb2 import Batching, LatencySnapshot, TritonBatching
 
 GIB = 2**30
 
@@ -22,6 +22,7 @@ class Control(control_pb2_grpc.ControlServicer):
     """Knows of a loaded model and of one that is not."""
 
     on_demand = True
+    others: tuple[pb.ModelStatus, ...] = ()
 
     def GetStatus(self, request: object, context: object) -> pb.GetStatusResponse:
         place = pb.ResidencyPlace(place="GPU-a", resident_bytes=2 * GIB, budget_bytes=8 * GIB)
@@ -38,7 +39,7 @@ class Control(control_pb2_grpc.ControlServicer):
         away.residency.MergeFrom(
             pb.ModelResidency(state="not_loaded", idle_ns=-1, load_ns=1_500_000_000, error="no")
         )
-        found = [model for model in (here, away) if request.name in ("", model.name)]
+        found = [m for m in (here, away, *self.others) if request.name in ("", m.name)]
         return pb.ListModelsResponse(models=found)
 
 
@@ -86,11 +87,46 @@ def test_the_status_has_weights_against_the_budget(control: tuple[Control, str])
 
 
 def test_a_latency_that_was_only_told_is_shown_as_that() -> None:
-    told = LatencySnapshot(alpha_ns=1_000_000, beta_ns=5_000_000, margin=1.2)
+    told = LatencySnapshot(known=True, alpha_ns=1_000_000, beta_ns=5_000_000, margin=1.2)
     assert _line(told) == "1.000 b + 5.000 ms, as known before the first batch"
     told.observations = 1
     assert _line(told) == "1.000 b + 5.000 ms"
     assert _line(LatencySnapshot()) == "not known yet"
+
+
+def test_of_one_size_no_line_is_shown() -> None:
+    seen = LatencySnapshot(known=True, observations=20, margin=1.2, rows_target=3)
+    told = LatencySnapshot(known=True, margin=1.2)
+    ending = "it does not tell what a row takes"
+    assert _line(seen) == f"only one batch size was seen often enough: {ending}"
+    assert _line(told) == f"only one batch size was known of before the first batch: {ending}"
+    row = _row(pb.ModelStatus(placements=[pb.ModelPlacement(latency=seen)]))
+    assert (row["latency"], row["target"]) == ("one size", 3)
+
+
+@pytest.mark.parametrize(
+    ("batching", "reason"),
+    [
+        (Batching(fixed_delay=True), "batching is fixed_delay"),
+        (Batching(triton=TritonBatching(dynamic=True)), "batching is as Triton's"),
+        (Batching(direct_max=1024), "requests go to the backend as they come"),
+    ],
+)
+def test_of_what_is_not_predicted_only_that_is_said(
+    control: tuple[Control, str], batching: Batching, reason: str
+) -> None:
+    known = LatencySnapshot(known=True, alpha_ns=1_000_000, beta_ns=5_000_000, margin=1.2)
+    placement = pb.ModelPlacement(backend_address="a:1", instances=2, latency=known)
+    other = pb.ModelStatus(name="other", version="1", batching=batching, placements=[placement])
+    control[0].others = (other,)
+    found = lines("describe", "other", "--control", control[1])
+    assert found[found.index("BACKEND a:1") :] == [
+        "BACKEND a:1",
+        "instances 2",
+        f"latency not predicted: {reason}",
+    ]
+    row = _row(other)
+    assert (row["latency"], row["target"]) == ("-", "-")
 
 
 def test_times_that_were_ignored_are_shown_by_kind() -> None:

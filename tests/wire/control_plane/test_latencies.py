@@ -111,7 +111,7 @@ def test_operators_see_what_was_learned(
         data_plane.snapshot.shared_memory.used_bytes = 8192
         latency = data_plane.snapshot.models[0].latencies[0]
         latency.alpha_ns, latency.beta_ns, latency.rows_target = 1_053_000, 5_072_000, 12
-        latency.margin, latency.error_mean = 1.25, -0.01
+        latency.known, latency.margin, latency.error_mean = True, 1.25, -0.01
         wait_until(lambda: "is below" in shown("status"), "it is read", READ_S)
         assert "models.identity.slo: 5ms is below the 6 ms" in shown("status")
         listed = next(li for li in shown("models", "list").splitlines() if "identity" in li)
