@@ -127,7 +127,8 @@ def load_profile(path: Path) -> Profile:
         with path.open("rb") as file:
             text = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
-        raise ProfileError(f"cannot read {path}: {error.strerror}") from error
+        where = f"{path.absolute()}: {error.strerror}{_other_place(path)}"
+        raise ProfileError(f"cannot read {where}") from error
     if len(text) > FILE_BYTES_MAX:
         raise ProfileError(f"{path} is no profile: it is larger than 4 MiB")
     try:
@@ -137,6 +138,18 @@ def load_profile(path: Path) -> Profile:
         place = ".".join(str(part) for part in first["loc"])
         reason = f"{place}: {first['msg']}" if place else first["msg"]
         raise ProfileError(f"{path} is no profile: {reason}") from error
+
+
+def _other_place(missing: Path) -> str:
+    """The end of `missing` may name a file of the working directory, which is another one."""
+    ends = (Path(*missing.parts[start:]) for start in range(1, len(missing.parts)))
+    found = next((end for end in ends if not missing.exists() and end.is_file()), None)
+    if found is None:
+        return ""
+    return (
+        f"; there is a {found} in the working directory {Path.cwd()}, but what a file names is "
+        "relative to that file"
+    )
 
 
 def save_profile(profile: Profile, path: Path) -> None:

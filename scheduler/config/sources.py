@@ -52,7 +52,15 @@ def file_layer(path: FilePath) -> Layer:
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError([ConfigProblem((), "expected sections such as `server:`", str(path))])
     layer.values = _mapping(root, (), str(path), layer.origins)
+    _find_profiles(layer.values.get("models"), path.absolute().parent)
     return layer
+
+
+def _find_profiles(models: Any, directory: FilePath) -> None:
+    """Who writes the name of one into a file means it as seen from there, wherever it is read."""
+    for model in models.values() if isinstance(models, dict) else ():
+        if isinstance(model, dict) and model.get("profile") and isinstance(model["profile"], str):
+            model["profile"] = str(directory / model["profile"])
 
 
 def _mapping(node: yaml.MappingNode, path: Path, name: str, origins: dict[Path, str]) -> Any:

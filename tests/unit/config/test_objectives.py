@@ -232,6 +232,45 @@ def test_profiles_that_will_be_ignored_are_told(tmp_path: Path) -> None:
     assert told[2].endswith("other.json is of model other: it is ignored")
 
 
+def test_a_profile_is_beside_the_file_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the file is named from a working directory that has one of that name, too."""
+    (tmp_path / "conf" / "profiles").mkdir(parents=True)
+    save_profile(profile_of({1: 6.0}, name="m"), tmp_path / "conf" / "profiles" / "p.json")
+    save_profile(profile_of({1: 2.0}, name="m"), tmp_path / "p.json")
+    config = tmp_path / "conf" / "infersched.yaml"
+    monkeypatch.chdir(tmp_path)
+    for named, found in {
+        "profiles/p.json": f"{tmp_path}/conf/profiles/p.json",
+        f"{tmp_path}/p.json": f"{tmp_path}/p.json",
+    }.items():
+        config.write_text(f"models: {{m: {{profile: {named}}}}}\n")
+        for file in (config, config.relative_to(tmp_path)):
+            read = load_settings(file, environment={})
+            assert str(read.settings.batching_for("m").profile) == found
+            assert ignored_profiles(read) == []
+    (tmp_path / "conf" / "profiles" / "p.json").unlink()
+    config.write_text("models: {m: {profile: p.json, slo: 1ms}}\n")
+    (told,) = ignored_profiles(load_settings(config, environment={}))
+    assert told.message == (
+        f"cannot read {tmp_path}/conf/p.json: No such file or directory; there is a p.json in the "
+        f"working directory {tmp_path}, but what a file names is relative to that file: it is "
+        "ignored"
+    )
+
+
+def test_a_profile_of_the_environment_is_found_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    read = load_settings(environment={"INFERSCHED_MODELS__m__PROFILE": "p.json"})
+    assert str(read.settings.batching_for("m").profile) == "p.json"
+    (told,) = ignored_profiles(read)
+    missing = f"{tmp_path}/p.json: No such file or directory"
+    assert told.message == f"cannot read {missing}: it is ignored"
+
+
 def test_an_objective_below_the_measured_floor_is_refused(tmp_path: Path) -> None:
     assert profiled(tmp_path, "slo: 6ms") == (
         "models.m.slo (infersched.yaml:2): 6ms is below the 6 ms that a lone request takes at the "
