@@ -19,6 +19,7 @@ from scheduler.control.device_memory.places import instances_on_a_gpu
 from scheduler.control.device_memory.priors import MemoryPriors
 from scheduler.control.executors import ExecutorGroups
 from scheduler.control.indices import BACKENDS_MAX, MODELS_MAX, IndexBook
+from scheduler.control.inert import delay_not_given
 from scheduler.control.latency.priors import Priors
 from scheduler.control.padding import apply_padding, padding_problems
 from scheduler.control.payload_memory import PayloadMemory
@@ -62,6 +63,8 @@ class DesiredState:
     executor_groups: dict[tuple[ModelKey, str], int] = field(default_factory=dict)
     # Names of models that take no new requests: they are about to be unloaded.
     refusing: set[str] = field(default_factory=set)
+    # Settings of a model that do nothing as things are.
+    inert: dict[ModelKey, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._models = IndexBook(self.runtime_directory / "models.json", MODELS_MAX)
@@ -101,6 +104,7 @@ class DesiredState:
             if tls is not None:
                 backend.tls.CopyFrom(tls_message(tls.files))
         groups = self.executor_groups = self._executors.assign(pool)
+        self.inert = {k: self._inert(k, entry.spec, settings) for k, entry in pool.catalog.items()}
         for key, index in sorted(self.model_index.items(), key=lambda item: item[1]):
             entry = pool.catalog[key]
             mine = settings.batching_for(key[0])
@@ -151,6 +155,12 @@ class DesiredState:
             return "Triton's response cache knows requests, not batches"
         found = self.unmergeable.get(key)
         return found[1] if found is not None and found[0] == spec else ""
+
+    def _inert(self, key: ModelKey, spec: ModelSpec, settings: Settings) -> list[str]:
+        delay = "" if self.merging_off(key, spec) else delay_not_given(settings, spec)
+        if delay:
+            self._report(key, delay)
+        return [*([delay] if delay else []), *self._executors.inert.get(key, ())]
 
     def _batching(self, key: ModelKey, spec: ModelSpec, batching: Batching) -> pb.Batching:
         for problem in batching_problems(batching, spec.max_batch_size):

@@ -22,6 +22,7 @@ from scheduler.telemetry.logs import log
 logger = logging.getLogger(__name__)
 
 EXECUTORS_MAX = 65_536
+NO_GPU = "it has no instances on a GPU"
 
 
 def gpus_of(config: model_config_pb2.ModelConfig) -> frozenset[int] | None:
@@ -52,7 +53,7 @@ def executor_of(backend: Backend, spec: ModelSpec) -> tuple[str, str]:
         return "", "its instance_group names no GPUs"
     if len(gpus) > 1:
         return "", f"it has instances on GPUs {', '.join(map(str, sorted(gpus)))}"
-    return (f"{device}\ngpu {min(gpus)}" if gpus else ""), ""
+    return (f"{device}\ngpu {min(gpus)}", "") if gpus else ("", NO_GPU)
 
 
 class ExecutorGroups:
@@ -60,24 +61,51 @@ class ExecutorGroups:
 
     def __init__(self, runtime_directory: Path) -> None:
         self._book = IndexBook(runtime_directory / "executors.json", EXECUTORS_MAX)
-        self._reported: set[tuple[ModelKey, str, str]] = set()
+        # What keeps `exclusive: gpu` of a backend from acting, by model.
+        self.inert: dict[ModelKey, list[str]] = {}
+        self._reported: set[tuple[ModelKey | None, str, str]] = set()
 
     def assign(self, pool: BackendPool) -> dict[tuple[ModelKey, str], int]:
         """The group of each (model, backend address) whose instances share their executor."""
         shared: dict[tuple[ModelKey, str], str] = {}
+        self.inert = {}
         for address, watch in pool.watches.items():
+            problems: dict[ModelKey, str] = {}
+            on_gpus = False
             for key, spec in watch.models.items():
                 executor, problem = executor_of(pool.backends[address], spec)
                 if executor:
                     shared[key, address] = executor
+                    on_gpus = True
                 if problem:
-                    self._report(key, address, problem)
+                    problems[key] = problem
+            self._note(address, problems, on_gpus)
         numbers = self._book.assign(sorted(set(shared.values())))
         return {
             placement: numbers[executor] + 1
             for placement, executor in shared.items()
             if executor in numbers
         }
+
+    def _note(self, address: str, problems: dict[ModelKey, str], on_gpus: bool) -> None:
+        """Tells of what does not act. Where others are on GPUs, models of a processor are meant."""
+        bare = all(problem == NO_GPU for problem in problems.values()) and not on_gpus
+        for key, problem in problems.items():
+            if bare or problem != NO_GPU:
+                self.inert.setdefault(key, []).append(
+                    f"exclusive: gpu of backend {address} does not act on it: {problem}"
+                )
+            if problem != NO_GPU:
+                self._report(key, address, problem)
+        if problems and bare and (None, address, NO_GPU) not in self._reported:
+            self._reported.add((None, address, NO_GPU))
+            log(
+                logger,
+                logging.WARNING,
+                f"exclusive: gpu does not act on backend {address}: none of its models has "
+                "instances on a GPU; they count as executors of their own. Leave it out, and name "
+                "the device by executor where they share one",
+            )
 
     def _report(self, key: ModelKey, address: str, problem: str) -> None:
         if (key, address, problem) in self._reported:

@@ -249,8 +249,12 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
 
     def _problems(self, entry: CatalogEntry) -> list[str]:
         name, batching = entry.spec.name, self._plane.batching_for(entry.spec.name)
-        found = self._plane.latencies.problems((name, entry.spec.version), batching)
-        return [f"models.{name}.{key}: {text}" for key, text in found.items()]
+        key = (name, entry.spec.version)
+        found = self._plane.latencies.problems(key, batching)
+        return [
+            *(f"models.{name}.{setting}: {text}" for setting, text in found.items()),
+            *(f"model {name}: {text}" for text in self._plane.desired.inert.get(key, ())),
+        ]
 
     def _add_totals(self, status: pb.ModelStatus) -> None:
         index = self._plane.desired.model_index.get((status.name, status.version))

@@ -94,6 +94,35 @@ def test_a_model_on_several_gpus_keeps_its_own_and_that_is_said_once(
     assert apply.models[0].placements[0].executor_group == 0
     (line,) = [r.getMessage() for r in caplog.records if "exclusive" in r.getMessage()]
     assert "it has instances on GPUs 0, 1" in line
+    (told,) = desired.inert["m", "1"]
+    assert told == (
+        "exclusive: gpu of backend a:1 does not act on it: it has instances on GPUs 0, 1"
+    )
+
+
+def test_a_backend_without_a_gpu_that_is_to_be_exclusive_is_told_once_and_with_its_models(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    keys = {"exclusive": "gpu"}
+    pool = pool_of(
+        ({"address": "a:1", **keys}, {"m": CPU, "n": "", "s": "sequence_batching {}"}),
+        ({"address": "b:1", **keys}, {"m": CPU, "o": GPU_0}),
+        ({"address": "c:1", **keys}, {"s": "sequence_batching {}"}),
+        ({"address": "d:1"}, {"m": CPU}),
+    )
+    desired = DesiredState(tmp_path)
+    for _ in range(2):
+        desired.build(pool, Settings(), Regions(tmp_path))
+    (line,) = [r.getMessage() for r in caplog.records if "exclusive" in r.getMessage()]
+    assert line.startswith(
+        "exclusive: gpu does not act on backend a:1: none of its models has instances on a GPU"
+    )
+    text = "exclusive: gpu of backend a:1 does not act on it: it has no instances on a GPU"
+    assert {key[0]: found for key, found in desired.inert.items() if found} == {
+        "m": [text],
+        "n": [text],
+    }
 
 
 def test_models_that_triton_schedules_are_in_no_group(tmp_path: Path) -> None:

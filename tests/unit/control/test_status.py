@@ -29,6 +29,7 @@ def plane_with_versions(name: str, versions: list[str]) -> Any:
         ),
         reload_failures=0,
         batching_for=lambda name: None,
+        desired=SimpleNamespace(inert={("m", version): ["does nothing"] for version in versions}),
         latencies=SimpleNamespace(problems=lambda key, batching: {"slo": "is too short"}),
         devices=SimpleNamespace(problems=["device x: is gone"], current={}),
         residency=SimpleNamespace(problems=["device x: is gone"], on=False),
@@ -39,4 +40,8 @@ def test_a_problem_of_several_versions_is_told_once() -> None:
     servicer = ControlServicer(cast(Any, plane_with_versions("m", ["1", "2"])))
     status = asyncio.run(servicer.GetStatus(pb.GetStatusRequest(), None))
     assert status.models == 2
-    assert list(status.problems) == ["models.m.slo: is too short", "device x: is gone"]
+    assert list(status.problems) == [
+        "models.m.slo: is too short",
+        "model m: does nothing",
+        "device x: is gone",
+    ]
