@@ -103,7 +103,7 @@ class DesiredState:
             tls = pool.backends[address].tls
             if tls is not None:
                 backend.tls.CopyFrom(tls_message(tls.files))
-        groups = self.executor_groups = self._executors.assign(pool)
+        groups = self.executor_groups = self._executors.assign(pool, settings)
         self.inert = {k: self._inert(k, entry.spec, settings) for k, entry in pool.catalog.items()}
         for key, index in sorted(self.model_index.items(), key=lambda item: item[1]):
             entry = pool.catalog[key]

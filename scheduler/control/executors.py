@@ -15,7 +15,7 @@ from tritonclient.grpc import model_config_pb2
 from scheduler.backends.catalog import ModelSpec
 from scheduler.backends.pool import BackendPool
 from scheduler.backends.remembered import ModelKey
-from scheduler.config import Backend
+from scheduler.config import Backend, Settings
 from scheduler.control.indices import IndexBook
 from scheduler.telemetry.logs import log
 
@@ -40,7 +40,7 @@ def gpus_of(config: model_config_pb2.ModelConfig) -> frozenset[int] | None:
     return frozenset(gpus)
 
 
-def executor_of(backend: Backend, spec: ModelSpec) -> tuple[str, str]:
+def executor_of(backend: Backend, spec: ModelSpec, settings: Settings) -> tuple[str, str]:
     """The executor that a model's instances share on this backend, empty for their own, and why
     they have no GPU in common where the configuration asks for one."""
     if spec.sequence or spec.decoupled:
@@ -48,7 +48,8 @@ def executor_of(backend: Backend, spec: ModelSpec) -> tuple[str, str]:
     device = backend.executor or str(backend.address)
     if backend.exclusive == "none":
         return (device if backend.executor else ""), ""
-    gpus = gpus_of(spec.config)
+    # As told, before as Triton says: device memory is looked for there, too.
+    gpus = frozenset(settings.batching_for(spec.name).gpus) or gpus_of(spec.config)
     if gpus is None:
         return "", "its instance_group names no GPUs"
     if len(gpus) > 1:
@@ -65,7 +66,7 @@ class ExecutorGroups:
         self.inert: dict[ModelKey, list[str]] = {}
         self._reported: set[tuple[ModelKey | None, str, str]] = set()
 
-    def assign(self, pool: BackendPool) -> dict[tuple[ModelKey, str], int]:
+    def assign(self, pool: BackendPool, settings: Settings) -> dict[tuple[ModelKey, str], int]:
         """The group of each (model, backend address) whose instances share their executor."""
         shared: dict[tuple[ModelKey, str], str] = {}
         self.inert = {}
@@ -73,7 +74,7 @@ class ExecutorGroups:
             problems: dict[ModelKey, str] = {}
             on_gpus = False
             for key, spec in watch.models.items():
-                executor, problem = executor_of(pool.backends[address], spec)
+                executor, problem = executor_of(pool.backends[address], spec, settings)
                 if executor:
                     shared[key, address] = executor
                     on_gpus = True

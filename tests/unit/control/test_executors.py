@@ -20,8 +20,9 @@ BOTH = "instance_group { kind: KIND_GPU count: 1 gpus: [0, 1] }"
 CPU = "instance_group { kind: KIND_CPU count: 4 }"
 
 
-def groups_of(tmp_path: Path, pool: BackendPool) -> dict[tuple[str, int], int]:
-    apply = DesiredState(tmp_path).build(pool, Settings(), Regions(tmp_path))
+def groups_of(tmp_path: Path, pool: BackendPool, **models: object) -> dict[tuple[str, int], int]:
+    settings = Settings.model_validate({"models": models})
+    apply = DesiredState(tmp_path).build(pool, settings, Regions(tmp_path))
     return {
         (model.name, placement.backend_index): placement.executor_group
         for model in apply.models
@@ -98,6 +99,15 @@ def test_a_model_on_several_gpus_keeps_its_own_and_that_is_said_once(
     assert told == (
         "exclusive: gpu of backend a:1 does not act on it: it has instances on GPUs 0, 1"
     )
+
+
+def test_a_gpu_that_the_configuration_names_is_shared_too(tmp_path: Path) -> None:
+    pool = pool_of(({"address": "a:1", "exclusive": "gpu"},
+                    {"m": GPU_0, "n": CPU, "o": "", "p": CPU}))  # fmt: skip
+    found = groups_of(tmp_path, pool, n={"gpus": [0]}, o={"gpus": [1]})
+    assert found["n", 0] == found["m", 0] > 0
+    assert found["o", 0] not in (0, found["m", 0])
+    assert found["p", 0] == 0
 
 
 def test_a_backend_without_a_gpu_that_is_to_be_exclusive_is_told_once_and_with_its_models(
