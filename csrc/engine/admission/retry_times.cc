@@ -120,6 +120,8 @@ Nanos Core::retry_given_up(const RequestRecord& request, Nanos now) const {
     const bool foreseen = model.learns && model.reference != kNoSlot &&
                           model.component != kNoSlot && !rearrange_ && !request.sequential;
     if (!foreseen || components_[model.component].slots == 0) return 0;
+    // In a batch as Triton forms them, formed before the model was told to batch by load.
+    if (request.group == kNoSlot) return 0;
     Arrival again;
     again.at = now;
     again.group = request.group;

@@ -33,3 +33,21 @@ def test_what_is_refused_counts_at_the_level_that_it_would_have_joined() -> None
         d.complete(out.pop(0))
         out += d.step()
     assert d.engine.counters(0)["levels"] == {1: (1, 1), 2: (3, 1)}
+
+
+def test_a_formed_batch_that_waits_when_the_model_is_to_batch_by_load_expires() -> None:
+    """It is of no group, of which the time to retry would be told."""
+    block = TritonBlock(preferred_rows=(1,))
+    d = Driver(1, rows_max=8, load_aware=True, staged_batches_max=0)
+    for rows in range(1, 9):
+        d.engine.prime_latency(0, 0, rows, 5 * MS, 20)
+    d.configure(triton=block)
+    for user in range(6):
+        d.engine.submit(d.now, user=user, deadline=d.now + 20 * MS)
+    d.step()
+    d.after(MS).step()
+    d.configure(triton=None)
+    d.after(30 * MS).step()
+    assert d.answers() == {
+        user: ("expired", "expired_in_queue" if user else "expired_in_flight") for user in range(6)
+    }
