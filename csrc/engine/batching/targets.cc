@@ -71,7 +71,8 @@ double fitting_factor(const std::vector<Share>& shares, double capacity) {
     return high;
 }
 
-// The model, and the group, that is all of the load but for a few requests; none where several are.
+// The model, and the group, that is all of the load but for a few requests which have the time to
+// wait for one of its batches; none where several are.
 struct SoleLoad {
     std::uint32_t model = kNoSlot;
     const Demand* group = nullptr;
@@ -84,12 +85,22 @@ SoleLoad sole_load(const std::vector<Demand>& demands) {
     SoleLoad sole;
     std::uint32_t model = kNoSlot;
     double of_model = 0;
+    double budget_ns = 0;
     for (const Demand& demand : demands) {
         if (demand.model != model) of_model = 0;
         model = demand.model;
         of_model += demand.busy();
         if (of_model >= (1 - kStrayMax) * all) sole.model = model;
         if (demand.busy() >= (1 - kStrayMax) * all) sole.group = &demand;
+    }
+    for (const Demand& demand : demands) {
+        if (demand.model == sole.model) budget_ns = std::max(budget_ns, demand.budget_ns);
+    }
+    // Its batches take up to half of its objective.
+    for (const Demand& demand : demands) {
+        if (demand.budget_ns >= budget_ns / 2) continue;
+        if (&demand != sole.group) sole.group = nullptr;
+        if (demand.model != sole.model) sole.model = kNoSlot;
     }
     return sole;
 }
@@ -227,6 +238,7 @@ void Core::retarget(Component& component) {
         Group& group = model.groups[g];
         Demand demand;
         demand.model = index;
+        demand.budget_ns = static_cast<double>(group.budget_ns);
         demand.rows_busy = per_ns * latency.alpha_ns();
         demand.root = std::sqrt(per_ns * latency.beta_ns());
         demand.rows_fit = group.rows_fit;
@@ -256,7 +268,6 @@ void Core::retarget(Component& component) {
         if (awaits_more && demand->rows >= kSpareRowsMin && !covers_wide(model)) {
             demand->rows_awaited = std::max(demand->rows, std::ceil(share->rows(spare_factor)));
         }
-        demand->budget_ns = static_cast<double>(group.budget_ns);
         demand->row_ns = static_cast<double>(latency.bound(1));
         const auto rows = static_cast<std::uint32_t>(demand->rows);
         demand->batch_ns = static_cast<double>(latency.bound(rows));
