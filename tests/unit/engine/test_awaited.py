@@ -65,6 +65,19 @@ def test_a_request_of_another_model_now_and_then_takes_little_from_a_lone_one() 
     assert late([lone, stray]) < 1.2 * late([lone])
 
 
+def test_a_few_requests_that_cannot_wait_for_large_batches_keep_them_small() -> None:
+    """.61 in time where they do not count, being few, and nothing gained for the others."""
+    large = Model(Latency(0.5, 5), 100, Arrivals(rate_per_s=1384))
+    urgent = Model(Latency(0.5, 2), 15, Arrivals(rate_per_s=11.85))
+    worlds = [
+        Scenario([large, urgent], 1, requests=20_938, noise_sigma=0.05, seed=seed)
+        for seed in range(1, 11)
+    ]
+    runs = [simulate(world, engine(EngineSettings(rows_max=64))).models for world in worlds]
+    assert mean(few.attainment for _, few in runs) > 0.63
+    assert min(many.attainment for many, _ in runs) > 0.999
+
+
 @pytest.mark.parametrize(("latency", "executors"), [(Latency(5, 1), 8), (Latency(5, 1), 10)])
 def test_a_lone_model_waits_for_what_overload_asks_for(latency: Latency, executors: int) -> None:
     """Beyond the goodput by a fifth. .79 and .81 with batches of five rows."""
